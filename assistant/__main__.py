@@ -1,0 +1,256 @@
+"""The command line: `nightschool`.
+
+Bad input is one sentence and exit status 2, and changes nothing. Serving and training are programs of their own,
+started from here, so that nothing in this package imports them.
+"""
+
+import argparse
+import getpass
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from feedback import adapters, nights, people, ratings
+from feedback.store import NotFound, Refused, Store
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # These two are programs with options of their own.
+    for command, module in (("serve", "ui.app"), ("night", "training.night")):
+        if arguments[:1] == [command]:
+            sys.stdout.flush()
+            os.execv(sys.executable, [sys.executable, "-m", module, *arguments[1:]])
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except Refused as error:
+        print(f"nightschool: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read our output has enough
+        sys.stdout = None
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and its options."""
+    top = argparse.ArgumentParser(prog="nightschool", description="A chat assistant that goes to school every night.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("serve", help="serve the chat page and the HTTP API (serve --help)")
+    commands.add_parser("night", help="train now on what people said (night --help)")
+
+    def command(name: str, run: Any, words: str, reads: bool = False) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=words, description=words)
+        added.add_argument("--data", type=Path, default=default_data(), metavar="DIR", help="the data folder")
+        if reads:
+            added.add_argument("--json", action="store_true", help="print JSON")
+        added.set_defaults(run=run)
+        return added
+
+    chat = command("chat", run_chat, "chat in this terminal")
+    add_model(chat)
+    chat.add_argument("--temperature", type=float, default=0.7)
+    chat.add_argument("--max-tokens", type=int, default=512)
+    command("adapters", run_adapters, "list the adapters, newest first", reads=True)
+    promote = command("promote", run_promote, "let an adapter (or 'base') serve")
+    promote.add_argument("adapter", metavar="ID")
+    rollback = command("rollback", run_rollback, "let what served before serve again")
+    for each in (promote, rollback):
+        add_model(each)
+        each.add_argument("--reason", default="by hand, from the command line")
+    command("status", run_status, "what serves, what runs, what was said", reads=True)
+    setting = command("set", run_set, "show the settings, or change one", reads=True)
+    setting.add_argument("name", nargs="?", metavar="NAME")
+    setting.add_argument("value", nargs="?", metavar="VALUE")
+    user = command("user", run_user, "manage accounts", reads=True)
+    user.add_argument("act", choices=("add", "list", "password", "token", "revoke"))
+    user.add_argument("name", nargs="?", metavar="NAME")
+    user.add_argument("--role", choices=people.ROLES, default="chatter")
+    user.add_argument("--token-name", default="api", help="what a token is called, to revoke it by")
+    return top
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """The option that names the base model."""
+    command.add_argument("--model", default="embedded", help="embedded, a directory, or a hub id")
+
+
+def default_data() -> Path:
+    """The data folder where none is named."""
+    return Path(os.environ.get("NIGHTSCHOOL_DATA", "data"))
+
+
+def existing(data: Path) -> Store:
+    """The store of a data folder that is there. Raises `NotFound`."""
+    if not (data / "nightschool.db").is_file():
+        raise NotFound(f"there is no Nightschool data in {data}; start one with: nightschool serve --data {data}")
+    return Store(data)
+
+
+def show(options: argparse.Namespace, facts: Any, lines: Sequence[str]) -> None:
+    """Print facts as JSON where asked to, else as lines."""
+    print(json.dumps(facts, indent=1) if options.json else "\n".join(lines))
+
+
+def run_chat(options: argparse.Namespace) -> None:
+    """`nightschool chat`."""
+    go_offline(options.model)
+    from assistant import terminal
+    from assistant.chat import open_assistant
+    from assistant.sampling import Sampling
+
+    sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
+    store = Store(options.data)
+    terminal.sure_of_utf8()
+    assistant = open_assistant(store, options.model)
+    try:
+        terminal.chat(assistant, people.local_owner(store), sampling)
+    finally:
+        assistant.close()
+        store.close()
+
+
+def run_adapters(options: argparse.Namespace) -> None:
+    """`nightschool adapters`."""
+    store = existing(options.data)
+    serving = adapters.serving(store)
+    found = adapters.adapters(store)
+    facts = [asdict(each) | {"serving": each.id == serving} for each in found]
+    mark = {serving: "*"}
+    lines = [
+        f"{mark.get(each.id, ' ')} {each.id}  {each.created_at[:16]}  {each.method}  {each.verdict}: {each.reason}"
+        for each in found
+    ]
+    show(options, facts, [*lines, f"{mark.get(None, ' ')} base"])
+
+
+def run_promote(options: argparse.Namespace) -> None:
+    """`nightschool promote ID`."""
+    store = existing(options.data)
+    name = None if options.adapter == "base" else options.adapter
+    promote(store, options, name)
+
+
+def run_rollback(options: argparse.Namespace) -> None:
+    """`nightschool rollback`."""
+    store = existing(options.data)
+    promote(store, options, adapters.before_serving(store))
+
+
+def promote(store: Store, options: argparse.Namespace, name: str | None) -> None:
+    """Prove and promote, and say what serves now."""
+    adapters.require_promotable(store, name)  # before anything heavy is loaded
+    go_offline(options.model)
+    from assistant.roster import prove_and_promote
+
+    proof = prove_and_promote(store, options.model, name, None, options.reason)
+    if proof:
+        print(f"proved: within {proof.from_trainer:.1g} nats of the trainer, up to {proof.from_base:.2g} from the base")
+    print(f"{name or 'the base'} serves from now on")
+
+
+def run_status(options: argparse.Namespace) -> None:
+    """`nightschool status`."""
+    store = existing(options.data)
+    from assistant.processes import running_night
+
+    running = running_night(store)
+    last = nights.nights(store, 1)
+    facts = {
+        "serving": adapters.serving(store),
+        "feedback": ratings.counts(store),
+        "night": asdict(running) if running else None,
+        "last_night": asdict(last[0]) if last else None,
+        "schedule": nights.schedule(store),
+    }
+    lines = [f"serving    {facts['serving'] or 'the base'}"]
+    lines += [f"feedback   {', '.join(f'{count} {kind}' for kind, count in ratings.counts(store).items())}"]
+    if running:
+        eta = f", about {running.eta_s / 60:.0f} min left" if running.eta_s else ""
+        lines += [f"night {running.id}    {running.phase}, step {running.step} of {running.steps}{eta}"]
+        steps = nights.night_steps(store, running.id)
+        lines += (
+            ["           " + "  ".join(f"{name} {value:.4g}" for name, value in steps[-1].items())] if steps else []
+        )
+    elif last:
+        lines += [f"night {last[0].id}    {last[0].state}: {last[0].reason}"]
+    else:
+        lines += ["night      none yet; start one with: nightschool night"]
+    show(options, facts, lines)
+
+
+def run_set(options: argparse.Namespace) -> None:
+    """`nightschool set [NAME [VALUE]]`."""
+    store = existing(options.data)
+    if options.name and options.value is not None:
+        try:
+            value = json.loads(options.value)
+        except ValueError:
+            raise Refused(
+                f"{options.name} cannot be {options.value!r}; a value is a number, true, false or a quoted text"
+            ) from None
+        nights.set_setting(store, None, options.name, value)
+    names = [options.name] if options.name else list(nights.SETTINGS)
+    facts = {name: nights.setting(store, name) for name in names}
+    show(options, facts, [f"{name} = {json.dumps(value)}" for name, value in facts.items()])
+
+
+def run_user(options: argparse.Namespace) -> None:
+    """`nightschool user add|list|password|token|revoke`."""
+    store = Store(options.data)
+    if options.act == "list":
+        found = people.users(store)
+        facts = [{"name": each.name, "role": each.role, "password": each.password_hash is not None} for each in found]
+        show(options, facts, [f"{each.name}  {each.role}" for each in found])
+        return
+    if not options.name:
+        raise Refused(f"whose? nightschool user {options.act} NAME")
+    if options.act == "add":
+        if people.find_user(store, options.name):
+            raise Refused(f"there is already a user {options.name!r}")
+        people.add_user(store, options.name, options.role, asked_password())
+        print(f"{options.name} may log in as {options.role}")
+        return
+    user = people.find_user(store, options.name)
+    if user is None:
+        raise NotFound(f"there is no user {options.name!r}")
+    if options.act == "password":
+        people.set_password(store, options.name, asked_password())
+        print(f"{options.name} has a new password")
+    elif options.act == "token":
+        print(people.add_token(store, user, options.token_name))
+    else:
+        print(f"revoked {people.revoke_token(store, user, options.token_name)}")
+
+
+def asked_password() -> str:
+    """A password typed twice (or one line of standard input where that is no terminal), hashed by argon2."""
+    from argon2 import PasswordHasher
+
+    if sys.stdin.isatty():
+        password = getpass.getpass("password: ")
+        if getpass.getpass("again: ") != password:
+            raise Refused("the two passwords differ")
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    if len(password) < 8:
+        raise Refused("a password has at least 8 characters")
+    return PasswordHasher().hash(password)
+
+
+def go_offline(model: str) -> None:
+    """Keep libraries from asking the network for anything, unless the operator names a hub model."""
+    from assistant.models import is_hub_id
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not is_hub_id(model):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

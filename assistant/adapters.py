@@ -1,0 +1,181 @@
+"""Adapters on disk: what a directory holds, and what must be true before one may answer.
+
+A directory is what PEFT writes (so any PEFT user can load it) and a card that says where it came from. It is
+refused, with the reason, unless it is whole, made for this base, and of a kind that can be served.
+Left out on purpose: which adapter should serve (`feedback/adapters`), and the layers that apply one (`layers`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from assistant.models import file_sha256, one_line
+from feedback.store import Refused
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+CARD = "card.json"
+HIGHEST_RANK = 256
+
+# The served-adapter proof reads these aloud: the trainer and the server must agree on every token's log-prob.
+PROOF_TEXTS = (
+    ("What should I cook tonight?", "How about a vegetable soup? It is quick, warm and cheap."),
+    ("Write one line of Python that reverses a list.", "```python\nitems = items[::-1]\n```"),
+    ("I feel tired all the time.", "I'm sorry to hear that. How much do you sleep, and is anything worrying you?"),
+    ("Is the earth flat?", "No. It is round, as photographs from space and travel around it show."),
+)
+
+
+class AdapterRefused(Refused):
+    """This adapter cannot be served; the message says why."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One proof text as the trainer saw it: log-probs in nats, one per reply token."""
+
+    prompt_ids: list[int]
+    reply_ids: list[int]
+    logprobs: list[float]  # with the adapter
+    base_logprobs: list[float]  # without
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where an adapter came from, beside its weights."""
+
+    id: str
+    base_name: str
+    base_sha256: str
+    parent: str | None
+    method: str
+    weights_sha256: str
+    data_sha256: str
+    counts: dict[str, Any]
+    settings: dict[str, Any]
+    seed: int
+    metrics: dict[str, float]
+    proof: list[Proof] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter in memory: for each linear layer by name, a (r, in) and scaled b (out, r), so that y += (x a') b'."""
+
+    id: str
+    card: Card
+    factors: dict[str, tuple[Tensor, Tensor]]
+
+
+def write_card(directory: Path, card: Card) -> None:
+    """Write the card into an adapter's directory."""
+    (directory / CARD).write_text(json.dumps(asdict(card), indent=1))
+
+
+def read_card(directory: Path) -> Card:
+    """An adapter's card. Raises `AdapterRefused` where it is missing or cannot be read."""
+    try:
+        raw = json.loads((directory / CARD).read_text())
+        return Card(**raw | {"proof": [Proof(**each) for each in raw["proof"]]})
+    except OSError as error:
+        raise AdapterRefused(f"adapter {directory.name} has no {CARD}; its directory is not whole") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise AdapterRefused(f"adapter {directory.name} has a damaged {CARD}") from error
+
+
+def load_adapter(directory: Path, base_sha256: str, layers: Mapping[str, nn.Linear]) -> Loaded:
+    """Read and check an adapter for a base, whose linear layers are given by name; it takes their dtype and device.
+
+    Raises `AdapterRefused` when it is not whole, damaged, made for another base, or of a kind that is not served.
+    """
+    name = directory.name
+    if not directory.is_dir():
+        raise AdapterRefused(f"there is no adapter directory {directory}")
+    card = read_card(directory)
+    if card.base_sha256 != base_sha256:
+        raise AdapterRefused(f"adapter {name} was made for another base model ({card.base_name})")
+    weights = directory / WEIGHTS
+    if not weights.is_file() or file_sha256(weights) != card.weights_sha256:
+        raise AdapterRefused(f"adapter {name} is damaged: {WEIGHTS} is not what its card says")
+    return Loaded(name, card, _factors(name, weights, _config(directory), layers))
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    """PEFT's config, after refusing what is not served."""
+    name = directory.name
+    try:
+        config: dict[str, Any] = json.loads((directory / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise AdapterRefused(f"adapter {name} has no readable {CONFIG}") from error
+    if config.get("peft_type") != "LORA":
+        raise AdapterRefused(f"adapter {name} is {config.get('peft_type')}, and only LORA is served")
+    for option in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices"):
+        if config.get(option):
+            raise AdapterRefused(f"adapter {name} uses {option}, which is not served")
+    if config.get("bias", "none") != "none":
+        raise AdapterRefused(f"adapter {name} trains biases, which is not served")
+    return config
+
+
+def _factors(
+    name: str, weights: Path, config: dict[str, Any], layers: Mapping[str, nn.Linear]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(weights)
+    except Exception as error:  # safetensors raises its own class, not importable by a stable name
+        raise AdapterRefused(f"adapter {name} cannot be read: {one_line(error)}") from error
+    factors = {}
+    for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+        layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        a, b = tensors.pop(key), tensors.pop(key.replace(".lora_A.", ".lora_B."), None)
+        target = layers.get(layer)
+        if target is None:
+            raise AdapterRefused(f"adapter {name} is for a layer that the model has not: {layer}")
+        rank = a.shape[0]
+        fits = b is not None and a.shape == (rank, target.in_features) and b.shape == (target.out_features, rank)
+        if b is None or not fits or not 1 <= rank <= HIGHEST_RANK:
+            raise AdapterRefused(f"adapter {name} has the wrong shape at {layer}")
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise AdapterRefused(f"adapter {name} has numbers that are not finite at {layer}")
+        scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+        like = target.weight
+        factors[layer] = (a.to(like), (b.float() * scale).to(like))
+    if tensors or not factors:
+        raise AdapterRefused(f"adapter {name} holds weights that are not served: {next(iter(tensors), 'none at all')}")
+    return factors
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the server's log-probs compare with the trainer's: largest differences in nats over all proof tokens."""
+
+    from_trainer: float
+    from_base: float
+    tolerance: float
+
+    def require(self, name: str) -> None:
+        """Raises `AdapterRefused` unless the server computes what the trainer did, and not the base."""
+        if not self.from_trainer <= self.tolerance:
+            raise AdapterRefused(
+                f"adapter {name} failed its proof: the server's log-probs differ from the trainer's by up to "
+                f"{self.from_trainer:.2g} nats, and {self.tolerance:g} is allowed"
+            )
+        if not self.from_base > self.tolerance:
+            raise AdapterRefused(f"adapter {name} failed its proof: it answers like the base model")
+
+
+def agreement(proofs: Sequence[Proof], served: Sequence[Sequence[float]], tolerance: float) -> Agreement:
+    """Compare the log-probs that the server computed (one list per proof) with those on the card."""
+    if not proofs:
+        return Agreement(torch.inf, 0.0, tolerance)
+    ours = torch.tensor([each for text in served for each in text], dtype=torch.float64)
+    trainer = torch.tensor([each for proof in proofs for each in proof.logprobs], dtype=torch.float64)
+    base = torch.tensor([each for proof in proofs for each in proof.base_logprobs], dtype=torch.float64)
+    return Agreement(float((ours - trainer).abs().max()), float((ours - base).abs().max()), tolerance)

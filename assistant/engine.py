@@ -1,0 +1,303 @@
+"""Many chats answered at once by one network, each with its own adapter, joining and leaving between two tokens.
+
+A reply is written by one adapter from first token to last, whatever is promoted meanwhile: a request carries the
+adapter itself, so a swap is only that later requests carry another. Long prompts are read in chunks, so that nobody
+who is being answered waits for them.
+Left out on purpose: text (`chat`), which adapter serves (`roster`), and how the network computes rows (`layers`).
+"""
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from assistant.adapters import Loaded
+from assistant.beam import Search
+from assistant.layers import ATTENTION, Network, Part, Row, register_attention
+from assistant.models import Base, load_model, one_line
+from assistant.prompt import end_ids
+from assistant.sampling import Sampling, draw
+from feedback.store import Refused
+
+MOST_ROWS = 16  # answered at once
+MOST_WAITING = 64
+PROMPT_CHUNK = 256  # prompt tokens read in one step
+CACHE_BYTES = 1 << 30  # of keys and values, over all rows
+
+log = logging.getLogger(__name__)
+
+
+class Busy(Refused):
+    """The queue is full; the message says how long it is."""
+
+
+class EngineError(Exception):
+    """The engine could not go on with this reply; the message says why."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a reply: its log-prob in nats under the model, and under the distribution it was drawn from."""
+
+    id: int
+    logprob: float
+    sampled_logprob: float
+
+
+class Generation:
+    """A reply being written. Its tokens come through a queue; `finish` is set when the last has come."""
+
+    def __init__(self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None, forced: Sequence[int]):
+        self.prompt_ids = list(prompt_ids)
+        self.sampling = sampling
+        self.adapter = adapter
+        self.forced = list(forced)
+        self.finish: str | None = None  # "stop", "length" or "cancelled"
+        self.cancelled = False
+        self.written = 0
+        self.parts: list[Part] = []  # one, or one for each beam; engine thread only
+        self.search: Search | None = None
+        self.generator = torch.Generator()
+        self.generator.manual_seed(sampling.seed or 0)
+        self.submitted_at = time.perf_counter()
+        self._tokens: queue.SimpleQueue[Token | EngineError | None] = queue.SimpleQueue()
+        self._over = False
+
+    def cancel(self) -> None:
+        """Ask the engine to stop writing; tokens already written still come."""
+        self.cancelled = True
+
+    def take(self, timeout_s: float | None = None) -> list[Token] | None:
+        """The tokens written since last time; waits for at least one, up to `timeout_s`. None: there are no more.
+
+        Raises `EngineError` when the reply cannot be finished.
+        """
+        tokens: list[Token] = []
+        try:
+            while not self._over:
+                item = self._tokens.get(block=not tokens, timeout=timeout_s)
+                if isinstance(item, EngineError):
+                    self._over = True
+                    raise item
+                if item is None:
+                    self._over = True
+                else:
+                    tokens.append(item)
+        except queue.Empty:
+            return tokens
+        return tokens or None
+
+    def __iter__(self) -> Iterator[Token]:
+        while (tokens := self.take()) is not None:
+            yield from tokens
+
+    def put(self, item: Token | EngineError | None) -> None:
+        """Hand a token, the end (None) or a failure to whoever reads; engine thread only."""
+        self._tokens.put(item)
+
+
+class Engine:
+    """The network and the thread that runs it. Share one between all chats."""
+
+    def __init__(self, base: Base, dtype: torch.dtype, device: str, tokenizer: Any) -> None:
+        register_attention()
+        self.base = base
+        self.dtype = dtype
+        model: Any = load_model(base, dtype, device, attention=ATTENTION)
+        self.network = Network(model)
+        self.end_ids = end_ids(tokenizer, model)
+        config = model.config.get_text_config()
+        self.window: int = config.max_position_embeddings
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._token_bytes = 2 * config.num_hidden_layers * heads * width * dtype.itemsize
+        self.tokens_written = 0
+        self._waiting: deque[Generation] = deque()
+        self._active: list[Generation] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine can answer."""
+        return self._thread.is_alive() and not self._closing
+
+    @property
+    def active(self) -> int:
+        """How many replies are being written."""
+        return len(self._active)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a place."""
+        return len(self._waiting)
+
+    def submit(
+        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None = None, forced: Sequence[int] = ()
+    ) -> Generation:
+        """Ask for a reply to a prompt; with `forced` token ids it is read instead of written, for its log-probs.
+
+        Raises `Refused` when the prompt does not fit the model's window, `Busy` when too many are waiting.
+        """
+        room = self.window - len(prompt_ids)
+        if room < max(1, len(forced)):
+            raise Refused(f"the prompt has {len(prompt_ids):,} tokens, and the model takes at most {self.window:,}")
+        if sampling.seed is None:
+            sampling = replace(sampling, seed=secrets.randbits(63))
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        generation = Generation(prompt_ids, sampling, adapter, forced)
+        with self._changed:
+            if self._closing:
+                raise Busy("the assistant is shutting down")
+            if len(self._waiting) >= MOST_WAITING:
+                raise Busy(f"the assistant is busy: {len(self._waiting)} requests wait already; try again in a moment")
+            self._waiting.append(generation)
+            self._changed.notify()
+        return generation
+
+    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: Loaded | None) -> list[float]:
+        """The log-prob in nats of each token of a given reply, computed as if it were being written."""
+        reading = self.submit(prompt_ids, Sampling(temperature=0), adapter, forced=reply_ids)
+        return [token.logprob for token in reading]
+
+    def close(self) -> None:
+        """Stop: replies being written end as cancelled."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._active or self._closing)
+                if self._closing:
+                    break
+            try:
+                self.step()
+            except Exception as error:  # whatever it was, the next request deserves a working engine
+                log.exception("the engine failed in a step")
+                for generation in self._active:
+                    generation.put(EngineError(f"the assistant failed while answering ({one_line(error)}); try again"))
+                self._active = []
+        for generation in [*self._active, *self._waiting]:
+            self._end(generation, "cancelled")
+
+    def step(self) -> None:
+        """One token for everyone who is being answered, and a chunk of the prompts of those who come next."""
+        # 1. those who left make room for those who wait
+        for generation in [each for each in self._active if each.cancelled]:
+            self._end(generation, "cancelled")
+        self._admit()
+
+        # 2. what each row reads next: its last token, or more of its prompt while the step has room for it
+        self._active.sort(key=lambda each: each.adapter.id if each.adapter else "")
+        reading: list[tuple[Generation, list[Part]]] = []
+        budget = PROMPT_CHUNK
+        for generation in self._active:
+            parts = [replace(part, token_ids=part.token_ids[: max(budget, 0)]) for part in generation.parts]
+            if len(generation.parts[0].token_ids) == 1:
+                parts = generation.parts
+            elif budget <= 0:
+                continue
+            else:
+                budget -= len(parts[0].token_ids)
+            reading.append((generation, parts))
+        if not reading:
+            return
+
+        # 3. one pass of the network over all of them
+        logits = self.network.forward([part for _, parts in reading for part in parts])
+
+        # 4. a token for each whose prompt is read
+        at = 0
+        for generation, parts in reading:
+            own = logits[at : at + len(parts)]
+            at += len(parts)
+            for part, read in zip(generation.parts, parts, strict=True):
+                part.token_ids = part.token_ids[len(read.token_ids) :] if part is not read else []
+            if generation.parts[0].token_ids:
+                continue
+            if generation.search is not None:
+                self._grow_beams(generation, generation.search, own)
+            else:
+                self._write(generation, own[0])
+
+    def _admit(self) -> None:
+        """Give waiting requests a place, in order, while rows and memory last."""
+        with self._changed:
+            while self._waiting:
+                generation = self._waiting[0]
+                rows = sum(each.sampling.beams for each in self._active) + generation.sampling.beams
+                taken = sum(part.row.room for each in self._active for part in each.parts)
+                room = len(generation.prompt_ids) + max(generation.sampling.max_tokens, len(generation.forced))
+                fits = (taken + room * generation.sampling.beams) * self._token_bytes <= CACHE_BYTES
+                if self._active and not (rows <= MOST_ROWS and fits):
+                    return
+                self._waiting.popleft()
+                if generation.cancelled:
+                    self._end(generation, "cancelled")
+                    continue
+                factors = generation.adapter.factors if generation.adapter else None
+                generation.parts = [Part(Row(room), list(generation.prompt_ids), factors)]
+                if generation.sampling.beams > 1 and not generation.forced:
+                    generation.search = Search(generation.sampling.beams, self.end_ids)
+                self._active.append(generation)
+
+    def _write(self, generation: Generation, logits: torch.Tensor) -> None:
+        """The next token of an ordinary reply, from logits (V,); or, of a forced one, the token it must be."""
+        logits = logits.cpu()
+        if generation.forced:
+            token = generation.forced[generation.written]
+            logprob = float(torch.log_softmax(logits, dim=-1)[token])
+            last, ended = generation.written + 1 == len(generation.forced), False
+            generation.put(Token(token, logprob, logprob))
+        else:
+            token, logprob, sampled_logprob = draw(logits, generation.sampling, generation.generator)
+            ended = token in self.end_ids
+            last = generation.written + 1 == generation.sampling.max_tokens
+            generation.put(Token(token, logprob, sampled_logprob))
+        generation.written += 1
+        self.tokens_written += 1
+        if ended or last:
+            self._end(generation, "stop" if ended else "length")
+        else:
+            generation.parts[0].token_ids = [token]
+
+    def _grow_beams(self, generation: Generation, search: Search, logits: torch.Tensor) -> None:
+        """One step of beam search from logits (beams, V); the reply comes whole at the end."""
+        parents = search.advance(logits)
+        generation.written += 1
+        self.tokens_written += 1
+        if search.done or generation.written == generation.sampling.max_tokens:
+            beam, ended = search.best()
+            for token, logprob in zip(beam.token_ids, beam.logprobs, strict=True):
+                generation.put(Token(token, logprob, 0.0))
+            self._end(generation, "stop" if ended else "length")
+            return
+        # A row that one beam goes on with is kept; one that several go on with is copied for the others.
+        taken: set[int] = set()
+        parts = []
+        for parent, beam in zip(parents, search.running, strict=True):
+            old = generation.parts[parent]
+            row = old.row.fork() if parent in taken else old.row
+            taken.add(parent)
+            parts.append(replace(old, row=row, token_ids=[beam.token_ids[-1]]))
+        generation.parts = parts
+
+    def _end(self, generation: Generation, finish: str) -> None:
+        """Close a reply and free its rows."""
+        generation.finish = finish
+        generation.parts = []
+        if generation in self._active:
+            self._active.remove(generation)
+        generation.put(None)

@@ -1,0 +1,78 @@
+"""Nights as processes of their own: started, seen and cancelled from anywhere, imported by nobody.
+
+Left out on purpose: what a night does (`training/night`); here it is only a command.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from feedback import nights
+from feedback.nights import RUNNING, Night
+from feedback.store import Conflict, Store
+
+APPEARS_WITHIN_S = 60.0
+ENDS_WITHIN_S = 4.0
+
+
+def night_command(data: Path, model: str, options: Sequence[str] = ()) -> list[str]:
+    """The command line of a night, as `nightschool night` and the schedule run it."""
+    return [sys.executable, "-m", "training.night", "--data", str(data), "--model", model, *options]
+
+
+def start_night(store: Store, model: str, options: Sequence[str] = ()) -> Night:
+    """Start a night in the background and wait for it to announce itself; its row.
+
+    Raises `Conflict` when one is running, or with the night's own sentence when it ends before it announces itself.
+    """
+    if running_night(store):
+        raise Conflict("a night is running already; wait for it or cancel it")
+    log = store.data / "night.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            night_command(store.data, model, options), stdout=output, stderr=output, start_new_session=True
+        )
+    until = time.monotonic() + APPEARS_WITHIN_S
+    while time.monotonic() < until:
+        found = [night for night in nights.nights(store, 5) if night.pid == process.pid]
+        if found:
+            return found[0]
+        if process.poll() is not None:
+            raise Conflict(f"the night ended at once (exit {process.returncode}); {log} says why")
+        time.sleep(0.1)
+    raise Conflict(f"the night has not announced itself within {APPEARS_WITHIN_S:.0f} s; see {log}")
+
+
+def running_night(store: Store) -> Night | None:
+    """The night that is running now, if its process is alive."""
+    return next((night for night in nights.nights(store, 5) if night.state == RUNNING and is_night(night.pid)), None)
+
+
+def is_night(pid: int) -> bool:
+    """Whether a process is alive and a night; process ids are used again."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and "training.night" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def cancel_night(store: Store, night_id: int) -> None:
+    """End a night's process: asked to first, killed after 4 s. Raises `Conflict` when it is not running."""
+    night = nights.night(store, night_id)
+    if night.state != RUNNING or not is_night(night.pid):
+        raise Conflict(f"night {night_id} is not running")
+    os.kill(night.pid, signal.SIGTERM)
+    until = time.monotonic() + ENDS_WITHIN_S
+    while is_night(night.pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    if is_night(night.pid):
+        os.kill(night.pid, signal.SIGKILL)
+    if nights.night(store, night_id).state == RUNNING:
+        nights.end_night(store, night_id, "cancelled", "cancelled by an operator")

@@ -1,0 +1,149 @@
+"""The adapters a server holds: loaded, proved, swapped, dropped.
+
+The store says which adapter should serve; the roster sees it when it is next asked, and from then on hands out
+that one. An adapter is only handed out once this server's own log-probs of the proof texts, computed through the
+path that writes replies, equal the trainer's and differ from the base's. One that fails never serves, and what
+served before goes on.
+Left out on purpose: deciding which adapter is better; that is the gate's.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from dataclasses import asdict
+
+import torch
+
+from assistant.adapters import Agreement, Loaded, agreement, load_adapter
+from assistant.engine import Engine
+from assistant.models import find_base, load_tokenizer, pick_device, usual_dtype
+from feedback import adapters
+from feedback.store import Refused, Store
+
+MOST_KEPT = 6  # adapters in memory that nobody asked for lately
+# Nats a token. fp32 on both sides differs by rounding and order of sums alone; bf16 keeps 8 bits of mantissa.
+TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.25}
+
+log = logging.getLogger(__name__)
+
+
+class Roster:
+    """Which adapters are in memory, and which one answers. Safe to share between threads."""
+
+    def __init__(self, store: Store, engine: Engine) -> None:
+        self.store = store
+        self.engine = engine
+        self._lock = threading.RLock()
+        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+        self._serving: Loaded | None = None
+
+    def serving(self) -> str | None:
+        """The id of the adapter that answers from now on (None: the base); loads it if it was just promoted.
+
+        An adapter that cannot be loaded or fails its proof is put back in the store, with the reason.
+        """
+        loaded = self._current()
+        return loaded.id if loaded else None
+
+    def loaded(self) -> list[str]:
+        """The ids of the adapters in memory."""
+        with self._lock:
+            return list(self._loaded)
+
+    def get(self, name: str | None) -> Loaded | None:
+        """An adapter by id, proved (None: the base). Raises `NotFound`, or `AdapterRefused` with the reason."""
+        if name is None:
+            return None
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name], _ = self._load(name)
+            self._loaded.move_to_end(name)
+            self._forget_oldest()
+            return self._loaded[name]
+
+    def current(self) -> Loaded | None:
+        """The adapter that answers from now on (None: the base), ready to use."""
+        return self._current()
+
+    def rival(self) -> str | None:
+        """The newest candidate that has never served, to be compared with what serves; None: there is none."""
+        served = {each.adapter for each in adapters.promotions(self.store, limit=1000)}
+        current = adapters.serving(self.store)
+        for each in adapters.adapters(self.store):
+            if each.id == current:
+                return None  # what is older than what serves has been decided about
+            if each.verdict == "candidate" and each.id not in served and each.base_sha256 == self.engine.base.sha256:
+                return each.id
+        return None
+
+    def promote(self, user: int | None, name: str | None, reason: str) -> Agreement | None:
+        """Prove an adapter from its files on disk, and let it serve (None: the base); how the proof went.
+
+        Raises `Refused` on an empty reason, `NotFound`, `Conflict`, or `AdapterRefused`; nothing is changed then.
+        """
+        require_reason(reason)
+        proof = None
+        with self._lock:
+            if name is not None:
+                adapters.require_promotable(self.store, name)
+                self._loaded[name], proof = self._load(name)
+            adapters.promote(self.store, name, user, reason.strip(), asdict(proof) if proof else {})
+            self._current()
+        return proof
+
+    def _current(self) -> Loaded | None:
+        wanted = adapters.serving(self.store)
+        if wanted == (self._serving.id if self._serving else None):
+            return self._serving
+        with self._lock:
+            before = self._serving
+            try:
+                self._serving = self.get(adapters.serving(self.store))
+            except Refused as error:
+                log.error("keeping %s: %s", before.id if before else "the base", error)
+                reason = f"kept, because {error}"
+                adapters.promote(self.store, before.id if before else None, None, reason, {})
+            return self._serving
+
+    def _load(self, name: str) -> tuple[Loaded, Agreement]:
+        """Read an adapter from disk and prove it. Raises `NotFound` or `AdapterRefused`."""
+        adapters.adapter(self.store, name)
+        directory = adapters.directory(self.store, name)
+        loaded = load_adapter(directory, self.engine.base.sha256, self.engine.network.layers)
+        proofs = loaded.card.proof
+        served = [self.engine.score(each.prompt_ids, each.reply_ids, loaded) for each in proofs]
+        proof = agreement(proofs, served, TOLERANCE[self.engine.dtype])
+        proof.require(name)
+        return loaded, proof
+
+    def _forget_oldest(self) -> None:
+        """Let go of adapters not asked for lately. Replies in flight hold on to theirs by themselves."""
+        kept = {self._serving.id} if self._serving else set()
+        for name in [each for each in self._loaded if each not in kept][: max(0, len(self._loaded) - MOST_KEPT)]:
+            del self._loaded[name]
+
+
+def prove_and_promote(store: Store, model: str, name: str | None, user: int | None, reason: str) -> Agreement | None:
+    """Promote from outside a server, proving the adapter (None: the base) in an engine of this process's own.
+
+    Raises as `Roster.promote` does, and `Refused` on an unusable model. A running server sees it by itself, and
+    proves the adapter once more before it answers with it.
+    """
+    require_reason(reason)
+    adapters.require_promotable(store, name)
+    if name is None:
+        adapters.promote(store, None, user, reason.strip(), {})
+        return None
+    base = find_base(model)
+    device = pick_device()
+    engine = Engine(base, usual_dtype(device), device, load_tokenizer(base))
+    try:
+        return Roster(store, engine).promote(user, name, reason)
+    finally:
+        engine.close()
+
+
+def require_reason(reason: str) -> None:
+    """Raises `Refused` on an empty reason."""
+    if not reason.strip():
+        raise Refused("say why, in a few words: a promotion needs a reason")

@@ -1,0 +1,1 @@
+"""What people said, and what it means. Never imports torch or gradio."""

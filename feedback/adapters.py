@@ -1,0 +1,114 @@
+"""Which adapters there are, and which one serves.
+
+The newest promotion says what serves; a rollback is a promotion of an older adapter (or of the base).
+Left out on purpose: loading and proving an adapter (`assistant/adapters`), deciding whether it is good (the gate).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from feedback.store import Conflict, NotFound, Store, now
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A whole adapter directory under `adapters/<id>`, announced."""
+
+    id: str
+    parent: str | None
+    night: int | None
+    method: str
+    base_sha256: str
+    weights_sha256: str
+    verdict: str  # "candidate", "refused" or "retired"
+    reason: str
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """From `at` on, `adapter` serves (None: the base)."""
+
+    id: int
+    adapter: str | None
+    user: int | None
+    reason: str
+    at: str
+
+
+def directory(store: Store, adapter: str) -> Path:
+    """Where an adapter's files lie."""
+    return store.data / "adapters" / adapter
+
+
+def add_adapter(store: Store, adapter: Adapter) -> None:
+    """Announce an adapter whose directory is complete. Raises `Conflict` on a taken id."""
+    with store.write():
+        if store.row("SELECT 1 FROM adapters WHERE id = ?", adapter.id):
+            raise Conflict(f"there is already an adapter {adapter.id!r}")
+        store.insert("adapters", adapter.__dict__)
+
+
+def adapter(store: Store, name: str) -> Adapter:
+    """One adapter. Raises `NotFound`."""
+    row = store.row("SELECT * FROM adapters WHERE id = ?", name)
+    if row is None:
+        raise NotFound(f"there is no adapter {name!r}")
+    return Adapter(**row)
+
+
+def adapters(store: Store) -> list[Adapter]:
+    """Every adapter, newest first."""
+    return [Adapter(**row) for row in store.rows("SELECT * FROM adapters ORDER BY created_at DESC, id DESC")]
+
+
+def serving(store: Store) -> str | None:
+    """The id of the adapter that should answer now; None: the base."""
+    row = store.row("SELECT adapter FROM promotions ORDER BY id DESC LIMIT 1")
+    return row["adapter"] if row else None
+
+
+def promote(store: Store, name: str | None, user: int | None, reason: str, proof: dict[str, Any]) -> int:
+    """Say that an adapter (None: the base) serves from now on; the promotion's id.
+
+    Raises `NotFound` on an unknown adapter, `Conflict` on one that serves already or was refused.
+    """
+    with store.write():
+        require_promotable(store, name)
+        row = {"adapter": name, "user": user, "reason": reason, "proof": proof, "at": now()}
+        done = store.insert("promotions", row)
+        audit(store, user, "promote", name or "base", {"reason": reason})
+    return done
+
+
+def require_promotable(store: Store, name: str | None) -> None:
+    """Raises what `promote` raises for an adapter that cannot be promoted now."""
+    if name is not None and adapter(store, name).verdict == "refused":
+        raise Conflict(f"adapter {name} was refused: {adapter(store, name).reason}")
+    if serving(store) == name:
+        raise Conflict(f"{name or 'the base'} serves already")
+
+
+def before_serving(store: Store) -> str | None:
+    """What served before the adapter that serves now (None: the base). Raises `Conflict` if nothing did."""
+    current = serving(store)
+    if current is None:
+        raise Conflict("the base serves; there is nothing to go back to")
+    # The state before the first promotion of what serves now, so that rolling back twice goes further back.
+    sql = """SELECT adapter FROM promotions WHERE id <
+        (SELECT min(id) FROM promotions WHERE adapter = ?) ORDER BY id DESC LIMIT 1"""
+    row = store.row(sql, current)
+    return row["adapter"] if row else None
+
+
+def promotions(store: Store, limit: int = 50) -> list[Promotion]:
+    """The newest promotions, newest first."""
+    sql = "SELECT id, adapter, user, reason, at FROM promotions ORDER BY id DESC LIMIT ?"
+    return [Promotion(**row) for row in store.rows(sql, limit)]
+
+
+def audit(store: Store, user: int | None, action: str, subject: str, detail: dict[str, Any] | None = None) -> None:
+    """Write down who did what to what."""
+    row = {"user": user, "action": action, "subject": subject, "detail": detail or {}, "at": now()}
+    store.insert("audit", row)

@@ -1,0 +1,122 @@
+"""What each night did, when the next is due, and the operator's settings.
+
+A night writes its own row as it goes; whoever reads it (page, command line, API) sees it live.
+Left out on purpose: running a night (`training/night`) and the clock (`ui/schedule`).
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from feedback.store import NotFound, Refused, Store, now
+
+RUNNING = "running"
+SETTINGS: dict[str, Any] = {"side_by_side_share": 0.1}  # name -> default
+
+
+@dataclass(frozen=True)
+class Night:
+    """One training run. `step` of `steps` in `phase`; `reason` says in words how it ended."""
+
+    id: int
+    state: str  # "running", "done", "nothing", "failed", "cancelled" or "abandoned"
+    pid: int
+    method: str
+    settings: dict[str, Any]
+    counts: dict[str, Any]
+    data_sha256: str | None
+    phase: str
+    step: int
+    steps: int
+    eta_s: float | None
+    adapter: str | None
+    reason: str
+    started_at: str
+    beat_at: str
+    ended_at: str | None
+
+
+def start_night(store: Store, method: str, settings: dict[str, Any], pid: int) -> int:
+    """A new running night's id."""
+    row = {"state": RUNNING, "pid": pid, "method": method, "settings": settings}
+    return store.insert("nights", row | {"started_at": now(), "beat_at": now()})
+
+
+def update_night(store: Store, night_id: int, **changes: Any) -> None:
+    """Write what changed about a running night; every call is a sign of life."""
+    changes |= {"beat_at": now()}
+    values = [json.dumps(value) if isinstance(value, dict) else value for value in changes.values()]
+    with store.write() as db:
+        assigned = ", ".join(f"{name} = ?" for name in changes)
+        db.conn.execute(f"UPDATE nights SET {assigned} WHERE id = ?", (*values, night_id))
+
+
+def end_night(store: Store, night_id: int, state: str, reason: str, adapter: str | None = None) -> None:
+    """Close a night with its outcome, in words."""
+    update_night(store, night_id, state=state, reason=reason, adapter=adapter, phase=state, eta_s=None, ended_at=now())
+
+
+def add_step(store: Store, night_id: int, step: int, metrics: dict[str, float], **changes: Any) -> None:
+    """One optimiser step's metrics, with the night's new position; a step done again after a resume replaces."""
+    with store.write() as db:
+        sql = "INSERT OR REPLACE INTO night_steps (night, step, metrics, at) VALUES (?, ?, ?, ?)"
+        db.conn.execute(sql, (night_id, step, json.dumps(metrics), now()))
+        update_night(store, night_id, step=step, **changes)
+
+
+def night_steps(store: Store, night_id: int) -> list[dict[str, Any]]:
+    """The metrics of every step so far, in order: {"step": 1, "loss": ..., ...}."""
+    rows = store.rows("SELECT step, metrics FROM night_steps WHERE night = ? ORDER BY step", night_id)
+    return [{"step": row["step"]} | json.loads(row["metrics"]) for row in rows]
+
+
+def night(store: Store, night_id: int) -> Night:
+    """One night. Raises `NotFound`."""
+    row = store.row("SELECT * FROM nights WHERE id = ?", night_id)
+    if row is None:
+        raise NotFound(f"there is no night {night_id}")
+    return _night(row)
+
+
+def nights(store: Store, limit: int = 50) -> list[Night]:
+    """The newest nights, newest first."""
+    return [_night(row) for row in store.rows("SELECT * FROM nights ORDER BY id DESC LIMIT ?", limit)]
+
+
+def last_trained(store: Store) -> Night | None:
+    """The newest night that made an adapter."""
+    row = store.row("SELECT * FROM nights WHERE state = 'done' ORDER BY id DESC LIMIT 1")
+    return _night(row) if row else None
+
+
+def _night(row: dict[str, Any]) -> Night:
+    return Night(**row | {"settings": json.loads(row["settings"]), "counts": json.loads(row["counts"])})
+
+
+def setting(store: Store, name: str) -> Any:
+    """An operator's setting as it stands, or its default. Raises `NotFound` on an unknown name."""
+    if name not in SETTINGS:
+        raise NotFound(f"there is no setting {name!r}; there are {', '.join(SETTINGS)}")
+    row = store.row("SELECT value FROM settings WHERE name = ? ORDER BY id DESC LIMIT 1", name)
+    return json.loads(row["value"]) if row else SETTINGS[name]
+
+
+def set_setting(store: Store, user: int | None, name: str, value: Any) -> None:
+    """Change a setting. Raises `NotFound` on an unknown name, `Refused` on a value it cannot take."""
+    setting(store, name)
+    if name == "side_by_side_share" and not (type(value) in (int, float) and 0 <= value <= 1):
+        raise Refused(f"side_by_side_share is a number from 0 to 1, not {value!r}")
+    row = {"user": user, "name": name, "value": json.dumps(value), "at": now()}
+    store.insert("settings", row)
+
+
+def schedule(store: Store) -> dict[str, Any] | None:
+    """The standing schedule (cron, time_zone, enabled), if one was set."""
+    row = store.row("SELECT cron, time_zone, enabled, at FROM schedules ORDER BY id DESC LIMIT 1")
+    return row | {"enabled": bool(row["enabled"])} if row else None
+
+
+def set_schedule(store: Store, user: int | None, cron: str, time_zone: str, enabled: bool) -> None:
+    """A new schedule; the caller has checked cron and time zone."""
+    row = {"user": user, "cron": cron, "time_zone": time_zone, "enabled": int(enabled), "at": now()}
+    store.insert("schedules", row)

@@ -1,0 +1,114 @@
+"""Who people are, what they may do, and whether their ratings may be used.
+
+Left out on purpose: hashing passwords and cookies; those are the web's business (`ui/auth`).
+"""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+
+from feedback.store import Conflict, NotFound, Refused, Store, now
+
+ROLES = ("chatter", "rater", "operator")  # each may do all that those before it may
+OWNER = "owner"  # the local person, while there are no accounts
+
+
+@dataclass(frozen=True)
+class User:
+    """A person with an account, or the local owner."""
+
+    id: int
+    name: str
+    role: str
+    password_hash: str | None
+
+    def may(self, role: str) -> bool:
+        """Whether this person may do what `role` may."""
+        return ROLES.index(self.role) >= ROLES.index(role)
+
+
+def add_user(store: Store, name: str, role: str, password_hash: str | None) -> User:
+    """A new account. Raises `Refused` on an unusable name or role, `Conflict` on a taken name."""
+    name = name.strip()
+    if not name or len(name) > 64 or not name.isprintable():
+        raise Refused("a user name has 1 to 64 printable characters")
+    if role not in ROLES:
+        raise Refused(f"a role is one of {', '.join(ROLES)}, not {role!r}")
+    with store.write():
+        if find_user(store, name):
+            raise Conflict(f"there is already a user {name!r}")
+        row = {"name": name, "role": role, "password_hash": password_hash, "created_at": now()}
+        return User(store.insert("users", row), name, role, password_hash)
+
+
+def set_password(store: Store, name: str, password_hash: str) -> None:
+    """Give an account a new password. Raises `NotFound`."""
+    with store.write() as db:
+        if not find_user(store, name):
+            raise NotFound(f"there is no user {name!r}")
+        db.conn.execute("UPDATE users SET password_hash = ? WHERE name = ?", (password_hash, name))
+
+
+def find_user(store: Store, name: str) -> User | None:
+    """The account of that name, if there is one."""
+    row = store.row("SELECT id, name, role, password_hash FROM users WHERE name = ?", name.strip())
+    return User(**row) if row else None
+
+
+def user_by_id(store: Store, user_id: int) -> User | None:
+    """The account of that id, if there is one."""
+    row = store.row("SELECT id, name, role, password_hash FROM users WHERE id = ?", user_id)
+    return User(**row) if row else None
+
+
+def users(store: Store) -> list[User]:
+    """Every account, oldest first."""
+    return [User(**row) for row in store.rows("SELECT id, name, role, password_hash FROM users ORDER BY id")]
+
+
+def has_accounts(store: Store) -> bool:
+    """Whether anyone must log in: true as soon as one account has a password."""
+    return store.row("SELECT 1 FROM users WHERE password_hash IS NOT NULL LIMIT 1") is not None
+
+
+def local_owner(store: Store) -> User:
+    """The one person of a machine without accounts; made on first sight."""
+    with store.write():
+        return find_user(store, OWNER) or add_user(store, OWNER, "operator", None)
+
+
+def add_token(store: Store, user: User, name: str) -> str:
+    """A new API token, shown this once."""
+    token = "ns-" + secrets.token_urlsafe(32)
+    store.insert("tokens", {"user": user.id, "name": name, "sha256": sha256(token), "created_at": now()})
+    return token
+
+
+def revoke_token(store: Store, user: User, name: str) -> int:
+    """Revoke a person's tokens of that name; how many there were."""
+    with store.write() as db:
+        sql = "UPDATE tokens SET revoked_at = ? WHERE user = ? AND name = ? AND revoked_at IS NULL"
+        return db.conn.execute(sql, (now(), user.id, name)).rowcount
+
+
+def user_of_token(store: Store, token: str) -> User | None:
+    """Whose token this is, if it is valid."""
+    sql = "SELECT user FROM tokens WHERE sha256 = ? AND revoked_at IS NULL"
+    row = store.row(sql, sha256(token))
+    return user_by_id(store, row["user"]) if row else None
+
+
+def sha256(text: str) -> str:
+    """Hex digest; tokens carry 256 random bits, so no salt and no slow hash is needed."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def set_consent(store: Store, user: User, given: bool) -> None:
+    """Whether this person's ratings may teach the assistant, from now on and for all they said before."""
+    store.insert("consents", {"user": user.id, "given": int(given), "at": now()})
+
+
+def consent(store: Store, user: User) -> bool | None:
+    """The person's standing answer; None while they have not been asked."""
+    row = store.row("SELECT given FROM consents WHERE user = ? ORDER BY id DESC LIMIT 1", user.id)
+    return bool(row["given"]) if row else None

@@ -1,0 +1,156 @@
+"""What people said about replies: votes, comparisons, rankings, corrections, critiques.
+
+Appended, never changed: the newest row of a person about a thing is what stands, an empty one takes it back.
+A person rates replies in their own conversations only.
+Left out on purpose: what a rating teaches (`examples`).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feedback import talk
+from feedback.people import User
+from feedback.store import Refused, Store, now
+from feedback.talk import LONGEST_MESSAGE
+
+UP, NONE, DOWN = 1, 0, -1
+CHOICES = ("left", "right", "tie", "both_bad", "taken_back")
+REASONS = {  # stored by key, shown by words
+    "untrue": "Not true",
+    "unhelpful": "Not helpful",
+    "ignored": "Did not follow what I asked",
+    "too_long": "Too long",
+    "too_short": "Too short",
+    "style": "Style or tone",
+    "unsafe": "Harmful or unsafe",
+    "other": "Something else",
+}
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A person's standing thumb on a reply."""
+
+    reply: str
+    value: int
+    reasons: tuple[str, ...]
+    words: str
+
+
+def vote(store: Store, user: User, reply: str, value: int, reasons: Sequence[str] = (), words: str = "") -> int:
+    """A thumb: UP, DOWN, or NONE to take it back; the row's id.
+
+    Raises `Refused` on another value or reason, `NotFound` on a reply that is not this person's.
+    """
+    if type(value) is not int or value not in (UP, NONE, DOWN):
+        raise Refused(f"a vote is 1, 0 or -1, not {value!r}")
+    unknown = [reason for reason in reasons if reason not in REASONS]
+    if unknown:
+        raise Refused(f"unknown reason {unknown[0]!r}; a reason is one of {', '.join(REASONS)}")
+    with store.write():
+        talk.own_reply(store, user, reply)
+        row = {"user": user.id, "reply": reply, "value": value, "reasons": list(reasons), "words": checked(words)}
+        return store.insert("votes", row | {"at": now()})
+
+
+def compare(
+    store: Store, user: User, left: str, right: str, choice: str, strength: int | None = None, words: str = ""
+) -> int:
+    """A choice between two replies to one message; the row's id. The chat goes on from the chosen one.
+
+    Raises `Refused` on an unknown choice or strength, or replies to different messages; `NotFound` as `vote` does.
+    """
+    if choice not in CHOICES:
+        raise Refused(f"a choice is one of {', '.join(CHOICES)}, not {choice!r}")
+    if strength is not None and (type(strength) is not int or not 1 <= strength <= 5):
+        raise Refused(f"a strength is 1 to 5, not {strength!r}")
+    if left == right:
+        raise Refused("a comparison needs two different replies")
+    with store.write():
+        first, second = talk.own_reply(store, user, left), talk.own_reply(store, user, right)
+        if first.parent != second.parent:
+            raise Refused("a comparison is between two replies to the same message")
+        row = {"user": user.id, "left_reply": left, "right_reply": right, "choice": choice, "strength": strength}
+        done = store.insert("comparisons", row | {"words": checked(words), "at": now()})
+        if choice in ("left", "right"):
+            talk.go_to(store, user, left if choice == "left" else right)
+    return done
+
+
+def rank(store: Store, user: User, replies: Sequence[str], ranks: Sequence[int]) -> int:
+    """Ranks (1 is best, equal ranks are ties) of two or more replies to one message; the row's id.
+
+    Raises `Refused` on a malformed ranking, `NotFound` as `vote` does.
+    """
+    if len(replies) < 2 or len(set(replies)) != len(replies):
+        raise Refused("a ranking needs two or more different replies")
+    if len(ranks) != len(replies) or any(type(each) is not int or each < 1 for each in ranks):
+        raise Refused("a ranking gives every reply a whole number from 1")
+    with store.write():
+        parents = {talk.own_reply(store, user, reply).parent for reply in replies}
+        if len(parents) != 1:
+            raise Refused("a ranking is of replies to the same message")
+        row = {"user": user.id, "parent": parents.pop(), "replies": list(replies), "ranks": list(ranks)}
+        return store.insert("rankings", row | {"at": now()})
+
+
+def correct(store: Store, user: User, reply: str, text: str) -> int:
+    """The reply as it should have been (empty: taken back); the row's id. Raises as `vote` does."""
+    return _say(store, "corrections", user, reply, text)
+
+
+def critique(store: Store, user: User, reply: str, text: str) -> int:
+    """What is wrong with a reply, in words (empty: taken back); the row's id. Raises as `vote` does."""
+    return _say(store, "critiques", user, reply, text)
+
+
+def _say(store: Store, table: str, user: User, reply: str, text: str) -> int:
+    with store.write():
+        talk.own_reply(store, user, reply)
+        row = {"user": user.id, "reply": reply, "text": checked(text).strip(), "at": now()}
+        return store.insert(table, row)
+
+
+def checked(words: str) -> str:
+    """Free text within its limit. Raises `Refused`."""
+    if len(words) > LONGEST_MESSAGE:
+        raise Refused(f"a text has at most {LONGEST_MESSAGE:,} characters, this one has {len(words):,}")
+    return words
+
+
+def standing_vote(store: Store, user: User, reply: str) -> Vote | None:
+    """This person's thumb on a reply as it stands; None if there is none or it was taken back."""
+    sql = "SELECT value, reasons, words FROM votes WHERE reply = ? AND user = ? ORDER BY id DESC LIMIT 1"
+    row = store.row(sql, reply, user.id)
+    if row is None or row["value"] == NONE:
+        return None
+    return Vote(reply, row["value"], tuple(json.loads(row["reasons"])), row["words"])
+
+
+def standing_choice(store: Store, user: User, left: str, right: str) -> str | None:
+    """This person's choice between two replies, as `left` and `right` are named here; None if there is none."""
+    sql = """SELECT left_reply, choice FROM comparisons WHERE user = ? AND left_reply IN (?, ?)
+        AND right_reply IN (?, ?) ORDER BY id DESC LIMIT 1"""
+    row = store.row(sql, user.id, left, right, left, right)
+    if row is None or row["choice"] == "taken_back":
+        return None
+    if row["left_reply"] == left or row["choice"] not in ("left", "right"):
+        return str(row["choice"])
+    return "right" if row["choice"] == "left" else "left"
+
+
+def standing_correction(store: Store, user: User, reply: str) -> str | None:
+    """This person's correction of a reply as it stands, if any."""
+    sql = "SELECT text FROM corrections WHERE reply = ? AND user = ? ORDER BY id DESC LIMIT 1"
+    row = store.row(sql, reply, user.id)
+    return row["text"] or None if row else None
+
+
+def counts(store: Store) -> dict[str, int]:
+    """How many rows of each kind of feedback the store holds."""
+    kinds = ("votes", "comparisons", "rankings", "corrections", "critiques")
+    query = "SELECT " + ", ".join(f"(SELECT count(*) FROM {kind}) AS {kind}" for kind in kinds)
+    row: dict[str, Any] = store.row(query) or {}
+    return row

@@ -1,0 +1,227 @@
+"""The tables, as numbered steps that only ever go forward.
+
+A step that has shipped is never edited; the next change is the next step.
+What people said (votes, comparisons, rankings, corrections, critiques, consents) is appended, never updated:
+the newest row of a person about a thing is what stands.
+Left out on purpose: reading and writing; every table has one module of this package that does both.
+"""
+
+from sqlite_utils import Database, Migrations
+
+steps = Migrations("nightschool")
+
+PEOPLE = """
+CREATE TABLE users (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE COLLATE NOCASE,
+    role TEXT NOT NULL CHECK (role IN ('chatter', 'rater', 'operator')),
+    password_hash TEXT,  -- argon2; NULL for the local owner, who has no password
+    created_at TEXT NOT NULL
+) STRICT;
+CREATE TABLE tokens (
+    id INTEGER PRIMARY KEY,
+    user INTEGER NOT NULL REFERENCES users (id),
+    name TEXT NOT NULL,
+    sha256 TEXT NOT NULL UNIQUE,  -- the token itself is shown once and never kept
+    created_at TEXT NOT NULL,
+    revoked_at TEXT
+) STRICT;
+CREATE TABLE consents (
+    id INTEGER PRIMARY KEY,
+    user INTEGER NOT NULL REFERENCES users (id),
+    given INTEGER NOT NULL CHECK (given IN (0, 1)),
+    at TEXT NOT NULL
+) STRICT;
+CREATE INDEX consents_by_user ON consents (user, id);
+CREATE TABLE answered_requests (
+    user INTEGER NOT NULL REFERENCES users (id),
+    key TEXT NOT NULL,
+    request_sha256 TEXT NOT NULL,
+    answer TEXT NOT NULL CHECK (json_valid(answer)),
+    at TEXT NOT NULL,
+    PRIMARY KEY (user, key)
+) STRICT;
+"""
+
+TALK = """
+CREATE TABLE conversations (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    user INTEGER NOT NULL REFERENCES users (id),
+    source TEXT NOT NULL CHECK (source IN ('chat', 'api', 'pairs', 'terminal', 'import')),
+    title TEXT NOT NULL DEFAULT '',
+    leaf TEXT REFERENCES messages (id),  -- where the person last was in the tree
+    created_at TEXT NOT NULL,
+    hidden_at TEXT
+) STRICT;
+CREATE INDEX conversations_by_user ON conversations (user, seq);
+CREATE TABLE messages (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    conversation TEXT NOT NULL REFERENCES conversations (id),
+    parent TEXT REFERENCES messages (id),
+    role TEXT NOT NULL CHECK (role IN ('system', 'user', 'assistant')),
+    content TEXT NOT NULL,
+    created_at TEXT NOT NULL
+) STRICT;
+CREATE INDEX messages_by_conversation ON messages (conversation, seq);
+CREATE INDEX messages_by_parent ON messages (parent);
+CREATE TABLE replies (
+    message TEXT PRIMARY KEY REFERENCES messages (id),
+    adapter TEXT REFERENCES adapters (id),  -- NULL: the base itself
+    base_sha256 TEXT,
+    template_sha256 TEXT,
+    sampling TEXT NOT NULL CHECK (json_valid(sampling)),
+    token_ids BLOB,          -- int32, little-endian
+    logprobs BLOB,           -- float32 nats of each token under the model, temperature 1
+    sampled_logprobs BLOB,   -- float32 nats of each token under the distribution it was drawn from
+    finish TEXT NOT NULL CHECK (finish IN ('stop', 'length', 'cancelled')),
+    first_token_s REAL,
+    total_s REAL
+) STRICT;
+CREATE INDEX replies_by_adapter ON replies (adapter);
+CREATE TABLE pairs (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    parent TEXT NOT NULL REFERENCES messages (id),
+    left_reply TEXT NOT NULL UNIQUE REFERENCES messages (id),
+    right_reply TEXT NOT NULL UNIQUE REFERENCES messages (id),
+    asked TEXT NOT NULL CHECK (asked IN ('share', 'demand', 'api')),
+    shown_at TEXT NOT NULL
+) STRICT;
+"""
+
+RATINGS = """
+CREATE TABLE votes (
+    id INTEGER PRIMARY KEY,
+    user INTEGER NOT NULL REFERENCES users (id),
+    reply TEXT NOT NULL REFERENCES replies (message),
+    value INTEGER NOT NULL CHECK (value IN (-1, 0, 1)),
+    reasons TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(reasons)),
+    words TEXT NOT NULL DEFAULT '',
+    at TEXT NOT NULL
+) STRICT;
+CREATE INDEX votes_by_reply ON votes (reply, user, id);
+CREATE TABLE comparisons (
+    id INTEGER PRIMARY KEY,
+    user INTEGER NOT NULL REFERENCES users (id),
+    left_reply TEXT NOT NULL REFERENCES replies (message),
+    right_reply TEXT NOT NULL REFERENCES replies (message),
+    choice TEXT NOT NULL CHECK (choice IN ('left', 'right', 'tie', 'both_bad', 'taken_back')),
+    strength INTEGER CHECK (strength BETWEEN 1 AND 5),
+    words TEXT NOT NULL DEFAULT '',
+    at TEXT NOT NULL,
+    CHECK (left_reply <> right_reply)
+) STRICT;
+CREATE INDEX comparisons_by_replies ON comparisons (left_reply, right_reply, user, id);
+CREATE TABLE rankings (
+    id INTEGER PRIMARY KEY,
+    user INTEGER NOT NULL REFERENCES users (id),
+    parent TEXT NOT NULL REFERENCES messages (id),
+    replies TEXT NOT NULL CHECK (json_valid(replies)),
+    ranks TEXT NOT NULL CHECK (json_valid(ranks)),  -- 1 is best; equal ranks are ties
+    at TEXT NOT NULL
+) STRICT;
+CREATE INDEX rankings_by_parent ON rankings (parent, user, id);
+CREATE TABLE corrections (
+    id INTEGER PRIMARY KEY,
+    user INTEGER NOT NULL REFERENCES users (id),
+    reply TEXT NOT NULL REFERENCES replies (message),
+    text TEXT NOT NULL,  -- empty: taken back
+    at TEXT NOT NULL
+) STRICT;
+CREATE INDEX corrections_by_reply ON corrections (reply, user, id);
+CREATE TABLE critiques (
+    id INTEGER PRIMARY KEY,
+    user INTEGER NOT NULL REFERENCES users (id),
+    reply TEXT NOT NULL REFERENCES replies (message),
+    text TEXT NOT NULL,  -- empty: taken back
+    at TEXT NOT NULL
+) STRICT;
+CREATE INDEX critiques_by_reply ON critiques (reply, user, id);
+"""
+
+SCHOOL = """
+CREATE TABLE adapters (
+    id TEXT PRIMARY KEY,
+    parent TEXT REFERENCES adapters (id),
+    night INTEGER REFERENCES nights (id),
+    method TEXT NOT NULL,
+    base_sha256 TEXT NOT NULL,
+    weights_sha256 TEXT NOT NULL,
+    verdict TEXT NOT NULL CHECK (verdict IN ('candidate', 'refused', 'retired')),
+    reason TEXT NOT NULL,
+    created_at TEXT NOT NULL
+) STRICT;
+CREATE TABLE promotions (
+    id INTEGER PRIMARY KEY,
+    adapter TEXT REFERENCES adapters (id),  -- NULL: back to the base
+    user INTEGER REFERENCES users (id),     -- NULL: the program itself
+    reason TEXT NOT NULL,
+    proof TEXT NOT NULL CHECK (json_valid(proof)),
+    at TEXT NOT NULL
+) STRICT;
+CREATE TABLE nights (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    state TEXT NOT NULL CHECK (state IN ('running', 'done', 'nothing', 'failed', 'cancelled', 'abandoned')),
+    pid INTEGER NOT NULL,
+    method TEXT NOT NULL,
+    settings TEXT NOT NULL CHECK (json_valid(settings)),
+    counts TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(counts)),
+    data_sha256 TEXT,
+    phase TEXT NOT NULL DEFAULT 'starting',
+    step INTEGER NOT NULL DEFAULT 0,
+    steps INTEGER NOT NULL DEFAULT 0,
+    eta_s REAL,
+    adapter TEXT REFERENCES adapters (id),
+    reason TEXT NOT NULL DEFAULT '',
+    started_at TEXT NOT NULL,
+    beat_at TEXT NOT NULL,
+    ended_at TEXT
+) STRICT;
+CREATE TABLE night_steps (
+    night INTEGER NOT NULL REFERENCES nights (id),
+    step INTEGER NOT NULL,
+    metrics TEXT NOT NULL CHECK (json_valid(metrics)),
+    at TEXT NOT NULL,
+    PRIMARY KEY (night, step)
+) STRICT;
+CREATE TABLE schedules (
+    id INTEGER PRIMARY KEY,
+    user INTEGER REFERENCES users (id),
+    cron TEXT NOT NULL,
+    time_zone TEXT NOT NULL,
+    enabled INTEGER NOT NULL CHECK (enabled IN (0, 1)),
+    at TEXT NOT NULL
+) STRICT;
+CREATE TABLE settings (
+    id INTEGER PRIMARY KEY,
+    user INTEGER REFERENCES users (id),
+    name TEXT NOT NULL,
+    value TEXT NOT NULL CHECK (json_valid(value)),
+    at TEXT NOT NULL
+) STRICT;
+CREATE INDEX settings_by_name ON settings (name, id);
+CREATE TABLE audit (
+    id INTEGER PRIMARY KEY,
+    user INTEGER REFERENCES users (id),
+    action TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    detail TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(detail)),
+    at TEXT NOT NULL
+) STRICT;
+"""
+
+
+@steps()
+def m0001_first_tables(db: Database) -> None:
+    """People, talk, ratings and school as first shipped."""
+    for group in (PEOPLE, TALK, RATINGS, SCHOOL):
+        run_each(db, group)
+
+
+def run_each(db: Database, script: str) -> None:
+    """Run every statement inside the caller's transaction; `executescript` would commit it."""
+    plain = "\n".join(line.split("--")[0] for line in script.splitlines())
+    for statement in filter(str.strip, plain.split(";")):
+        db.execute(statement)

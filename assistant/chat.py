@@ -15,7 +15,7 @@ import torch
 
 from assistant import prompt
 from assistant.adapters import Loaded
-from assistant.engine import Engine, Generation
+from assistant.engine import Engine, EngineError, Generation
 from assistant.models import Base, find_base, load_tokenizer, pick_device, usual_dtype
 from assistant.roster import Roster
 from assistant.sampling import Sampling
@@ -74,9 +74,8 @@ def say(
     if conversation is not None:
         talk.own_conversation(store, user, conversation)
     before = talk.path(store, parent) if parent else []
-    if len(text) <= talk.LONGEST_MESSAGE:  # else the store refuses it, sooner than a tokenizer could
-        said = [*talk.messages_of(before), talk.Message("user", text)]
-        prompt.encode_prompt(assistant.tokenizer, said, assistant.longest_prompt)
+    said = [*talk.messages_of(before), talk.Message("user", talk.checked(text))]
+    prompt.encode_prompt(assistant.tokenizer, said, assistant.longest_prompt)
     with store.write():
         conversation = conversation or talk.start_conversation(store, user, source)
         return talk.add_message(store, conversation, parent, "user", text)
@@ -108,7 +107,7 @@ class Replying:
         self.text = ""
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
-        self.recorded = False
+        self.over = False
         self._assistant = assistant
         self._generation = generation
         self._sampled_logprobs: list[float] = []
@@ -123,7 +122,7 @@ class Replying:
     @property
     def finish(self) -> str | None:
         """How it ended: "stop", "length" or "cancelled"; None while it is written."""
-        return self._generation.finish if self.recorded else None
+        return self._generation.finish if self.over else None
 
     @property
     def usage(self) -> tuple[int, int]:
@@ -139,7 +138,11 @@ class Replying:
 
         Raises `EngineError` when it cannot be finished; nothing is recorded then.
         """
-        tokens = self._generation.take(timeout_s)
+        try:
+            tokens = self._generation.take(timeout_s)
+        except EngineError:
+            self.over = True  # as not having been said
+            raise
         if tokens is None:
             self.text = prompt.decode(self._assistant.tokenizer, self.token_ids)
             self._record()
@@ -160,7 +163,7 @@ class Replying:
                 yield self.text
             yield self.text
         finally:  # whoever listened may have gone
-            if not self.recorded:
+            if not self.over:
                 self.finish_now()
 
     def finish_now(self) -> None:
@@ -171,7 +174,7 @@ class Replying:
 
     def _record(self) -> None:
         finish = self._generation.finish or "cancelled"
-        self.recorded = True
+        self.over = True
         if finish == "cancelled" and not self.text:
             return  # nothing was said
         by = Provenance(
@@ -247,7 +250,7 @@ class Both:
                 yield self.left.text, self.right.text
         finally:
             for each in (self.left, self.right):
-                if not each.recorded:
+                if not each.over:
                     each.finish_now()
             self._record()
 

@@ -19,6 +19,8 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], longest: int) -> 
     message alone does not fit.
     """
     messages = list(messages)
+    if not messages:
+        raise Refused("the last message must be the user's, and there is none")
     system = messages[:1] if messages and messages[0].role == "system" else []
     turns = messages[len(system) :]
     while True:

@@ -13,7 +13,7 @@ from typing import Any
 from feedback import talk
 from feedback.people import User
 from feedback.store import Refused, Store, now
-from feedback.talk import LONGEST_MESSAGE
+from feedback.talk import checked
 
 UP, NONE, DOWN = 1, 0, -1
 CHOICES = ("left", "right", "tie", "both_bad", "taken_back")
@@ -111,13 +111,6 @@ def _say(store: Store, table: str, user: User, reply: str, text: str) -> int:
         talk.own_reply(store, user, reply)
         row = {"user": user.id, "reply": reply, "text": checked(text).strip(), "at": now()}
         return store.insert(table, row)
-
-
-def checked(words: str) -> str:
-    """Free text within its limit. Raises `Refused`."""
-    if len(words) > LONGEST_MESSAGE:
-        raise Refused(f"a text has at most {LONGEST_MESSAGE:,} characters, this one has {len(words):,}")
-    return words
 
 
 def standing_vote(store: Store, user: User, reply: str) -> Vote | None:

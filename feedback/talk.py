@@ -80,8 +80,7 @@ def add_message(store: Store, conversation: str, parent: str | None, role: str, 
     """
     if not content.strip() and role != "assistant":
         raise Refused("an empty message says nothing; write something")
-    if len(content) > LONGEST_MESSAGE:
-        raise Refused(f"a message has at most {LONGEST_MESSAGE:,} characters, this one has {len(content):,}")
+    checked(content)
     with store.write() as db:
         if parent is not None and node(store, parent).conversation != conversation:
             raise NotFound(f"message {parent} is not of this conversation")
@@ -93,6 +92,17 @@ def add_message(store: Store, conversation: str, parent: str | None, role: str, 
             title = " ".join(content.split())[:60]
             db.conn.execute("UPDATE conversations SET title = ? WHERE id = ? AND title = ''", (title, conversation))
     return message
+
+
+def checked(text: str) -> str:
+    """Text as it can be kept. Raises `Refused` on one that is too long, or holds half of a character."""
+    if len(text) > LONGEST_MESSAGE:
+        raise Refused(f"a text has at most {LONGEST_MESSAGE:,} characters, this one has {len(text):,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Refused("a text holds half of a character (a lone surrogate); send whole ones") from None
+    return text
 
 
 def add_reply(store: Store, parent: str, content: str, by: Provenance, reply: str | None = None) -> str:
@@ -167,6 +177,12 @@ def path(store: Store, message: str | None) -> list[Node]:
         SELECT m.id, m.conversation, m.parent, m.role, m.content, depth + 1 FROM messages m JOIN up ON m.id = up.parent
     ) SELECT id, conversation, parent, role, content FROM up ORDER BY depth DESC"""
     return [Node(**row) for row in store.rows(sql, message)]
+
+
+def tree(store: Store, conversation: str) -> list[Node]:
+    """Every message of a conversation, all branches, parents before children."""
+    sql = "SELECT id, conversation, parent, role, content FROM messages WHERE conversation = ? ORDER BY seq"
+    return [Node(**row) for row in store.rows(sql, conversation)]
 
 
 def children(store: Store, message: str) -> list[Node]:

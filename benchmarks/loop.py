@@ -1,0 +1,217 @@
+"""The whole loop on this machine: how soon a reply begins, how long a night takes, what it all weighs.
+
+    python -m benchmarks.loop [--pairs FILE] [--data DIR]
+
+A real server and a real night as processes of their own, as a person runs them. The last line is one JSON object:
+`first_token_s` (median of 7 replies to a prompt of about 200 tokens), `night_200_minutes` (a whole night of one epoch
+on 200 pairs of at most 256 tokens, from its start to the finished adapter), `rss_gb` (most that server and night held
+together), `page_interactive_s` (median of 5 loads until the message box takes text), `processor`. What could not be
+measured is null, and `skipped` says why.
+"""
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from assistant import models, prompt
+from feedback import people, ratings, talk
+from feedback.store import Store
+from feedback.talk import Message, Provenance
+
+PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
+COUNT = 200
+LONGEST = 256  # tokens of a prompt with either reply
+QUESTION = "I am planning a long weekend by train with two small children and an old dog, " * 9 + "any advice?"
+
+
+def main() -> None:
+    """Measure everything once and print it."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--pairs", type=Path, default=PAIRS)
+    options.add_argument("--data", type=Path, help="keep the data folder here")
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        print(json.dumps(measure(chosen.data or Path(scratch) / "data", chosen.pairs)))
+
+
+def measure(data: Path, pairs: Path) -> dict[str, Any]:
+    """All figures."""
+    skipped = {}
+    figures: dict[str, Any] = {"first_token_s": None, "night_200_minutes": None, "rss_gb": None}
+    figures |= {"page_interactive_s": None, "processor": processor()}
+    with serving(data) as (address, server), heaviest(server) as weight:
+        figures["first_token_s"] = first_token_s(address)
+        say(f"first token {figures['first_token_s']:.2f} s")
+        try:
+            figures["page_interactive_s"] = page_interactive_s(address)
+            say(f"page interactive {figures['page_interactive_s']:.2f} s")
+        except Exception as error:  # no browser on this machine
+            skipped["page_interactive_s"] = str(error).splitlines()[0]
+        if pairs.is_file():
+            fill(data, pairs)
+            figures["night_200_minutes"] = night_minutes(data, weight)
+            say(f"night {figures['night_200_minutes']:.1f} min")
+        else:
+            skipped["night_200_minutes"] = f"there is no {pairs}"
+        figures["rss_gb"] = round(weight.most / 2**30, 2)
+    return figures | ({"skipped": skipped} if skipped else {})
+
+
+def say(words: str) -> None:
+    """Progress, apart from the result."""
+    print(words, file=sys.stderr, flush=True)
+
+
+def processor() -> str:
+    """What this machine computes with."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    named = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    kinds = [kind for kind in ("avx2", "avx512f", "amx_bf16") if f" {kind} " in text]
+    return f"{named[0] if named else platform.processor()}, {os.cpu_count()} cores, {' '.join(kinds)}"
+
+
+@contextmanager
+def serving(data: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """A server of its own; its address and process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "ui.app", "--data", str(data), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "answers at" in line:
+                break
+        else:
+            raise RuntimeError("the server did not start")
+        yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+class Weight:
+    """The resident memory of some processes together, watched; `most` in bytes."""
+
+    def __init__(self, *processes: psutil.Process) -> None:
+        self.processes = list(processes)
+        self.most = 0
+        self.over = threading.Event()
+
+    def watch(self) -> None:
+        """Look four times a second until it is over."""
+        while not self.over.wait(0.25):
+            total = 0
+            for process in list(self.processes):
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:
+                    self.processes.remove(process)
+            self.most = max(self.most, total)
+
+
+@contextmanager
+def heaviest(server: psutil.Process) -> Iterator[Weight]:
+    """Watch the memory of the server, and of what is added to it."""
+    weight = Weight(server)
+    watcher = threading.Thread(target=weight.watch)
+    watcher.start()
+    try:
+        yield weight
+    finally:
+        weight.over.set()
+        watcher.join()
+
+
+def first_token_s(address: str) -> float:
+    """Median seconds from the request to the first text of a streamed reply."""
+    taken = []
+    for at in range(8):
+        # No two prompts begin alike, so that nothing computed for one helps another.
+        body = {"messages": [{"role": "user", "content": f"Trip {at}. {QUESTION}"}], "stream": True, "max_tokens": 8}
+        started = time.perf_counter()
+        with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=120) as response:
+            for line in response.iter_lines():
+                chunk = line.removeprefix("data: ")
+                if chunk.startswith("{") and json.loads(chunk)["choices"][0]["delta"].get("content"):
+                    taken.append(time.perf_counter() - started)
+                    break
+    return round(statistics.median(taken[1:]), 3)  # the first warms up
+
+
+def page_interactive_s(address: str) -> float:
+    """Median seconds until the message box of the page takes text."""
+    from playwright.sync_api import sync_playwright
+
+    taken = []
+    with sync_playwright() as playwright:
+        chromium = os.environ.get("NIGHTSCHOOL_CHROMIUM") or None
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for _ in range(6):
+            page = browser.new_page()
+            started = time.perf_counter()
+            page.goto(address, wait_until="commit")
+            page.locator("#box textarea").fill("hello", timeout=60_000)
+            taken.append(time.perf_counter() - started)
+            page.close()
+        browser.close()
+    return round(statistics.median(taken[1:]), 3)
+
+
+def fill(data: Path, pairs: Path) -> None:
+    """Put the first 200 pairs of at most 256 tokens into the ledger, as choices of the local owner."""
+    tokenizer = models.load_tokenizer(models.find_base("embedded"))
+    store = Store(data)
+    owner = people.local_owner(store)
+    people.set_consent(store, owner, True)
+    unknown = Provenance(adapter=None, base_sha256=None, template_sha256=None, sampling={})
+    count = 0
+    for line in pairs.read_text().splitlines():
+        row = json.loads(line)
+        messages = [Message(each["role"], each["content"]) for each in row["prompt"]]
+        longer = max(row["chosen"], row["rejected"], key=len)
+        length = len(prompt.encode_prompt(tokenizer, messages, 10**6)) + len(tokenizer(longer)["input_ids"])
+        if length > LONGEST or row["chosen"] == row["rejected"] or messages[-1].role != "user":
+            continue
+        parent = talk.record_messages(store, owner, "import", messages)
+        chosen = talk.add_reply(store, parent, row["chosen"], unknown)
+        rejected = talk.add_reply(store, parent, row["rejected"], unknown)
+        ratings.compare(store, owner, chosen, rejected, "left")
+        count += 1
+        if count == COUNT:
+            break
+    store.close()
+    if count < COUNT:
+        raise RuntimeError(f"{pairs} holds only {count} pairs of at most {LONGEST} tokens")
+
+
+def night_minutes(data: Path, weight: Weight) -> float:
+    """Minutes of one epoch's night, from its start to the finished adapter."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "training.night", "--data", str(data), "--set", "epochs=1"]
+    process = subprocess.Popen(command, stdout=sys.stderr)
+    weight.processes.append(psutil.Process(process.pid))
+    if process.wait() != 0:
+        raise RuntimeError(f"the night failed with exit status {process.returncode}")
+    return round((time.perf_counter() - started) / 60, 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What tests share: a real store, the real embedded model, real data where it is present.
+
+Left out on purpose: servers and browsers (`browser`), trained adapters (`trained`).
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "NIGHTSCHOOL_CHROMIUM" not in os.environ:
+    os.environ["NIGHTSCHOOL_CHROMIUM"] = shutil.which("chromium") or shutil.which("google-chrome") or ""
+
+from assistant.models import Base, find_base
+from feedback import people, talk
+from feedback.people import User
+from feedback.store import Store
+from feedback.talk import Provenance
+from tests.trained import train_both
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+BY_BASE = Provenance(adapter=None, base_sha256="b" * 64, template_sha256="t" * 64, sampling={"temperature": 0.7})
+
+
+def pytest_configure() -> None:
+    """Two workers on two cores: each takes one thread, or they would wait for each other."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "data")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def owner(store: Store) -> User:
+    return people.local_owner(store)
+
+
+@pytest.fixture
+def consenting(store: Store, owner: User) -> User:
+    """The owner, who lets ratings teach."""
+    people.set_consent(store, owner, True)
+    return owner
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Base:
+    return find_base("embedded")
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the shared preference data is not on this machine")
+    return SHARED_DATA
+
+
+def two_replies(store: Store, user: User, said: str = "hello") -> tuple[str, str, str]:
+    """A message with two replies: their ids."""
+    conversation = talk.start_conversation(store, user)
+    message = talk.add_message(store, conversation, None, "user", said)
+    left = talk.add_reply(store, message, "good day to you", BY_BASE)
+    right = talk.add_reply(store, message, "go away", BY_BASE)
+    return message, left, right
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A data folder with two trained adapters; copy it (`trained.copy_of`) before writing to it."""
+    shared = tmp_path_factory.getbasetemp()
+    return train_both((shared if worker_id == "master" else shared.parent) / "trained")

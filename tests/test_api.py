@@ -1,0 +1,535 @@
+"""The HTTP API, through the whole application over a real assistant: what it does, and what it refuses."""
+
+import dataclasses
+import json
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from safetensors.torch import save_file
+
+from assistant.adapters import CONFIG, PROOF_TEXTS, WEIGHTS, Card, Loaded, Proof, write_card
+from assistant.chat import Assistant, open_assistant
+from assistant.models import file_sha256
+from assistant.prompt import encode_prompt, encode_reply
+from assistant.roster import Roster
+from feedback import adapters, nights, people, ratings, talk
+from feedback.adapters import Adapter
+from feedback.people import User
+from feedback.store import Store, now
+from feedback.talk import Message
+from tests.conftest import two_replies
+from tests.tiny import make_tiny
+from ui.app import create_app
+
+HERE = "http://127.0.0.1"
+HELLO = [{"role": "user", "content": "Say hello in one word."}]
+GREEDY = {"model": "nightschool", "messages": HELLO, "temperature": 0, "max_tokens": 12}
+DRAWN = {"messages": HELLO, "max_tokens": 8, "seed": 7}
+LONG = "word " * 20_000 + "x"  # 100,001 characters
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
+    """A small model in memory, once for a file; each test has a store of its own."""
+    store = Store(tmp_path_factory.mktemp("loaded"))
+    opened = open_assistant(store, str(make_tiny(tmp_path_factory.mktemp("tiny"))))
+    yield opened
+    opened.close()
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def loaded_embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
+    """The embedded model, where what it writes must be text."""
+    store = Store(tmp_path_factory.mktemp("embedded"))
+    opened = open_assistant(store)
+    yield opened
+    opened.close()
+    store.close()
+
+
+def with_store(loaded: Assistant, store: Store) -> Assistant:
+    """The same model over another store."""
+    return dataclasses.replace(loaded, store=store, roster=Roster(store, loaded.engine))
+
+
+@pytest.fixture
+def assistant(loaded: Assistant, store: Store) -> Assistant:
+    return with_store(loaded, store)
+
+
+@pytest.fixture
+def web(assistant: Assistant) -> Iterator[TestClient]:
+    """A local owner's client."""
+    with TestClient(create_app(assistant), base_url=HERE, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def talking(loaded_embedded: Assistant, store: Store) -> Iterator[TestClient]:
+    """The same, over the embedded model."""
+    with TestClient(create_app(with_store(loaded_embedded, store)), base_url=HERE) as client:
+        yield client
+
+
+def key() -> dict[str, str]:
+    return {"Idempotency-Key": secrets.token_hex(8)}
+
+
+def token_of(store: Store, name: str, role: str) -> dict[str, str]:
+    """Headers of a new person with a token."""
+    user = people.add_user(store, name, role, "a hash that no password has")
+    return {"Authorization": f"Bearer {people.add_token(store, user, 'test')}"}
+
+
+def rows(store: Store) -> dict[str, int]:
+    """How many rows every table has."""
+    tables = store.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+    return {each["name"]: store.rows(f"SELECT count(*) AS n FROM {each['name']}")[0]["n"] for each in tables}
+
+
+def make_adapter(assistant: Assistant, name: str, base_sha256: str | None = None) -> str:
+    """An announced adapter that differs from the base, with a proof that this very server would give."""
+    engine, folder = assistant.engine, adapters.directory(assistant.store, name)
+    folder.mkdir(parents=True)
+    layer = "model.layers.0.self_attn.q_proj"
+    width_out, width_in = engine.network.layers[layer].weight.shape
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(4, width_in, generator=generator), torch.randn(width_out, 4, generator=generator) / 4
+    stem = f"base_model.model.{layer}"
+    save_file({f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 4, "r": 4, "bias": "none"}))
+    weights, base = file_sha256(folder / WEIGHTS), base_sha256 or assistant.base.sha256
+    card = Card(name, assistant.base.name, base, None, "test", weights, "", {}, {}, 0, {})
+    proofs = []
+    for said, replied in PROOF_TEXTS[:1]:
+        prompt_ids = encode_prompt(assistant.tokenizer, [Message("user", said)], 500)
+        reply_ids = encode_reply(assistant.tokenizer, replied, next(iter(engine.end_ids)))
+        by_adapter = engine.score(prompt_ids, reply_ids, Loaded(name, card, {layer: (a, b)}))
+        proofs.append(Proof(prompt_ids, reply_ids, by_adapter, engine.score(prompt_ids, reply_ids, None)))
+    write_card(folder, dataclasses.replace(card, proof=proofs))
+    adapters.add_adapter(
+        assistant.store, Adapter(name, None, None, "test", base, weights, "candidate", "made by hand", now())
+    )
+    return name
+
+
+def events(answer: Any) -> list[Any]:
+    """The JSON of each server-sent event; [DONE] as it is."""
+    data = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    return [each if each == "[DONE]" else json.loads(each) for each in data]
+
+
+# Feedback
+
+
+def test_every_kind_of_feedback_is_recorded_and_the_newest_stands(web: TestClient, store: Store, owner: User) -> None:
+    _, left, right = two_replies(store, owner)
+    down = {"reply": left, "value": -1, "reasons": ["untrue"], "words": "no"}
+    assert web.post("/api/votes", json=down, headers=key()).json() == {"id": 1}
+    assert web.post("/api/votes", json={"reply": left, "value": 1}, headers=key()).json() == {"id": 2}
+    choice = {"left": left, "right": right, "choice": "right", "strength": 3}
+    assert web.post("/api/comparisons", json=choice, headers=key()).status_code == 200
+    assert web.post("/api/rankings", json={"replies": [left, right], "ranks": [2, 1]}, headers=key()).status_code == 200
+    assert web.post("/api/corrections", json={"reply": left, "text": "hi"}, headers=key()).status_code == 200
+    assert web.post("/api/critiques", json={"reply": left, "text": "too formal"}, headers=key()).status_code == 200
+    assert ratings.counts(store) == {"votes": 2, "comparisons": 1, "rankings": 1, "corrections": 1, "critiques": 1}
+    assert ratings.standing_vote(store, owner, left) == ratings.Vote(left, 1, (), "")
+    assert ratings.standing_choice(store, owner, left, right) == "right"
+
+
+def test_a_request_sent_twice_acts_once(web: TestClient, store: Store, owner: User) -> None:
+    _, left, right = two_replies(store, owner)
+    once = key()
+    first = web.post("/api/votes", json={"reply": left, "value": -1}, headers=once)
+    again = web.post("/api/votes", json={"reply": left, "value": -1}, headers=once)
+    assert (first.json(), "Idempotent-Replayed" in first.headers) == (again.json(), False)
+    assert again.headers["Idempotent-Replayed"] == "true"
+    other = web.post("/api/votes", json={"reply": right, "value": -1}, headers=once)
+    assert (other.status_code, "different request" in other.json()["error"]) == (409, True)
+    elsewhere = web.post("/api/critiques", json={"reply": left, "text": "no"}, headers=once)
+    assert elsewhere.status_code == 409
+    assert ratings.counts(store)["votes"] == 1
+
+
+def test_a_pair_is_blind_and_its_replies_can_be_compared(web: TestClient, store: Store, owner: User) -> None:
+    once = key()
+    pair = web.post("/api/pairs", json=DRAWN, headers=once).json()
+    assert set(pair) == {"pair", "left", "right"}
+    assert set(pair["left"]) == {"reply", "text"}
+    assert pair["left"]["text"] != pair["right"]["text"]
+    assert web.post("/api/pairs", json=DRAWN, headers=once).json() == pair
+    choice = {"left": pair["left"]["reply"], "right": pair["right"]["reply"], "choice": "left"}
+    assert web.post("/api/comparisons", json=choice, headers=key()).status_code == 200
+    assert rows(store)["pairs"] == 1
+    assert talk.conversations(store, owner) == []  # a program's conversations are not among the person's chats
+
+
+def test_a_pair_may_name_its_two_adapters(web: TestClient, store: Store, assistant: Assistant) -> None:
+    name = make_adapter(assistant, "named")
+    pair = web.post("/api/pairs", json=DRAWN | {"adapters": ["base", name]}, headers=key()).json()
+    assert "left" in pair, pair
+    authors = {talk.provenance(store, pair[side]["reply"]).adapter for side in ("left", "right")}
+    assert authors == {None, name}
+
+
+def test_consent_is_asked_given_and_withdrawn(web: TestClient) -> None:
+    assert web.get("/api/consent").json() == {"given": None}
+    for given in (True, False):
+        assert web.post("/api/consent", json={"given": given}, headers=key()).json() == {"given": given}
+        assert web.get("/api/consent").json() == {"given": given}
+
+
+def test_a_conversation_is_given_with_every_branch_and_what_was_said_of_it(
+    web: TestClient, store: Store, owner: User
+) -> None:
+    message, left, right = two_replies(store, owner)
+    ratings.vote(store, owner, left, -1, ["style"], "stiff")
+    ratings.correct(store, owner, right, "hello you")
+    chats = web.get("/api/conversations").json()
+    whole = web.get(f"/api/conversations/{chats[0]['id']}").json()
+    assert [each["id"] for each in whole["messages"]] == [message, left, right]
+    assert whole["messages"][1]["vote"] == {"value": -1, "reasons": ["style"], "words": "stiff"}
+    assert whole["messages"][2]["correction"] == "hello you"
+    assert whole["messages"][2]["vote"] is None
+
+
+# Whose it is, and what one may
+
+
+def test_no_route_answers_for_another_persons_ids(web: TestClient, store: Store) -> None:
+    owner = people.local_owner(store)
+    message, left, right = two_replies(store, owner)
+    conversation = talk.node(store, message).conversation
+    other = token_of(store, "other", "operator") | key()
+    tries = [
+        ("GET", f"/api/conversations/{conversation}", None),
+        ("POST", "/api/votes", {"reply": left, "value": 1}),
+        ("POST", "/api/comparisons", {"left": left, "right": right, "choice": "left"}),
+        ("POST", "/api/rankings", {"replies": [left, right], "ranks": [1, 2]}),
+        ("POST", "/api/corrections", {"reply": left, "text": "x"}),
+        ("POST", "/api/critiques", {"reply": left, "text": "x"}),
+    ]
+    before = rows(store)
+    for method, path, body in tries:
+        answer = web.request(method, path, json=body, headers=other)
+        assert (path, answer.status_code, "there is no" in answer.json()["error"]) == (path, 404, True)
+    assert web.get("/api/conversations", headers=other).json() == []
+    assert rows(store) == before
+
+
+def test_operating_takes_an_operator(web: TestClient, store: Store) -> None:
+    chatter, rater = token_of(store, "chatter", "chatter"), token_of(store, "rater", "rater")
+    operator = token_of(store, "operator", "operator")
+    routes = [
+        ("GET", "/api/nights"),
+        ("POST", "/api/nights"),
+        ("GET", "/api/nights/1"),
+        ("DELETE", "/api/nights/1"),
+        ("GET", "/api/adapters"),
+        ("GET", "/api/promotions"),
+        ("POST", "/api/promotions"),
+        ("GET", "/api/schedule"),
+        ("PUT", "/api/schedule"),
+        ("GET", "/api/settings"),
+        ("PUT", "/api/settings"),
+        ("GET", "/api/status"),
+        ("GET", "/metrics"),
+    ]
+    before = rows(store)
+    for method, path in routes:
+        for headers in (chatter, rater):
+            answer = web.request(method, path, headers=headers | key())
+            assert (path, answer.status_code, "operator" in answer.json()["error"]) == (path, 403, True)
+    assert rows(store) == before
+    assert web.get("/api/status", headers=operator).status_code == 200
+
+
+# Operating
+
+
+def test_a_promotion_is_proved_serves_the_next_reply_and_is_taken_back(
+    web: TestClient, store: Store, assistant: Assistant
+) -> None:
+    name = make_adapter(assistant, "better")
+    before = web.post("/v1/chat/completions", json=GREEDY).json()
+    assert before["model"] == "base"
+    once = key()
+    done = web.post("/api/promotions", json={"adapter": name, "reason": "try it"}, headers=once).json()
+    assert done["proof"]["from_trainer"] <= done["proof"]["tolerance"] < done["proof"]["from_base"]
+    assert web.post("/api/promotions", json={"adapter": name, "reason": "try it"}, headers=once).json() == done
+    after = web.post("/v1/chat/completions", json=GREEDY).json()
+    assert after["model"] == name
+    assert talk.provenance(store, after["id"]).adapter == name
+    assert web.get("/api/status").json()["serving"] == name
+    by_name = web.post("/v1/chat/completions", json=GREEDY | {"model": "base"}).json()
+    assert by_name["choices"][0]["message"] == before["choices"][0]["message"]
+    assert web.post("/api/promotions", json={"adapter": None, "reason": "back"}, headers=key()).status_code == 200
+    assert [each["adapter"] for each in web.get("/api/promotions").json()] == [None, name]
+
+
+def test_the_schedule_and_the_settings_are_set_and_read(web: TestClient, store: Store) -> None:
+    assert web.get("/api/schedule").json() == {"cron": None, "time_zone": None, "enabled": False, "next": []}
+    asked = {"cron": "30 3 * * 7", "time_zone": "Europe/Berlin", "enabled": True}
+    answer = web.put("/api/schedule", json=asked, headers=key()).json()
+    assert len(answer["next"]) == 5
+    assert all("T03:30:00" in each for each in answer["next"])
+    assert web.get("/api/schedule").json() == answer
+    assert web.get("/api/status").json()["next_night"] == answer["next"][0]
+    assert web.put("/api/settings", json={"side_by_side_share": 0.5}, headers=key()).status_code == 200
+    assert nights.setting(store, "side_by_side_share") == 0.5
+
+
+def test_nights_are_listed_with_their_steps(web: TestClient, store: Store) -> None:
+    night = nights.start_night(store, "dpo", {"rank": 8}, pid=0)
+    nights.add_step(store, night, 1, {"loss": 0.7}, phase="training", steps=2)
+    assert web.get("/api/nights").json()[0]["phase"] == "training"
+    assert web.get(f"/api/nights/{night}").json()["metrics"] == [{"step": 1, "loss": 0.7}]
+    ended = web.delete(f"/api/nights/{night}", headers=key())
+    assert (ended.status_code, ended.json()["error"]) == (409, f"night {night} is not running")
+
+
+@pytest.fixture
+def sleeping_night(store: Store) -> Iterator[int]:
+    """A running night as far as anyone can see: a process of that name, and its row."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "training.night"])
+    yield nights.start_night(store, "dpo", {}, process.pid)
+    process.kill()
+    process.wait()
+
+
+def test_a_second_night_is_refused_and_the_first_is_cancelled_once(
+    web: TestClient, store: Store, sleeping_night: int
+) -> None:
+    assert web.get("/api/status").json()["running_night"]["id"] == sleeping_night
+    refused = web.post("/api/nights", json={"method": "dpo", "again": True}, headers=key())
+    assert (refused.status_code, "is running already" in refused.json()["error"]) == (409, True)
+    once = key()
+    cancelled = web.delete(f"/api/nights/{sleeping_night}", headers=once)
+    assert (cancelled.status_code, cancelled.json()["state"]) == (200, "cancelled")
+    again = web.delete(f"/api/nights/{sleeping_night}", headers=once)
+    assert (again.json(), again.headers["Idempotent-Replayed"]) == (cancelled.json(), "true")
+    assert web.get("/api/status").json()["running_night"] is None
+
+
+def test_metrics_count_what_there_is(web: TestClient, store: Store, owner: User) -> None:
+    _, left, _ = two_replies(store, owner)
+    ratings.vote(store, owner, left, 1)
+    nights.start_night(store, "dpo", {}, pid=0)
+    text = web.get("/metrics").text
+    assert 'nightschool_feedback_total{kind="votes"} 1.0' in text
+    assert 'nightschool_nights{state="running"} 1.0' in text
+    assert 'nightschool_serving{adapter="base"} 1.0' in text
+    assert "nightschool_tokens_written_total" in text
+    assert web.get("/healthz").json() == {"status": "well"}
+
+
+# Bad input
+
+BAD = [
+    ("POST", "/api/votes", {"reply": "nothing", "value": 1}, 404, "there is no reply 'nothing'"),
+    ("POST", "/api/votes", {"reply": "LEFT", "value": 2}, 400, "a vote is 1, 0 or -1, not 2"),
+    ("POST", "/api/votes", {"reply": "LEFT", "value": "1"}, 422, "value: input should be a valid integer"),
+    ("POST", "/api/votes", {"reply": "LEFT", "value": True}, 422, "value: input should be a valid integer"),
+    ("POST", "/api/votes", {"reply": "LEFT"}, 422, "value is missing"),
+    ("POST", "/api/votes", {"reply": "LEFT", "value": 1, "vlaue": 1}, 422, "there is no field vlaue"),
+    ("POST", "/api/votes", {"reply": "LEFT", "value": 1, "reasons": ["ugly"]}, 400, "unknown reason 'ugly'"),
+    ("POST", "/api/votes", {"reply": "LEFT", "value": 1, "words": LONG}, 400, "at most 100,000 characters"),
+    ("POST", "/api/votes", b"{", 422, "the body is not JSON"),
+    ("POST", "/api/votes", b'{"reply": "LEFT", "value": 1, "words": "\\ud800"}', 400, "half of a character"),
+    ("POST", "/api/votes", [1], 422, "the body: "),
+    ("POST", "/api/comparisons", {"left": "LEFT", "right": "LEFT", "choice": "left"}, 400, "two different replies"),
+    ("POST", "/api/comparisons", {"left": "LEFT", "right": "RIGHT", "choice": "me"}, 400, "a choice is one of"),
+    ("POST", "/api/rankings", {"replies": ["LEFT"], "ranks": [1]}, 400, "two or more different replies"),
+    ("POST", "/api/rankings", {"replies": ["LEFT", "RIGHT"], "ranks": [1]}, 400, "a whole number from 1"),
+    ("POST", "/api/corrections", {"reply": "LEFT", "text": LONG}, 400, "at most 100,000 characters"),
+    ("POST", "/api/pairs", {"messages": []}, 400, "the last message must be the user's"),
+    ("POST", "/api/pairs", {"messages": [{"role": "god", "content": "hi"}]}, 400, "the last message must be"),
+    ("POST", "/api/pairs", DRAWN | {"adapters": ["base"]}, 400, "adapters names two, not 1"),
+    ("POST", "/api/pairs", DRAWN | {"adapters": ["base", "gone"]}, 404, "there is no adapter 'gone'"),
+    ("POST", "/api/pairs", DRAWN | {"max_tokens": 0}, 400, "max_tokens is a whole number from 1"),
+    ("POST", "/api/consent", {"given": "yes"}, 422, "given: input should be a valid boolean"),
+    ("POST", "/api/promotions", {"adapter": "gone", "reason": "x"}, 404, "there is no adapter 'gone'"),
+    ("POST", "/api/promotions", {"adapter": None, "reason": " "}, 400, "say why"),
+    ("POST", "/api/promotions", {"adapter": None, "reason": "x"}, 409, "the base serves already"),
+    ("POST", "/api/nights", {"method": "--dry-run"}, 422, "method: "),
+    ("DELETE", "/api/nights/99", None, 404, "there is no night 99"),
+    ("DELETE", "/api/nights/x", None, 422, "night: "),
+    ("PUT", "/api/schedule", {"cron": "x", "time_zone": "UTC"}, 400, "a schedule is five fields"),
+    ("PUT", "/api/schedule", {"cron": "61 3 * * *", "time_zone": "UTC"}, 400, "is not a schedule"),
+    ("PUT", "/api/schedule", {"cron": "0 3 * * *", "time_zone": "Mars"}, 400, "there is no time zone 'Mars'"),
+    ("PUT", "/api/schedule", {"cron": "0 3 * * *", "time_zone": "../../x"}, 400, "there is no time zone"),
+    ("PUT", "/api/settings", {"side_by_side_share": 2.0}, 400, "a number from 0 to 1, not 2.0"),
+    ("POST", "/api/nowhere", {}, 404, "there is no POST /api/nowhere"),
+]
+
+
+def test_bad_input_gets_one_sentence_and_changes_nothing(web: TestClient, store: Store, owner: User) -> None:
+    _, left, right = two_replies(store, owner)
+    before = rows(store)
+    for method, path, body, status, sentence in BAD:
+        sent = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else b""
+        sent = sent.replace(b"LEFT", left.encode()).replace(b"RIGHT", right.encode())
+        answer = web.request(method, path, content=sent, headers=key() | {"Content-Type": "application/json"})
+        case = (method, path, sent[:80])
+        assert (case, answer.status_code, list(answer.json())) == (case, status, ["error"])
+        said = answer.json()["error"]
+        assert (case, sentence in said, "\n" in said) == (case, True, False), said
+        assert (case, rows(store)) == (case, before)
+
+
+def test_a_write_without_a_usable_key_is_refused(web: TestClient, store: Store, owner: User) -> None:
+    _, left, _ = two_replies(store, owner)
+    before = rows(store)
+    for headers in ({}, {"Idempotency-Key": ""}, {"Idempotency-Key": "k" * 201}):
+        answer = web.post("/api/votes", json={"reply": left, "value": 1}, headers=headers)
+        assert (answer.status_code, "Idempotency-Key" in answer.json()["error"]) == (400, True)
+    assert rows(store) == before
+
+
+def test_a_damaged_or_foreign_adapter_is_refused_and_what_serves_goes_on(
+    web: TestClient, store: Store, assistant: Assistant, owner: User
+) -> None:
+    damaged, foreign = make_adapter(assistant, "damaged"), make_adapter(assistant, "foreign", base_sha256="0" * 64)
+    with (adapters.directory(store, damaged) / WEIGHTS).open("ab") as file:
+        file.write(b"!")
+    before = rows(store)
+    for name, sentence in ((damaged, "is damaged"), (foreign, "another base model")):
+        answer = web.post("/api/promotions", json={"adapter": name, "reason": "x"}, headers=key())
+        assert (answer.status_code, sentence in answer.json()["error"]) == (400, True)
+        answer = web.post("/v1/chat/completions", json=GREEDY | {"model": name})
+        assert (answer.status_code, sentence in answer.json()["error"]["message"]) == (400, True)
+    assert rows(store) == before
+    assert web.post("/v1/chat/completions", json=GREEDY).json()["model"] == "base"
+
+
+def test_a_failure_of_our_own_is_a_sentence_too(web: TestClient, store: Store) -> None:
+    store.insert("settings", {"user": None, "name": "side_by_side_share", "value": '"half"', "at": now()})
+    answer = web.get("/api/settings")
+    assert (answer.status_code, list(answer.json())) == (500, ["error"])
+
+
+# OpenAI's endpoints
+
+
+def test_a_completion_has_the_shape_that_clients_expect(talking: TestClient, store: Store) -> None:
+    answer = talking.post("/v1/chat/completions", json=GREEDY | {"logprobs": True}).json()
+    choice, usage = answer["choices"][0], answer["usage"]
+    assert (answer["object"], choice["index"], choice["message"]["role"]) == ("chat.completion", 0, "assistant")
+    assert choice["finish_reason"] in ("stop", "length")
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    tokens = choice["logprobs"]["content"]
+    assert "".join(each["token"] for each in tokens) == choice["message"]["content"]
+    assert all(each["logprob"] <= 0 for each in tokens)
+    kept = talk.provenance(store, answer["id"])
+    assert [each["logprob"] for each in tokens] == pytest.approx(kept.logprobs[: len(tokens)])
+    assert talk.node(store, answer["id"]).content == choice["message"]["content"]
+
+
+def test_a_stream_says_the_same_as_a_whole_completion_and_ends_with_done(talking: TestClient) -> None:
+    whole = talking.post("/v1/chat/completions", json=GREEDY | {"logprobs": True}).json()
+    asked = GREEDY | {"stream": True, "stream_options": {"include_usage": True}, "logprobs": True}
+    with talking.stream("POST", "/v1/chat/completions", json=asked) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        *chunks, usage, done = events(answer)
+    assert done == "[DONE]"
+    assert (usage["choices"], usage["usage"]) == ([], whole["usage"])
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert text == whole["choices"][0]["message"]["content"]
+    last = chunks[-1]["choices"][0]
+    assert last["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert last["logprobs"]["content"] == whole["choices"][0]["logprobs"]["content"]
+
+
+def test_a_completions_id_can_be_voted_on(web: TestClient, store: Store, owner: User) -> None:
+    reply = web.post("/v1/chat/completions", json=GREEDY).json()["id"]
+    assert web.post("/api/votes", json={"reply": reply, "value": 1}, headers=key()).status_code == 200
+    assert ratings.standing_vote(store, owner, reply) is not None
+
+
+def test_a_seed_gives_the_same_reply(web: TestClient) -> None:
+    asked = GREEDY | {"temperature": 1.5, "seed": 11}
+    texts = {web.post("/v1/chat/completions", json=asked).json()["choices"][0]["message"]["content"] for _ in range(2)}
+    assert len(texts) == 1
+
+
+def test_content_may_come_in_parts_and_harmless_parameters_are_ignored(web: TestClient, store: Store) -> None:
+    parts = [{"type": "text", "text": "Say "}, {"type": "text", "text": "hello."}]
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts, "name": "me"}]
+    harmless = {"user": "u", "n": 1, "stop": None, "tools": [], "presence_penalty": 0, "top_logprobs": None}
+    answer = web.post("/v1/chat/completions", json=GREEDY | {"messages": messages} | harmless)
+    path = talk.path(store, answer.json()["id"])
+    assert [(each.role, each.content) for each in path[:2]] == [("system", "Be brief."), ("user", "Say hello.")]
+
+
+def test_models_are_what_serves_the_base_and_every_adapter(web: TestClient, assistant: Assistant) -> None:
+    name = make_adapter(assistant, "third")
+    assert [each["id"] for each in web.get("/v1/models").json()["data"]] == ["nightschool", "base", name]
+    assert web.get(f"/v1/models/{name}").json()["id"] == name
+    assert web.get("/v1/models/gone").json()["error"]["code"] == "model_not_found"
+
+
+REFUSED = [
+    ({"model": "gpt-4"}, 404, "there is no model 'gpt-4'"),
+    ({"model": None}, 422, "model: "),
+    ({"messages": []}, 400, "the last message must be the user's"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, 400, "a message's role is one of"),
+    ({"messages": [{"role": "user", "content": ""}]}, 400, "an empty message says nothing"),
+    ({"messages": [{"role": "user", "content": LONG}]}, 400, "at most 100,000 characters"),
+    ({"messages": [{"role": "user", "content": "word " * 19_000}]}, 400, "this message is too long"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "is text, not 'image_url'"),
+    ({"n": 2}, 400, "n = '2' cannot be done here"),
+    ({"stop": ["\n"]}, 400, "stop = "),
+    ({"tools": [{"type": "function"}]}, 400, "tools = "),
+    ({"response_format": {"type": "json_object"}}, 400, "response_format = "),
+    ({"top_k": 5}, 400, "top_k = '5' cannot be done here"),
+    ({"temperature": 3}, 400, "temperature is a number from 0 to 2"),
+    ({"top_p": 0}, 400, "top_p is a number above 0"),
+    ({"max_tokens": -1}, 400, "max_tokens is a whole number"),
+    ({"seed": -1}, 400, "a seed is a whole number"),
+    ({"stream": "yes"}, 422, "stream: "),
+]
+
+
+def test_a_completion_that_cannot_be_done_is_refused_in_openais_shape(
+    web: TestClient, store: Store, owner: User
+) -> None:
+    before = rows(store)
+    for change, status, sentence in REFUSED:
+        answer = web.post("/v1/chat/completions", json=GREEDY | change)
+        error, case = answer.json()["error"], str(change)[:80]
+        assert (case, answer.status_code, set(error)) == (case, status, {"message", "type", "param", "code"})
+        assert (case, sentence in error["message"]) == (case, True), error["message"]
+        assert (case, rows(store)) == (case, before)
+
+
+# The page about it
+
+
+def test_the_pages_about_the_api_know_every_route_and_load_nothing_from_elsewhere(web: TestClient) -> None:
+    schema = web.get("/openapi.json").json()
+    assert {"/api/votes", "/api/pairs", "/api/nights/{night}", "/v1/chat/completions"} <= set(schema["paths"])
+    page = web.get("/docs")
+    assert page.status_code == 200
+    assert all(f"<code>{path}</code>" in page.text for path in schema["paths"])
+    assert "https://" not in page.text
+    assert page.text.count("http://") == page.text.count(f"curl -X GET {HERE}") + sum(
+        page.text.count(f"curl -X {method} {HERE}") for method in ("POST", "PUT", "DELETE")
+    )
+    assert "<script" not in page.text
+
+
+def test_gradios_own_doors_for_programs_are_shut(web: TestClient, tmp_path: Path) -> None:
+    for path in ("/gradio_api/info", "/gradio_api/openapi.json", "/gradio_api/runs", "/gradio_api/api/send"):
+        assert web.get(path).status_code == 404
+    assert web.get("/monitoring").status_code in (401, 403, 404)
+    assert web.post("/gradio_api/call/send", json={"data": []}).status_code == 404

@@ -1,0 +1,230 @@
+"""The server as a process: starting, refusing to start, answering, ending; and the clock that starts nights."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from assistant.chat import Assistant
+from feedback import adapters, nights, people, talk
+from feedback.store import Refused, Store
+from tests.conftest import REPOSITORY
+from tests.test_api import HERE, assistant, loaded, make_adapter, sleeping_night
+from ui.app import create_app, look_for_promotions
+from ui.schedule import Schedule, next_times, weekdays
+
+__all__ = ["assistant", "loaded", "sleeping_night"]  # fixtures
+STORY = [{"role": "user", "content": "Tell me a very long story about a lighthouse."}]
+STREAMED = {"model": "nightschool", "messages": STORY, "max_tokens": 400, "temperature": 0, "stream": True}
+
+
+def command(data: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "ui.app", "--data", str(data), "--port", "0", *options]
+
+
+@contextmanager
+def serving(data: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server as its own process, and where it answers."""
+    process = subprocess.Popen(command(data, *options), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("Nightschool answers at http://127.0.0.1:"), line
+        yield process, line.split()[-1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def refused(data: Path, *options: str, **environ: str) -> str:
+    """What a server says that does not start: one sentence."""
+    run = subprocess.run(
+        command(data, *options), cwd=REPOSITORY, env=os.environ | environ, capture_output=True, text=True, timeout=120
+    )
+    assert (run.returncode, run.stdout) == (2, ""), run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+    assert "Traceback" not in run.stderr
+    return run.stderr
+
+
+def started_stream(url: str, client: httpx.Client) -> Iterator[dict[str, object]]:
+    """The events of a long reply, as they come."""
+    with client.stream("POST", f"{url}/v1/chat/completions", json=STREAMED, timeout=60) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                yield json.loads(line.removeprefix("data: "))
+
+
+def finish_of(data: Path, reply: str, within_s: float = 10.0) -> str:
+    """How a reply ended, as the store has it."""
+    until = time.monotonic() + within_s
+    with closing(Store(data)) as store:
+        while True:
+            try:
+                return talk.provenance(store, reply).finish
+            except Refused:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+
+
+# As a process
+
+
+def test_a_client_that_goes_away_stops_its_reply_and_the_end_of_the_server_every_other(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with serving(data) as (process, url), httpx.Client() as client:
+        # 1. a reader who leaves after some words
+        events = started_stream(url, client)
+        _, left, *_ = (next(events)["id"] for _ in range(5))
+        events.close()
+        assert finish_of(data, str(left)) == "cancelled"
+
+        # 2. the same for one who waits for the whole
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(f"{url}/v1/chat/completions", json=STREAMED | {"stream": False}, timeout=1)
+        until = time.monotonic() + 10
+        while "nightschool_chats_active 0.0" not in client.get(f"{url}/metrics").text and time.monotonic() < until:
+            time.sleep(0.1)
+        assert "nightschool_chats_active 0.0" in client.get(f"{url}/metrics").text
+
+        # 3. the server is told to end while it writes
+        events = started_stream(url, client)
+        _, cut, *_ = (next(events)["id"] for _ in range(5))
+        told = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        with suppress(httpx.HTTPError):
+            assert list(events) is not None  # reads on until the server hangs up
+        assert process.wait(timeout=20) == 0
+        assert time.monotonic() - told < 10
+    assert finish_of(data, str(cut)) == "cancelled"
+
+
+def test_a_server_that_cannot_start_says_why_in_one_sentence(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    way_out = refused(data, "--host", "0.0.0.0")
+    assert "nightschool user add NAME --role operator" in way_out
+    assert "NIGHTSCHOOL_OWNER_PASSWORD" in way_out
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        sentence = refused(data, "--port", port)
+        assert "in use" in sentence
+        assert port in sentence
+    assert "a port is a number" in refused(data, "--port", "99999")
+    assert "no address" in refused(data, "--host", "no.such.host.invalid")
+    assert "0 to 1, not 2.0" in refused(data, "--side-by-side", "2")
+    assert "owner's password" in refused(data, NIGHTSCHOOL_OWNER_PASSWORD="short")
+    assert "there is no model 'nowhere'" in refused(data, "--model", "nowhere")
+    (tmp_path / "file").write_text("not a folder")
+    assert "cannot make the data folder" in refused(tmp_path / "file")
+    assert refused(Path("/proc/nightschool"))
+    with closing(Store(data)) as store:
+        assert (people.users(store), nights.setting(store, "side_by_side_share")) == ([], 0.1)
+
+
+# The page
+
+
+def test_the_page_names_no_outside_address_to_load_and_forbids_every_one(assistant: Assistant) -> None:
+    with TestClient(create_app(assistant), base_url=HERE) as web:
+        for path in ("/", "/login", "/docs", "/api/status", "/gradio_api/startup-events", "/nowhere"):
+            headers = web.get(path).headers
+            assert "frame-ancestors 'none'" in headers["content-security-policy"], path
+            assert "http" not in headers["content-security-policy"]
+            assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "same-origin")
+        page = web.get("/").text
+    loaded_by_it = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*?(?:src|href)=\"([^\"]+)\"", page)
+    assert loaded_by_it
+    assert [each for each in loaded_by_it if "//" in each] == []
+    assert "fonts.googleapis" not in page
+    assert 'named_endpoints":{}' in page.replace(" ", "")  # Gradio's own schema shows nothing
+
+
+def test_a_promotion_made_elsewhere_is_loaded_without_a_message(assistant: Assistant, store: Store) -> None:
+    name = make_adapter(assistant, "elsewhere")
+    over = threading.Event()
+    looking = threading.Thread(target=look_for_promotions, args=(assistant, over))
+    looking.start()
+    adapters.promote(store, name, None, "by another process", {})
+    until = time.monotonic() + 20
+    while name not in assistant.roster.loaded() and time.monotonic() < until:
+        time.sleep(0.05)
+    over.set()
+    looking.join()
+    assert name in assistant.roster.loaded()
+
+
+# The clock
+
+MONDAY = datetime(2026, 3, 2, 12, 0, tzinfo=ZoneInfo("UTC"))
+
+
+def days(cron: str, count: int = 3) -> list[str]:
+    return [f"{each:%a %d %b}" for each in next_times(cron, "UTC", count, after=MONDAY)]
+
+
+def test_weekdays_mean_what_crontab_means() -> None:
+    assert days("0 3 * * 0") == days("0 3 * * 7") == days("0 3 * * sun") == ["Sun 08 Mar", "Sun 15 Mar", "Sun 22 Mar"]
+    assert days("0 3 * * 1") == ["Mon 09 Mar", "Mon 16 Mar", "Mon 23 Mar"]
+    assert days("0 3 * * 1-5", 5) == ["Tue 03 Mar", "Wed 04 Mar", "Thu 05 Mar", "Fri 06 Mar", "Mon 09 Mar"]
+    assert days("0 3 * * 6,0") == days("0 3 * * 6-7") == ["Sat 07 Mar", "Sun 08 Mar", "Sat 14 Mar"]
+    assert sorted(set(weekdays("*/2"))) == [0, 2, 4, 6]  # from Sunday on
+    assert sorted(set(weekdays("1-5/2"))) == [1, 3, 5]
+    assert sorted(set(weekdays("fri-mon"))) == [0, 1, 5, 6]
+    assert days("0 3 * * *", 2) == ["Tue 03 Mar", "Wed 04 Mar"]
+
+
+def test_a_day_of_the_month_and_a_weekday_are_either() -> None:
+    assert days("0 3 5 * 2", 4) == ["Tue 03 Mar", "Thu 05 Mar", "Tue 10 Mar", "Tue 17 Mar"]
+
+
+def test_times_are_those_of_the_time_zone_across_a_change_of_clocks() -> None:
+    before = datetime(2026, 3, 28, 12, 0, tzinfo=ZoneInfo("UTC"))  # clocks in Berlin change on the 29th, at 2
+    times = next_times("0 5 * * *", "Europe/Berlin", 2, after=before)
+    assert [f"{each:%d %H:%M %z}" for each in times] == ["29 05:00 +0200", "30 05:00 +0200"]
+
+
+def test_a_schedule_that_never_comes_due_or_is_malformed_is_refused() -> None:
+    for cron in ("", "* * * *", "0 25 * * *", "0 3 * * 8", "0 3 * * 1-x", "0 3 * * 1/0", "0 3 31 2 *", "0 3 * * ,"):
+        with pytest.raises(Refused):
+            next_times(cron, "UTC", 1)
+
+
+def test_a_changed_schedule_is_taken_up(store: Store) -> None:
+    schedule = Schedule(store, "embedded")
+    schedule.start()
+    try:
+        assert schedule.due() is None
+        nights.set_schedule(store, None, "0 3 * * *", "UTC", True)
+        schedule.reread()
+        assert schedule.due() == next_times("0 3 * * *", "UTC", 1)[0]
+        nights.set_schedule(store, None, "0 4 * * *", "UTC", True)
+        schedule.reread()
+        assert schedule.due() == next_times("0 4 * * *", "UTC", 1)[0]
+        nights.set_schedule(store, None, "0 4 * * *", "UTC", False)
+        schedule.reread()
+        assert schedule.due() is None
+    finally:
+        schedule.stop()
+
+
+def test_a_night_that_is_due_while_one_runs_is_skipped(
+    store: Store, sleeping_night: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    Schedule(store, "embedded").run_night()
+    assert "no night now: a night is running already" in caplog.text
+    assert [night.id for night in nights.nights(store)] == [sleeping_night]

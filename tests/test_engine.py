@@ -1,0 +1,182 @@
+"""The engine: exact, alone or in company, for many chats at once."""
+
+import math
+import threading
+
+import pytest
+import torch
+
+from assistant import models, prompt
+from assistant.engine import Busy, Engine, Generation
+from assistant.models import Base
+from assistant.sampling import Sampling, draw
+from feedback.store import Refused
+from feedback.talk import Message
+
+GREEDY = Sampling(temperature=0, max_tokens=40)
+QUESTIONS = ["Name three fruits.", "Write a haiku about the sea.", "Why is the sky blue?", "Who are you?", "Say hi."]
+
+
+@pytest.fixture(scope="module")
+def engine(embedded: Base) -> Engine:
+    opened = Engine(embedded, torch.float32, "cpu", models.load_tokenizer(embedded))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def reference(embedded: Base) -> torch.nn.Module:
+    """The same model as transformers computes it."""
+    return models.load_model(embedded, torch.float32, "cpu")
+
+
+@pytest.fixture(scope="module")
+def prompts(embedded: Base) -> list[list[int]]:
+    tokenizer = models.load_tokenizer(embedded)
+    return [prompt.encode_prompt(tokenizer, [Message("user", question)], 1000) for question in QUESTIONS]
+
+
+def ids(generation: Generation) -> list[int]:
+    return [token.id for token in generation]
+
+
+def generated(reference: torch.nn.Module, prompt_ids: list[int], **options: object) -> list[int]:
+    inputs = torch.tensor([prompt_ids])
+    mask = torch.ones_like(inputs)
+    out = reference.generate(inputs, attention_mask=mask, do_sample=False, max_new_tokens=40, **options)
+    return out[0, len(prompt_ids) :].tolist()
+
+
+def test_greedy_replies_equal_those_of_transformers_alone_and_in_company(
+    engine: Engine, reference: torch.nn.Module, prompts: list[list[int]]
+) -> None:
+    expected = [generated(reference, each) for each in prompts]
+    assert [ids(engine.submit(each, GREEDY)) for each in prompts] == expected
+    together = [engine.submit(each, GREEDY) for each in prompts]
+    assert [ids(each) for each in together] == expected
+
+
+def test_a_prompt_read_in_chunks_beside_others_is_read_the_same(
+    engine: Engine, reference: torch.nn.Module, prompts: list[list[int]], embedded: Base
+) -> None:
+    words = " ".join(f"item {at}" for at in range(250))
+    long = prompt.encode_prompt(models.load_tokenizer(embedded), [Message("user", f"Summarise: {words}")], 4000)
+    assert len(long) > 600  # three chunks
+    beside = engine.submit(prompts[1], GREEDY)
+    assert ids(engine.submit(long, GREEDY)) == generated(reference, long)
+    assert ids(beside) == generated(reference, prompts[1])
+
+
+@pytest.mark.parametrize("question", [0, 1, 2])
+def test_beam_search_chooses_as_transformers_does(
+    engine: Engine, reference: torch.nn.Module, prompts: list[list[int]], question: int
+) -> None:
+    beams = Sampling(temperature=0, beams=4, max_tokens=40)
+    assert ids(engine.submit(prompts[question], beams)) == generated(reference, prompts[question], num_beams=4)
+
+
+def test_log_probs_are_those_of_a_plain_forward(
+    engine: Engine, reference: torch.nn.Module, prompts: list[list[int]]
+) -> None:
+    tokens = list(engine.submit(prompts[1], Sampling(temperature=0.9, top_p=0.8, seed=3, max_tokens=30)))
+    reply = [token.id for token in tokens]
+    with torch.inference_mode():
+        logits = reference(torch.tensor([prompts[1] + reply])).logits[0, len(prompts[1]) - 1 : -1]
+    natural = torch.log_softmax(logits, -1)
+    for at, token in enumerate(tokens):
+        assert token.logprob == pytest.approx(float(natural[at, token.id]), abs=1e-4)
+        # What it was drawn from: the fewest tokens that reach 0.8 at temperature 0.9, worked out plainly.
+        tempered = torch.softmax(logits[at] / 0.9, -1)
+        ranked, order = tempered.sort(descending=True)
+        count = int((ranked.cumsum(-1) < 0.8).sum()) + 1
+        assert token.id in order[:count]
+        share = float(tempered[token.id] / ranked[:count].sum())
+        assert token.sampled_logprob == pytest.approx(math.log(share), abs=1e-3)
+    assert engine.score(prompts[1], reply, None) == pytest.approx([token.logprob for token in tokens], abs=1e-4)
+
+
+def test_a_seed_gives_the_same_reply_whoever_else_is_answered(engine: Engine, prompts: list[list[int]]) -> None:
+    seeded = Sampling(temperature=1.0, seed=11, max_tokens=24)
+    alone = ids(engine.submit(prompts[2], seeded))
+    for each in prompts:
+        engine.submit(each, Sampling(temperature=1.0, max_tokens=24))
+    assert ids(engine.submit(prompts[2], seeded)) == alone
+    assert ids(engine.submit(prompts[2], Sampling(temperature=1.0, seed=12, max_tokens=24))) != alone
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(4)
+    for _ in range(4000):
+        token, natural, sampled = draw(logits, Sampling(temperature=1, top_p=0.8), generator)
+        counts[token] += 1
+        assert natural == pytest.approx(float(logits[token]), abs=1e-5)
+        assert sampled == pytest.approx(math.log([0.625, 0.375][token]), abs=1e-5)  # 0.5/0.8 and 0.3/0.8
+    # Three standard deviations of a share of 0.625 over 4,000 draws are 0.023.
+    assert counts[0] / 4000 == pytest.approx(0.625, abs=0.023)
+    assert counts[2:].sum() == 0
+
+
+def test_a_cancelled_reply_keeps_its_tokens_and_frees_its_place(engine: Engine, prompts: list[list[int]]) -> None:
+    writing = engine.submit(prompts[1], Sampling(temperature=1.5, max_tokens=2000, seed=1))
+    first = writing.take()
+    writing.cancel()
+    rest = ids(writing)
+    assert first
+    assert writing.finish == "cancelled"
+    assert len(first) + len(rest) < 2000
+    assert (engine.active, engine.waiting) == (0, 0)
+
+
+def test_a_full_queue_says_so_and_harms_nobody(engine: Engine, prompts: list[list[int]]) -> None:
+    short = Sampling(temperature=0, max_tokens=2)
+    accepted: list[Generation] = []
+
+    def submit_many() -> None:
+        for _ in range(200):
+            accepted.append(engine.submit(prompts[0], short))
+
+    with pytest.raises(Busy, match="busy: 64 requests wait"):
+        submit_many()
+    assert len({tuple(ids(each)) for each in accepted}) == 1
+
+
+def test_a_prompt_over_the_window_is_refused(engine: Engine) -> None:
+    with pytest.raises(Refused, match=r"takes at most 8,192"):
+        engine.submit([5] * 8192, GREEDY)
+
+
+def test_a_step_that_fails_fails_its_replies_and_serves_the_next(engine: Engine, prompts: list[list[int]]) -> None:
+    bad = engine.submit([10**9], GREEDY)  # no such token: the embedding cannot be looked up
+    with pytest.raises(Exception, match="the assistant failed while answering"):
+        ids(bad)
+    assert len(ids(engine.submit(prompts[0], GREEDY))) > 3
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -1},
+        {"temperature": math.nan},
+        {"temperature": "hot"},
+        {"top_p": 0},
+        {"max_tokens": 0},
+        {"seed": -1},
+        {"beams": 99},
+    ],
+)
+def test_unusable_sampling_is_refused_by_name(bad: dict[str, object]) -> None:
+    with pytest.raises(Refused, match=next(iter(bad))):
+        Sampling(**bad)  # type: ignore[arg-type]
+
+
+def test_closing_ends_what_is_being_written(embedded: Base, prompts: list[list[int]]) -> None:
+    opened = Engine(embedded, torch.float32, "cpu", models.load_tokenizer(embedded))
+    writing = opened.submit(prompts[1], Sampling(temperature=1.5, max_tokens=4000))
+    assert writing.take()
+    threading.Thread(target=opened.close).start()
+    ids(writing)
+    assert writing.finish == "cancelled"
+    with pytest.raises(Busy, match="shutting down"):
+        opened.submit(prompts[0], GREEDY)

@@ -1,0 +1,293 @@
+"""A night as a person runs it: a real process, on the embedded model, over feedback given through the store."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from assistant import adapters as on_disk
+from assistant import models, prompt
+from feedback import adapters, nights, people, ratings, talk
+from feedback.examples import Answer, Examples, Pair
+from feedback.nights import Night
+from feedback.store import Store
+from feedback.talk import Message, Provenance
+from training import preference
+from training.backbone import Backbone
+from training.batches import Encoder, make_lessons
+from training.preference import Settings
+
+pytestmark = pytest.mark.xdist_group("night")
+
+SAID = (  # a message, a reply that is liked, a reply that is not
+    ("Name a colour.", "Blue, like the sea.", "I cannot help with that."),
+    ("What is two and two?", "Four!", "It depends."),
+    ("Say hello to my cat.", "Hello, little cat!", "Cats cannot read."),
+    ("Name a fruit.", "An apple.", "Fruit."),
+    ("Is water wet?", "Yes, as wet as can be.", "No."),
+)
+SMALL = "least_steps=4 epochs=1 batch_size=3 kl_every=2 checkpoint_every=1".split()
+
+
+def say(data: Path, consent: bool = True) -> Store:
+    """Four comparisons, one correction and two thumbs, given as the page gives them."""
+    store = Store(data)
+    me = people.local_owner(store)
+    people.set_consent(store, me, consent)
+    by = Provenance(adapter=None, base_sha256=None, template_sha256=None, sampling={})
+    for number, (message, good, bad) in enumerate(SAID):
+        parent = talk.record_messages(store, me, "chat", [Message("user", message)])
+        left, right = talk.add_reply(store, parent, bad, by), talk.add_reply(store, parent, good, by)
+        if number < 4:
+            ratings.compare(store, me, left, right, "right")
+        else:
+            ratings.correct(store, me, left, good)
+        if number < 2:
+            ratings.vote(store, me, right if number else left, ratings.UP if number else ratings.DOWN)
+    return store
+
+
+def command(data: Path, *options: str, settings: list[str] = SMALL) -> list[str]:
+    sets = [part for each in settings for part in ("--set", each)]
+    return [sys.executable, "-m", "training.night", "--data", str(data), *options, *sets]
+
+
+def run(data: Path, *options: str, settings: list[str] = SMALL) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(data, *options, settings=settings), capture_output=True, text=True, timeout=300)
+
+
+def start(data: Path, *options: str, settings: list[str] = SMALL) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(data, *options, settings=settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def until(what: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 240) -> None:
+    end = time.monotonic() + timeout_s
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+
+
+def last(store: Store) -> Night:
+    return nights.nights(store, 1)[0]
+
+
+def one_sentence(text: str) -> bool:
+    return len(text.strip().splitlines()) == 1 and "Traceback" not in text
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A data folder whose night ran through without a break."""
+    data = tmp_path_factory.mktemp("finished")
+    store = say(data)
+    store.close()
+    done = run(data)
+    assert done.returncode == 0, done.stderr
+    return data
+
+
+def test_a_night_makes_a_candidate_and_writes_down_how(finished):
+    store = Store(finished)
+    night, adapter = last(store), adapters.adapter(store, "night-0001")
+    assert (night.state, night.adapter, night.step, night.steps) == ("done", "night-0001", 4, 4)
+    assert night.counts == {"comparison": 4, "correction": 1, "thumbs_up": 1, "thumbs_down": 1, "left_out": {}}
+    assert (adapter.verdict, adapter.night, adapters.serving(store)) == ("candidate", night.id, None)
+    steps = nights.night_steps(store, night.id)
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    assert {"loss", "margin", "accuracy", "kl_per_token", "tokens_per_s", "chosen_logprob"} <= set(steps[0])
+    assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)  # a fresh adapter is the base
+    assert steps[-1]["margin"] > 0.01
+    assert steps[-1]["kl_per_token"] > 0
+    assert {each.name for each in (finished / "adapters").iterdir()} == {"night-0001"}
+    assert not list((finished / "nights").iterdir())  # what people said is kept in the store alone
+    store.close()
+
+
+def test_the_adapter_loads_in_plain_peft_and_reproduces_its_proof(finished, tmp_path):
+    from peft import PeftModel
+
+    base = models.find_base("embedded")
+    alone = tmp_path / "alone"
+    shutil.copytree(finished / "adapters" / "night-0001", alone)
+    (alone / "card.json").unlink()
+    model = PeftModel.from_pretrained(models.load_model(base, torch.float32, "cpu"), str(alone)).eval()
+    card = on_disk.read_card(finished / "adapters" / "night-0001")
+
+    assert card.base_sha256 == base.sha256
+    assert len(card.proof) == len(on_disk.PROOF_TEXTS)
+    for proof in card.proof:
+        ids = torch.tensor([proof.prompt_ids + proof.reply_ids])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, len(proof.prompt_ids) - 1 : -1]
+        mine = logits.log_softmax(-1).gather(-1, torch.tensor(proof.reply_ids)[:, None])[:, 0]
+        assert (mine - torch.tensor(proof.logprobs)).abs().max() < 1e-3
+    away = max(abs(a - b) for proof in card.proof for a, b in zip(proof.logprobs, proof.base_logprobs, strict=True))
+    assert away > 0.01
+
+
+def test_the_same_feedback_is_not_trained_on_twice(finished, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(finished, data)
+    done = run(data)
+    store = Store(data)
+    assert done.returncode == 0, done.stderr
+    assert last(store).state == "nothing"
+    assert "nothing new since night 1" in last(store).reason
+    assert len(adapters.adapters(store)) == 1
+    assert "nothing new since night 1" in run(data, "--dry-run").stdout
+    assert last(store).id == 2  # a dry run leaves no row
+    store.close()
+
+
+def test_a_killed_night_goes_on_and_ends_as_if_nothing_had_been(finished, tmp_path):
+    store = say(tmp_path)
+    killed = start(tmp_path)
+    until(lambda: bool(nights.nights(store)) and last(store).step >= 2, killed)
+    killed.kill()
+    killed.communicate()
+    assert last(store).state == "running"
+    assert adapters.adapters(store) == []
+    # The folder of a crash that came before the announcement is in the way, and is replaced.
+    (tmp_path / "adapters" / "night-0001").mkdir(parents=True)
+
+    done = run(tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stdout
+    assert (last(store).id, last(store).state, last(store).adapter) == (1, "done", "night-0001")
+    weights = Path("adapters", "night-0001", on_disk.WEIGHTS)
+    assert (tmp_path / weights).read_bytes() == (finished / weights).read_bytes()
+    store.close()
+
+
+def test_a_killed_night_is_abandoned_when_its_feedback_was_taken_back(tmp_path):
+    store = say(tmp_path)
+    killed = start(tmp_path)
+    until(lambda: bool(nights.nights(store)) and last(store).phase != "examples", killed)
+    killed.kill()
+    killed.communicate()
+    people.set_consent(store, people.local_owner(store), False)
+
+    done = run(tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    nothing, abandoned = nights.nights(store)
+    assert abandoned.state == "abandoned"
+    assert "taken back" in abandoned.reason
+    assert (nothing.state, nothing.reason) == ("nothing", "nothing to learn from; left out were no consent: 7")
+    assert not list((tmp_path / "nights").iterdir())
+    store.close()
+
+
+def test_a_cancelled_night_keeps_nothing_and_a_second_one_does_not_start(tmp_path):
+    store = say(tmp_path)
+    night = start(tmp_path, settings=["least_steps=500"])
+    until(lambda: bool(nights.nights(store)) and last(store).step >= 1, night)
+
+    second = run(tmp_path)
+    assert second.returncode == 2
+    assert one_sentence(second.stderr)
+    assert "running already" in second.stderr
+
+    os.kill(night.pid, signal.SIGTERM)
+    assert night.wait(timeout=60) == 3, night.communicate()
+    night.communicate()
+    assert (last(store).id, last(store).state) == (1, "cancelled")
+    assert adapters.adapters(store) == []
+    assert not list((tmp_path / "nights").iterdir())
+    store.close()
+
+
+def test_numbers_that_are_not_finite_fail_the_night_and_nothing_is_registered(tmp_path):
+    store = say(tmp_path)
+    done = run(tmp_path, settings=[*SMALL, "learning_rate=1e30"])
+    assert done.returncode == 1
+    assert one_sentence(done.stderr)
+    assert last(store).state == "failed"
+    assert "nan" in last(store).reason or "inf" in last(store).reason
+    assert adapters.adapters(store) == []
+    assert not list((tmp_path / "nights").iterdir())
+    store.close()
+
+
+def test_training_stops_when_the_kl_budget_is_spent_and_says_so(tmp_path):
+    store = say(tmp_path)
+    done = run(tmp_path, settings=[*SMALL, "kl_budget=1e-9"])
+    assert done.returncode == 0, done.stderr
+    assert (last(store).state, last(store).step, last(store).steps) == ("done", 2, 4)
+    assert "stopped early, at step 2 of 4" in last(store).reason
+    store.close()
+
+
+def test_without_feedback_or_consent_a_night_does_nothing_and_says_why(tmp_path):
+    store = Store(tmp_path / "empty")
+    done = run(tmp_path / "empty")
+    assert (done.returncode, last(store).state) == (0, "nothing")
+    assert last(store).reason == "nothing to learn from; nobody has rated a reply yet"
+    store.close()
+
+    store = say(tmp_path / "unwilling", consent=False)
+    done = run(tmp_path / "unwilling")
+    assert (done.returncode, last(store).state) == (0, "nothing")
+    assert last(store).reason == "nothing to learn from; left out were no consent: 7"
+    assert not (tmp_path / "unwilling" / "adapters").exists()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--set", "epocs=3"], "there is no setting 'epocs'"),
+        (["--set", "epochs=many"], "epochs is a whole number, not 'many'"),
+        (["--set", "beta=0"], "beta must be above 0"),
+        (["--model", "no-such-model"], "there is no model 'no-such-model'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_changes_nothing(tmp_path, options, words):
+    done = run(tmp_path, *options, settings=[])
+    assert done.returncode == 2
+    assert one_sentence(done.stderr)
+    assert words in done.stderr
+    store = Store(tmp_path)
+    assert nights.nights(store) == []
+    store.close()
+
+
+def test_an_inverted_preference_moves_the_margin_the_other_way():
+    base = models.find_base("embedded")
+    tokenizer = models.load_tokenizer(base)
+    settings = Settings(epochs=1, least_steps=4, batch_size=2, kl_every=4)
+
+    def margin_after(turned: bool) -> float:
+        """The margin of the first two choices after a few steps on them, or on their opposites."""
+        pairs = [Pair((Message("user", text),), Answer(good), Answer(bad)) for text, good, bad in SAID[:2]]
+        taught = [Pair(each.messages, each.rejected, each.chosen) for each in pairs] if turned else pairs
+        backbone = Backbone(base, models.fastest_dtype("cpu"), "cpu", settings.rank, settings.alpha, settings.seed)
+        encoder = Encoder(tokenizer, prompt.end_ids(tokenizer, backbone.causal), prompt.template_sha256(tokenizer), 256)
+        lessons, _ = make_lessons(Examples(tuple(taught)), encoder)
+        for _ in preference.train(backbone, lessons, settings, preference.begin(backbone, lessons, settings)):
+            pass
+        with torch.no_grad():
+            rows = [lesson.row() for lesson in make_lessons(Examples(tuple(pairs)), encoder)[0]]
+            margins = [backbone.log_probs(row) - backbone.log_probs(row, reference=True) for row in rows]
+        return sum(float(each[0] - each[1]) for each in margins)
+
+    assert margin_after(turned=False) > 0.1
+    assert margin_after(turned=True) < -0.1
+
+
+def test_settings_that_a_night_was_run_with_are_on_its_card(finished):
+    card = json.loads((finished / "adapters" / "night-0001" / "card.json").read_text())
+    assert card["settings"]["batch_size"] == 3
+    assert card["metrics"]["steps"] == 4

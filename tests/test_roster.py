@@ -1,0 +1,160 @@
+"""Adapters in the serving process: proved before they answer, swapped between replies, never mixed."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from assistant.adapters import CARD, CONFIG, WEIGHTS, AdapterRefused
+from assistant.chat import Assistant, answer, open_assistant, say, side_by_side
+from assistant.sampling import Sampling
+from feedback import adapters, people, talk
+from feedback.store import Conflict, Store
+from tests.trained import ASKED, LETTER, SAILOR, copy_of
+
+GREEDY = Sampling(temperature=0, max_tokens=24)
+
+
+@pytest.fixture
+def assistant(trained: Path, tmp_path: Path) -> Iterator[Assistant]:
+    store = Store(copy_of(trained, tmp_path / "data"))
+    opened = open_assistant(store)
+    yield opened
+    opened.close()
+    store.close()
+
+
+def ask(assistant: Assistant, question: str, adapter: str | None = "serving") -> tuple[str, str | None]:
+    """A greedy reply's text, and the adapter recorded with it."""
+    owner = people.local_owner(assistant.store)
+    reply = answer(assistant, owner, say(assistant, owner, None, None, question), GREEDY, adapter)
+    *_, text = reply
+    recorded = talk.provenance(assistant.store, reply.id).adapter
+    assert talk.node(assistant.store, reply.id).content == text
+    return text, recorded
+
+
+def alone(assistant: Assistant) -> dict[tuple[str, str | None], str]:
+    """What each adapter and the base write to each question, alone; all of it different."""
+    texts = {
+        (question, name): ask(assistant, question, name)[0] for question in ASKED for name in (None, SAILOR, LETTER)
+    }
+    for question in ASKED:
+        assert len({texts[question, name] for name in (None, SAILOR, LETTER)}) == 3, question
+    return texts
+
+
+@pytest.mark.xdist_group("roster")
+def test_sixteen_chats_while_ten_swaps_each_reply_by_one_adapter_from_first_token_to_last(
+    assistant: Assistant,
+) -> None:
+    expected = alone(assistant)
+    replies: list[tuple[str, str, str | None]] = []
+    failures: list[BaseException] = []
+
+    def chat(number: int) -> None:
+        try:
+            for turn in range(4):
+                question = ASKED[(number + turn) % len(ASKED)]
+                replies.append((question, *ask(assistant, question)))
+        except BaseException as error:
+            failures.append(error)
+
+    chats = [threading.Thread(target=chat, args=(number,)) for number in range(16)]
+    for each in chats:
+        each.start()
+    for swap in range(10):
+        while len(replies) < 5 * (swap + 1):  # spread over the chats
+            threading.Event().wait(0.05)
+            assert not failures
+        name = (SAILOR, LETTER, None)[swap % 3]
+        assistant.roster.promote(None, name, "a swap")
+    for each in chats:
+        each.join()
+    assert failures == []
+    assert len(replies) == 64
+    assert {recorded for _, _, recorded in replies} == {None, SAILOR, LETTER}
+    assert [text for _, text, _ in replies] == [expected[question, recorded] for question, _, recorded in replies]
+
+
+@pytest.mark.xdist_group("roster")
+def test_a_rollback_gives_back_the_very_same_text(assistant: Assistant) -> None:
+    before = ask(assistant, ASKED[0])
+    assistant.roster.promote(None, SAILOR, "better")
+    during = ask(assistant, ASKED[0])
+    assistant.roster.promote(None, adapters.before_serving(assistant.store), "worse")
+    assert during[1] == SAILOR
+    assert during[0] != before[0]
+    assert ask(assistant, ASKED[0]) == before
+
+
+@pytest.mark.xdist_group("roster")
+def test_two_sides_come_from_what_serves_and_from_the_newest_candidate(assistant: Assistant) -> None:
+    owner = people.local_owner(assistant.store)
+    both = side_by_side(assistant, owner, say(assistant, owner, None, None, ASKED[1]), GREEDY)
+    *_, texts = both
+    assert {both.left.adapter, both.right.adapter} == {None, LETTER}
+    pair = talk.pair_of(assistant.store, owner, both.left.id, both.right.id)
+    assert pair is not None
+    assert [talk.node(assistant.store, each).content for each in (pair.left, pair.right)] == list(texts)
+
+
+@pytest.mark.xdist_group("roster")
+def test_a_proof_agrees_with_the_trainer_and_differs_from_the_base(assistant: Assistant) -> None:
+    proof = assistant.roster.promote(None, SAILOR, "better")
+    assert proof is not None
+    assert proof.from_trainer < 2e-3
+    assert proof.from_base > 0.1
+
+
+def changed(path: Path, **values: object) -> None:
+    """Change a JSON file's values."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def corrupt(directory: Path) -> None:
+    weights = bytearray((directory / WEIGHTS).read_bytes())
+    weights[-100] ^= 0xFF
+    (directory / WEIGHTS).write_bytes(weights)
+
+
+DAMAGE = {
+    "is damaged": corrupt,
+    "made for another base model": lambda directory: changed(directory / CARD, base_sha256="0" * 64),
+    "no card.json": lambda directory: (directory / CARD).unlink(),
+    "damaged card.json": lambda directory: (directory / CARD).write_text("{"),
+    "no readable adapter_config.json": lambda directory: (directory / CONFIG).unlink(),
+    "only LORA is served": lambda directory: changed(directory / CONFIG, peft_type="IA3"),
+    "uses use_dora": lambda directory: changed(directory / CONFIG, use_dora=True),
+    "failed its proof": lambda directory: changed(directory / CONFIG, lora_alpha=1),
+}
+
+
+@pytest.mark.xdist_group("roster")
+def test_a_damaged_or_foreign_adapter_is_refused_by_name_and_nothing_changes(assistant: Assistant) -> None:
+    directory = adapters.directory(assistant.store, SAILOR)
+    whole = {name: (directory / name).read_bytes() for name in (WEIGHTS, CONFIG, CARD)}
+    for says, damage in DAMAGE.items():
+        damage(directory)
+        with pytest.raises(AdapterRefused, match=says):
+            assistant.roster.promote(None, SAILOR, "better")
+        for name, content in whole.items():
+            (directory / name).write_bytes(content)
+    assert adapters.promotions(assistant.store) == []
+    assert assistant.roster.serving() is None
+    assistant.roster.promote(None, SAILOR, "mended")
+    with pytest.raises(Conflict, match="serves already"):
+        assistant.roster.promote(None, SAILOR, "again")
+
+
+@pytest.mark.xdist_group("roster")
+def test_a_promotion_by_another_process_that_cannot_be_loaded_is_taken_back_in_words(assistant: Assistant) -> None:
+    assistant.roster.promote(None, SAILOR, "better")
+    corrupt(adapters.directory(assistant.store, LETTER))
+    adapters.promote(assistant.store, LETTER, None, "unseen", {})
+    assert ask(assistant, ASKED[0])[1] == SAILOR
+    newest = adapters.promotions(assistant.store)[0]
+    assert newest.adapter == SAILOR
+    assert "is damaged" in newest.reason

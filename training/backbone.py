@@ -1,0 +1,149 @@
+"""One frozen base and one LoRA on it: with the LoRA on it is the policy, with it off the reference.
+
+There is never a second copy of the base. Log-probs are computed at reply tokens only, a chunk of positions at a time,
+so that no tensor of every position by the whole vocabulary ever exists.
+Left out on purpose: losses and loops (`losses`, `preference`).
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from assistant import models
+from assistant.models import Base
+from feedback.store import Refused
+from training.batches import Row
+
+CHUNK = 128  # positions whose logits live at one time
+RECOMPUTE_ABOVE = 768  # tokens; a longer row keeps each layer's input only and computes the rest again in backward
+
+
+def courteous_threads() -> int:
+    """How many threads a night computes with: where there are more than two processors, one is left to the chats."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(torch.get_num_threads(), allowed - 1 if allowed > 2 else allowed))
+
+
+class Backbone:
+    """A base model with one LoRA adapter in training. Raises `Refused` on a model it cannot train faithfully."""
+
+    def __init__(self, base: Base, dtype: torch.dtype, device: str, rank: int, alpha: int, seed: int) -> None:
+        self.base, self.device = base, device
+        causal = models.load_model(base, dtype, device)
+        torch.manual_seed(seed)  # the LoRA's first factors are random
+        config = LoraConfig(
+            task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear"
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between the two libraries
+            self.peft: PeftModel = get_peft_model(causal, config, autocast_adapter_dtype=True)  # fp32 factors
+        self.peft.eval()  # no dropout anywhere
+        self._prepare_recomputing()
+        self._check_head()
+
+    @property
+    def causal(self) -> Any:
+        """The base's own network, the LoRA inside its layers."""
+        return self.peft.get_base_model()
+
+    @property
+    def head(self) -> Tensor:
+        """The output embedding, (V, d)."""
+        return self.causal.get_output_embeddings().weight
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return {name: each for name, each in self.peft.named_parameters() if each.requires_grad}
+
+    def layers(self) -> dict[str, nn.Linear]:
+        """The base's linear layers by name, as `assistant.adapters.load_adapter` wants them."""
+        modules = {name.replace(".base_layer", ""): each for name, each in self.causal.named_modules()}
+        return {name: each for name, each in modules.items() if isinstance(each, nn.Linear) and ".lora_" not in name}
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Inside, the model is the base alone."""
+        with self.peft.disable_adapter():
+            yield
+
+    def log_probs(self, row: Row, reference: bool = False) -> Tensor:
+        """Summed log-prob of each of the row's R replies: (R,) nats in fp32; without gradient for the reference."""
+        row = row.to(self.device)
+        if not reference:
+            return row.summed(token_log_probs(self.hidden(row), self.head, row.targets))
+        with torch.no_grad(), self.as_reference():
+            return row.summed(token_log_probs(self.hidden(row), self.head, row.targets))
+
+    def hidden(self, row: Row) -> Tensor:
+        """The last hidden states that predict the row's reply tokens: (N, d)."""
+        row = row.to(self.device)
+        self._recompute(len(row.ids) > RECOMPUTE_ABOVE and torch.is_grad_enabled())
+        out = self.causal.base_model(
+            input_ids=row.ids[None], attention_mask=row.mask(), position_ids=row.positions[None], use_cache=False
+        )
+        return out.last_hidden_state[0, row.predicted_at]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(N, V) logits of (N, d) hidden states; the caller keeps N small."""
+        return hidden @ self.head.T
+
+    def to_fp32(self) -> None:
+        """Compute in fp32 from now on; the base's bf16 weights are kept exactly."""
+        self.peft.float()
+
+    def _prepare_recomputing(self) -> None:
+        """Let layers recompute in backward; `_recompute` says when."""
+        self.causal.activation_checkpointing_enable({"use_reentrant": False})
+        self._recomputing = [each for each in self.causal.modules() if getattr(each, "gradient_checkpointing", False)]
+
+    def _recompute(self, on: bool) -> None:
+        # transformers asks a layer's own `training` flag; its parts stay in eval mode, so dropout stays off.
+        for each in self._recomputing:
+            each.training = on
+
+    def _check_head(self) -> None:
+        """Refuse a model that does more to its logits than multiply by the head (bias, scale, soft cap)."""
+        ids = torch.arange(3, 7, device=self.device)[None]
+        with torch.no_grad():
+            theirs = self.causal(input_ids=ids, use_cache=False).logits[0].float()
+            hidden = self.causal.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+            ours = self.logits(hidden).float()
+        if not torch.allclose(theirs, ours, rtol=0.02, atol=0.02):
+            raise Refused(f"the model {self.base.name!r} shapes its logits in a way that cannot be trained here yet")
+
+
+def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """Log-prob of each target token: (N,) fp32 from hidden states (N, d), a frozen head (V, d), token ids (N,)."""
+    parts = [
+        _TokenLogProbs.apply(hidden[at : at + CHUNK], head, targets[at : at + CHUNK], torch.is_grad_enabled())
+        for at in range(0, len(targets), CHUNK)
+    ]
+    return torch.cat(parts)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """log softmax(h W^T)[target], whose gradient, W[target] - softmax(h W^T) W, is worked out while the logits live.
+
+    So backward needs (N, d) numbers, not (N, V), and multiplies by the head no more often than it must.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, with_gradient: bool) -> Tensor:
+        logits = (hidden @ head.T).float()
+        normaliser = logits.logsumexp(-1, keepdim=True)
+        picked = logits.gather(-1, targets[:, None]) - normaliser
+        if with_gradient:
+            probs = logits.sub_(normaliser).exp_().to(head.dtype)
+            ctx.save_for_backward(head[targets] - probs @ head)
+        return picked[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        return (grads[0][:, None] * slope).to(slope.dtype), None, None, None

@@ -1,0 +1,177 @@
+"""From examples to token rows: the replies to one prompt share one row, and the prompt is computed once.
+
+A row is prompt, reply, reply, ...: a mask keeps each reply from seeing the others, positions restart after the prompt,
+and the first token of every reply is predicted at the prompt's last position. The numbers are those of one reply at
+a time; a test holds that. Rows are not padded: one row is one forward pass.
+Left out on purpose: the model (`backbone`) and what the numbers are for (`preference`).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assistant import prompt
+from feedback.examples import Answer, Examples, Pair, Thumb
+from feedback.store import Refused
+from feedback.talk import Message
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt and R replies to it, T tokens in all, as the model takes them."""
+
+    ids: Tensor  # (T,)
+    positions: Tensor  # (T,) restarting after the prompt for each reply
+    branch: Tensor  # (T,) 0 for the prompt, 1..R for the replies
+    predicted_at: Tensor  # (N,) for every reply token, in order, where it is predicted
+    targets: Tensor  # (N,) the reply tokens
+    reply_of: Tensor  # (N,) 0..R-1, whose token it is
+
+    def mask(self) -> Tensor | None:
+        """(1, 1, T, T), true where a position may look; None where plain causal attention does."""
+        if int(self.branch[-1]) <= 1:
+            return None
+        sees = (self.branch == 0)[None, :] | (self.branch[:, None] == self.branch[None, :])
+        return sees.tril()[None, None]
+
+    def summed(self, token_values: Tensor) -> Tensor:
+        """(N,) values of reply tokens as (R,) sums over replies."""
+        sums = token_values.new_zeros(int(self.reply_of[-1]) + 1)
+        return sums.index_add(0, self.reply_of, token_values)
+
+    def to(self, device: str) -> "Row":
+        """The same row on a device."""
+        return Row(**{name: value.to(device) for name, value in self.__dict__.items()})
+
+
+def make_row(prompt_ids: Sequence[int], replies: Sequence[Sequence[int]]) -> Row:
+    """A row of a prompt and one or more replies, none of them empty."""
+    assert prompt_ids, "a row needs a prompt"
+    assert replies, "a row needs a reply"
+    assert all(replies), "a reply needs a token"
+    start = len(prompt_ids)
+    ids, positions, branch = list(prompt_ids), list(range(start)), [0] * start
+    predicted_at: list[int] = []
+    for number, reply in enumerate(replies, 1):
+        first = len(ids)
+        predicted_at += [start - 1, *range(first, first + len(reply) - 1)]
+        ids += reply
+        positions += range(start, start + len(reply))
+        branch += [number] * len(reply)
+    targets = ids[start:]
+    owners = [number - 1 for number in branch[start:]]
+    return Row(*(torch.tensor(each) for each in (ids, positions, branch, predicted_at, targets, owners)))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One example in token ids. A pair has the chosen reply first; a thumb has its own reply first, and then
+    (where there is another thumb) that one's reply, mismatched on purpose, for KTO's baseline.
+    """
+
+    kind: str  # "comparison", "ranking", "correction" or "thumb"
+    prompt_ids: list[int]
+    replies: tuple[list[int], ...]
+    weight: float
+    wanted: bool = True  # thumbs only
+
+    def row(self, *which: int) -> Row:
+        """The row of the prompt with the replies of these numbers; with all of them if none is given."""
+        return make_row(self.prompt_ids, [self.replies[each] for each in which] if which else self.replies)
+
+
+class TooLong(Exception):
+    """An example does not fit into the length limit."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How one base model turns messages and replies into token ids. `longest` holds for prompt and reply together."""
+
+    tokenizer: Any
+    end_ids: frozenset[int]  # each ends a turn
+    template_sha256: str
+    longest: int
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a turn that a person wrote."""
+        own = self.tokenizer.eos_token_id
+        return int(own) if own in self.end_ids else min(self.end_ids)
+
+    def reply(self, answer: Answer) -> list[int]:
+        """A reply's token ids: as they were sampled, where this tokenizer and template did it, else of its text.
+
+        Only a reply that ended by itself ends with the end of turn: a cut one must not teach where to stop.
+        """
+        if not answer.token_ids or answer.template_sha256 != self.template_sha256:
+            ids = prompt.encode_reply(self.tokenizer, answer.text, self.end_id)
+            return ids if answer.finish == "stop" else ids[:-1]
+        ids = list(answer.token_ids)
+        ended = ids[-1] in self.end_ids
+        if answer.finish != "stop":
+            return ids[:-1] if ended else ids
+        return ids if ended else [*ids, self.end_id]
+
+    def prompt(self, messages: Sequence[Message], reply_tokens: int) -> list[int]:
+        """A conversation's token ids, its oldest turns left out where it must be. Raises `TooLong`."""
+        if reply_tokens >= self.longest:
+            raise TooLong
+        try:
+            return prompt.encode_prompt(self.tokenizer, messages, self.longest - reply_tokens)
+        except Refused as error:
+            raise TooLong from error
+
+
+def make_lessons(examples: Examples, encoder: Encoder) -> tuple[list[Lesson], dict[str, int]]:
+    """Every example that fits as a lesson, in order, pairs first; and how many do not, by reason."""
+    left_out: Counter[str] = Counter()
+    lessons: list[Lesson] = []
+    every: list[Pair | Thumb] = [*examples.pairs, *examples.thumbs]
+    for example in every:
+        try:
+            lesson = _lesson(example, encoder)
+        except TooLong:
+            left_out["too long"] += 1
+            continue
+        if not all(lesson.replies):
+            left_out["empty reply"] += 1
+        elif len(lesson.replies) == 2 and lesson.replies[0] == lesson.replies[1]:
+            left_out["equal replies"] += 1
+        else:
+            lessons.append(lesson)
+    return _with_mismatched(lessons), dict(left_out)
+
+
+def _lesson(example: Pair | Thumb, encoder: Encoder) -> Lesson:
+    if isinstance(example, Thumb):
+        reply = encoder.reply(example.answer)
+        prompt_ids = encoder.prompt(example.messages, len(reply))
+        return Lesson("thumb", prompt_ids, (reply,), example.weight, example.wanted)
+    chosen, rejected = encoder.reply(example.chosen), encoder.reply(example.rejected)
+    prompt_ids = encoder.prompt(example.messages, max(len(chosen), len(rejected)))
+    return Lesson(example.kind, prompt_ids, (chosen, rejected), example.weight)
+
+
+def _with_mismatched(lessons: Sequence[Lesson]) -> list[Lesson]:
+    """Give each thumb the reply of the next thumb (the last: of the first) whose prompt and reply are others.
+
+    The partner is fixed, so that the reference's log-prob of the mismatched reply is computed once per night.
+    """
+    thumbs = [lesson for lesson in lessons if lesson.kind == "thumb"]
+    partner: dict[int, list[int]] = {}
+    for number, thumb in enumerate(thumbs):
+        for other in thumbs[number + 1 :] + thumbs[:number]:
+            if other.prompt_ids != thumb.prompt_ids and other.replies[0] != thumb.replies[0]:
+                partner[id(thumb)] = other.replies[0]
+                break
+    return [
+        Lesson(each.kind, each.prompt_ids, (*each.replies, partner[id(each)]), each.weight, each.wanted)
+        if id(each) in partner
+        else each
+        for each in lessons
+    ]

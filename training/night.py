@@ -1,0 +1,204 @@
+"""A night: from what people said to an adapter that may be promoted. `python -m training.night`.
+
+A process of its own: its memory leaves with it and its crash hurts no chat. It writes its row as it goes; killed at
+any moment it goes on when it is started again, and until its last write there is nothing new to serve.
+Left out on purpose: when nights run (the schedule), and whether the adapter is good (the gate, the operator).
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from feedback import nights
+from feedback.examples import gather
+from feedback.store import Conflict, Refused, Store
+from training.signals import Cancellation, Cancelled
+
+if TYPE_CHECKING:  # torch and the like come late: `main` sets the environment first
+    from assistant.models import Base
+    from training.planner import Wishes
+    from training.teaching import Work
+
+DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 3
+METHODS = {"auto": "pairs by DPO and thumbs by KTO", "dpo": "pairs only", "kto": "thumbs only"}
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one night; its exit status: 0 done or nothing to do, 1 failed, 2 bad input, 3 cancelled."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    set_environment(options.model)
+    try:
+        return run(options)
+    except Refused as error:
+        print(f"nightschool: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except Cancelled:  # before there was a night
+        return CANCELLED
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of a night."""
+    top = argparse.ArgumentParser(prog="nightschool night", description="Train now on what people said.")
+    data = Path(os.environ.get("NIGHTSCHOOL_DATA", "data"))
+    top.add_argument("--data", type=Path, default=data, metavar="DIR", help="the data folder")
+    top.add_argument("--model", default="embedded", help="embedded, a directory, or a hub id")
+    methods = "; ".join(f"{name}: {words}" for name, words in METHODS.items())
+    top.add_argument("--method", choices=METHODS, help=f"{methods} (default: auto)")
+    top.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, e.g. epochs=1")
+    top.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    top.add_argument("--again", action="store_true", help="train even if nothing is new since the last night")
+    top.add_argument("--fresh", action="store_true", help="do not go on with an interrupted night")
+    top.add_argument("--promote", action="store_true", help="let the adapter serve afterwards, if it passes its proof")
+    return top
+
+
+def set_environment(model: str) -> None:
+    """What libraries read when they are imported: stay offline, and be a good neighbour to the chats."""
+    if model.count("/") != 1 or Path(model).expanduser().exists():  # else a hub id, which may be fetched
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Threads that spin while they wait slow each other down tenfold where a server shares the processor.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if hasattr(os, "nice"):
+        os.nice(10)
+
+
+def run(options: argparse.Namespace) -> int:
+    """One night from the first step to the last."""
+    from assistant import models
+    from training import interrupted, night_folder, preference
+    from training.planner import Wishes
+    from training.teaching import Work
+
+    # 1. what is asked, and whether it can be done
+    wishes = Wishes(options.method, preference.parse_settings(options.set), options.fresh)
+    store = Store(options.data)
+    if options.dry_run:
+        return dry_run(store, models.find_base(options.model), wishes)
+    cancellation = Cancellation()
+    with alone(store):
+        base = models.find_base(options.model)
+
+        # 2. an interrupted night goes on, or is closed
+        with cancellation.held():
+            saved = interrupted.go_on(store, base, gather(store), wishes)
+            night_folder.tidy(store.data, keep=saved[0] if saved else None)
+
+        # 3. or a new one begins, if there is something to learn
+        with cancellation.held(longer=True):
+            work = Work(*saved) if saved else begin(store, base, wishes, options.again)
+            if work is None:
+                return DONE
+
+        # 4. to 8. it learns, and what came of it is written down
+        status = taught(store, base, work, cancellation)
+        night_folder.remove(night_folder.folder(store.data, work.night))
+        if status == DONE and options.promote and nights.night(store, work.night).adapter:
+            status = promoted(store, base, work.adapter)
+        return status
+
+
+@contextmanager
+def alone(store: Store) -> Iterator[None]:
+    """One night at a time on a data folder. Raises `Conflict` while there is another."""
+    lock = FileLock(store.data / "night.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise Conflict("a night is running already; wait for it, or cancel it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def dry_run(store: Store, base: "Base", wishes: "Wishes") -> int:
+    """Say what a night would do."""
+    from training import planner
+
+    plan, examples = planner.make_plan(store, base, wishes)
+    reason = planner.why_nothing(store, examples, plan, again=False)
+    print(reason or f"would train on {planner.in_words(examples)}")
+    print(f"method {plan.method}, {plan.precision}, {plan.threads} threads, settings {json.dumps(plan.settings)}")
+    return DONE
+
+
+def begin(store: Store, base: "Base", wishes: "Wishes", again: bool) -> "Work | None":
+    """A new night with its examples saved; None, with a row that says why, where there is nothing to learn."""
+    from training import night_folder, planner
+    from training.teaching import Work
+
+    plan, examples = planner.make_plan(store, base, wishes)
+    with store.write():
+        night = nights.start_night(store, plan.method, planner.recorded_settings(plan), os.getpid())
+        counts, sha256 = examples.counts(), examples.sha256
+        nights.update_night(store, night, counts=counts, data_sha256=sha256, phase="examples")
+        reason = planner.why_nothing(store, examples, plan, again)
+        if reason:
+            end(store, night, "nothing", reason)
+            return None
+    night_folder.save_plan(night_folder.folder(store.data, night), plan, examples)
+    print(f"night {night}: {planner.in_words(examples)}", flush=True)
+    return Work(night, plan, examples)
+
+
+def taught(store: Store, base: "Base", work: "Work", cancellation: Cancellation) -> int:
+    """Run steps 4 to 8 and write down whatever came of them; the exit status."""
+    from training.preference import NotFinite
+    from training.teaching import NothingFits, teach
+
+    try:
+        with cancellation.held():
+            nights.update_night(store, work.night, pid=os.getpid(), phase="loading")
+        print(f"night {work.night}: done: {teach(store, base, work, cancellation)}", flush=True)
+        return DONE
+    except Cancelled:
+        cancellation.too_late()
+        end(store, work.night, "cancelled", "cancelled; nothing of it is kept")
+        return CANCELLED
+    except NothingFits as error:
+        cancellation.too_late()
+        end(store, work.night, "nothing", str(error))
+        return DONE
+    except (NotFinite, Refused) as error:
+        reason = str(error)
+    except Exception as error:
+        log.exception("night %s failed", work.night)
+        reason = f"{type(error).__name__}: {error}"
+    cancellation.too_late()
+    end(store, work.night, "failed", reason, to=sys.stderr)
+    return FAILED
+
+
+def end(store: Store, night: int, state: str, reason: str, to: Any = None) -> None:
+    """Close a night that made no adapter, on paper and aloud."""
+    nights.end_night(store, night, state, reason)
+    print(f"night {night}: {state}: {reason}", file=to, flush=True)
+
+
+def promoted(store: Store, base: "Base", adapter: str) -> int:
+    """Let a new adapter serve, if it passes its proof; the exit status."""
+    from assistant import roster
+
+    try:
+        roster.prove_and_promote(store, base.name, adapter, user=None, reason="promoted by the night that made it")
+    except Refused as error:
+        print(f"nightschool: {adapter} is not promoted: {error}", file=sys.stderr)
+        return FAILED
+    print(f"{adapter} serves from now on", flush=True)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

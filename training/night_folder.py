@@ -1,0 +1,140 @@
+"""A night's own folder, `<data>/nights/<id>`: what it trains on, how, and its checkpoint.
+
+It is there so that a killed night can go on, and is removed when the night has ended: what people said is kept in one
+place only, the store. Every file appears whole or not at all.
+Left out on purpose: deciding whether a night may go on (`night`).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from feedback.examples import Answer, Examples, Pair, Thumb
+from feedback.talk import Message
+from training.preference import Progress
+
+EXAMPLES, PLAN, CHECKPOINT = "examples.json", "plan.json", "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a night set out to do; it goes on only with the same."""
+
+    model: str
+    base_sha256: str
+    method: str
+    settings: dict[str, Any]
+    precision: str  # "bfloat16" or "float32"
+    threads: int
+
+
+def folder(data: Path, night_id: int) -> Path:
+    """Where a night keeps its files."""
+    return data / "nights" / str(night_id)
+
+
+def save_plan(where: Path, plan: Plan, examples: Examples) -> None:
+    """Write down what a night trains on and how, before it begins."""
+    where.mkdir(parents=True, exist_ok=True)
+    where.chmod(0o700)  # what people said is for this account's eyes
+    write_whole(where / EXAMPLES, json.dumps(asdict(examples)).encode())
+    write_whole(where / PLAN, json.dumps(asdict(plan), indent=1).encode())
+
+
+def load_plan(where: Path) -> tuple[Plan, Examples]:
+    """What `save_plan` wrote. Raises OSError, ValueError, KeyError or TypeError where it is not all there."""
+    raw = json.loads((where / EXAMPLES).read_text())
+    pairs = tuple(
+        Pair(_messages(each), _answer(each["chosen"]), _answer(each["rejected"]), each["kind"], each["weight"])
+        for each in raw["pairs"]
+    )
+    thumbs = tuple(
+        Thumb(_messages(each), _answer(each["answer"]), each["wanted"], each["weight"]) for each in raw["thumbs"]
+    )
+    return Plan(**json.loads((where / PLAN).read_text())), Examples(pairs, thumbs, raw["left_out"])
+
+
+def _messages(raw: dict[str, Any]) -> tuple[Message, ...]:
+    return tuple(Message(**each) for each in raw["messages"])
+
+
+def _answer(raw: dict[str, Any]) -> Answer:
+    return Answer(**raw | {"token_ids": tuple(raw["token_ids"])})
+
+
+def save_checkpoint(where: Path, parameters: Mapping[str, nn.Parameter], progress: Progress) -> None:
+    """Write the whole state of training as one file: weights, optimiser, position, reference log-probs, RNG."""
+    tensors = {f"weight/{name}": each.detach() for name, each in parameters.items()}
+    for name, each in parameters.items():
+        for key, value in progress.optimizer.state[each].items():
+            tensors[f"{key}/{name}"] = value
+    tensors["references"] = progress.references
+    tensors["rng"] = torch.get_rng_state()
+    position = {"step": progress.step, "kl_per_token": progress.kl_per_token}
+    contents = save({name: each.contiguous() for name, each in tensors.items()}, {"position": json.dumps(position)})
+    write_whole(where / CHECKPOINT, contents)
+
+
+def load_checkpoint(where: Path, parameters: Mapping[str, nn.Parameter], progress: Progress) -> None:
+    """Put back what `save_checkpoint` wrote, if there is one.
+
+    Raises OSError, ValueError, KeyError or SafetensorError, before anything is changed, where it cannot be used.
+    """
+    path = where / CHECKPOINT
+    if not path.is_file():
+        return
+    with safe_open(path, framework="pt") as file:
+        position = json.loads(file.metadata()["position"])
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    kept = {
+        name: {key: tensors[f"{key}/{name}"] for key in ("weight", "step", "exp_avg", "exp_avg_sq")}
+        for name in parameters
+    }
+    fits = all(kept[name]["weight"].shape == each.shape for name, each in parameters.items())
+    if not fits or tensors["references"].shape != progress.references.shape:
+        raise ValueError("it is of other examples or another adapter")
+    with torch.no_grad():
+        for name, each in parameters.items():
+            each.copy_(kept[name].pop("weight"))
+            # Adam counts its steps on the CPU.
+            state = {key: value if key == "step" else value.to(each.device) for key, value in kept[name].items()}
+            progress.optimizer.state[each] = state
+    progress.references = tensors["references"]
+    progress.step, progress.kl_per_token = position["step"], position["kl_per_token"]
+    torch.set_rng_state(tensors["rng"])
+
+
+def tidy(data: Path, keep: int | None) -> None:
+    """Remove what killed nights left behind, but for the one that goes on."""
+    for each in (data / "nights").glob("*"):
+        if each.name != str(keep):
+            remove(each)
+    for each in (data / "adapters").glob(".*.making"):
+        remove(each)
+
+
+def remove(where: Path) -> None:
+    """A night that has ended needs its folder no more."""
+    shutil.rmtree(where, ignore_errors=True)
+
+
+def write_whole(path: Path, contents: bytes) -> None:
+    """A file that is there with all its contents, on the disk, or not at all."""
+    making = path.with_name(f".{path.name}.making")
+    with making.open("wb") as file:
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())
+    making.replace(path)
+    handle = os.open(path.parent, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)

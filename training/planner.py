@@ -1,0 +1,67 @@
+"""What a night would do, and why: enough to learn from, which method, which settings.
+
+Left out on purpose: doing it (`night`, `teaching`).
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from assistant import models
+from assistant.models import Base
+from feedback import nights
+from feedback.examples import Examples, gather
+from feedback.store import Store
+from training import backbone
+from training.night_folder import Plan
+from training.preference import Settings
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was said on the command line; None and empty where nothing was."""
+
+    method: str | None
+    settings: dict[str, Any]
+    fresh: bool
+
+
+def make_plan(store: Store, base: Base, wishes: Wishes) -> tuple[Plan, Examples]:
+    """How this machine would train on what stands in the store now."""
+    method = wishes.method or "auto"
+    settings = asdict(Settings(**wishes.settings))
+    precision = str(models.fastest_dtype(models.pick_device())).removeprefix("torch.")
+    plan = Plan(base.name, base.sha256, method, settings, precision, backbone.courteous_threads())
+    return plan, used_by(method, gather(store))
+
+
+def used_by(method: str, examples: Examples) -> Examples:
+    """The examples that a method learns from; the others are counted as left out."""
+    unused = {"dpo": len(examples.thumbs), "kto": len(examples.pairs)}.get(method, 0)
+    left_out = examples.left_out | ({f"not used by {method}": unused} if unused else {})
+    pairs, thumbs = () if method == "kto" else examples.pairs, () if method == "dpo" else examples.thumbs
+    return Examples(pairs, thumbs, left_out)
+
+
+def recorded_settings(plan: Plan) -> dict[str, Any]:
+    """What a night's row says of how it was done."""
+    return plan.settings | {"model": plan.model, "base_sha256": plan.base_sha256}
+
+
+def why_nothing(store: Store, examples: Examples, plan: Plan, again: bool) -> str:
+    """Why there is nothing to do, in words; empty if there is something."""
+    if not examples.pairs and not examples.thumbs:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in examples.left_out.items())
+        return "nothing to learn from" + (f"; left out were {reasons}" if reasons else "; nobody has rated a reply yet")
+    last = nights.last_trained(store)
+    same = last and (last.data_sha256, last.method, last.settings)
+    if last and not again and same == (examples.sha256, plan.method, recorded_settings(plan)):
+        return f"nothing new since night {last.id}; --again trains on the same once more"
+    return ""
+
+
+def in_words(examples: Examples) -> str:
+    """What a night learns from, for a person."""
+    counts = examples.counts()
+    left_out = ", ".join(f"{reason}: {count}" for reason, count in counts.pop("left_out").items())
+    kinds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counts.items() if count)
+    return kinds + (f" (left out: {left_out})" if left_out else "")

@@ -1,0 +1,280 @@
+"""The HTTP API of people: what they say of replies, two replies to compare, consent, and their own conversations.
+
+A person's ids are theirs: another's look as if they did not exist.
+Left out on purpose: operating (`operating`), and OpenAI's endpoints (`openai_api`).
+"""
+
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from anyio import to_thread
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+
+from assistant import prompt
+from assistant.chat import Assistant, side_by_side
+from assistant.engine import MOST_WAITING, Busy
+from assistant.sampling import Sampling
+from feedback import people, ratings, talk
+from feedback.people import User
+from feedback.store import Refused, Store, Unavailable
+from feedback.talk import Message, Node
+from ui.asked import REFUSALS, STRICT, TheAssistant, TheStore, Writing
+from ui.auth import Person
+
+BASE = "base"  # as an adapter's name
+
+router = APIRouter(prefix="/api", responses=REFUSALS)
+Reply = Annotated[str, Field(description="A reply's id: of a chat, of a pair, or of /v1/chat/completions.")]
+
+
+class Vote(BaseModel):
+    """A thumb on a reply."""
+
+    model_config = STRICT
+    reply: Reply
+    value: int = Field(description="1: up, -1: down, 0: taken back.")
+    reasons: list[str] = Field([], description=f"Any of: {', '.join(ratings.REASONS)}.")
+    words: str = Field("", description="What was good or bad, in words.")
+
+
+class Comparison(BaseModel):
+    """A choice between two replies to one message."""
+
+    model_config = STRICT
+    left: Reply
+    right: Reply
+    choice: str = Field(description=f"One of: {', '.join(ratings.CHOICES)}.")
+    strength: int | None = Field(None, description="How much better, 1 to 5.")
+    words: str = ""
+
+
+class Ranking(BaseModel):
+    """Two or more replies to one message, in order."""
+
+    model_config = STRICT
+    replies: list[str]
+    ranks: list[int] = Field(description="One for each reply: 1 is best, equal ranks are ties.")
+
+
+class Words(BaseModel):
+    """Text about a reply; empty takes back what was said before."""
+
+    model_config = STRICT
+    reply: Reply
+    text: str
+
+
+class Row(BaseModel):
+    """What was recorded."""
+
+    id: int
+
+
+class Turn(BaseModel):
+    """One message of a conversation."""
+
+    model_config = STRICT
+    role: str = Field(description="system, user or assistant.")
+    content: str
+
+
+class PairAsked(BaseModel):
+    """A conversation that wants two replies."""
+
+    model_config = STRICT
+    messages: list[Turn] = Field(description="The last one is the user's.")
+    adapters: list[str | None] | None = Field(
+        None, description='The two adapters by id, "base" for the base. Without: what serves, and its newest rival.'
+    )
+    max_tokens: int = 512
+    temperature: float = 0.7
+    seed: int | None = None
+
+
+class Blind(BaseModel):
+    """A reply whose author is not told."""
+
+    reply: str
+    text: str
+
+
+class Pair(BaseModel):
+    """Two replies, blind and in random order, to be compared through /api/comparisons."""
+
+    pair: str
+    left: Blind
+    right: Blind
+
+
+class Consent(BaseModel):
+    """Whether a person's ratings may teach the assistant; null while they were not asked."""
+
+    model_config = STRICT
+    given: bool | None
+
+
+class ConsentSaid(BaseModel):
+    """A person's word on whether their ratings may teach the assistant, from now on and for all they said before."""
+
+    model_config = STRICT
+    given: bool
+
+
+class Chat(BaseModel):
+    """A conversation in a list."""
+
+    id: str
+    title: str
+    leaf: str | None = Field(description="The message that the chat goes on from.")
+    created_at: str
+
+
+class Thumb(BaseModel):
+    """A standing vote."""
+
+    value: Literal[1, -1]
+    reasons: list[str]
+    words: str
+
+
+class Said(BaseModel):
+    """A message where it stands, with what its reader said of it."""
+
+    id: str
+    parent: str | None
+    role: str
+    content: str
+    vote: Thumb | None = None
+    correction: str | None = None
+
+
+class WholeChat(Chat):
+    """A conversation with every branch: each message names the one it stands under."""
+
+    messages: list[Said]
+
+
+@router.post("/votes", response_model=Row, tags=["feedback"])
+def vote(body: Vote, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Thumb up, down, or taken back. The newest one stands."""
+    return write.at_once(body, lambda: {"id": ratings.vote(store, user, **body.model_dump())})
+
+
+@router.post("/comparisons", response_model=Row, tags=["feedback"])
+def compare(body: Comparison, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Choose between two replies to one message."""
+    return write.at_once(body, lambda: {"id": ratings.compare(store, user, **body.model_dump())})
+
+
+@router.post("/rankings", response_model=Row, tags=["feedback"])
+def rank(body: Ranking, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Rank two or more replies to one message."""
+    return write.at_once(body, lambda: {"id": ratings.rank(store, user, **body.model_dump())})
+
+
+@router.post("/corrections", response_model=Row, tags=["feedback"])
+def correct(body: Words, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Write a reply as it should have been."""
+    return write.at_once(body, lambda: {"id": ratings.correct(store, user, **body.model_dump())})
+
+
+@router.post("/critiques", response_model=Row, tags=["feedback"])
+def critique(body: Words, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Say in words what is wrong with a reply."""
+    return write.at_once(body, lambda: {"id": ratings.critique(store, user, **body.model_dump())})
+
+
+@router.post("/pairs", response_model=Pair, tags=["feedback"])
+async def pair(
+    body: PairAsked, request: Request, user: Person, assistant: TheAssistant, write: Writing
+) -> dict[str, Any]:
+    """Two blind replies to a conversation, to be compared. Answers when both are written."""
+
+    def work() -> dict[str, Any]:
+        return write.in_time(body, lambda: write_pair(assistant, user, body))
+
+    return await to_thread.run_sync(work, limiter=request.app.state.generating)
+
+
+def write_pair(assistant: Assistant, user: User, body: PairAsked) -> dict[str, Any]:
+    """Record a conversation and write two replies to it. Raises `Refused`; nothing is recorded then."""
+    sampling = Sampling(temperature=body.temperature, max_tokens=body.max_tokens, seed=body.seed)
+    named = None
+    if body.adapters is not None:
+        if len(body.adapters) != 2:
+            raise Refused(f"adapters names two, not {len(body.adapters)}")
+        left, right = (None if name == BASE else name for name in body.adapters)
+        named = (left, right)
+        for name in named:
+            assistant.roster.get(name)
+    messages = [Message(turn.role, turn.content) for turn in body.messages]
+    parent = record(assistant, user, "pairs", messages, replies=2)
+    both = side_by_side(assistant, user, parent, sampling, "api", named)
+    for _ in both:
+        pass
+    if "cancelled" in (both.left.finish, both.right.finish):
+        raise Unavailable("the two replies were cut short, for the assistant is shutting down")
+    if both.pair is None:
+        raise Unavailable("one of the two replies came out empty, so there is nothing to compare; ask again")
+    shown = {
+        side: {"reply": reply.id, "text": reply.text} for side, reply in (("left", both.left), ("right", both.right))
+    }
+    return {"pair": both.pair, **shown}
+
+
+def record(assistant: Assistant, user: User, source: str, messages: list[Message], replies: int = 1) -> str:
+    """Record a program's conversation that `replies` replies will be written to; its last message's id.
+
+    Raises `Refused` when it is malformed or too long for the model, `Busy`; nothing is recorded then.
+    """
+    if assistant.engine.waiting + replies > MOST_WAITING:
+        raise Busy("the assistant is busy; try again in a moment")
+    for message in messages:
+        talk.checked(message.content)
+    prompt.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
+    return talk.record_messages(assistant.store, user, source, messages)
+
+
+@router.get("/consent", response_model=Consent, tags=["you"])
+def consent(user: Person, store: TheStore) -> dict[str, Any]:
+    """Whether your ratings may teach the assistant."""
+    return {"given": people.consent(store, user)}
+
+
+@router.post("/consent", response_model=Consent, tags=["you"])
+def set_consent(body: ConsentSaid, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Give or withdraw consent."""
+
+    def act() -> dict[str, Any]:
+        people.set_consent(store, user, body.given)
+        return {"given": body.given}
+
+    return write.at_once(body, act)
+
+
+@router.get("/conversations", response_model=list[Chat], tags=["you"])
+def conversations(user: Person, store: TheStore) -> list[dict[str, Any]]:
+    """Your chats, newest first."""
+    return talk.conversations(store, user)
+
+
+@router.get("/conversations/{conversation}", response_model=WholeChat, tags=["you"])
+def conversation(conversation: str, user: Person, store: TheStore) -> dict[str, Any]:
+    """One of your conversations: every branch under the message it began with, and what you said of its replies."""
+    found = talk.own_conversation(store, user, conversation)
+    return found | {"messages": [said(store, user, node) for node in talk.tree(store, conversation)]}
+
+
+def said(store: Store, user: User, node: Node) -> dict[str, Any]:
+    """A message with the standing vote and correction of its reader."""
+    vote = ratings.standing_vote(store, user, node.id) if node.role == "assistant" else None
+    return {
+        "id": node.id,
+        "parent": node.parent,
+        "role": node.role,
+        "content": node.content,
+        "vote": asdict(vote) | {"reasons": list(vote.reasons)} if vote else None,
+        "correction": ratings.standing_correction(store, user, node.id) if vote or node.role == "assistant" else None,
+    }

@@ -1,0 +1,273 @@
+"""The server: pages, HTTP API, schedule and the assistant behind them, put together and run.
+
+What can be refused is refused before the model is loaded. Nothing that is served loads anything from elsewhere, and
+the headers forbid it.
+Left out on purpose: every route, page and rule; each has its own module.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from feedback import nights, people
+from feedback.store import Refused, Store
+
+if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is imported
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from assistant.chat import Assistant
+
+LOOK_EVERY_S = 1.0  # for a promotion made by another process
+GRACE_S = 1  # that replies being written have when the server is told to end
+POLICY = (
+    "default-src 'self'",
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval'",  # Gradio needs both
+    "style-src 'self' 'unsafe-inline'",
+    "img-src 'self' data: blob:",
+    "font-src 'self' data:",
+    "media-src 'self' data: blob:",
+    "connect-src 'self' data: blob:",
+    "worker-src 'self' blob:",
+    "object-src 'none'",
+    "base-uri 'self'",
+    "form-action 'self'",
+    "frame-ancestors 'none'",
+)
+HEADERS = {
+    "Content-Security-Policy": "; ".join(POLICY),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+}
+ABOUT = (
+    "A chat assistant that learns at night from what people said of its replies by day. Programs send a token, made "
+    "with 'nightschool user token NAME', as Authorization: Bearer; on a machine without accounts none is needed."
+)
+
+log = logging.getLogger(__name__)
+
+
+def create_app(assistant: "Assistant", lifespan: Callable[["FastAPI"], Any] | None = None) -> "FastAPI":
+    """Everything that is served for an assistant, as one ASGI application."""
+    import gradio as gr
+    from anyio import CapacityLimiter
+    from fastapi import FastAPI
+    from starlette.middleware.cors import CORSMiddleware
+    from starlette.middleware.sessions import SessionMiddleware
+
+    from assistant.engine import MOST_ROWS, MOST_WAITING
+    from ui import api, auth, chat_page, docs, login, metrics, openai_api, operating, refusals
+
+    app = FastAPI(title="Nightschool", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.assistant = assistant
+    app.state.passwords = login.Passwords(assistant.store)
+    app.state.numbers = metrics.registry(assistant)
+    app.state.generating = CapacityLimiter(MOST_ROWS + MOST_WAITING)  # threads that wait for tokens
+
+    # Middleware runs from the last added to the first.
+    app.add_middleware(CORSMiddleware, allow_origins=[])  # no other site's page; with ours, Gradio adds none of its own
+    app.add_middleware(auth.Gate, store=assistant.store)
+    secret = auth.cookie_secret(assistant.store)
+    app.add_middleware(
+        SessionMiddleware, secret_key=secret, session_cookie=auth.COOKIE, max_age=auth.SESSION_DAYS * 24 * 3600
+    )
+    app.add_middleware(with_headers)
+    refusals.add_handlers(app)
+    for each in (api, operating, openai_api, metrics, login, docs, refusals):
+        app.include_router(each.router)
+
+    blocks = chat_page.build(assistant)
+    gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        auth_dependency=lambda request: request.state.user.name,
+        theme=getattr(chat_page, "THEME", None),
+        css=getattr(chat_page, "CSS", None),
+        head=getattr(chat_page, "HEAD", None),
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        max_file_size="1mb",
+    )
+    return app
+
+
+def with_headers(app: "ASGIApp") -> "ASGIApp":
+    """ASGI: every answer with the headers that keep a page to itself."""
+    headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+
+    async def wrapped(scope: "Scope", receive: "Receive", send: "Send") -> None:
+        async def sending(message: "Message") -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *headers]
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    return wrapped
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `Refused` where there can be none."""
+    way_out = "choose another with --port"
+    if not 0 <= port <= 65535:
+        raise Refused(f"a port is a number from 0 to 65535, not {port}; {way_out}")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=256)
+    except socket.gaierror as error:
+        raise Refused(f"there is no address {host!r} on this machine; choose another with --host") from error
+    except OSError as error:
+        raise Refused(f"cannot listen at {host} port {port}: {error.strerror or error}; {way_out}") from error
+
+
+def require_accounts(store: Store, host: str) -> None:
+    """Raises `Refused` when others could reach a server that knows nobody."""
+    from ui.auth import is_loopback
+
+    if not is_loopback(host) and not people.has_accounts(store):
+        raise Refused(
+            f"without accounts Nightschool answers on this machine only, not at {host}: run 'nightschool user add NAME "
+            "--role operator', or set NIGHTSCHOOL_OWNER_PASSWORD or NIGHTSCHOOL_OWNER_PASSWORD_FILE"
+        )
+
+
+def set_environment(model: str) -> None:
+    """Keep the libraries from calling anyone. To be done before they are imported."""
+    from assistant.models import is_hub_id
+
+    if not is_hub_id(model):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+
+def alive(assistant: "Assistant", url: str) -> Callable[["FastAPI"], Any]:
+    """What runs beside the requests, from the server's start to its end."""
+    from anyio import to_thread
+
+    from ui.schedule import Schedule
+
+    schedule = Schedule(assistant.store, assistant.base.name)
+    over = threading.Event()
+
+    @asynccontextmanager
+    async def lifespan(_: "FastAPI") -> AsyncIterator[None]:
+        threading.Thread(target=look_for_promotions, args=(assistant, over), name="promotions", daemon=True).start()
+        schedule.start()
+        print(f"Nightschool answers at {url}", flush=True)
+        yield
+        over.set()
+        schedule.stop()
+        await to_thread.run_sync(finish, assistant)
+
+    return lifespan
+
+
+def finish(assistant: "Assistant") -> None:
+    """End every reply being written, and wait until pages have recorded theirs as cancelled."""
+    assistant.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("turn-"):  # the pages write replies in threads of their own (`turns`)
+            thread.join(timeout=GRACE_S)
+
+
+def look_for_promotions(assistant: "Assistant", over: threading.Event) -> None:
+    """Load what another process promoted before the next message needs it."""
+    while not over.wait(LOOK_EVERY_S):
+        try:
+            assistant.roster.serving()
+        except Exception:  # the next look may go better
+            log.exception("could not see which adapter serves")
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Run the server until it is told to end. Raises `Refused` when it cannot begin."""
+    from ui.login import set_owner_password
+
+    with closing(Store(options.data)) as store, bound(options.host, options.port) as listening:
+        set_owner_password(store, os.environ)
+        require_accounts(store, options.host)
+        share = options.side_by_side
+        if share is not None and share != nights.setting(store, "side_by_side_share"):
+            nights.set_setting(store, None, "side_by_side_share", share)
+        run(store, listening, options)
+
+
+def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> None:
+    """Load the assistant and answer on a socket until told to end. Raises `Refused` on an unusable model."""
+    set_environment(options.model)
+    import uvicorn
+
+    from assistant.chat import open_assistant
+
+    assistant = open_assistant(store, options.model, options.dtype)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    app = create_app(assistant, alive(assistant, f"http://{host}:{listening.getsockname()[1]}"))
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        lifespan="on",
+    )
+    for each in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends on them, and then raises them once more
+        signal.signal(each, lambda *_: None)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def is_no_goodbye(record: logging.LogRecord) -> bool:
+    """Whether a line of the web server's log is news; that open pages lost their stream at the end is not."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, asyncio.CancelledError) and not str(record.msg).startswith("Cancel %s running task")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(prog="nightschool serve", description="Serve the chat, its pages and its API.")
+    data = os.environ.get("NIGHTSCHOOL_DATA", "data")
+    command.add_argument("--data", type=Path, default=Path(data), metavar="DIR", help="the data folder")
+    command.add_argument("--model", default="embedded", help="embedded, a directory, or a hub id")
+    command.add_argument("--host", default="127.0.0.1")
+    command.add_argument("--port", type=int, default=7860)
+    share = "the share of turns that show two replies, 0 to 1; stays set"
+    command.add_argument("--side-by-side", type=float, metavar="SHARE", help=share)
+    command.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    return command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve; 2 when what was asked for cannot be done."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("apscheduler", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(is_no_goodbye)
+    try:
+        serve(options)
+    except Refused as error:
+        print(f"nightschool: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # while the model was loading
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Numbers for Prometheus, read when they are asked for, and whether the server is well.
+
+Left out on purpose: keeping numbers over time; that is what asks.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Depends
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from assistant.chat import Assistant
+from feedback import nights, people, ratings
+from feedback.store import Refused
+from ui.api import BASE
+from ui.asked import TheAssistant
+from ui.auth import operator
+
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+router = APIRouter(tags=["operating"])
+
+
+class Numbers:
+    """What Prometheus may know of an assistant; a collector of prometheus-client."""
+
+    def __init__(self, assistant: Assistant) -> None:
+        self.assistant = assistant
+
+    def collect(self) -> Iterator[Metric]:
+        """Every number as it is now."""
+        store, engine = self.assistant.store, self.assistant.engine
+        said = CounterMetricFamily("nightschool_feedback", "Rows of feedback, by kind.", labels=["kind"])
+        for kind, count in ratings.counts(store).items():
+            said.add_metric([kind], count)
+        ran = GaugeMetricFamily("nightschool_nights", "Nights, by state.", labels=["state"])
+        for state, count in Counter(night.state for night in nights.nights(store, limit=10_000)).items():
+            ran.add_metric([state], count)
+        serving = GaugeMetricFamily("nightschool_serving", "1 for the adapter that answers.", labels=["adapter"])
+        serving.add_metric([self.assistant.roster.serving() or BASE], 1)
+        yield from (said, ran, serving)
+        yield GaugeMetricFamily("nightschool_chats_active", "Replies being written.", value=engine.active)
+        yield GaugeMetricFamily("nightschool_chats_waiting", "Requests that wait for a place.", value=engine.waiting)
+        yield CounterMetricFamily("nightschool_tokens_written", "Tokens since the start.", value=engine.tokens_written)
+
+
+def registry(assistant: Assistant) -> CollectorRegistry:
+    """A registry of one server's own."""
+    numbers = CollectorRegistry()
+    numbers.register(Numbers(assistant))
+    return numbers
+
+
+@router.get("/metrics", response_class=PlainTextResponse, dependencies=[Depends(operator)])
+def metrics(request: Request) -> Response:
+    """Numbers for Prometheus. Takes the role operator: give Prometheus a token."""
+    return Response(generate_latest(request.app.state.numbers), media_type=PROMETHEUS)
+
+
+@router.get("/healthz")
+def healthz(assistant: TheAssistant) -> JSONResponse:
+    """200 when the store answers and the engine lives, else 503. For everybody."""
+    try:
+        people.has_accounts(assistant.store)
+        wrong = None if assistant.engine.alive else "the engine has stopped"
+    except Refused as error:
+        wrong = str(error)
+    return JSONResponse({"error": wrong}, 503) if wrong else JSONResponse({"status": "well"})

@@ -1,0 +1,265 @@
+"""The HTTP API of operators: nights, adapters, promotions, the schedule, settings, status.
+
+Left out on purpose: what a night does, and whether an adapter is good.
+"""
+
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, Field
+
+from assistant import processes
+from feedback import adapters, nights, ratings
+from feedback.store import Store
+from ui.api import BASE
+from ui.asked import REFUSALS, STRICT, TheAssistant, TheStore, Writing
+from ui.auth import Operator, operator
+from ui.schedule import next_times
+
+NEXT_TIMES = 5
+
+router = APIRouter(prefix="/api", tags=["operating"], dependencies=[Depends(operator)], responses=REFUSALS)
+
+
+class Night(BaseModel):
+    """One training run: at `step` of `steps` in `phase`; `reason` says in words how it ended."""
+
+    id: int
+    state: str = Field(description="running, done, nothing, failed, cancelled or abandoned.")
+    method: str
+    settings: dict[str, Any]
+    counts: dict[str, Any] = Field(description="How much feedback of each kind, and what was left out and why.")
+    data_sha256: str | None
+    phase: str
+    step: int
+    steps: int
+    eta_s: float | None
+    adapter: str | None
+    reason: str
+    started_at: str
+    beat_at: str = Field(description="Its last sign of life.")
+    ended_at: str | None
+
+
+class NightWithSteps(Night):
+    """A night with the metrics of each step."""
+
+    metrics: list[dict[str, Any]]
+
+
+class NightAsked(BaseModel):
+    """How to train."""
+
+    model_config = STRICT
+    method: str | None = Field(None, pattern="^[a-z][a-z0-9-]{0,30}$", description="As `nightschool night --method`.")
+    again: bool = Field(False, description="Also where nothing new was said since the last night.")
+
+
+class Adapter(BaseModel):
+    """What a night made."""
+
+    id: str
+    parent: str | None
+    night: int | None
+    method: str
+    base_sha256: str
+    weights_sha256: str
+    verdict: str = Field(description="candidate, refused or retired.")
+    reason: str
+    created_at: str
+
+
+class Promotion(BaseModel):
+    """From `at` on, `adapter` serves (null: the base)."""
+
+    id: int
+    adapter: str | None
+    user: int | None = Field(description="Who said so; null: the program itself.")
+    reason: str
+    at: str
+
+
+class PromotionAsked(BaseModel):
+    """Which adapter shall serve, and why. A rollback is one too."""
+
+    model_config = STRICT
+    adapter: str | None = Field(description='An adapter\'s id; null or "base": the base.')
+    reason: str
+
+
+class Promoted(BaseModel):
+    """How the served-adapter proof went, in nats: the server's log-probs against the trainer's, and the base's."""
+
+    adapter: str | None
+    proof: dict[str, float] | None
+
+
+class ScheduleAsked(BaseModel):
+    """When nights start."""
+
+    model_config = STRICT
+    cron: str = Field(description="minute hour day month weekday, as in crontab: '0 3 * * *'.")
+    time_zone: str = Field(description="As in Europe/Berlin, or UTC.")
+    enabled: bool = True
+
+
+class Schedule(BaseModel):
+    """The standing schedule, with the next times it comes due."""
+
+    cron: str | None
+    time_zone: str | None
+    enabled: bool
+    next: list[datetime]
+
+
+class Settings(BaseModel):
+    """What the operator sets."""
+
+    model_config = STRICT
+    side_by_side_share: float = Field(description="The share of turns that show two replies, 0 to 1.")
+
+
+class Status(BaseModel):
+    """How the house is."""
+
+    version: str
+    model: str
+    serving: str | None = Field(description="The adapter that answers; null: the base.")
+    loaded: list[str]
+    active: int = Field(description="Replies being written.")
+    waiting: int
+    running_night: Night | None
+    last_night: Night | None
+    next_night: datetime | None
+    feedback: dict[str, int]
+
+
+@router.get("/nights", response_model=list[Night])
+def list_nights(store: TheStore) -> list[dict[str, Any]]:
+    """The newest fifty nights, newest first."""
+    return [asdict(night) for night in nights.nights(store)]
+
+
+@router.get("/nights/{night}", response_model=NightWithSteps)
+def one_night(night: int, store: TheStore) -> dict[str, Any]:
+    """One night, with its metrics step by step; it can be watched while it runs."""
+    return asdict(nights.night(store, night)) | {"metrics": nights.night_steps(store, night)}
+
+
+@router.post("/nights", response_model=Night)
+def start_night(body: NightAsked, assistant: TheAssistant, write: Writing) -> dict[str, Any]:
+    """Start a night now, as a process of its own."""
+    options = [*(["--method", body.method] if body.method else []), *(["--again"] if body.again else [])]
+    store, model = assistant.store, assistant.base.name
+    return write.in_time(body, lambda: asdict(processes.start_night(store, model, options)))
+
+
+@router.delete("/nights/{night}", response_model=Night)
+def cancel_night(night: int, user: Operator, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Cancel a running night."""
+
+    def act() -> dict[str, Any]:
+        processes.cancel_night(store, night)
+        adapters.audit(store, user.id, "cancel night", str(night))
+        return asdict(nights.night(store, night))
+
+    return write.in_time(None, act)
+
+
+@router.get("/adapters", response_model=list[Adapter])
+def list_adapters(store: TheStore) -> list[dict[str, Any]]:
+    """Every adapter, newest first."""
+    return [asdict(each) for each in adapters.adapters(store)]
+
+
+@router.get("/promotions", response_model=list[Promotion])
+def list_promotions(store: TheStore) -> list[dict[str, Any]]:
+    """The newest fifty promotions, newest first."""
+    return [asdict(each) for each in adapters.promotions(store)]
+
+
+@router.post("/promotions", response_model=Promoted)
+def promote(body: PromotionAsked, user: Operator, assistant: TheAssistant, write: Writing) -> dict[str, Any]:
+    """Prove an adapter and let it serve from the next message on."""
+    name = None if body.adapter == BASE else body.adapter
+
+    def act() -> dict[str, Any]:
+        proof = assistant.roster.promote(user.id, name, body.reason)
+        return {"adapter": name, "proof": asdict(proof) if proof else None}
+
+    return write.in_time(body, act)
+
+
+@router.get("/schedule", response_model=Schedule)
+def schedule(store: TheStore) -> dict[str, Any]:
+    """When nights start."""
+    return standing_schedule(store)
+
+
+@router.put("/schedule", response_model=Schedule)
+def set_schedule(body: ScheduleAsked, user: Operator, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Set when nights start; takes effect within seconds."""
+    next_times(body.cron, body.time_zone, 1)
+
+    def act() -> dict[str, Any]:
+        nights.set_schedule(store, user.id, body.cron, body.time_zone, body.enabled)
+        return standing_schedule(store)
+
+    return write.at_once(body, act)
+
+
+@router.get("/settings", response_model=Settings)
+def settings(store: TheStore) -> dict[str, Any]:
+    """What is set."""
+    return {name: nights.setting(store, name) for name in Settings.model_fields}
+
+
+@router.put("/settings", response_model=Settings)
+def set_settings(body: Settings, user: Operator, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Set it; takes effect with the next turn."""
+
+    def act() -> dict[str, Any]:
+        for name, value in body.model_dump().items():
+            nights.set_setting(store, user.id, name, value)
+        return settings(store)
+
+    return write.at_once(body, act)
+
+
+@router.get("/status", response_model=Status)
+def status(assistant: TheAssistant) -> dict[str, Any]:
+    """How the house is: what answers, what trains, what is due, what was said."""
+    store = assistant.store
+    running = processes.running_night(store)
+    over = next((night for night in nights.nights(store) if night.ended_at), None)
+    due = standing_schedule(store)
+    return {
+        "version": our_version(),
+        "model": assistant.base.name,
+        "serving": assistant.roster.serving(),
+        "loaded": assistant.roster.loaded(),
+        "active": assistant.engine.active,
+        "waiting": assistant.engine.waiting,
+        "running_night": asdict(running) if running else None,
+        "last_night": asdict(over) if over else None,
+        "next_night": next(iter(due["next"]), None),
+        "feedback": ratings.counts(store),
+    }
+
+
+def standing_schedule(store: Store) -> dict[str, Any]:
+    """The schedule as it stands, with the times at which it comes due (as text, so that it can be kept)."""
+    row = nights.schedule(store) or {"cron": None, "time_zone": None, "enabled": False}
+    times = next_times(row["cron"], row["time_zone"], NEXT_TIMES) if row["enabled"] else []
+    return {**row, "next": [each.isoformat() for each in times]}
+
+
+def our_version() -> str:
+    """Which Nightschool this is."""
+    try:
+        return version("nightschool")
+    except PackageNotFoundError:
+        return "run from source, not installed"

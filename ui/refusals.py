@@ -1,0 +1,132 @@
+"""Every refusal as one clear sentence, with the status a program understands.
+
+`/v1` answers in the shape of OpenAI's errors, everything else as {"error": "one clear sentence"}.
+Left out on purpose: deciding what is refused.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from feedback.store import Conflict, NotFound, Refused, Unavailable
+
+FAILED = "something went wrong here; the server's log says what"
+TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+router = APIRouter(include_in_schema=False)
+
+
+class NotLoggedIn(Refused):
+    """Nobody is known to have sent this."""
+
+
+class Forbidden(Refused):
+    """Known, but not allowed."""
+
+
+class TooMany(Refused):
+    """Too often; the message says when to try again."""
+
+
+class TooLarge(Refused):
+    """The request is larger than anything asked for here."""
+
+
+class Unknown(NotFound):
+    """A model of that name does not exist; OpenAI's clients know it by a code."""
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status of a refusal."""
+    from assistant.engine import Busy, EngineError  # heavy, and loaded long before the first request
+
+    statuses = {
+        NotLoggedIn: 401,
+        Forbidden: 403,
+        NotFound: 404,
+        Conflict: 409,
+        TooLarge: 413,
+        TooMany: 429,
+        Busy: 429,
+        Unavailable: 503,
+        EngineError: 503,
+        Refused: 400,
+    }
+    return next(status for kind, status in statuses.items() if isinstance(error, kind))
+
+
+def refusal(path: str, error: Exception) -> JSONResponse:
+    """A refusal as the answer to a request of that path."""
+    code = "model_not_found" if isinstance(error, Unknown) else None
+    return said(path, status_of(error), str(error), code)
+
+
+def said(path: str, status: int, sentence: str, code: str | None = None) -> JSONResponse:
+    """A sentence as the body of an answer, in the shape that this path's clients expect."""
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "5"}}.get(status)
+    if not path.startswith("/v1/"):
+        return JSONResponse({"error": sentence}, status, headers)
+    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return JSONResponse({"error": {"message": sentence, "type": kind, "param": None, "code": code}}, status, headers)
+
+
+def sentence_of(errors: Sequence[Any]) -> tuple[int, str]:
+    """The first of pydantic's complaints, as a status and a sentence."""
+    first = errors[0]
+    where = ".".join(str(each) for each in first["loc"][1:]) or "the body"
+    if first["loc"][0] == "header":
+        return 400, f"send an {where} header"
+    match first["type"]:
+        case "missing":
+            return 422, f"{where} is missing"
+        case "extra_forbidden":
+            return 422, f"there is no field {where}"
+        case "json_invalid":
+            return 422, f"the body is not JSON ({first.get('ctx', {}).get('error', 'unreadable')})"
+    message = str(first["msg"])
+    return 422, f"{where}: {message[:1].lower()}{message[1:]}"
+
+
+@router.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+@router.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+def nowhere(request: Request) -> Response:
+    """What no other route answers; to be included last."""
+    return said(
+        request.url.path, 404, f"there is no {request.method} {request.url.path} here; /docs lists what there is"
+    )
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer every error that leaves a route."""
+
+    def on_refused(request: Request, error: Exception) -> Response:
+        return refusal(request.url.path, error)
+
+    def on_malformed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return said(request.url.path, *sentence_of(error.errors()))
+
+    def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return said(request.url.path, error.status_code, str(error.detail))
+
+    def on_half_character(request: Request, error: Exception) -> Response:
+        return said(request.url.path, 400, "a text holds half of a character (a lone surrogate); send whole ones")
+
+    def on_failure(request: Request, error: Exception) -> Response:
+        return said(request.url.path, 500, FAILED)  # the trace is logged by the server, which gets the error too
+
+    from assistant.engine import EngineError
+
+    app.add_exception_handler(Refused, on_refused)
+    app.add_exception_handler(EngineError, on_refused)
+    app.add_exception_handler(RequestValidationError, on_malformed)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(UnicodeEncodeError, on_half_character)  # the store's; its transaction is undone
+    app.add_exception_handler(Exception, on_failure)

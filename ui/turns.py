@@ -1,0 +1,74 @@
+"""The replies being written now, one turn per conversation.
+
+A turn is written in a thread of its own, so a reply is finished and recorded whether or not its page stays open,
+and whoever opens the chat meanwhile sees it grow.
+Left out on purpose: what is recorded (`assistant/chat`) and how it looks (`chat_page`).
+"""
+
+import logging
+import threading
+from dataclasses import dataclass, field
+
+from assistant.chat import Both, Replying
+from feedback.store import Conflict, Refused
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Turn:
+    """One answer in the making: one text, or two side by side. `error` says in a sentence why it failed."""
+
+    parent: str
+    writing: Replying | Both
+    texts: tuple[str, ...] = ()
+    error: str = ""
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether two replies are written side by side."""
+        return isinstance(self.writing, Both)
+
+    def run(self) -> None:
+        """Write to the end, in the turn's own thread."""
+        try:
+            for text in self.writing:
+                self.texts = (text,) if isinstance(text, str) else text
+        except Refused as error:
+            self.error = str(error)
+        except Exception:
+            log.exception("a reply to message %s failed", self.parent)
+            self.error = "The reply could not be written; try again, and if it stays so, look at the server's log."
+        finally:
+            self.ended.set()
+
+
+class Turns:
+    """The turns of this server that have not ended, by conversation. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[str, Turn] = {}
+
+    def of(self, conversation: str | None) -> Turn | None:
+        """The turn being written in a conversation, if any."""
+        turn = self._running.get(conversation or "")
+        return None if turn is None or turn.ended.is_set() else turn
+
+    def check_free(self, conversation: str | None) -> None:
+        """Raises `Conflict` while a reply is being written in a conversation."""
+        if self.of(conversation):
+            raise Conflict("a reply is still being written in this chat; wait for it, or press Stop")
+
+    def start(self, conversation: str, turn: Turn) -> None:
+        """Write a turn. Raises `Conflict`, and stops it, while another is written in that conversation."""
+        with self._lock:
+            try:
+                self.check_free(conversation)
+            except Conflict:
+                turn.writing.stop()
+                raise
+            self._running = {key: each for key, each in self._running.items() if not each.ended.is_set()}
+            self._running[conversation] = turn
+        threading.Thread(target=turn.run, name=f"turn-{turn.parent}", daemon=True).start()

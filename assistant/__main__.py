@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from assistant.environment import prepare
 from feedback import adapters, nights, people, ratings
 from feedback.store import NotFound, Refused, Store
 
@@ -99,7 +100,7 @@ def show(options: argparse.Namespace, facts: Any, lines: Sequence[str]) -> None:
 
 def run_chat(options: argparse.Namespace) -> None:
     """`nightschool chat`."""
-    go_offline(options.model)
+    prepare(options.model)
     from assistant import terminal
     from assistant.chat import open_assistant
     from assistant.sampling import Sampling
@@ -145,7 +146,7 @@ def run_rollback(options: argparse.Namespace) -> None:
 def promote(store: Store, options: argparse.Namespace, name: str | None) -> None:
     """Prove and promote, and say what serves now."""
     adapters.require_promotable(store, name)  # before anything heavy is loaded
-    go_offline(options.model)
+    prepare(options.model)
     from assistant.roster import prove_and_promote
 
     proof = prove_and_promote(store, options.model, name, None, options.reason)
@@ -241,15 +242,6 @@ def asked_password() -> str:
     if len(password) < 8:
         raise Refused("a password has at least 8 characters")
     return PasswordHasher().hash(password)
-
-
-def go_offline(model: str) -> None:
-    """Keep libraries from asking the network for anything, unless the operator names a hub model."""
-    from assistant.models import is_hub_id
-
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if not is_hub_id(model):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 if __name__ == "__main__":

@@ -160,14 +160,16 @@ class Engine:
                 raise Busy("the assistant is shutting down")
             if len(self._waiting) >= MOST_WAITING:
                 raise Busy(f"the assistant is busy: {len(self._waiting)} requests wait already; try again in a moment")
-            self._waiting.append(generation)
+            if forced:  # a swap waits for it, and all who will be answered after the swap
+                self._waiting.appendleft(generation)
+            else:
+                self._waiting.append(generation)
             self._changed.notify()
         return generation
 
-    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: Loaded | None) -> list[float]:
-        """The log-prob in nats of each token of a given reply, computed as if it were being written."""
-        reading = self.submit(prompt_ids, Sampling(temperature=0), adapter, forced=reply_ids)
-        return [token.logprob for token in reading]
+    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: Loaded | None) -> Generation:
+        """Read a given reply as if it were being written; its tokens come with their log-probs."""
+        return self.submit(prompt_ids, Sampling(temperature=0), adapter, forced=reply_ids)
 
     def close(self) -> None:
         """Stop: replies being written end as cancelled."""
@@ -241,7 +243,7 @@ class Engine:
                 taken = sum(part.row.room for each in self._active for part in each.parts)
                 room = len(generation.prompt_ids) + max(generation.sampling.max_tokens, len(generation.forced))
                 fits = (taken + room * generation.sampling.beams) * self._token_bytes <= CACHE_BYTES
-                if self._active and not (rows <= MOST_ROWS and fits):
+                if self._active and not generation.forced and not (rows <= MOST_ROWS and fits):
                     return
                 self._waiting.popleft()
                 if generation.cancelled:

@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from assistant.environment import is_hub_id
 from feedback.store import Refused
 
 EMBEDDED = "embedded"
@@ -54,12 +55,6 @@ def find_base(name: str) -> Base:
         path = fetched(name)
         return Base(name, path, weights_sha256(path))
     raise Refused(f"there is no model {name!r}: name 'embedded', a directory with safetensors, or a hub id owner/model")
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name can only be meant for the hub: owner/model, and no such directory here."""
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and not Path(name).expanduser().exists()
 
 
 def fetched(name: str) -> Path:

@@ -111,7 +111,8 @@ class Roster:
         directory = adapters.directory(self.store, name)
         loaded = load_adapter(directory, self.engine.base.sha256, self.engine.network.layers)
         proofs = loaded.card.proof
-        served = [self.engine.score(each.prompt_ids, each.reply_ids, loaded) for each in proofs]
+        read = [self.engine.score(each.prompt_ids, each.reply_ids, loaded) for each in proofs]
+        served = [[token.logprob for token in each] for each in read]
         proof = agreement(proofs, served, TOLERANCE[self.engine.dtype])
         proof.require(name)
         return loaded, proof

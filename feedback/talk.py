@@ -191,6 +191,13 @@ def children(store: Store, message: str) -> list[Node]:
     return [Node(**row) for row in store.rows(sql, message)]
 
 
+def siblings(store: Store, of: Node) -> list[Node]:
+    """A message and the others in its place (edits of it, or other replies), oldest first."""
+    sql = """SELECT id, conversation, parent, role, content FROM messages
+        WHERE conversation = ? AND parent IS ? ORDER BY seq"""
+    return [Node(**row) for row in store.rows(sql, of.conversation, of.parent)]
+
+
 def conversations(store: Store, user: User) -> list[dict[str, Any]]:
     """A person's chats, newest first: id, title, leaf, created_at. Hidden ones and those of programs are left out."""
     sql = """SELECT id, title, leaf, created_at FROM conversations

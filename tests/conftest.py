@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from assistant.environment import prepare
+
+prepare("embedded")
 if "NIGHTSCHOOL_CHROMIUM" not in os.environ:
     os.environ["NIGHTSCHOOL_CHROMIUM"] = shutil.which("chromium") or shutil.which("google-chrome") or ""
 

@@ -92,7 +92,8 @@ def test_log_probs_are_those_of_a_plain_forward(
         assert token.id in order[:count]
         share = float(tempered[token.id] / ranked[:count].sum())
         assert token.sampled_logprob == pytest.approx(math.log(share), abs=1e-3)
-    assert engine.score(prompts[1], reply, None) == pytest.approx([token.logprob for token in tokens], abs=1e-4)
+    read = [token.logprob for token in engine.score(prompts[1], reply, None)]
+    assert read == pytest.approx([token.logprob for token in tokens], abs=1e-4)
 
 
 def test_a_seed_gives_the_same_reply_whoever_else_is_answered(engine: Engine, prompts: list[list[int]]) -> None:

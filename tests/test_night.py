@@ -1,6 +1,5 @@
 """A night as a person runs it: a real process, on the embedded model, over feedback given through the store."""
 
-import json
 import os
 import shutil
 import signal
@@ -34,7 +33,7 @@ SAID = (  # a message, a reply that is liked, a reply that is not
     ("Name a fruit.", "An apple.", "Fruit."),
     ("Is water wet?", "Yes, as wet as can be.", "No."),
 )
-SMALL = "least_steps=4 epochs=1 batch_size=3 kl_every=2 checkpoint_every=1".split()
+SMALL = ["least_steps=4", "epochs=1", "batch_size=4", "kl_every=2", "checkpoint_every=1"]
 
 
 def say(data: Path, consent: bool = True) -> Store:
@@ -110,6 +109,8 @@ def test_a_night_makes_a_candidate_and_writes_down_how(finished):
     assert steps[-1]["margin"] > 0.01
     assert steps[-1]["kl_per_token"] > 0
     assert {each.name for each in (finished / "adapters").iterdir()} == {"night-0001"}
+    card = on_disk.read_card(finished / "adapters" / "night-0001")
+    assert (card.settings["batch_size"], card.metrics["steps"], card.counts) == (4, 4, night.counts)
     assert not list((finished / "nights").iterdir())  # what people said is kept in the store alone
     store.close()
 
@@ -166,9 +167,11 @@ def test_a_killed_night_goes_on_and_ends_as_if_nothing_had_been(finished, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "going on after step" in done.stdout
     assert (last(store).id, last(store).state, last(store).adapter) == (1, "done", "night-0001")
-    weights = Path("adapters", "night-0001", on_disk.WEIGHTS)
-    assert (tmp_path / weights).read_bytes() == (finished / weights).read_bytes()
     store.close()
+    broken, whole = tmp_path / "adapters" / "night-0001", finished / "adapters" / "night-0001"
+    if on_disk.read_card(broken).settings["precision"] != on_disk.read_card(whole).settings["precision"]:
+        pytest.skip("bf16 and fp32 are equally fast here, so the two nights did not compute in the same one")
+    assert (broken / on_disk.WEIGHTS).read_bytes() == (whole / on_disk.WEIGHTS).read_bytes()
 
 
 def test_a_killed_night_is_abandoned_when_its_feedback_was_taken_back(tmp_path):
@@ -285,9 +288,3 @@ def test_an_inverted_preference_moves_the_margin_the_other_way():
 
     assert margin_after(turned=False) > 0.1
     assert margin_after(turned=True) < -0.1
-
-
-def test_settings_that_a_night_was_run_with_are_on_its_card(finished):
-    card = json.loads((finished / "adapters" / "night-0001" / "card.json").read_text())
-    assert card["settings"]["batch_size"] == 3
-    assert card["metrics"]["steps"] == 4

@@ -40,7 +40,9 @@ def test_chats_are_listed_newest_first_with_a_title_until_hidden(store: Store, o
     assert [each["title"] for each in talk.conversations(store, owner)] == ["the older one"]
 
 
-@pytest.mark.parametrize(("text", "says"), [("", "empty"), (" \n", "empty"), ("x" * 100_001, "at most 100,000 characters")])
+@pytest.mark.parametrize(
+    ("text", "says"), [("", "empty"), (" \n", "empty"), ("x" * 100_001, "at most 100,000 characters")]
+)
 def test_an_unusable_message_is_refused_and_changes_nothing(store: Store, owner: User, text: str, says: str) -> None:
     conversation = talk.start_conversation(store, owner)
     with pytest.raises(Refused, match=says):
@@ -102,3 +104,5 @@ def test_a_conversation_is_read_with_every_branch_and_every_beginning(store: Sto
     conversation = talk.node(store, message).conversation
     begun_anew = talk.add_message(store, conversation, None, "user", "hello again")
     assert [each.id for each in talk.tree(store, conversation)] == [message, left, right, begun_anew]
+    assert [each.id for each in talk.siblings(store, talk.node(store, message))] == [message, begun_anew]
+    assert [each.id for each in talk.siblings(store, talk.node(store, right))] == [left, right]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from assistant import models
 from assistant.models import Base
@@ -21,6 +22,7 @@ from feedback.store import Refused
 from training.batches import Row
 
 CHUNK = 128  # positions whose logits live at one time
+SAME_LENGTH = 32  # lengths are padded to multiples: a kernel is compiled, and kept, for each length that ever comes
 RECOMPUTE_ABOVE = 768  # tokens; a longer row keeps each layer's input only and computes the rest again in backward
 
 
@@ -82,7 +84,7 @@ class Backbone:
 
     def hidden(self, row: Row) -> Tensor:
         """The last hidden states that predict the row's reply tokens: (N, d)."""
-        row = row.to(self.device)
+        row = row.padded(SAME_LENGTH).to(self.device)
         self._recompute(len(row.ids) > RECOMPUTE_ABOVE and torch.is_grad_enabled())
         out = self.causal.base_model(
             input_ids=row.ids[None], attention_mask=row.mask(), position_ids=row.positions[None], use_cache=False
@@ -120,11 +122,15 @@ class Backbone:
 
 def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """Log-prob of each target token: (N,) fp32 from hidden states (N, d), a frozen head (V, d), token ids (N,)."""
+    tail = -len(targets) % SAME_LENGTH
+    padded_hidden, padded_targets = F.pad(hidden, (0, 0, 0, tail)), F.pad(targets, (0, tail))
     parts = [
-        _TokenLogProbs.apply(hidden[at : at + CHUNK], head, targets[at : at + CHUNK], torch.is_grad_enabled())
+        _TokenLogProbs.apply(
+            padded_hidden[at : at + CHUNK], head, padded_targets[at : at + CHUNK], torch.is_grad_enabled()
+        )
         for at in range(0, len(targets), CHUNK)
     ]
-    return torch.cat(parts)
+    return torch.cat(parts)[: len(targets)]
 
 
 class _TokenLogProbs(torch.autograd.Function):

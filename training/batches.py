@@ -2,17 +2,18 @@
 
 A row is prompt, reply, reply, ...: a mask keeps each reply from seeing the others, positions restart after the prompt,
 and the first token of every reply is predicted at the prompt's last position. The numbers are those of one reply at
-a time; a test holds that. Rows are not padded: one row is one forward pass.
+a time; a test holds that. One row is one forward pass.
 Left out on purpose: the model (`backbone`) and what the numbers are for (`preference`).
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from assistant import prompt
 from feedback.examples import Answer, Examples, Pair, Thumb
@@ -26,14 +27,14 @@ class Row:
 
     ids: Tensor  # (T,)
     positions: Tensor  # (T,) restarting after the prompt for each reply
-    branch: Tensor  # (T,) 0 for the prompt, 1..R for the replies
+    branch: Tensor  # (T,) 0 for the prompt, 1..R for the replies, R+1 for padding
     predicted_at: Tensor  # (N,) for every reply token, in order, where it is predicted
     targets: Tensor  # (N,) the reply tokens
     reply_of: Tensor  # (N,) 0..R-1, whose token it is
 
     def mask(self) -> Tensor | None:
         """(1, 1, T, T), true where a position may look; None where plain causal attention does."""
-        if int(self.branch[-1]) <= 1:
+        if int(self.reply_of[-1]) == 0:
             return None
         sees = (self.branch == 0)[None, :] | (self.branch[:, None] == self.branch[None, :])
         return sees.tril()[None, None]
@@ -42,6 +43,12 @@ class Row:
         """(N,) values of reply tokens as (R,) sums over replies."""
         sums = token_values.new_zeros(int(self.reply_of[-1]) + 1)
         return sums.index_add(0, self.reply_of, token_values)
+
+    def padded(self, multiple: int) -> "Row":
+        """The same row with a tail that nothing sees and nothing is predicted from, its length a multiple."""
+        tail = (0, -len(self.ids) % multiple)
+        branch = F.pad(self.branch, tail, value=int(self.reply_of[-1]) + 2)
+        return replace(self, ids=F.pad(self.ids, tail), positions=F.pad(self.positions, tail), branch=branch)
 
     def to(self, device: str) -> "Row":
         """The same row on a device."""

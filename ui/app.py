@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from assistant.environment import prepare
 from feedback import nights, people
 from feedback.store import Refused, Store
 
@@ -146,16 +147,6 @@ def require_accounts(store: Store, host: str) -> None:
         )
 
 
-def set_environment(model: str) -> None:
-    """Keep the libraries from calling anyone. To be done before they are imported."""
-    from assistant.models import is_hub_id
-
-    if not is_hub_id(model):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
-
 def alive(assistant: "Assistant", url: str) -> Callable[["FastAPI"], Any]:
     """What runs beside the requests, from the server's start to its end."""
     from anyio import to_thread
@@ -210,7 +201,7 @@ def serve(options: argparse.Namespace) -> None:
 
 def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> None:
     """Load the assistant and answer on a socket until told to end. Raises `Refused` on an unusable model."""
-    set_environment(options.model)
+    prepare(options.model)
     import uvicorn
 
     from assistant.chat import open_assistant

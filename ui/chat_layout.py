@@ -17,7 +17,8 @@ LATEX: list[dict[str, str | bool]] = [
     {"left": "\\(", "right": "\\)", "display": False},
 ]
 CONSENT = """**May Nightschool learn from your ratings?** Your thumbs, choices and corrections would train tonight's
-adapter, the part of the assistant that learns. They stay on this server. Change your answer at any time in the sidebar."""
+adapter, the part of the assistant that learns. They stay on this server. You can change your answer at any
+time in the sidebar."""
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def _about(store: Store, user: User, reply: str, is_last: bool) -> About:
 def _versions(store: Store, nodes: list[Node]) -> Versions | None:
     """The fork nearest to the end of a path."""
     for node in reversed(nodes):
-        ids = tuple(each.id for each in talk.children(store, node.parent)) if node.parent else ()
+        ids = tuple(each.id for each in talk.siblings(store, node))
         if len(ids) > 1:
             return Versions(ids, ids.index(node.id))
     return None

@@ -14,9 +14,10 @@ def prepare(model: str) -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     if not is_hub_id(model):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # OpenMP's threads spin while they wait for each other. Where a night or another program wants the same cores,
-    # that slows a reply twentyfold (measured); asleep, they cost a reply alone a few hundredths.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP's threads spin while they wait for each other, by default for milliseconds. Where a night or another
+    # program wants the same cores, that slows a reply thirtyfold; a short spin costs a reply alone a fifth
+    # (docs/measurements.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 
 def is_hub_id(name: str) -> bool:

@@ -34,10 +34,16 @@ def last_reply(visitor: Visitor) -> tuple[str, str]:
     return text, visitor.locate("#answered-by").inner_text()
 
 
-def ask_anew(visitor: Visitor) -> tuple[str, str]:
-    """The question in a new chat; the reply and its author."""
+def new_chat(visitor: Visitor) -> None:
+    """An empty chat, ready to be written in."""
     visitor.locate("#new-chat").click()
     expect(visitor.locate("#chat [data-testid=bot]")).to_have_count(0)
+    visitor.page.wait_for_timeout(500)  # a person's eyes and hands take longer
+
+
+def ask_anew(visitor: Visitor) -> tuple[str, str]:
+    """The question in a new chat; the reply and its author."""
+    new_chat(visitor)
     visitor.say(QUESTION)
     return last_reply(visitor)
 
@@ -58,7 +64,7 @@ def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(serv
         assert "base" in before[1]
         visitor.thumb("down")
         expect(visitor.locate("#why")).to_be_visible()
-        visitor.locate("#new-chat").click()
+        new_chat(visitor)
         visitor.locate("#box textarea").fill("Tell me one thing about rivers.")
         visitor.locate("#two-replies").click()
         visitor.locate("#left-is-better").click(timeout=90_000)

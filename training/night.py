@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from assistant.environment import prepare
 from feedback import nights
 from feedback.examples import gather
 from feedback.store import Conflict, Refused, Store
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one night; its exit status: 0 done or nothing to do, 1 failed, 2 bad input, 3 cancelled."""
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    set_environment(options.model)
+    prepare(options.model)
+    if hasattr(os, "nice"):
+        os.nice(10)  # chats come first
     try:
         return run(options)
     except Refused as error:
@@ -61,17 +64,6 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--fresh", action="store_true", help="do not go on with an interrupted night")
     top.add_argument("--promote", action="store_true", help="let the adapter serve afterwards, if it passes its proof")
     return top
-
-
-def set_environment(model: str) -> None:
-    """What libraries read when they are imported: stay offline, and be a good neighbour to the chats."""
-    if model.count("/") != 1 or Path(model).expanduser().exists():  # else a hub id, which may be fetched
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Threads that spin while they wait slow each other down tenfold where a server shares the processor.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if hasattr(os, "nice"):
-        os.nice(10)
 
 
 def run(options: argparse.Namespace) -> int:

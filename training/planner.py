@@ -63,5 +63,10 @@ def in_words(examples: Examples) -> str:
     """What a night learns from, for a person."""
     counts = examples.counts()
     left_out = ", ".join(f"{reason}: {count}" for reason, count in counts.pop("left_out").items())
-    kinds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counts.items() if count)
+    kinds = ", ".join(f"{count} {plural(kind, count)}" for kind, count in counts.items() if count)
     return kinds + (f" (left out: {left_out})" if left_out else "")
+
+
+def plural(kind: str, count: int) -> str:
+    """A kind of feedback as it is counted: one comparison, two comparisons, thumbs up."""
+    return kind.replace("_", " ") if count == 1 or kind.startswith("thumbs") else f"{kind}s"

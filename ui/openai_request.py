@@ -57,7 +57,7 @@ class Completion(BaseModel):
     """A request for a chat completion."""
 
     model_config = ConfigDict(extra="allow", strict=True)
-    model: str = Field(description="nightschool (what serves now), base, or an adapter's id.")
+    model: str = Field("nightschool", description="nightschool (what serves now), base, or an adapter's id.")
     messages: list[Spoken]
     stream: bool | None = False
     stream_options: StreamOptions | None = None

@@ -112,8 +112,8 @@ def make_adapter(assistant: Assistant, name: str, base_sha256: str | None = None
     for said, replied in PROOF_TEXTS[:1]:
         prompt_ids = encode_prompt(assistant.tokenizer, [Message("user", said)], 500)
         reply_ids = encode_reply(assistant.tokenizer, replied, next(iter(engine.end_ids)))
-        by_adapter = engine.score(prompt_ids, reply_ids, Loaded(name, card, {layer: (a, b)}))
-        proofs.append(Proof(prompt_ids, reply_ids, by_adapter, engine.score(prompt_ids, reply_ids, None)))
+        read = [engine.score(prompt_ids, reply_ids, each) for each in (Loaded(name, card, {layer: (a, b)}), None)]
+        proofs.append(Proof(prompt_ids, reply_ids, *([token.logprob for token in each] for each in read)))
     write_card(folder, dataclasses.replace(card, proof=proofs))
     adapters.add_adapter(
         assistant.store, Adapter(name, None, None, "test", base, weights, "candidate", "made by hand", now())

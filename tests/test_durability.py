@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -57,18 +58,30 @@ def test_a_server_killed_in_a_burst_of_votes_loses_none_that_it_acknowledged(tmp
     store.close()
 
 
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A disk of its own with these mount options, where one can be had."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a disk cannot be mounted here (it takes root)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("a small disk cannot be mounted here (it takes root)")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "size=3m") as disk:
+        yield disk
+
+
+@pytest.fixture
+def read_only_disk(tmp_path: Path) -> Iterator[Path]:
+    """Nothing can be written there, by root neither."""
+    with mounted(tmp_path / "disk", "ro") as disk:
+        yield disk
 
 
 def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_room(small_disk: Path) -> None:
@@ -88,20 +101,6 @@ def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_roo
         assert ratings.counts(store)["votes"] == before + 1
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}
     store.close()
-
-
-@pytest.fixture
-def read_only_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk on which nothing can be written, by root neither."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("a read-only disk cannot be mounted here (it takes root)")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("module", ["ui.app", "training.night", "assistant chat"])

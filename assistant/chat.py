@@ -108,6 +108,7 @@ class Replying:
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.over = False
+        self.recorded = False
         self._assistant = assistant
         self._generation = generation
         self._sampled_logprobs: list[float] = []
@@ -141,7 +142,7 @@ class Replying:
         try:
             tokens = self._generation.take(timeout_s)
         except EngineError:
-            self.over = True  # as not having been said
+            self.over = True
             raise
         if tokens is None:
             self.text = prompt.decode(self._assistant.tokenizer, self.token_ids)
@@ -190,6 +191,7 @@ class Replying:
             total_s=time.perf_counter() - self._generation.submitted_at,
         )
         talk.add_reply(self._assistant.store, self.parent, self.text, by, reply=self.id)
+        self.recorded = True
 
 
 def side_by_side(
@@ -255,5 +257,5 @@ class Both:
             self._record()
 
     def _record(self) -> None:
-        if self.left.text and self.right.text:
+        if self.left.recorded and self.right.recorded:
             self.pair = talk.add_pair(self._store, self.left.parent, self.left.id, self.right.id, self.asked)

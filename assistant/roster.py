@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 import torch
 
-from assistant.adapters import Agreement, Loaded, agreement, load_adapter
+from assistant.adapters import AdapterRefused, Agreement, Loaded, agreement, load_adapter
 from assistant.engine import Engine
 from assistant.models import find_base, load_tokenizer, pick_device, usual_dtype
 from feedback import adapters
@@ -66,15 +66,23 @@ class Roster:
         return self._current()
 
     def rival(self) -> str | None:
-        """The newest candidate that has never served, to be compared with what serves; None: there is none."""
+        """The newest candidate that has never served and can, to be compared with what serves; None: there is none."""
         served = {each.adapter for each in adapters.promotions(self.store, limit=1000)}
         current = adapters.serving(self.store)
         for each in adapters.adapters(self.store):
             if each.id == current:
                 return None  # what is older than what serves has been decided about
-            if each.verdict == "candidate" and each.id not in served and each.base_sha256 == self.engine.base.sha256:
+            if each.verdict == "candidate" and each.id not in served and self._can_serve(each.id):
                 return each.id
         return None
+
+    def _can_serve(self, name: str) -> bool:
+        try:
+            self.get(name)
+            return True
+        except AdapterRefused as error:
+            log.warning("not comparing with a candidate: %s", error)
+            return False
 
     def promote(self, user: int | None, name: str | None, reason: str) -> Agreement | None:
         """Prove an adapter from its files on disk, and let it serve (None: the base); how the proof went.

@@ -162,3 +162,14 @@ def test_a_promotion_by_another_process_that_cannot_be_loaded_is_taken_back_in_w
     newest = adapters.promotions(assistant.store)[0]
     assert newest.adapter == SAILOR
     assert "is damaged" in newest.reason
+
+
+@pytest.mark.xdist_group("roster")
+def test_a_candidate_that_cannot_serve_disturbs_no_side_by_side(assistant: Assistant) -> None:
+    corrupt(adapters.directory(assistant.store, LETTER))
+    owner = people.local_owner(assistant.store)
+    both = side_by_side(assistant, owner, say(assistant, owner, None, None, ASKED[1]), GREEDY)
+    for _ in both:
+        pass
+    assert {both.left.adapter, both.right.adapter} == {None, SAILOR}  # the next newest
+    assert both.pair is not None

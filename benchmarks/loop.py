@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import socket
 import statistics
 import subprocess
@@ -162,8 +163,8 @@ def page_interactive_s(address: str) -> float:
 
     taken = []
     with sync_playwright() as playwright:
-        chromium = os.environ.get("NIGHTSCHOOL_CHROMIUM") or None
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        named = os.environ.get("NIGHTSCHOOL_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=named or None, args=["--no-sandbox", "--disable-gpu"])
         for _ in range(6):
             page = browser.new_page()
             started = time.perf_counter()

@@ -139,8 +139,13 @@ class Visitor:
         self.sidebar(True)
         self.locate("#settings > button").click()
         box = self.locate("#max-tokens input[type=number]")
-        box.fill(str(tokens))
-        box.press("Tab")
+        for _ in range(20):  # what is typed while the settings still unfold is put back to what it was
+            box.fill(str(tokens))
+            box.press("Tab")
+            self.page.wait_for_timeout(400)
+            if box.input_value() == str(tokens):
+                break
+        expect(box).to_have_value(str(tokens))
         self.locate("#settings > button").click()
         self.sidebar(False)
 

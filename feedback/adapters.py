@@ -4,7 +4,8 @@ The newest promotion says what serves; a rollback is a promotion of an older ada
 Left out on purpose: loading and proving an adapter (`assistant/adapters`), deciding whether it is good (the gate).
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Adapter:
     verdict: str  # "candidate", "refused" or "retired"
     reason: str
     created_at: str
+    evidence: dict[str, Any] = field(default_factory=dict)  # what the gate measured; empty where it was not asked
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,16 @@ def adapter(store: Store, name: str) -> Adapter:
     row = store.row("SELECT * FROM adapters WHERE id = ?", name)
     if row is None:
         raise NotFound(f"there is no adapter {name!r}")
-    return Adapter(**row)
+    return _adapter(row)
 
 
 def adapters(store: Store) -> list[Adapter]:
     """Every adapter, newest first."""
-    return [Adapter(**row) for row in store.rows("SELECT * FROM adapters ORDER BY created_at DESC, id DESC")]
+    return [_adapter(row) for row in store.rows("SELECT * FROM adapters ORDER BY created_at DESC, id DESC")]
+
+
+def _adapter(row: dict[str, Any]) -> Adapter:
+    return Adapter(**row | {"evidence": json.loads(row["evidence"])})
 
 
 def serving(store: Store) -> str | None:

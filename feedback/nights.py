@@ -34,6 +34,7 @@ class Night:
     started_at: str
     beat_at: str
     ended_at: str | None
+    verdict: str | None  # of the gate on its adapter: "promoted", "candidate" or "refused"
 
 
 def start_night(store: Store, method: str, settings: dict[str, Any], pid: int) -> int:

@@ -212,12 +212,40 @@ CREATE TABLE audit (
 ) STRICT;
 """
 
+CLOCK_AND_GATE = """
+ALTER TABLE schedules ADD COLUMN grace_minutes INTEGER NOT NULL DEFAULT 60 CHECK (grace_minutes >= 0);
+ALTER TABLE schedules ADD COLUMN every_new INTEGER CHECK (every_new > 0);
+CREATE TABLE occurrences (
+    id INTEGER PRIMARY KEY,
+    cause TEXT NOT NULL CHECK (cause IN ('clock', 'feedback')),
+    due TEXT NOT NULL,  -- the time it was due, or the feedback that made it due; each comes once
+    outcome TEXT NOT NULL CHECK (outcome IN ('started', 'skipped')),
+    reason TEXT NOT NULL,
+    night INTEGER REFERENCES nights (id),
+    at TEXT NOT NULL,
+    UNIQUE (cause, due)
+) STRICT;
+ALTER TABLE nights ADD COLUMN verdict TEXT CHECK (verdict IN ('promoted', 'candidate', 'refused'));
+ALTER TABLE adapters ADD COLUMN evidence TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(evidence));
+CREATE TABLE split_people (
+    user INTEGER PRIMARY KEY REFERENCES users (id),
+    held_out INTEGER NOT NULL CHECK (held_out IN (0, 1)),  -- all that this person says is kept for judging
+    at TEXT NOT NULL
+) STRICT;
+"""
+
 
 @steps()
 def m0001_first_tables(db: Database) -> None:
     """People, talk, ratings and school as first shipped."""
     for group in (PEOPLE, TALK, RATINGS, SCHOOL):
         run_each(db, group)
+
+
+@steps()
+def m0002_clock_and_gate(db: Database) -> None:
+    """What the clock did, what the gate found, and whose feedback is kept for judging."""
+    run_each(db, CLOCK_AND_GATE)
 
 
 def run_each(db: Database, script: str) -> None:

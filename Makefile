@@ -1,7 +1,7 @@
 # Nightschool: every way to run it, check it and measure it. `make` alone lists the targets.
 PYTHON   ?= python3
 VENV     ?= .venv
-EXTRAS   ?= [test,bench]
+EXTRAS   ?= [test]
 PIP_ARGS ?=
 WORKERS  ?= 2
 ARGS     ?=

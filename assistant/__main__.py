@@ -15,18 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from assistant.environment import prepare
-from feedback import adapters, nights, people, ratings
+from feedback import adapters, nights, people, ratings, schedules
 from feedback.store import NotFound, Refused, Store
+
+PROGRAMS = {  # commands that are programs with options of their own
+    "serve": "ui.app",
+    "night": "training.night",
+    "schedule": "ui.schedule_command",
+    "rehearse": "training.rehearse",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # These two are programs with options of their own.
-    for command, module in (("serve", "ui.app"), ("night", "training.night")):
-        if arguments[:1] == [command]:
-            sys.stdout.flush()
-            os.execv(sys.executable, [sys.executable, "-m", module, *arguments[1:]])
+    if arguments and arguments[0] in PROGRAMS:
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", PROGRAMS[arguments[0]], *arguments[1:]])
     options = parser().parse_args(arguments)
     try:
         options.run(options)
@@ -44,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve the chat page and the HTTP API (serve --help)")
     commands.add_parser("night", help="train now on what people said (night --help)")
+    commands.add_parser("schedule", help="show, or change, when nights start (schedule --help)")
+    commands.add_parser("rehearse", help="see on the spot that feedback changes behaviour (rehearse --help)")
 
     def command(name: str, run: Any, words: str, reads: bool = False) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=words, description=words)
@@ -162,12 +169,13 @@ def run_status(options: argparse.Namespace) -> None:
 
     running = running_night(store)
     last = nights.nights(store, 1)
+    standing = schedules.schedule(store)
     facts = {
         "serving": adapters.serving(store),
         "feedback": ratings.counts(store),
         "night": asdict(running) if running else None,
         "last_night": asdict(last[0]) if last else None,
-        "schedule": nights.schedule(store),
+        "schedule": asdict(standing) if standing else None,
     }
     lines = [f"serving    {facts['serving'] or 'the base'}"]
     lines += [f"feedback   {', '.join(f'{count} {kind}' for kind, count in ratings.counts(store).items())}"]

@@ -104,7 +104,6 @@ class Replying:
     def __init__(self, assistant: Assistant, parent: str, generation: Generation) -> None:
         self.id = new_id()
         self.parent = parent
-        self.text = ""
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.over = False
@@ -113,6 +112,16 @@ class Replying:
         self._generation = generation
         self._sampled_logprobs: list[float] = []
         self._first_token_s: float | None = None
+        self._text, self._text_of = "", (0, False)  # so many tokens, and whether they are all
+
+    @property
+    def text(self) -> str:
+        """As far as it is written; a character whose bytes are still to come is left out."""
+        state = len(self.token_ids), self.over
+        if state != self._text_of:
+            whole = prompt.decode(self._assistant.tokenizer, self.token_ids)
+            self._text, self._text_of = whole if self.over else whole.rstrip(UNFINISHED), state
+        return self._text
 
     @property
     def adapter(self) -> str | None:
@@ -145,7 +154,6 @@ class Replying:
             self.over = True
             raise
         if tokens is None:
-            self.text = prompt.decode(self._assistant.tokenizer, self.token_ids)
             self._record()
             return False
         if tokens and self._first_token_s is None:
@@ -154,8 +162,6 @@ class Replying:
             self.token_ids.append(token.id)
             self.logprobs.append(token.logprob)
             self._sampled_logprobs.append(token.sampled_logprob)
-        if tokens:
-            self.text = prompt.decode(self._assistant.tokenizer, self.token_ids).rstrip(UNFINISHED)
         return True
 
     def __iter__(self) -> Iterator[str]:
@@ -244,6 +250,15 @@ class Both:
         self.left.stop()
         self.right.stop()
 
+    def wait(self) -> None:
+        """Until both are written; for who does not want to see them grow."""
+        try:
+            for each in (self.left, self.right):
+                while each.advance():
+                    pass
+        finally:
+            self._end()
+
     def __iter__(self) -> Iterator[tuple[str, str]]:
         going = [self.left, self.right]
         try:
@@ -251,11 +266,11 @@ class Both:
                 going = [each for each in going if each.advance(timeout_s=0.02)]
                 yield self.left.text, self.right.text
         finally:
-            for each in (self.left, self.right):
-                if not each.over:
-                    each.finish_now()
-            self._record()
+            self._end()
 
-    def _record(self) -> None:
+    def _end(self) -> None:
+        for each in (self.left, self.right):
+            if not each.over:
+                each.finish_now()
         if self.left.recorded and self.right.recorded:
             self.pair = talk.add_pair(self._store, self.left.parent, self.left.id, self.right.id, self.asked)

@@ -26,7 +26,7 @@ from assistant.prompt import end_ids
 from assistant.sampling import Sampling, draw
 from feedback.store import Refused
 
-MOST_ROWS = 16  # answered at once
+MOST_ROWS = 32  # answered at once
 MOST_WAITING = 64
 PROMPT_CHUNK = 256  # prompt tokens read in one step
 CACHE_BYTES = 1 << 30  # of keys and values, over all rows

@@ -3,6 +3,7 @@
 Left out on purpose: what a night does (`training/night`); here it is only a command.
 """
 
+import argparse
 import os
 import signal
 import subprocess
@@ -35,6 +36,7 @@ def start_night(store: Store, model: str, options: Sequence[str] = ()) -> Night:
         raise Conflict("a night is running already; wait for it or cancel it")
     log = store.data / "night.log"
     with log.open("ab") as output:
+        began_at = output.tell()
         process = subprocess.Popen(
             night_command(store.data, model, options), stdout=output, stderr=output, start_new_session=True
         )
@@ -44,9 +46,18 @@ def start_night(store: Store, model: str, options: Sequence[str] = ()) -> Night:
         if found:
             return found[0]
         if process.poll() is not None:
-            raise Conflict(f"the night ended at once (exit {process.returncode}); {log} says why")
+            said = last_line(log, began_at).removeprefix("nightschool: ")
+            raise Conflict(f"the night ended at once: {said or f'exit {process.returncode}'}")
         time.sleep(0.1)
     raise Conflict(f"the night has not announced itself within {APPEARS_WITHIN_S:.0f} s; see {log}")
+
+
+def last_line(log: Path, began_at: int) -> str:
+    """The last line that was written to a file from a position on."""
+    with log.open("rb") as file:
+        file.seek(began_at)
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else ""
 
 
 def running_night(store: Store) -> Night | None:
@@ -61,6 +72,24 @@ def is_night(pid: int) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and "training.night" in process.cmdline()
     except psutil.Error:
         return False
+
+
+def starts_or_ends(store: Store) -> bool:
+    """Whether a night's process is alive on this data folder without a running row: not yet, or no longer."""
+    running = {night.pid for night in nights.nights(store, 5) if night.state == RUNNING}
+    found = (each for each in psutil.process_iter() if each.pid not in running and is_night(each.pid))
+    return any(data_of(each) == store.data.resolve() for each in found)
+
+
+def data_of(process: psutil.Process) -> Path | None:
+    """The data folder that a night's process was started on; None where that cannot be seen."""
+    option = argparse.ArgumentParser(add_help=False)
+    option.add_argument("--data", nargs="?")
+    try:
+        named = option.parse_known_args(process.cmdline())[0].data
+        return Path(process.cwd(), named or process.environ().get("NIGHTSCHOOL_DATA", "data")).resolve()
+    except psutil.Error:  # it has ended, or is another account's
+        return None
 
 
 def cancel_night(store: Store, night_id: int) -> None:

@@ -10,7 +10,9 @@ Left out on purpose: deciding which adapter is better; that is the gate's.
 import logging
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -18,7 +20,7 @@ from assistant.adapters import AdapterRefused, Agreement, Loaded, agreement, loa
 from assistant.engine import Engine
 from assistant.models import find_base, load_tokenizer, pick_device, usual_dtype
 from feedback import adapters
-from feedback.store import Refused, Store
+from feedback.store import Conflict, Refused, Store
 
 MOST_KEPT = 6  # adapters in memory that nobody asked for lately
 # Nats a token. fp32 on both sides differs by rounding and order of sums alone; bf16 keeps 8 bits of mantissa.
@@ -84,18 +86,21 @@ class Roster:
             log.warning("not comparing with a candidate: %s", error)
             return False
 
-    def promote(self, user: int | None, name: str | None, reason: str) -> Agreement | None:
+    def promote(
+        self, user: int | None, name: str | None, reason: str, instead_of: str | None = adapters.ANYTHING
+    ) -> Agreement | None:
         """Prove an adapter from its files on disk, and let it serve (None: the base); how the proof went.
 
-        Raises `Refused` on an empty reason, `NotFound`, `Conflict`, or `AdapterRefused`; nothing is changed then.
+        Raises `Refused` on an empty reason, `NotFound`, `Conflict` (also where another than `instead_of` serves), or
+        `AdapterRefused`; nothing is changed then.
         """
         require_reason(reason)
         proof = None
         with self._lock:
+            adapters.require_promotable(self.store, name, instead_of)
             if name is not None:
-                adapters.require_promotable(self.store, name)
                 self._loaded[name], proof = self._load(name)
-            adapters.promote(self.store, name, user, reason.strip(), asdict(proof) if proof else {})
+            adapters.promote(self.store, name, user, reason.strip(), asdict(proof) if proof else {}, instead_of)
             self._current()
         return proof
 
@@ -106,24 +111,19 @@ class Roster:
         with self._lock:
             before = self._serving
             try:
-                self._serving = self.get(adapters.serving(self.store))
+                wanted = adapters.serving(self.store)
+                self._serving = self.get(wanted)
             except Refused as error:
                 log.error("keeping %s: %s", before.id if before else "the base", error)
-                reason = f"kept, because {error}"
-                adapters.promote(self.store, before.id if before else None, None, reason, {})
+                reason = f"{adapters.KEPT}{error}"
+                with suppress(Conflict):  # somebody promoted another meanwhile; the next look loads that one
+                    adapters.promote(self.store, before.id if before else None, None, reason, {}, instead_of=wanted)
             return self._serving
 
     def _load(self, name: str) -> tuple[Loaded, Agreement]:
         """Read an adapter from disk and prove it. Raises `NotFound` or `AdapterRefused`."""
         adapters.adapter(self.store, name)
-        directory = adapters.directory(self.store, name)
-        loaded = load_adapter(directory, self.engine.base.sha256, self.engine.network.layers)
-        proofs = loaded.card.proof
-        read = [self.engine.score(each.prompt_ids, each.reply_ids, loaded) for each in proofs]
-        served = [[token.logprob for token in each] for each in read]
-        proof = agreement(proofs, served, TOLERANCE[self.engine.dtype])
-        proof.require(name)
-        return loaded, proof
+        return proved(self.engine, adapters.directory(self.store, name))
 
     def _forget_oldest(self) -> None:
         """Let go of adapters not asked for lately. Replies in flight hold on to theirs by themselves."""
@@ -132,22 +132,40 @@ class Roster:
             del self._loaded[name]
 
 
-def prove_and_promote(store: Store, model: str, name: str | None, user: int | None, reason: str) -> Agreement | None:
+def proved(engine: Engine, directory: Path) -> tuple[Loaded, Agreement]:
+    """Read an adapter from a directory and prove it in this engine. Raises `AdapterRefused`."""
+    loaded = load_adapter(directory, engine.base.sha256, engine.network.layers)
+    proofs = loaded.card.proof
+    read = [engine.score(each.prompt_ids, each.reply_ids, loaded) for each in proofs]
+    served = [[token.logprob for token in each] for each in read]
+    proof = agreement(proofs, served, TOLERANCE[engine.dtype])
+    proof.require(loaded.card.id)
+    return loaded, proof
+
+
+def prove_and_promote(
+    store: Store,
+    model: str,
+    name: str | None,
+    user: int | None,
+    reason: str,
+    instead_of: str | None = adapters.ANYTHING,
+) -> Agreement | None:
     """Promote from outside a server, proving the adapter (None: the base) in an engine of this process's own.
 
     Raises as `Roster.promote` does, and `Refused` on an unusable model. A running server sees it by itself, and
     proves the adapter once more before it answers with it.
     """
     require_reason(reason)
-    adapters.require_promotable(store, name)
+    adapters.require_promotable(store, name, instead_of)
     if name is None:
-        adapters.promote(store, None, user, reason.strip(), {})
+        adapters.promote(store, None, user, reason.strip(), {}, instead_of)
         return None
     base = find_base(model)
     device = pick_device()
     engine = Engine(base, usual_dtype(device), device, load_tokenizer(base))
     try:
-        return Roster(store, engine).promote(user, name, reason)
+        return Roster(store, engine).promote(user, name, reason, instead_of)
     finally:
         engine.close()
 

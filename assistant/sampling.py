@@ -53,25 +53,25 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tupl
     Greedy draws from a distribution of one, so the second log-prob is 0. Top-p keeps the fewest tokens whose
     probabilities (at this temperature) reach p, as in "The Curious Case of Neural Text Degeneration" (1904.09751).
     """
-    natural = torch.log_softmax(logits, dim=-1)
     if sampling.temperature == 0:
         token = int(logits.argmax())
-        return token, float(natural[token]), 0.0
-    drawn_from = torch.log_softmax(logits / sampling.temperature, dim=-1)
-    if sampling.top_p < 1:
-        drawn_from = _nucleus(drawn_from, sampling.top_p)
-    token = int(torch.multinomial(drawn_from.exp(), 1, generator=generator))
-    return token, float(natural[token]), float(drawn_from[token])
+        return token, float(logits[token] - logits.logsumexp(-1)), 0.0
+    order, drawn_from = _nucleus(logits / sampling.temperature, sampling.top_p)
+    at = int(torch.multinomial(drawn_from.exp(), 1, generator=generator))
+    token = int(order[at])
+    return token, float(logits[token] - logits.logsumexp(-1)), float(drawn_from[at])
 
 
-def _nucleus(logprobs: Tensor, top_p: float) -> Tensor:
-    """Log-probs (V,) with all but the smallest set that reaches `top_p` at -inf, made to sum to 1 again."""
+def _nucleus(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The fewest tokens whose probabilities reach `top_p`, likeliest first, and their log-probs among themselves."""
+    if top_p >= 1:
+        return torch.arange(len(logits)), torch.log_softmax(logits, dim=-1)
     # Sorting a whole vocabulary costs milliseconds, and the few likeliest tokens nearly always reach p.
-    ranked, order = logprobs.topk(min(256, len(logprobs)))
-    if float(ranked.exp().sum()) < top_p:
-        ranked, order = logprobs.sort(descending=True)
-    before = ranked.exp().cumsum(-1) - ranked.exp()  # probability of all that rank higher
-    kept = order[before < top_p]
-    nucleus = torch.full_like(logprobs, -math.inf)
-    nucleus[kept] = torch.log_softmax(logprobs[kept], dim=-1)
-    return nucleus
+    normaliser = logits.logsumexp(-1)
+    ranked, order = logits.topk(min(256, len(logits)))
+    probs = (ranked - normaliser).exp()
+    if float(probs.sum()) < top_p:
+        ranked, order = logits.sort(descending=True)
+        probs = (ranked - normaliser).exp()
+    kept = probs.cumsum(-1) - probs < top_p
+    return order[kept], torch.log_softmax(ranked[kept], dim=-1)

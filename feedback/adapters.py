@@ -1,15 +1,20 @@
 """Which adapters there are, and which one serves.
 
-The newest promotion says what serves; a rollback is a promotion of an older adapter (or of the base).
+The newest promotion says what serves; a rollback is a promotion of an older adapter (or of the base). Who promotes may
+say what they believe to be serving: of two who decide at once, one wins, and the other is told.
 Left out on purpose: loading and proving an adapter (`assistant/adapters`), deciding whether it is good (the gate).
 """
 
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from feedback.store import Conflict, NotFound, Store, now
+
+ANYTHING = "anything"  # as what is believed to be serving: whatever serves
+KEPT = "kept, because "  # begins the reason of a promotion that puts back what served, as the new one could not
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,18 @@ class Promotion:
     adapter: str | None
     user: int | None
     reason: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Deed:
+    """Something that was done, by `user` (None: by the program, or at the command line)."""
+
+    id: int
+    user: str | None
+    action: str
+    subject: str
+    detail: dict[str, Any]
     at: str
 
 
@@ -75,25 +92,50 @@ def serving(store: Store) -> str | None:
     return row["adapter"] if row else None
 
 
-def promote(store: Store, name: str | None, user: int | None, reason: str, proof: dict[str, Any]) -> int:
-    """Say that an adapter (None: the base) serves from now on; the promotion's id.
+def promote(
+    store: Store,
+    name: str | None,
+    user: int | None,
+    reason: str,
+    proof: dict[str, Any],
+    instead_of: str | None = ANYTHING,
+) -> int:
+    """Say that an adapter (None: the base) serves from now on, in place of `instead_of`; the promotion's id.
 
-    Raises `NotFound` on an unknown adapter, `Conflict` on one that serves already or was refused.
+    Raises `NotFound` on an unknown adapter, `Conflict` on one that serves already or was refused, and where something
+    else serves than was believed.
     """
     with store.write():
-        require_promotable(store, name)
+        require_promotable(store, name, instead_of)
         row = {"adapter": name, "user": user, "reason": reason, "proof": proof, "at": now()}
         done = store.insert("promotions", row)
         audit(store, user, "promote", name or "base", {"reason": reason})
     return done
 
 
-def require_promotable(store: Store, name: str | None) -> None:
+def require_promotable(store: Store, name: str | None, instead_of: str | None = ANYTHING) -> None:
     """Raises what `promote` raises for an adapter that cannot be promoted now."""
+    if instead_of not in (ANYTHING, serving(store)):
+        raise Conflict(f"{what_happened(store)}; look again before you promote")
     if name is not None and adapter(store, name).verdict == "refused":
         raise Conflict(f"adapter {name} was refused: {adapter(store, name).reason}")
     if serving(store) == name:
         raise Conflict(f"{name or 'the base'} serves already")
+
+
+def what_happened(store: Store) -> str:
+    """The newest promotion as half a sentence: who let what serve, and how long ago."""
+    newest = next(iter(promotions(store, 1)), None)
+    if newest is None:
+        return "the base serves, and nothing else ever did"
+    row = store.row("SELECT name FROM users WHERE id = ?", newest.user)
+    adapter = newest.adapter or "the base"
+    done = f"{row['name']} promoted {adapter}" if row else f"{adapter} was promoted"
+    minutes = int((datetime.now(UTC) - datetime.fromisoformat(newest.at)).total_seconds() // 60)
+    if minutes < 1:
+        return f"{done} a moment ago"
+    ago = f"{minutes} minute{'s' if minutes > 1 else ''} ago"
+    return f"{done} {ago}" if minutes < 60 else f"{done} at {newest.at[:16].replace('T', ' ')} UTC"
 
 
 def before_serving(store: Store) -> str | None:
@@ -118,3 +160,10 @@ def audit(store: Store, user: int | None, action: str, subject: str, detail: dic
     """Write down who did what to what."""
     row = {"user": user, "action": action, "subject": subject, "detail": detail or {}, "at": now()}
     store.insert("audit", row)
+
+
+def audit_trail(store: Store, limit: int = 50) -> list[Deed]:
+    """The newest of what was done, newest first."""
+    sql = """SELECT audit.id, users.name AS user, action, subject, detail, at
+        FROM audit LEFT JOIN users ON users.id = audit.user ORDER BY audit.id DESC LIMIT ?"""
+    return [Deed(**row | {"detail": json.loads(row["detail"])}) for row in store.rows(sql, limit)]

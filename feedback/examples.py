@@ -44,6 +44,7 @@ class Pair:
     rejected: Answer
     kind: str = "comparison"  # "comparison", "ranking" or "correction"
     weight: float = 1.0
+    user: int = 0  # who said so
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,12 @@ class Thumb:
     answer: Answer
     wanted: bool
     weight: float = 1.0
+    user: int = 0  # who said so
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a night trains on."""
+    """What stands of what people said, as a trainer sees it."""
 
     pairs: tuple[Pair, ...] = ()
     thumbs: tuple[Thumb, ...] = ()
@@ -69,6 +71,9 @@ class Examples:
         """Hex digest of everything that would be trained on."""
         body = {"pairs": [asdict(each) for each in self.pairs], "thumbs": [asdict(each) for each in self.thumbs]}
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.pairs) + len(self.thumbs)
 
     def counts(self) -> dict[str, Any]:
         """How many of each kind there are, and what was left out and why."""
@@ -99,15 +104,15 @@ def gather(store: Store) -> Examples:
         if row["value"] == NONE:
             left_out["taken back"] += 1
         else:
-            _add_thumb(store, thumbs, left_out, row["reply"], wanted=row["value"] == UP)
+            _add_thumb(store, thumbs, left_out, row["user"], row["reply"], wanted=row["value"] == UP)
 
     for row in _standing(store, "comparisons", UNORDERED, left_out):
         left, right = row["left_reply"], row["right_reply"]
         match row["choice"]:
             case "left":
-                _add_pair(store, pairs, left_out, left, right, "comparison")
+                _add_pair(store, pairs, left_out, row["user"], left, right, "comparison")
             case "right":
-                _add_pair(store, pairs, left_out, right, left, "comparison")
+                _add_pair(store, pairs, left_out, row["user"], right, left, "comparison")
             case "tie":
                 left_out["tie"] += 1
             case "taken_back":
@@ -115,7 +120,7 @@ def gather(store: Store) -> Examples:
             case "both_bad":
                 for reply in (left, right):
                     if (row["user"], reply) not in own_thumbs:
-                        _add_thumb(store, thumbs, left_out, reply, wanted=False)
+                        _add_thumb(store, thumbs, left_out, row["user"], reply, wanted=False)
 
     for row in _standing(store, "rankings", "parent", left_out):
         ranked = zip(json.loads(row["replies"]), json.loads(row["ranks"]), strict=True)
@@ -123,15 +128,15 @@ def gather(store: Store) -> Examples:
             if first_rank == second_rank:
                 left_out["tie"] += 1
             elif first_rank < second_rank:
-                _add_pair(store, pairs, left_out, first, second, "ranking")
+                _add_pair(store, pairs, left_out, row["user"], first, second, "ranking")
             else:
-                _add_pair(store, pairs, left_out, second, first, "ranking")
+                _add_pair(store, pairs, left_out, row["user"], second, first, "ranking")
 
     for row in _standing(store, "corrections", "reply", left_out):
         if not row["text"]:
             left_out["taken back"] += 1
         else:
-            _add_correction(store, pairs, left_out, row["reply"], row["text"])
+            _add_correction(store, pairs, left_out, row["user"], row["reply"], row["text"])
 
     return Examples(tuple(pairs), tuple(thumbs), dict(sorted(left_out.items())))
 
@@ -154,27 +159,29 @@ def _context(store: Store, reply: str) -> tuple[Message, ...]:
     return talk.messages_of(talk.path(store, reply)[:-1])
 
 
-def _add_thumb(store: Store, thumbs: list[Thumb], left_out: Counter[str], reply: str, wanted: bool) -> None:
+def _add_thumb(store: Store, thumbs: list[Thumb], left_out: Counter[str], user: int, reply: str, wanted: bool) -> None:
     answer = _answer(store, reply)
     if not answer.text.strip():
         left_out["empty reply"] += 1
     else:
-        thumbs.append(Thumb(_context(store, reply), answer, wanted))
+        thumbs.append(Thumb(_context(store, reply), answer, wanted, user=user))
 
 
-def _add_pair(store: Store, pairs: list[Pair], left_out: Counter[str], better: str, worse: str, kind: str) -> None:
+def _add_pair(
+    store: Store, pairs: list[Pair], left_out: Counter[str], user: int, better: str, worse: str, kind: str
+) -> None:
     chosen, rejected = _answer(store, better), _answer(store, worse)
     if not chosen.text.strip():
         left_out["empty reply"] += 1
     elif chosen.text == rejected.text:
         left_out["equal replies"] += 1
     else:
-        pairs.append(Pair(_context(store, better), chosen, rejected, kind))
+        pairs.append(Pair(_context(store, better), chosen, rejected, kind, user=user))
 
 
-def _add_correction(store: Store, pairs: list[Pair], left_out: Counter[str], reply: str, text: str) -> None:
+def _add_correction(store: Store, pairs: list[Pair], left_out: Counter[str], user: int, reply: str, text: str) -> None:
     rejected = _answer(store, reply)
     if text.strip() == rejected.text.strip():
         left_out["equal replies"] += 1
     else:
-        pairs.append(Pair(_context(store, reply), Answer(text), rejected, "correction"))
+        pairs.append(Pair(_context(store, reply), Answer(text), rejected, "correction", user=user))

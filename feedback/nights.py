@@ -1,7 +1,7 @@
-"""What each night did, when the next is due, and the operator's settings.
+"""What each night did, and the operator's settings.
 
 A night writes its own row as it goes; whoever reads it (page, command line, API) sees it live.
-Left out on purpose: running a night (`training/night`) and the clock (`ui/schedule`).
+Left out on purpose: running a night (`training/night`) and when one is due (`schedules`).
 """
 
 import json
@@ -11,7 +11,12 @@ from typing import Any
 from feedback.store import NotFound, Refused, Store, now
 
 RUNNING = "running"
-SETTINGS: dict[str, Any] = {"side_by_side_share": 0.1}  # name -> default
+SETTINGS: dict[str, Any] = {"side_by_side_share": 0.1, "gate": "on"}  # name -> default
+GATE = {
+    "on": "what the gate says has proved itself serves from then on",
+    "advise": "the gate judges, and a person promotes",
+    "off": "nothing is judged; every new adapter serves that passes its proof",
+}
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,12 @@ class Night:
     verdict: str | None  # of the gate on its adapter: "promoted", "candidate" or "refused"
 
 
-def start_night(store: Store, method: str, settings: dict[str, Any], pid: int) -> int:
-    """A new running night's id."""
+def start_night(
+    store: Store, method: str, settings: dict[str, Any], pid: int, started_at: str | None = None
+) -> int:
+    """A new running night's id; it started before it looked at what people said, so that nothing falls between."""
     row = {"state": RUNNING, "pid": pid, "method": method, "settings": settings}
-    return store.insert("nights", row | {"started_at": now(), "beat_at": now()})
+    return store.insert("nights", row | {"started_at": started_at or now(), "beat_at": now()})
 
 
 def update_night(store: Store, night_id: int, **changes: Any) -> None:
@@ -52,9 +59,12 @@ def update_night(store: Store, night_id: int, **changes: Any) -> None:
         db.conn.execute(f"UPDATE nights SET {assigned} WHERE id = ?", (*values, night_id))
 
 
-def end_night(store: Store, night_id: int, state: str, reason: str, adapter: str | None = None) -> None:
+def end_night(
+    store: Store, night_id: int, state: str, reason: str, adapter: str | None = None, verdict: str | None = None
+) -> None:
     """Close a night with its outcome, in words."""
-    update_night(store, night_id, state=state, reason=reason, adapter=adapter, phase=state, eta_s=None, ended_at=now())
+    outcome = {"state": state, "reason": reason, "adapter": adapter, "verdict": verdict}
+    update_night(store, night_id, **outcome, phase=state, eta_s=None, ended_at=now())
 
 
 def add_step(store: Store, night_id: int, step: int, metrics: dict[str, float], **changes: Any) -> None:
@@ -65,9 +75,13 @@ def add_step(store: Store, night_id: int, step: int, metrics: dict[str, float], 
         update_night(store, night_id, step=step, **changes)
 
 
-def night_steps(store: Store, night_id: int) -> list[dict[str, Any]]:
-    """The metrics of every step so far, in order: {"step": 1, "loss": ..., ...}."""
-    rows = store.rows("SELECT step, metrics FROM night_steps WHERE night = ? ORDER BY step", night_id)
+def night_steps(store: Store, night_id: int, most: int | None = None) -> list[dict[str, Any]]:
+    """The metrics of every step so far, in order: {"step": 1, "loss": ..., ...}; evenly thinned to about `most`."""
+    newest = store.row("SELECT coalesce(max(step), 0) AS step FROM night_steps WHERE night = ?", night_id)
+    every = 1 + newest["step"] // most if most and newest else 1
+    sql = """SELECT step, metrics FROM night_steps WHERE night = ?
+        AND (step % ? = 0 OR step = 1 OR step = ? OR metrics LIKE '%"held_out%') ORDER BY step"""
+    rows = store.rows(sql, night_id, every, newest["step"] if newest else 0)
     return [{"step": row["step"]} | json.loads(row["metrics"]) for row in rows]
 
 
@@ -107,17 +121,7 @@ def set_setting(store: Store, user: int | None, name: str, value: Any) -> None:
     setting(store, name)
     if name == "side_by_side_share" and not (type(value) in (int, float) and 0 <= value <= 1):
         raise Refused(f"side_by_side_share is a number from 0 to 1, not {value!r}")
+    if name == "gate" and value not in GATE:
+        raise Refused(f"gate is one of {', '.join(GATE)}, not {value!r}")
     row = {"user": user, "name": name, "value": json.dumps(value), "at": now()}
     store.insert("settings", row)
-
-
-def schedule(store: Store) -> dict[str, Any] | None:
-    """The standing schedule (cron, time_zone, enabled), if one was set."""
-    row = store.row("SELECT cron, time_zone, enabled, at FROM schedules ORDER BY id DESC LIMIT 1")
-    return row | {"enabled": bool(row["enabled"])} if row else None
-
-
-def set_schedule(store: Store, user: int | None, cron: str, time_zone: str, enabled: bool) -> None:
-    """A new schedule; the caller has checked cron and time zone."""
-    row = {"user": user, "cron": cron, "time_zone": time_zone, "enabled": int(enabled), "at": now()}
-    store.insert("schedules", row)

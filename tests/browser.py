@@ -11,6 +11,15 @@ What the chat page's controls are called, so that tests can find them (`page.loc
 - correcting: #correction, #corrected-text, #save-correction, #take-correction-back, #cancel-correction
 - side by side: #pair, #left-reply, #right-reply, #left-is-better, #right-is-better, #tie, #both-bad
 - text box: #box, #send, #two-replies, #stop, #notice (what the page has to say)
+And the operate page's, which operators reach by #to-operate, and leave by #to-chat:
+- a glance: #headline (.well, .busy, .note or .trouble), #tiles
+- the night: #night (#told, #curves with data-steps), #which-night, #method, #again, #run-now, #cancel-night,
+  #night-notice
+- adapters: #adapters (li[data-adapter] with button.promote), #rollback, #promotion (#promotion-question, #reason,
+  #promote, #close-promotion), #promotion-notice
+- settings: #standing-schedule, #enabled, #cron, #time-zone, #grace, #every-new, #next-times, #save-schedule,
+  #schedule-notice, #share, #save-share, #share-notice
+- the record: #said, #nights (button.see), #clock, #trail
 Left out on purpose: what the pages should do (`test_chat_page` and its like).
 """
 
@@ -130,6 +139,12 @@ class Visitor:
         expect(self.page.locator("#main")).to_have_attribute("data-opened", "yes", timeout=30_000)
         return self
 
+    def operate(self) -> "Visitor":
+        """Open the operate page and wait until everything is there."""
+        self.page.goto(f"{self.url}operate/")
+        expect(self.page.locator("#operate")).to_have_attribute("data-opened", "yes", timeout=30_000)
+        return self
+
     def locate(self, selector: str) -> Locator:
         """What a selector finds."""
         return self.page.locator(selector)
@@ -172,9 +187,9 @@ class Visitor:
             self.locate("#box textarea").press("Enter")
         self.wait_answered(text)
 
-    def until(self, holds: Callable[[], bool], what: str) -> None:
-        """Wait until something holds that the page does not show. Raises `AssertionError`, naming it, after 90 s."""
-        end = time.monotonic() + REPLY_MS / 1000
+    def until(self, holds: Callable[[], bool], what: str, within_ms: int = REPLY_MS) -> None:
+        """Wait until something holds that the page does not show. Raises `AssertionError`, naming it."""
+        end = time.monotonic() + within_ms / 1000
         while not holds():
             assert time.monotonic() < end, f"never came true: {what}"
             self.page.wait_for_timeout(100)

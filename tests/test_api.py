@@ -19,7 +19,7 @@ from assistant.chat import Assistant, open_assistant
 from assistant.models import file_sha256
 from assistant.prompt import encode_prompt, encode_reply
 from assistant.roster import Roster
-from feedback import adapters, nights, people, ratings, talk
+from feedback import adapters, nights, people, ratings, schedules, talk
 from feedback.adapters import Adapter
 from feedback.people import User
 from feedback.store import Store, now
@@ -276,13 +276,21 @@ def test_a_promotion_is_proved_serves_the_next_reply_and_is_taken_back(
 
 
 def test_the_schedule_and_the_settings_are_set_and_read(web: TestClient, store: Store) -> None:
-    assert web.get("/api/schedule").json() == {"cron": None, "time_zone": None, "enabled": False, "next": []}
-    asked = {"cron": "30 3 * * 7", "time_zone": "Europe/Berlin", "enabled": True}
+    none = {"cron": None, "time_zone": None, "enabled": False, "grace_minutes": None, "every_new": None}
+    assert web.get("/api/schedule").json() == none | {"new_feedback": 0, "next": [], "occurrences": []}
+    asked = {"cron": "30 3 * * 7", "time_zone": "Europe/Berlin", "enabled": True, "grace_minutes": 5, "every_new": 50}
     answer = web.put("/api/schedule", json=asked, headers=key()).json()
+    assert {name: answer[name] for name in asked} == asked
     assert len(answer["next"]) == 5
     assert all("T03:30:00" in each for each in answer["next"])
     assert web.get("/api/schedule").json() == answer
     assert web.get("/api/status").json()["next_night"] == answer["next"][0]
+    schedules.claim(store, "clock", "2026-03-01T02:30:00+00:00", "skipped", "nobody has rated a reply yet")
+    (occurrence,) = web.get("/api/schedule").json()["occurrences"]
+    assert (occurrence["cause"], occurrence["outcome"], occurrence["night"]) == ("clock", "skipped", None)
+    by_feedback = web.put("/api/schedule", json={"every_new": 20}, headers=key()).json()
+    assert (by_feedback["cron"], by_feedback["grace_minutes"], by_feedback["next"]) == ("", 60, [])
+    assert web.get("/api/status").json()["next_night"] is None
     assert web.put("/api/settings", json={"side_by_side_share": 0.5}, headers=key()).status_code == 200
     assert nights.setting(store, "side_by_side_share") == 0.5
 
@@ -366,6 +374,10 @@ BAD = [
     ("PUT", "/api/schedule", {"cron": "61 3 * * *", "time_zone": "UTC"}, 400, "is not a schedule"),
     ("PUT", "/api/schedule", {"cron": "0 3 * * *", "time_zone": "Mars"}, 400, "there is no time zone 'Mars'"),
     ("PUT", "/api/schedule", {"cron": "0 3 * * *", "time_zone": "../../x"}, 400, "there is no time zone"),
+    ("PUT", "/api/schedule", {"cron": "0 3 * * *", "grace_minutes": -1}, 400, "grace_minutes is a whole number from 0"),
+    ("PUT", "/api/schedule", {"every_new": 0}, 400, "every_new is a whole number from 1 to 1,000,000, or none, not 0"),
+    ("PUT", "/api/schedule", {"every_new": "50"}, 422, "every_new: input should be a valid integer"),
+    ("PUT", "/api/schedule", {"time_zone": "UTC"}, 400, "needs a clock"),
     ("PUT", "/api/settings", {"side_by_side_share": 2.0}, 400, "a number from 0 to 1, not 2.0"),
     ("POST", "/api/nowhere", {}, 404, "there is no POST /api/nowhere"),
 ]

@@ -1,4 +1,4 @@
-"""The server as a process: starting, refusing to start, answering, ending; and the clock that starts nights."""
+"""The server as a process: starting, refusing to start, answering, ending."""
 
 import json
 import os
@@ -11,9 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -23,11 +21,10 @@ from assistant.chat import Assistant
 from feedback import adapters, nights, people, talk
 from feedback.store import Refused, Store
 from tests.conftest import REPOSITORY
-from tests.test_api import HERE, assistant, loaded, make_adapter, sleeping_night
+from tests.test_api import HERE, assistant, loaded, make_adapter
 from ui.app import create_app, look_for_promotions
-from ui.schedule import Schedule, next_times, weekdays
 
-__all__ = ["assistant", "loaded", "sleeping_night"]  # fixtures
+__all__ = ["assistant", "loaded"]  # fixtures
 STORY = [{"role": "user", "content": "Tell me a very long story about a lighthouse."}]
 STREAMED = {"model": "nightschool", "messages": STORY, "max_tokens": 400, "temperature": 0, "stream": True}
 
@@ -166,65 +163,3 @@ def test_a_promotion_made_elsewhere_is_loaded_without_a_message(assistant: Assis
     over.set()
     looking.join()
     assert name in assistant.roster.loaded()
-
-
-# The clock
-
-MONDAY = datetime(2026, 3, 2, 12, 0, tzinfo=ZoneInfo("UTC"))
-
-
-def days(cron: str, count: int = 3) -> list[str]:
-    return [f"{each:%a %d %b}" for each in next_times(cron, "UTC", count, after=MONDAY)]
-
-
-def test_weekdays_mean_what_crontab_means() -> None:
-    assert days("0 3 * * 0") == days("0 3 * * 7") == days("0 3 * * sun") == ["Sun 08 Mar", "Sun 15 Mar", "Sun 22 Mar"]
-    assert days("0 3 * * 1") == ["Mon 09 Mar", "Mon 16 Mar", "Mon 23 Mar"]
-    assert days("0 3 * * 1-5", 5) == ["Tue 03 Mar", "Wed 04 Mar", "Thu 05 Mar", "Fri 06 Mar", "Mon 09 Mar"]
-    assert days("0 3 * * 6,0") == days("0 3 * * 6-7") == ["Sat 07 Mar", "Sun 08 Mar", "Sat 14 Mar"]
-    assert sorted(set(weekdays("*/2"))) == [0, 2, 4, 6]  # from Sunday on
-    assert sorted(set(weekdays("1-5/2"))) == [1, 3, 5]
-    assert sorted(set(weekdays("fri-mon"))) == [0, 1, 5, 6]
-    assert days("0 3 * * *", 2) == ["Tue 03 Mar", "Wed 04 Mar"]
-
-
-def test_a_day_of_the_month_and_a_weekday_are_either() -> None:
-    assert days("0 3 5 * 2", 4) == ["Tue 03 Mar", "Thu 05 Mar", "Tue 10 Mar", "Tue 17 Mar"]
-
-
-def test_times_are_those_of_the_time_zone_across_a_change_of_clocks() -> None:
-    before = datetime(2026, 3, 28, 12, 0, tzinfo=ZoneInfo("UTC"))  # clocks in Berlin change on the 29th, at 2
-    times = next_times("0 5 * * *", "Europe/Berlin", 2, after=before)
-    assert [f"{each:%d %H:%M %z}" for each in times] == ["29 05:00 +0200", "30 05:00 +0200"]
-
-
-def test_a_schedule_that_never_comes_due_or_is_malformed_is_refused() -> None:
-    for cron in ("", "* * * *", "0 25 * * *", "0 3 * * 8", "0 3 * * 1-x", "0 3 * * 1/0", "0 3 31 2 *", "0 3 * * ,"):
-        with pytest.raises(Refused):
-            next_times(cron, "UTC", 1)
-
-
-def test_a_changed_schedule_is_taken_up(store: Store) -> None:
-    schedule = Schedule(store, "embedded")
-    schedule.start()
-    try:
-        assert schedule.due() is None
-        nights.set_schedule(store, None, "0 3 * * *", "UTC", True)
-        schedule.reread()
-        assert schedule.due() == next_times("0 3 * * *", "UTC", 1)[0]
-        nights.set_schedule(store, None, "0 4 * * *", "UTC", True)
-        schedule.reread()
-        assert schedule.due() == next_times("0 4 * * *", "UTC", 1)[0]
-        nights.set_schedule(store, None, "0 4 * * *", "UTC", False)
-        schedule.reread()
-        assert schedule.due() is None
-    finally:
-        schedule.stop()
-
-
-def test_a_night_that_is_due_while_one_runs_is_skipped(
-    store: Store, sleeping_night: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    Schedule(store, "embedded").run_night()
-    assert "no night now: a night is running already" in caplog.text
-    assert [night.id for night in nights.nights(store)] == [sleeping_night]

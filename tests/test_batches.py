@@ -11,7 +11,7 @@ from feedback.examples import Answer, Examples, Pair, Thumb
 from feedback.talk import Message
 from training import backbone as backbones
 from training.backbone import Backbone
-from training.batches import Encoder, make_lessons, make_row
+from training.batches import Encoder, make_lessons, make_row, together
 
 pytestmark = pytest.mark.xdist_group("backbone")
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
@@ -111,15 +111,26 @@ def test_the_lora_gets_the_gradient_it_would_get_from_replies_alone(backbone, en
         assert (recomputed[name] - expected).norm() <= 1e-4 * expected.norm() + 1e-6, name
 
 
+def test_rows_in_one_pass_have_the_log_probs_they_have_alone(backbone, encoder, real_pairs):
+    lessons, _ = make_lessons(Examples(tuple(real_pairs)), encoder)
+    rows = [lesson.row() for lesson in lessons] + [lessons[0].row(0)]
+    groups = together(rows, most=3 * max(len(row.ids) for row in rows))
+    assert sorted(at for group in groups for at in group) == [0, 1, 2, 3]
+    assert max(len(group) for group in groups) > 1
+    with torch.no_grad():
+        for group in groups:
+            for at, found in zip(group, backbone.log_probs_of([rows[at] for at in group]), strict=True):
+                assert (found - backbone.log_probs(rows[at])).abs().max() / len(rows[at].targets) < 1e-4
+    assert together(rows, most=1) == [[each] for each in sorted(range(4), key=lambda at: -len(rows[at].ids))]
+
+
 def test_a_row_shares_its_prompt_and_keeps_its_replies_apart():
     row = make_row([10, 11], [[20, 21], [30]])
     assert row.ids.tolist() == [10, 11, 20, 21, 30]
     assert row.positions.tolist() == [0, 1, 2, 3, 2]
     assert row.predicted_at.tolist() == [1, 2, 1]  # both replies begin at the prompt's last position
     assert row.targets.tolist() == [20, 21, 30]
-    mask = row.mask()
-    assert mask is not None
-    assert mask[0, 0].int().tolist() == [
+    assert row.mask()[0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
@@ -127,7 +138,6 @@ def test_a_row_shares_its_prompt_and_keeps_its_replies_apart():
         [1, 1, 0, 0, 1],
     ]
     assert row.summed(torch.tensor([1.0, 2.0, 4.0])).tolist() == [3.0, 4.0]
-    assert make_row([10, 11], [[20, 21]]).mask() is None
 
 
 def test_a_reply_teaches_the_tokens_that_were_sampled(encoder):

@@ -65,7 +65,7 @@ def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(serv
         visitor.thumb("down")
         expect(visitor.locate("#why")).to_be_visible()
         new_chat(visitor)
-        visitor.locate("#box textarea").fill("Tell me one thing about rivers.")
+        visitor.locate("#box textarea").fill("Tell me one thing about bread.")
         visitor.locate("#two-replies").click()
         visitor.locate("#left-is-better").click(timeout=90_000)
         expect(visitor.locate("#pair")).to_be_hidden()

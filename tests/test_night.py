@@ -31,9 +31,9 @@ SAID = (  # a message, a reply that is liked, a reply that is not
     ("What is two and two?", "Four!", "It depends."),
     ("Say hello to my cat.", "Hello, little cat!", "Cats cannot read."),
     ("Name a fruit.", "An apple.", "Fruit."),
-    ("Is water wet?", "Yes, as wet as can be.", "No."),
+    ("Is iron heavy?", "Yes, as heavy as can be.", "No."),
 )
-SMALL = ["least_steps=4", "epochs=1", "batch_size=4", "kl_every=2", "checkpoint_every=1"]
+SMALL = ["least_steps=4", "epochs=1", "batch_size=4", "looks=1", "checkpoint_every=1"]
 
 
 def say(data: Path, consent: bool = True) -> Store:
@@ -102,6 +102,8 @@ def test_a_night_makes_a_candidate_and_writes_down_how(finished):
     assert (night.state, night.adapter, night.step, night.steps) == ("done", "night-0001", 4, 4)
     assert night.counts == {"comparison": 4, "correction": 1, "thumbs_up": 1, "thumbs_down": 1, "left_out": {}}
     assert (adapter.verdict, adapter.night, adapters.serving(store)) == ("candidate", night.id, None)
+    assert night.verdict == "candidate"
+    assert "too little held-out feedback to tell" in night.reason
     steps = nights.night_steps(store, night.id)
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
     assert {"loss", "margin", "accuracy", "kl_per_token", "tokens_per_s", "chosen_logprob"} <= set(steps[0])
@@ -229,7 +231,8 @@ def test_training_stops_when_the_kl_budget_is_spent_and_says_so(tmp_path):
     done = run(tmp_path, settings=[*SMALL, "kl_budget=1e-9"])
     assert done.returncode == 0, done.stderr
     assert (last(store).state, last(store).step, last(store).steps) == ("done", 2, 4)
-    assert "stopped early, at step 2 of 4" in last(store).reason
+    assert "ended at step 2, being" in last(store).reason
+    assert last(store).verdict == adapters.adapter(store, "night-0001").verdict == "refused"
     store.close()
 
 
@@ -270,7 +273,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(tmp_path, options, words)
 def test_an_inverted_preference_moves_the_margin_the_other_way():
     base = models.find_base("embedded")
     tokenizer = models.load_tokenizer(base)
-    settings = Settings(epochs=1, least_steps=4, batch_size=2, kl_every=4)
+    settings = Settings(epochs=1, least_steps=4, batch_size=2)
 
     def margin_after(turned: bool) -> float:
         """The margin of the first two choices after a few steps on them, or on their opposites."""

@@ -2,7 +2,7 @@
 
 A row is prompt, reply, reply, ...: a mask keeps each reply from seeing the others, positions restart after the prompt,
 and the first token of every reply is predicted at the prompt's last position. The numbers are those of one reply at
-a time; a test holds that. One row is one forward pass.
+a time; a test holds that.
 Left out on purpose: the model (`backbone`) and what the numbers are for (`preference`).
 """
 
@@ -32,21 +32,19 @@ class Row:
     targets: Tensor  # (N,) the reply tokens
     reply_of: Tensor  # (N,) 0..R-1, whose token it is
 
-    def mask(self) -> Tensor | None:
-        """(1, 1, T, T), true where a position may look; None where plain causal attention does."""
-        if int(self.reply_of[-1]) == 0:
-            return None
+    def mask(self) -> Tensor:
+        """(1, T, T), true where a position may look."""
         sees = (self.branch == 0)[None, :] | (self.branch[:, None] == self.branch[None, :])
-        return sees.tril()[None, None]
+        return sees.tril()[None]
 
     def summed(self, token_values: Tensor) -> Tensor:
         """(N,) values of reply tokens as (R,) sums over replies."""
         sums = token_values.new_zeros(int(self.reply_of[-1]) + 1)
         return sums.index_add(0, self.reply_of, token_values)
 
-    def padded(self, multiple: int) -> "Row":
-        """The same row with a tail that nothing sees and nothing is predicted from, its length a multiple."""
-        tail = (0, -len(self.ids) % multiple)
+    def padded(self, length: int) -> "Row":
+        """The same row with a tail, up to a length, that no token of the row sees and nothing is predicted from."""
+        tail = (0, length - len(self.ids))
         branch = F.pad(self.branch, tail, value=int(self.reply_of[-1]) + 2)
         return replace(self, ids=F.pad(self.ids, tail), positions=F.pad(self.positions, tail), branch=branch)
 
@@ -74,6 +72,21 @@ def make_row(prompt_ids: Sequence[int], replies: Sequence[Sequence[int]]) -> Row
     return Row(*(torch.tensor(each) for each in (ids, positions, branch, predicted_at, targets, owners)))
 
 
+def together(rows: Sequence[Row], most: int) -> list[list[int]]:
+    """The numbers of rows that go through the model in one pass: of like length, `most` tokens at a time with padding.
+
+    A row that is longer than that goes alone.
+    """
+    groups: list[list[int]] = []
+    for number in sorted(range(len(rows)), key=lambda each: -len(rows[each].ids)):
+        longest = len(rows[groups[-1][0]].ids) if groups else 0
+        if groups and longest * (len(groups[-1]) + 1) <= most:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return groups
+
+
 @dataclass(frozen=True)
 class Lesson:
     """One example in token ids. A pair has the chosen reply first; a thumb has its own reply first, and then
@@ -85,6 +98,10 @@ class Lesson:
     replies: tuple[list[int], ...]
     weight: float
     wanted: bool = True  # thumbs only
+
+    def own_row(self) -> Row:
+        """The row that it teaches by: both replies of a pair, a thumb's own."""
+        return self.row(0) if self.kind == "thumb" else self.row()
 
     def row(self, *which: int) -> Row:
         """The row of the prompt with the replies of these numbers; with all of them if none is given."""

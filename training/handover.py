@@ -1,7 +1,7 @@
 """A trained adapter, proved and put in its place: the directory that serving will load.
 
 The proof is computed in fp32, one text at a time, by the model's own forward pass: none of training's shortcuts
-(shared rows, chunks) can hide a fault in it.
+(shared rows, chunks, layers of our own) can hide a fault in it.
 Left out on purpose: the row that announces the adapter (`night`).
 """
 
@@ -14,13 +14,13 @@ import torch
 from assistant import adapters, models, prompt
 from assistant.adapters import Card, Proof
 from feedback.talk import Message
-from training.backbone import Backbone
+from training.backbone import TRAINED, Backbone
 from training.batches import Encoder
 
 
 def prove(backbone: Backbone, encoder: Encoder) -> list[Proof]:
-    """Log-probs of the proof texts under adapter and base. The backbone computes in fp32 from here on."""
-    backbone.to_fp32()
+    """Log-probs of the proof texts under adapter and base. The backbone computes in fp32, plainly, from here on."""
+    backbone.to_plain()
     proofs = []
     for question, answer in adapters.PROOF_TEXTS:
         prompt_ids = prompt.encode_prompt(encoder.tokenizer, [Message("user", question)], encoder.longest)
@@ -48,22 +48,26 @@ def write_weights(backbone: Backbone, data: Path, adapter: str) -> tuple[Path, s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # "auto" would ask the hub whether the vocabulary has grown.
-        backbone.peft.save_pretrained(str(making), safe_serialization=True, save_embedding_layers=False)
+        backbone.peft.save_pretrained(
+            str(making), safe_serialization=True, save_embedding_layers=False, selected_adapters=[TRAINED]
+        )
     return making, models.file_sha256(making / adapters.WEIGHTS)
 
 
-def hand_over(backbone: Backbone, making: Path, card: Card) -> Path:
-    """Complete the directory with its card, give it its name, and read it back as serving will.
+def complete(backbone: Backbone, making: Path, card: Card) -> None:
+    """Put the card into the directory, and read the directory back as serving will.
 
     Raises `AdapterRefused` where what is read is not what was trained.
     """
     adapters.write_card(making, card)
-    directory = making.with_name(card.id)
-    models.hand_over(making, directory)
-    loaded = adapters.load_adapter(directory, card.base_sha256, backbone.layers())
+    loaded = adapters.load_adapter(making, card.base_sha256, backbone.layers())
     trained = {name: each for name, each in backbone.parameters().items() if ".lora_A." in name}
     for name, a in trained.items():
         layer = name.removeprefix("base_model.model.").split(".lora_A.")[0]
         if not torch.equal(loaded.factors[layer][0].to(a.device), a.detach()):
             raise adapters.AdapterRefused(f"adapter {card.id} reads back otherwise than it was trained, at {layer}")
-    return directory
+
+
+def hand_over(making: Path, adapter: str) -> None:
+    """Give the finished directory its name."""
+    models.hand_over(making, making.with_name(adapter))

@@ -2,7 +2,7 @@
 
 A process of its own: its memory leaves with it and its crash hurts no chat. It writes its row as it goes; killed at
 any moment it goes on when it is started again, and until its last write there is nothing new to serve.
-Left out on purpose: when nights run (the schedule), and whether the adapter is good (the gate, the operator).
+Left out on purpose: when nights run (the schedule), and whether the adapter is good (the gate).
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 from assistant.environment import prepare
 from feedback import nights
 from feedback.examples import gather
-from feedback.store import Conflict, Refused, Store
+from feedback.store import Conflict, Refused, Store, now
 from training.signals import Cancellation, Cancelled
 
 if TYPE_CHECKING:  # torch and the like come late: `main` sets the environment first
@@ -62,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     top.add_argument("--again", action="store_true", help="train even if nothing is new since the last night")
     top.add_argument("--fresh", action="store_true", help="do not go on with an interrupted night")
-    top.add_argument("--promote", action="store_true", help="let the adapter serve afterwards, if it passes its proof")
+    gates = "; ".join(f"{name}: {words}" for name, words in nights.GATE.items())
+    top.add_argument("--gate", choices=nights.GATE, help=f"{gates} (default: the setting 'gate')")
     return top
 
 
@@ -92,12 +94,11 @@ def run(options: argparse.Namespace) -> int:
             work = Work(*saved) if saved else begin(store, base, wishes, options.again)
             if work is None:
                 return DONE
+            work = replace(work, gate=options.gate or nights.setting(store, "gate"))
 
-        # 4. to 8. it learns, and what came of it is written down
+        # 4. to 10. it learns and is judged, and what came of it is written down
         status = taught(store, base, work, cancellation)
-        night_folder.remove(night_folder.folder(store.data, work.night))
-        if status == DONE and options.promote and nights.night(store, work.night).adapter:
-            status = promoted(store, base, work.adapter)
+        night_folder.tidy(store.data, keep=None)
         return status
 
 
@@ -131,9 +132,10 @@ def begin(store: Store, base: "Base", wishes: "Wishes", again: bool) -> "Work | 
     from training import night_folder, planner
     from training.teaching import Work
 
-    plan, examples = planner.make_plan(store, base, wishes)
+    began = now()
+    plan, examples = planner.make_plan(store, base, wishes, settle=True)
     with store.write():
-        night = nights.start_night(store, plan.method, planner.recorded_settings(plan), os.getpid())
+        night = nights.start_night(store, plan.method, planner.recorded_settings(plan), os.getpid(), began)
         counts, sha256 = examples.counts(), examples.sha256
         nights.update_night(store, night, counts=counts, data_sha256=sha256, phase="examples")
         reason = planner.why_nothing(store, examples, plan, again)
@@ -146,9 +148,9 @@ def begin(store: Store, base: "Base", wishes: "Wishes", again: bool) -> "Work | 
 
 
 def taught(store: Store, base: "Base", work: "Work", cancellation: Cancellation) -> int:
-    """Run steps 4 to 8 and write down whatever came of them; the exit status."""
-    from training.preference import NotFinite
+    """Run steps 4 to 10 and write down whatever came of them; the exit status."""
     from training.teaching import NothingFits, teach
+    from training.watch import NotFinite
 
     try:
         with cancellation.held():
@@ -177,19 +179,6 @@ def end(store: Store, night: int, state: str, reason: str, to: Any = None) -> No
     """Close a night that made no adapter, on paper and aloud."""
     nights.end_night(store, night, state, reason)
     print(f"night {night}: {state}: {reason}", file=to, flush=True)
-
-
-def promoted(store: Store, base: "Base", adapter: str) -> int:
-    """Let a new adapter serve, if it passes its proof; the exit status."""
-    from assistant import roster
-
-    try:
-        roster.prove_and_promote(store, base.name, adapter, user=None, reason="promoted by the night that made it")
-    except Refused as error:
-        print(f"nightschool: {adapter} is not promoted: {error}", file=sys.stderr)
-        return FAILED
-    print(f"{adapter} serves from now on", flush=True)
-    return DONE
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,16 @@ from torch import Tensor, nn
 
 from feedback.examples import Answer, Examples, Pair, Thumb
 from feedback.talk import Message
-from training.preference import Progress
+from training.watch import Progress
 
+POSITION = (  # what `Progress` holds beside tensors
+    "step",
+    "kl_per_token",
+    "aside_gain",
+    "kept_kl",
+    "looks_without_gain",
+    "ended",
+)
 EXAMPLES, PLAN, CHECKPOINT = "examples.json", "plan.json", "checkpoint.safetensors"
 
 
@@ -35,6 +43,7 @@ class Plan:
     settings: dict[str, Any]
     precision: str  # "bfloat16" or "float32"
     threads: int
+    judges: list[int] = field(default_factory=list)  # people whose feedback is kept for judging
 
 
 def folder(data: Path, night_id: int) -> Path:
@@ -54,11 +63,18 @@ def load_plan(where: Path) -> tuple[Plan, Examples]:
     """What `save_plan` wrote. Raises OSError, ValueError, KeyError or TypeError where it is not all there."""
     raw = json.loads((where / EXAMPLES).read_text())
     pairs = tuple(
-        Pair(_messages(each), _answer(each["chosen"]), _answer(each["rejected"]), each["kind"], each["weight"])
+        Pair(
+            **each
+            | {
+                "messages": _messages(each),
+                "chosen": _answer(each["chosen"]),
+                "rejected": _answer(each["rejected"]),
+            }
+        )
         for each in raw["pairs"]
     )
     thumbs = tuple(
-        Thumb(_messages(each), _answer(each["answer"]), each["wanted"], each["weight"]) for each in raw["thumbs"]
+        Thumb(**each | {"messages": _messages(each), "answer": _answer(each["answer"])}) for each in raw["thumbs"]
     )
     return Plan(**json.loads((where / PLAN).read_text())), Examples(pairs, thumbs, raw["left_out"])
 
@@ -78,8 +94,11 @@ def save_checkpoint(where: Path, parameters: Mapping[str, nn.Parameter], progres
         for key, value in progress.optimizer.state[each].items():
             tensors[f"{key}/{name}"] = value
     tensors["references"] = progress.references
+    if progress.best_gains is not None:
+        tensors["best_gains"] = progress.best_gains
     tensors["rng"] = torch.get_rng_state()
-    position = {"step": progress.step, "kl_per_token": progress.kl_per_token}
+    tensors |= {f"kept/{name}": each for name, each in (progress.kept or {}).items()}
+    position = {name: getattr(progress, name) for name in POSITION}
     contents = save({name: each.contiguous() for name, each in tensors.items()}, {"position": json.dumps(position)})
     write_whole(where / CHECKPOINT, contents)
 
@@ -95,21 +114,25 @@ def load_checkpoint(where: Path, parameters: Mapping[str, nn.Parameter], progres
     with safe_open(path, framework="pt") as file:
         position = json.loads(file.metadata()["position"])
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    kept = {
+    states = {
         name: {key: tensors[f"{key}/{name}"] for key in ("weight", "step", "exp_avg", "exp_avg_sq")}
         for name in parameters
     }
-    fits = all(kept[name]["weight"].shape == each.shape for name, each in parameters.items())
+    fits = all(states[name]["weight"].shape == each.shape for name, each in parameters.items())
     if not fits or tensors["references"].shape != progress.references.shape:
         raise ValueError("it is of other examples or another adapter")
     with torch.no_grad():
         for name, each in parameters.items():
-            each.copy_(kept[name].pop("weight"))
+            each.copy_(states[name].pop("weight"))
             # Adam counts its steps on the CPU.
-            state = {key: value if key == "step" else value.to(each.device) for key, value in kept[name].items()}
+            state = {key: value if key == "step" else value.to(each.device) for key, value in states[name].items()}
             progress.optimizer.state[each] = state
     progress.references = tensors["references"]
-    progress.step, progress.kl_per_token = position["step"], position["kl_per_token"]
+    if f"kept/{next(iter(parameters))}" in tensors:
+        progress.kept = {name: tensors[f"kept/{name}"].to(each.device) for name, each in parameters.items()}
+    progress.best_gains = tensors.get("best_gains")
+    for name in POSITION:
+        setattr(progress, name, position[name])
     torch.set_rng_state(tensors["rng"])
 
 

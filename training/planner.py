@@ -10,6 +10,7 @@ from assistant import models
 from assistant.models import Base
 from feedback import nights
 from feedback.examples import Examples, gather
+from feedback.split import Split, judges, split
 from feedback.store import Store
 from training import backbone
 from training.night_folder import Plan
@@ -25,13 +26,20 @@ class Wishes:
     fresh: bool
 
 
-def make_plan(store: Store, base: Base, wishes: Wishes) -> tuple[Plan, Examples]:
-    """How this machine would train on what stands in the store now."""
+def make_plan(store: Store, base: Base, wishes: Wishes, settle: bool = False) -> tuple[Plan, Examples]:
+    """How this machine would train on what stands in the store now; `settle` as in `feedback.split.judges`."""
     method = wishes.method or "auto"
     settings = asdict(Settings(**wishes.settings))
     precision = str(models.fastest_dtype(models.pick_device())).removeprefix("torch.")
-    plan = Plan(base.name, base.sha256, method, settings, precision, backbone.courteous_threads())
-    return plan, used_by(method, gather(store))
+    examples = used_by(method, gather(store))
+    judging = sorted(judges(store, examples, settle))
+    plan = Plan(base.name, base.sha256, method, settings, precision, backbone.courteous_threads(), judging)
+    return plan, examples
+
+
+def parts(plan: Plan, examples: Examples) -> Split:
+    """What the night learns from, what says when it has learned, and what judges."""
+    return split(examples, frozenset(plan.judges))
 
 
 def used_by(method: str, examples: Examples) -> Examples:
@@ -49,9 +57,12 @@ def recorded_settings(plan: Plan) -> dict[str, Any]:
 
 def why_nothing(store: Store, examples: Examples, plan: Plan, again: bool) -> str:
     """Why there is nothing to do, in words; empty if there is something."""
-    if not examples.pairs and not examples.thumbs:
+    if not len(examples):
         reasons = ", ".join(f"{reason}: {count}" for reason, count in examples.left_out.items())
         return "nothing to learn from" + (f"; left out were {reasons}" if reasons else "; nobody has rated a reply yet")
+    divided = parts(plan, examples)
+    if not len(divided.training) + len(divided.stopping):
+        return f"nothing to learn from yet; all feedback so far ({in_words(examples)}) is kept for judging"
     last = nights.last_trained(store)
     same = last and (last.data_sha256, last.method, last.settings)
     if last and not again and same == (examples.sha256, plan.method, recorded_settings(plan)):

@@ -1,8 +1,8 @@
 """Learning from preferences: comparisons, rankings and corrections by DPO, thumbs by KTO, in one objective.
 
-The reference is the base with the adapter off; its log-probs are computed once per lesson and kept. One row is one
-forward pass, and gradients add up over a batch. The same lessons, settings and machine give the same adapter, also
-when the run is interrupted and goes on from its checkpoint.
+The reference is the base with the adapter off; its log-probs are computed once per lesson and kept. A few rows of like
+length are one forward pass, and gradients add up over a batch. The same lessons, settings and machine give the same
+adapter, also when the run is interrupted and goes on from its checkpoint.
 Left out on purpose: where lessons come from (`batches`), files and rows (`night`, `night_folder`).
 """
 
@@ -17,8 +17,10 @@ from torch import Tensor
 
 from feedback.store import Refused
 from training import losses
-from training.backbone import CHUNK, Backbone
+from training.backbone import Backbone
 from training.batches import Lesson
+from training.passes import groups, margin_of, references
+from training.watch import NotFinite, Progress, Watch
 
 
 @dataclass(frozen=True)
@@ -29,25 +31,33 @@ class Settings:
     ranking_weight: float = 1.0
     correction_weight: float = 1.0
     thumb_weight: float = 1.0
-    beta: float = 0.1
+    beta: float = 0.02  # low: a pair that is settled teaches no more, and few pairs must teach a lot
     label_smoothing: float = 0.0  # the share of choices thought to be mistakes (conservative DPO)
-    learning_rate: float = 1e-4
-    epochs: int = 2
+    learning_rate: float = 5e-4
+    epochs: int = 3  # at most: training ends when what is kept aside (`feedback/split`) gains no more
+    patience: int = 4  # looks without a gain before training ends
     least_steps: int = 12  # very few examples are repeated until they have taught something
     batch_size: int = 8
     rank: int = 16
     alpha: int = 32
-    kl_budget: float = 0.5  # nats per reply token away from the base; beyond it training stops
-    kl_every: int = 5  # steps
+    kl_budget: float = 0.3  # nats per reply token away from the base; beyond it training stops
+    looks: int = 4  # an epoch, at the distance from the base and at what is kept aside
     longest: int = 1024  # tokens of a prompt and one reply
     checkpoint_every: int = 10  # steps
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("beta", "learning_rate", "epochs", "least_steps", "batch_size", "rank", "alpha", "kl_budget")
+        may_be_zero = (
+            "comparison_weight",
+            "ranking_weight",
+            "correction_weight",
+            "thumb_weight",
+            "label_smoothing",
+            "seed",
+        )
         for each in fields(self):
             value = getattr(self, each.name)
-            lowest_is_open = each.name in (*positive, "kl_every", "longest", "checkpoint_every")
+            lowest_is_open = each.name not in may_be_zero
             if not math.isfinite(value) or value < 0 or (lowest_is_open and value == 0):
                 raise Refused(f"{each.name} must be {'above' if lowest_is_open else 'at least'} 0, not {value}")
         if self.label_smoothing >= 0.5:
@@ -71,29 +81,14 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-class NotFinite(Exception):
-    """Training left the numbers: a loss or gradient is not finite. Nothing of it can be used."""
-
-
-@dataclass
-class Progress:
-    """All that changes while a night trains, beside the adapter's weights."""
-
-    optimizer: torch.optim.Optimizer
-    references: Tensor  # (lessons, 2) the reference's log-probs of each lesson's replies; NaN where not computed yet
-    step: int = 0  # optimiser steps done
-    kl_per_token: float = 0.0
-
-
 @dataclass(frozen=True)
 class Report:
-    """One step that was taken."""
+    """One step that was taken, of `steps` at most."""
 
     step: int
     steps: int
     metrics: dict[str, float]
     eta_s: float
-    over_budget: bool = False  # the KL budget is spent; this was the last step
 
 
 @dataclass
@@ -123,43 +118,55 @@ def begin(backbone: Backbone, lessons: Sequence[Lesson], settings: Settings) -> 
 
 
 def count_steps(lessons: int, settings: Settings) -> int:
-    """Optimiser steps of a night: whole epochs, and more of them where the examples are very few."""
+    """Optimiser steps of a night at most: whole epochs, and more of them where the examples are very few."""
     per_epoch = math.ceil(lessons / settings.batch_size)
     return per_epoch * max(settings.epochs, math.ceil(settings.least_steps / per_epoch))
 
 
-def train(backbone: Backbone, lessons: Sequence[Lesson], settings: Settings, progress: Progress) -> Iterator[Report]:
-    """Train the backbone's adapter, going on from `progress`, a step per item. Raises `NotFinite`."""
+def train(
+    backbone: Backbone,
+    lessons: Sequence[Lesson],
+    settings: Settings,
+    progress: Progress,
+    aside: Sequence[Lesson] = (),
+) -> Iterator[Report]:
+    """Train the backbone's adapter, going on from `progress`, a step per item. Raises `NotFinite`.
+
+    Training looks up a few times an epoch. With lessons kept `aside` it ends when their margins have not gained for
+    `patience` looks, and goes back to where they had; it also ends, and goes back, when the KL budget is spent.
+    """
     steps = count_steps(len(lessons), settings)
+    look_every = max(1, math.ceil(len(lessons) / settings.batch_size / settings.looks))
     parameters = list(backbone.parameters().values())
     weights = losses.kto_weights(
         sum(lesson.kind == "thumb" and lesson.wanted for lesson in lessons),
         sum(lesson.kind == "thumb" and not lesson.wanted for lesson in lessons),
     )
-    probe = _Probe(backbone, lessons)
+    watch = Watch(backbone, lessons, aside, settings)
     began, done_before = time.monotonic(), progress.step
     for step in range(progress.step, steps):
+        if progress.ended:
+            return
         step_began = time.monotonic()
 
         # 1. the batch, by epoch in an order that the seed alone decides
         chosen = _batch(len(lessons), step, settings)
 
         # 2. the reference's log-probs, where they are not known yet
-        for each in chosen:
-            if progress.references[each, 0].isnan():
-                progress.references[each] = _reference(backbone, lessons[each])
+        unknown = [each for each in chosen if progress.references[each, 0].isnan()]
+        progress.references[unknown] = references(backbone, [lessons[each] for each in unknown])
 
         # 3. KTO's baseline, from the batch's thumbs with mismatched replies
-        baseline = _baseline(backbone, lessons, chosen, progress.references)
+        baseline = _baseline(backbone, [lessons[each] for each in chosen], progress.references[chosen])
 
-        # 4. losses and gradients, one row at a time
+        # 4. losses and gradients, a few rows at a time
         tally = Tally(len(chosen))
-        for each in chosen:
-            reference = progress.references[each].to(backbone.device)
-            if lessons[each].kind == "thumb":
-                loss = _thumb_loss(backbone, lessons[each], reference, baseline, weights, settings, tally)
-            else:
-                loss = _pair_loss(backbone, lessons[each], reference, settings, tally)
+        for group in groups([lessons[each] for each in chosen]):
+            policies = backbone.log_probs_of([lessons[chosen[at]].own_row() for at in group])
+            loss = torch.zeros((), device=backbone.device)
+            for at, policy in zip(group, policies, strict=True):
+                lesson, reference = lessons[chosen[at]], progress.references[chosen[at]].to(backbone.device)
+                loss = loss + _loss(policy, lesson, reference, baseline, weights, settings, tally)
             if not loss.isfinite():
                 raise NotFinite(f"the loss is {loss.item()} at step {step + 1}; try a lower learning_rate")
             (loss / len(chosen)).backward()
@@ -168,18 +175,16 @@ def train(backbone: Backbone, lessons: Sequence[Lesson], settings: Settings, pro
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         if not norm.isfinite():
             raise NotFinite(f"the gradient is {norm.item()} at step {step + 1}; try a lower learning_rate")
-        for group in progress.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(step, steps)
+        for parts in progress.optimizer.param_groups:
+            parts["lr"] = settings.learning_rate * _schedule(step, steps)
         progress.optimizer.step()
         progress.optimizer.zero_grad()
         progress.step = step + 1
 
-        # 6. how far from the base it is by now
-        if progress.step % settings.kl_every == 0 or progress.step == steps:
-            progress.kl_per_token = probe.kl_per_token(backbone)
-            if not math.isfinite(progress.kl_per_token):
-                raise NotFinite(f"the KL from the base is {progress.kl_per_token} at step {step + 1}")
-        over = progress.kl_per_token > settings.kl_budget
+        # 6. a look at how far from the base it is by now, and at what is kept aside
+        looked = progress.step % look_every == 0 or progress.step == steps
+        if looked:
+            watch.look(backbone, progress, last=progress.step == steps)
 
         # 7. the report
         metrics = tally.means() | {
@@ -187,17 +192,10 @@ def train(backbone: Backbone, lessons: Sequence[Lesson], settings: Settings, pro
             "gradient_norm": float(norm),
             "tokens_per_s": tally.tokens / (time.monotonic() - step_began),
         }
+        if looked and aside:
+            metrics["aside_gain"] = progress.aside_gain
         per_step = (time.monotonic() - began) / (progress.step - done_before)
-        yield Report(progress.step, steps, metrics, per_step * (steps - progress.step), over)
-        if over:
-            return
-
-
-def _reference(backbone: Backbone, lesson: Lesson) -> Tensor:
-    """(2,) log-probs of a lesson's replies, in the same rows as the policy's, so that both round alike."""
-    rows = [lesson.row(0), lesson.row(1)] if lesson.kind == "thumb" and len(lesson.replies) == 2 else [lesson.row()]
-    values = torch.cat([backbone.log_probs(row, reference=True) for row in rows]).cpu()
-    return torch.cat([values, values.new_full((2 - len(values),), math.nan)])
+        yield Report(progress.step, steps, metrics, per_step * (steps - progress.step))
 
 
 def _batch(lessons: int, step: int, settings: Settings) -> list[int]:
@@ -214,9 +212,9 @@ def _schedule(step: int, steps: int) -> float:
     return (step + 1) / warm_up if step < warm_up else (steps - step) / (steps - warm_up)
 
 
-def _baseline(backbone: Backbone, lessons: Sequence[Lesson], chosen: Sequence[int], references: Tensor) -> Tensor:
-    """z0 of this batch; 0 where it has no thumb with a mismatched reply."""
-    thumbs = [each for each in chosen if lessons[each].kind == "thumb" and len(lessons[each].replies) == 2]
+def _baseline(backbone: Backbone, lessons: Sequence[Lesson], references: Tensor) -> Tensor:
+    """z0 of a batch, whose references are (B, 2); 0 where it has no thumb with a mismatched reply."""
+    thumbs = [at for at, each in enumerate(lessons) if each.kind == "thumb" and len(each.replies) == 2]
     with torch.no_grad():
         policy = [backbone.log_probs(lessons[each].row(1)) for each in thumbs]
     return losses.kto_baseline(
@@ -224,20 +222,8 @@ def _baseline(backbone: Backbone, lessons: Sequence[Lesson], chosen: Sequence[in
     ).to(backbone.device)
 
 
-def _pair_loss(backbone: Backbone, lesson: Lesson, reference: Tensor, settings: Settings, tally: Tally) -> Tensor:
-    row = lesson.row()
-    policy = backbone.log_probs(row)
-    margin = losses.dpo_margin(policy[0], policy[1], reference[0], reference[1], settings.beta)
-    loss = losses.dpo_loss(margin, settings.label_smoothing)
-    weighted = loss * lesson.weight * getattr(settings, f"{lesson.kind}_weight")
-    tally.tokens += len(row.ids)
-    tally.add(loss=weighted.item(), margin=margin.item(), accuracy=float(margin.item() > 0))
-    tally.add(chosen_logprob=policy[0].item(), rejected_logprob=policy[1].item())
-    return weighted
-
-
-def _thumb_loss(
-    backbone: Backbone,
+def _loss(
+    policy: Tensor,
     lesson: Lesson,
     reference: Tensor,
     baseline: Tensor,
@@ -245,34 +231,15 @@ def _thumb_loss(
     settings: Settings,
     tally: Tally,
 ) -> Tensor:
-    row = lesson.row(0)
-    policy = backbone.log_probs(row)
-    wanted = torch.tensor([lesson.wanted], device=policy.device)
-    margin = losses.kto_margin(policy, reference[:1], baseline, wanted, settings.beta)
-    loss = losses.kto_loss(margin, wanted, *weights)[0]
-    weighted = loss * lesson.weight * settings.thumb_weight
-    tally.tokens += len(row.ids)
+    """One lesson's weighted loss; arguments as of `margin_of`."""
+    margin = margin_of(policy, lesson, reference, baseline, settings.beta)
+    if lesson.kind == "thumb":
+        loss = losses.kto_loss(margin[None], torch.tensor([lesson.wanted], device=policy.device), *weights)[0]
+        tally.add(**{"chosen_logprob" if lesson.wanted else "rejected_logprob": policy[0].item()})
+    else:
+        loss = losses.dpo_loss(margin, settings.label_smoothing)
+        tally.add(chosen_logprob=policy[0].item(), rejected_logprob=policy[1].item())
+    weighted = loss * lesson.weight * getattr(settings, f"{lesson.kind}_weight")
+    tally.tokens += len(lesson.prompt_ids) + sum(map(len, lesson.replies[: len(policy)]))
     tally.add(loss=weighted.item(), margin=margin.item(), accuracy=float(margin.item() > 0))
-    tally.add(**{"chosen_logprob" if lesson.wanted else "rejected_logprob": policy.item()})
     return weighted
-
-
-class _Probe:
-    """A few lessons, fixed for the night, on which the KL from the base is measured exactly."""
-
-    def __init__(self, backbone: Backbone, lessons: Sequence[Lesson], most: int = 4) -> None:
-        spread = [lessons[number * len(lessons) // most] for number in range(most)]
-        self.rows = [lesson.row(0) for lesson in {id(each): each for each in spread}.values()]
-        with torch.no_grad(), backbone.as_reference():
-            self.reference = [backbone.hidden(row) for row in self.rows]
-
-    @torch.no_grad()
-    def kl_per_token(self, backbone: Backbone) -> float:
-        """Mean KL(policy || base) in nats at the probe's reply positions."""
-        parts = []
-        for row, reference in zip(self.rows, self.reference, strict=True):
-            policy = backbone.hidden(row)
-            for at in range(0, len(policy), CHUNK):
-                ours, theirs = policy[at : at + CHUNK], reference[at : at + CHUNK]
-                parts.append(losses.kl_per_position(backbone.logits(ours), backbone.logits(theirs)))
-        return float(torch.cat(parts).mean())

@@ -1,6 +1,7 @@
-"""From a night's examples to an announced adapter: steps 4 to 8 of a night.
+"""From a night's examples to an announced adapter: steps 4 to 10 of a night.
 
-Left out on purpose: how a night begins and how it fails (`night`), and the training loop itself (`preference`).
+Left out on purpose: how a night begins and how it fails (`night`), the training loop itself (`preference`), and what
+makes an adapter good enough (`gate`).
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -11,28 +12,35 @@ import torch
 from safetensors import SafetensorError
 
 from assistant import models, prompt
-from assistant.adapters import Card
+from assistant.adapters import AdapterRefused, Agreement, Card
+from assistant.engine import Engine
 from assistant.models import Base
+from assistant.roster import proved
 from feedback import adapters, nights
 from feedback.adapters import Adapter
 from feedback.examples import Examples
-from feedback.store import Refused, Store, now
-from training import handover, night_folder, preference
+from feedback.store import Conflict, Refused, Store, now
+from training import gate, handover, night_folder, planner, preference
 from training.backbone import Backbone
 from training.batches import Encoder, Lesson, make_lessons
+from training.gate import Gains, HeldOut, Verdict
 from training.night_folder import Plan
 from training.planner import in_words
-from training.preference import Progress, Report, Settings
+from training.preference import Report, Settings
 from training.signals import Cancellation
+from training.watch import Progress
+
+FEWEST_ASIDE = 10  # lessons: fewer say nothing about when to stop, and are learned from instead
 
 
 @dataclass(frozen=True)
 class Work:
-    """A night that has something to do."""
+    """A night that has something to do; `gate` is "on", "advise" or "off" (`feedback.nights.SETTINGS`)."""
 
     night: int
     plan: Plan
     examples: Examples
+    gate: str = "on"
 
     @property
     def adapter(self) -> str:
@@ -45,7 +53,7 @@ class NothingFits(Exception):
 
 
 def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> str:
-    """Train, prove, write and announce an adapter; what came of it, in words.
+    """Train, judge, write and announce an adapter; what came of it, in words.
 
     Raises `NotFinite`, `NothingFits`, `Refused` or `Cancelled`; nothing is announced then.
     """
@@ -57,23 +65,33 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     backbone = Backbone(base, dtype, device, settings.rank, settings.alpha, settings.seed)
     encoder = make_encoder(base, backbone, settings)
 
-    # 5. training
-    lessons, unfit = make_lessons(work.examples, encoder)
-    examples = replace(work.examples, left_out=added(work.examples.left_out, unfit))
+    # 5. training, on all that is not kept for judging
+    divided = planner.parts(work.plan, work.examples)
+    lessons, unfit = make_lessons(divided.training, encoder)
+    aside, unfit_aside = make_lessons(divided.stopping, encoder)
+    if len(aside) < FEWEST_ASIDE:
+        lessons, aside = [*lessons, *aside], []
+    examples = replace(work.examples, left_out=added(work.examples.left_out, added(unfit, unfit_aside)))
     if not lessons:
         raise NothingFits(f"no example fits into {encoder.longest} tokens ({in_words(examples)})")
     print(f"night {work.night}: {dtype} on {device}, {work.plan.threads} threads, {len(lessons)} lessons", flush=True)
     with cancellation.held():
         steps = preference.count_steps(len(lessons), settings)
         nights.update_night(store, work.night, phase="training", steps=steps, counts=examples.counts())
-    last = train(store, work, backbone, lessons, settings, cancellation)
+    progress = train(store, work, backbone, lessons, aside, settings, cancellation)
 
-    # 6. the proof, in fp32 and without shortcuts
+    # 6. what people said and it has not seen: does it side with them?
     with cancellation.held():
-        nights.update_night(store, work.night, phase="proof", eta_s=None)
+        nights.update_night(store, work.night, phase="judging", eta_s=None)
+    serving = adapters.serving(store)
+    found = compared(store, serving, backbone, encoder, divided.held_out) if work.gate != "off" else None
+
+    # 7. the proof, in fp32 and without shortcuts
+    with cancellation.held():
+        nights.update_night(store, work.night, phase="proof")
     proof = handover.prove(backbone, encoder)
 
-    # 7. the directory, complete before it has its name
+    # 8. the directory, complete before it has its name
     with cancellation.held():
         nights.update_night(store, work.night, phase="saving")
     making, weights_sha256 = handover.write_weights(backbone, store.data, work.adapter)
@@ -88,19 +106,22 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
         counts=examples.counts(),
         settings=asdict(settings) | {"precision": work.plan.precision},
         seed=settings.seed,
-        metrics=closing_metrics(store, work.night, last),
+        metrics=closing_metrics(store, work.night, progress),
         proof=proof,
     )
-    cancellation.too_late()
-    handover.hand_over(backbone, making, card)
+    handover.complete(backbone, making, card)
+    del backbone  # the server's engine takes its place
 
-    # 8. its announcement, last
-    reason = f"trained on {in_words(examples)}"
-    if last and last.over_budget:
-        spent = f"{last.metrics['kl_per_token']:.3f} nats per token from the base, where {settings.kl_budget:g} may be"
-        reason += f"; stopped early, at step {last.step} of {last.steps}, being {spent}"
-    announce(store, work, card, reason)
-    return reason
+    # 9. the gate, through the server's own way of writing
+    with cancellation.held():
+        nights.update_night(store, work.night, phase="judging")
+    verdict, agreed = judged(store, base, making, serving, found, progress, settings)
+
+    # 10. its name, its announcement, and its promotion
+    cancellation.too_late()
+    handover.hand_over(making, work.adapter)
+    learned = f"trained on {in_words(divided.training)}" + (f"; {progress.ended}" if progress.ended else "")
+    return announce(store, work, card, learned, verdict, agreed, serving)
 
 
 def make_encoder(base: Base, backbone: Backbone, settings: Settings) -> Encoder:
@@ -123,22 +144,22 @@ def train(
     work: Work,
     backbone: Backbone,
     lessons: list[Lesson],
+    aside: list[Lesson],
     settings: Settings,
     cancellation: Cancellation,
-) -> Report | None:
-    """Train step by step, each one written down; the last report (None: an interrupted night had finished)."""
+) -> Progress:
+    """Train step by step, each one written down; where it ended."""
     where = night_folder.folder(store.data, work.night)
     progress = started(where, backbone, lessons, settings)
-    report = None
-    for report in preference.train(backbone, lessons, settings, progress):
+    for report in preference.train(backbone, lessons, settings, progress, aside):
         with cancellation.held():
             nights.add_step(
                 store, work.night, report.step, report.metrics, steps=report.steps, eta_s=report.eta_s, phase="training"
             )
         print(line(report), flush=True)
-        if report.step % settings.checkpoint_every == 0:
+        if report.step % settings.checkpoint_every == 0 or progress.ended:
             night_folder.save_checkpoint(where, backbone.parameters(), progress)
-    return report
+    return progress
 
 
 def started(where: Path, backbone: Backbone, lessons: list[Lesson], settings: Settings) -> Progress:
@@ -164,8 +185,8 @@ def line(report: Report) -> str:
     )
 
 
-def closing_metrics(store: Store, night: int, last: Report | None) -> dict[str, float]:
-    """What the card says of the training: means over its last eighth, and the KL as it ended."""
+def closing_metrics(store: Store, night: int, progress: Progress) -> dict[str, float]:
+    """What the card says of the training: means over its last eighth, and the KL of the weights that were kept."""
     steps = nights.night_steps(store, night)
     tail = steps[-max(1, len(steps) // 8) :]
     means = {
@@ -173,11 +194,69 @@ def closing_metrics(store: Store, night: int, last: Report | None) -> dict[str, 
         for name in ("loss", "margin", "accuracy")
         if all(name in s for s in tail)
     }
-    return means | {"kl_per_token": steps[-1]["kl_per_token"], "steps": len(steps)}
+    return means | {"kl_per_token": kept_kl(progress), "steps": progress.step}
 
 
-def announce(store: Store, work: Work, card: Card, reason: str) -> None:
-    """The rows that make an adapter directory a candidate, and the night a finished one."""
+def kept_kl(progress: Progress) -> float:
+    """How far from the base the adapter is, in nats a token: where it was best, or where it ended."""
+    return progress.kept_kl if progress.kept is not None else progress.kl_per_token
+
+
+def compared(store: Store, serving: str | None, backbone: Backbone, encoder: Encoder, held_out: Examples) -> HeldOut:
+    """The new adapter beside what serves, on held-out feedback; beside the base where what serves cannot be read."""
+    directory = adapters.directory(store, serving) if serving else None
+    try:
+        gains = Gains(backbone, directory)
+    except AdapterRefused as error:
+        print(f"comparing with the base: {error}", flush=True)
+        gains = Gains(backbone, None)
+    return gate.held_out(held_out, gains, encoder)
+
+
+def judged(
+    store: Store,
+    base: Base,
+    making: Path,
+    serving: str | None,
+    found: HeldOut | None,
+    progress: Progress,
+    settings: Settings,
+) -> tuple[Verdict | None, Agreement | None]:
+    """What the gate says of a finished directory (None: it was not asked), and its proof (None: it failed)."""
+    device = models.pick_device()
+    tokenizer = models.load_tokenizer(base)
+    engine = Engine(base, models.usual_dtype(device), device, tokenizer)
+    try:
+        candidate, agreed = proved(engine, making)
+        if found is None:
+            return None, agreed
+        try:
+            current = proved(engine, adapters.directory(store, serving))[0] if serving else None
+        except AdapterRefused:
+            current = None
+        checks, length = gate.canaries(engine, tokenizer, candidate, current)
+        return gate.judge(found, kept_kl(progress), settings.kl_budget, checks, length), agreed
+    except AdapterRefused as error:
+        return Verdict(gate.REFUSED, str(error), {"verdict": gate.REFUSED}), None
+    finally:
+        engine.close()
+
+
+def announce(
+    store: Store,
+    work: Work,
+    card: Card,
+    learned: str,
+    verdict: Verdict | None,
+    agreed: Agreement | None,
+    instead_of: str | None,
+) -> str:
+    """The rows that make a directory an adapter, the night a finished one, and perhaps the adapter what serves.
+
+    What came of the night, in words.
+    """
+    wanted = verdict.verdict == gate.PROMOTED and work.gate == "on" if verdict else agreed is not None
+    said = f"{verdict.verdict}: {verdict.reason}" if verdict else "not judged"
     adapter = Adapter(
         id=card.id,
         parent=card.parent,
@@ -185,10 +264,25 @@ def announce(store: Store, work: Work, card: Card, reason: str) -> None:
         method=card.method,
         base_sha256=card.base_sha256,
         weights_sha256=card.weights_sha256,
-        verdict="candidate",
-        reason=reason,
+        verdict=gate.REFUSED if verdict and verdict.verdict == gate.REFUSED else gate.CANDIDATE,
+        reason=f"{said}; {learned}",
         created_at=now(),
+        evidence=verdict.evidence if verdict else {},
     )
     with store.write():
         adapters.add_adapter(store, adapter)
-        nights.end_night(store, work.night, "done", reason, adapter=card.id)
+        outcome = verdict.verdict if verdict else None
+        if wanted and agreed is not None:
+            why = f"the gate: {verdict.reason}" if verdict else "the gate is off"
+            try:
+                adapters.promote(store, card.id, None, why, asdict(agreed), instead_of=instead_of)
+            except Conflict as error:
+                outcome, said = gate.CANDIDATE, f"kept as a candidate, for {error}"
+        elif outcome == gate.PROMOTED:
+            outcome, said = (
+                gate.CANDIDATE,
+                f"kept as a candidate, as the gate only advises: {verdict.reason if verdict else ''}",
+            )
+        reason = f"{said}; {learned}"
+        nights.end_night(store, work.night, "done", reason, adapter=card.id, verdict=outcome)
+    return reason

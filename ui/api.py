@@ -212,8 +212,7 @@ def write_pair(assistant: Assistant, user: User, body: PairAsked) -> dict[str, A
     messages = [Message(turn.role, turn.content) for turn in body.messages]
     parent = record(assistant, user, "pairs", messages, replies=2)
     both = side_by_side(assistant, user, parent, sampling, "api", named)
-    for _ in both:
-        pass
+    both.wait()
     if "cancelled" in (both.left.finish, both.right.finish):
         raise Unavailable("the two replies were cut short, for the assistant is shutting down")
     if both.pair is None:

@@ -60,14 +60,13 @@ log = logging.getLogger(__name__)
 
 def create_app(assistant: "Assistant", lifespan: Callable[["FastAPI"], Any] | None = None) -> "FastAPI":
     """Everything that is served for an assistant, as one ASGI application."""
-    import gradio as gr
     from anyio import CapacityLimiter
     from fastapi import FastAPI
     from starlette.middleware.cors import CORSMiddleware
     from starlette.middleware.sessions import SessionMiddleware
 
     from assistant.engine import MOST_ROWS, MOST_WAITING
-    from ui import api, auth, chat_page, docs, login, metrics, openai_api, operating, refusals
+    from ui import api, auth, chat_page, docs, login, metrics, openai_api, operate_page, operating, refusals
 
     app = FastAPI(title="Nightschool", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.assistant = assistant
@@ -84,18 +83,27 @@ def create_app(assistant: "Assistant", lifespan: Callable[["FastAPI"], Any] | No
     )
     app.add_middleware(with_headers)
     refusals.add_handlers(app)
-    for each in (api, operating, openai_api, metrics, login, docs, refusals):
+    for each in (api, operating, operate_page, openai_api, metrics, login, docs, refusals):
         app.include_router(each.router)
 
-    blocks = chat_page.build(assistant)
+    # The first that fits answers, and everything fits under "/".
+    mount(app, operate_page, operate_page.build(assistant), auth.OPERATE)
+    mount(app, chat_page, chat_page.build(assistant), "/")
+    return app
+
+
+def mount(app: "FastAPI", page: Any, blocks: Any, path: str) -> None:
+    """Let a page's Gradio blocks answer under a path, without anything that a page here has no use for."""
+    import gradio as gr
+
     gr.mount_gradio_app(
         app,
         blocks,
-        path="/",
+        path=path,
         auth_dependency=lambda request: request.state.user.name,
-        theme=getattr(chat_page, "THEME", None),
-        css=getattr(chat_page, "CSS", None),
-        head=getattr(chat_page, "HEAD", None),
+        theme=page.THEME,
+        css=page.CSS,
+        head=page.HEAD,
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -104,7 +112,6 @@ def create_app(assistant: "Assistant", lifespan: Callable[["FastAPI"], Any] | No
         pwa=False,
         max_file_size="1mb",
     )
-    return app
 
 
 def with_headers(app: "ASGIApp") -> "ASGIApp":

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from feedback import people
 from feedback.people import User
 from feedback.store import Refused, Store, Unavailable
-from ui.refusals import Forbidden, NotLoggedIn, TooLarge, refusal, said
+from ui.refusals import Forbidden, NotLoggedIn, TooLarge, refusal, refusal_page, said
 
 COOKIE = "nightschool"
 SESSION_DAYS = 14
@@ -31,6 +31,7 @@ CLOSED = tuple(
     f"/gradio_api/{name}"
     for name in ("info", "openapi.json", "api/", "run/", "call/", "proxy", "deep_link", "runs", "run-history", "vibe")
 )
+OPERATE = "/operate"  # the operators' page; it and all below it are for them alone
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 LARGEST_BODY = 16 << 20
 
@@ -144,13 +145,21 @@ class Gate:
         try:
             request.state.user = admitted(self.store, request)
             require_fitting(request.headers)
+            if path == OPERATE or path.startswith(f"{OPERATE}/"):
+                require_operator(request.state.user)
         except NotLoggedIn as error:
-            if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+            if wants_html(request):
                 return RedirectResponse(f"/login?next={quote(path)}", 303)
             return refusal(path, error)
         except Refused as error:
-            return refusal(path, error)
-        return said(path, 404, f"there is no {path} here") if path.startswith(CLOSED) else None
+            return refusal_page(path, error) if wants_html(request) else refusal(path, error)
+        closed = path.removeprefix(OPERATE).startswith(CLOSED)
+        return said(path, 404, f"there is no {path} here") if closed else None
+
+
+def wants_html(request: Request) -> bool:
+    """Whether a person's browser opens a page."""
+    return request.method == "GET" and "text/html" in request.headers.get("accept", "")
 
 
 def require_fitting(headers: Headers) -> None:
@@ -169,6 +178,11 @@ def person(request: Request) -> User:
 
 def operator(user: Annotated[User, Depends(person)]) -> User:
     """Who sent this request, being an operator. Raises `Forbidden`."""
+    return require_operator(user)
+
+
+def require_operator(user: User) -> User:
+    """The same person, being an operator. Raises `Forbidden`."""
     if not user.may("operator"):
         raise Forbidden(f"this takes the role operator, and {user.name} is a {user.role}")
     return user

@@ -120,12 +120,15 @@ def show_pair(panel: PairPanel, view: ChatView, turn: Turn | None) -> Updates:
 def show_sidebar(sidebar: Sidebar, view: ChatView, user: User) -> Updates:
     """The person's chats, the current one marked."""
     known = view.conversation in [each for _, each in view.chats]
-    account = f'{escape(user.name)} <form method="post" action="/logout"><button id="log-out">Log out</button></form>'
+    account = '<a id="to-operate" href="/operate/">Operate</a>' if user.may("operator") else ""
+    if user.password_hash is not None:
+        leave = '<form method="post" action="/logout"><button id="log-out">Log out</button></form>'
+        account += f"<span>{escape(user.name)} {leave}</span>"
     return {
         sidebar.chats: gr.Radio(
             choices=list(view.chats), value=view.conversation if known else None, visible=bool(view.chats)
         ),
         sidebar.hide_chat: gr.Button(visible=known),
         sidebar.consent_switch: bool(view.consent),
-        sidebar.account: gr.HTML(value=account, visible=user.password_hash is not None),
+        sidebar.account: gr.HTML(value=account, visible=bool(account)),
     }

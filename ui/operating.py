@@ -12,14 +12,17 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
 from assistant import processes
-from feedback import adapters, nights, ratings
+from feedback import adapters, nights, ratings, schedules
+from feedback.adapters import ANYTHING
 from feedback.store import Store
+from ui import operations
 from ui.api import BASE
 from ui.asked import REFUSALS, STRICT, TheAssistant, TheStore, Writing
 from ui.auth import Operator, operator
-from ui.schedule import next_times
+from ui.schedule import next_nights
 
 NEXT_TIMES = 5
+LAST_OCCURRENCES = 10
 
 router = APIRouter(prefix="/api", tags=["operating"], dependencies=[Depends(operator)], responses=REFUSALS)
 
@@ -42,6 +45,7 @@ class Night(BaseModel):
     started_at: str
     beat_at: str = Field(description="Its last sign of life.")
     ended_at: str | None
+    verdict: str | None = Field(description="Of the gate on its adapter: promoted, candidate or refused.")
 
 
 class NightWithSteps(Night):
@@ -70,6 +74,7 @@ class Adapter(BaseModel):
     verdict: str = Field(description="candidate, refused or retired.")
     reason: str
     created_at: str
+    evidence: dict[str, Any] = Field(description="What the gate measured: held-out win rate, KL, length, checks.")
 
 
 class Promotion(BaseModel):
@@ -86,8 +91,11 @@ class PromotionAsked(BaseModel):
     """Which adapter shall serve, and why. A rollback is one too."""
 
     model_config = STRICT
-    adapter: str | None = Field(description='An adapter\'s id; null or "base": the base.')
+    adapter: str | None = Field(description='An adapter\'s id; null or "base": the base; "previous": a rollback.')
     reason: str
+    instead_of: str | None = Field(
+        ANYTHING, description="What you believe to serve now, likewise named; if another does, it is refused with 409."
+    )
 
 
 class Promoted(BaseModel):
@@ -98,21 +106,38 @@ class Promoted(BaseModel):
 
 
 class ScheduleAsked(BaseModel):
-    """When nights start."""
+    """When nights start: by the clock, by how much was said, or by both."""
 
     model_config = STRICT
-    cron: str = Field(description="minute hour day month weekday, as in crontab: '0 3 * * *'.")
-    time_zone: str = Field(description="As in Europe/Berlin, or UTC.")
-    enabled: bool = True
+    cron: str = Field("", description="minute hour day month weekday, as in crontab: '0 3 * * *'; empty: no clock.")
+    time_zone: str = Field("UTC", description="As in Europe/Berlin, or UTC.")
+    enabled: bool = Field(True, description="false turns both off.")
+    grace_minutes: int = Field(60, description="A time that was missed is made up for when found within these.")
+    every_new: int | None = Field(None, description="A night for so many new pieces of feedback; null: not so.")
+
+
+class Occurrence(BaseModel):
+    """A time at which a night was due, and what became of it."""
+
+    cause: str = Field(description="clock or feedback.")
+    due: str = Field(description="The time in UTC, or the feedback that made it due.")
+    outcome: str = Field(description="started or skipped.")
+    reason: str
+    night: int | None = Field(description="null with started: it has not announced itself yet.")
+    at: str
 
 
 class Schedule(BaseModel):
-    """The standing schedule, with the next times it comes due."""
+    """The standing schedule (null: none was set), the next times it comes due, and what became of the last."""
 
     cron: str | None
     time_zone: str | None
     enabled: bool
+    grace_minutes: int | None
+    every_new: int | None
+    new_feedback: int = Field(description="Pieces of feedback since the last night that heard them all began.")
     next: list[datetime]
+    occurrences: list[Occurrence]
 
 
 class Settings(BaseModel):
@@ -150,23 +175,15 @@ def one_night(night: int, store: TheStore) -> dict[str, Any]:
 
 
 @router.post("/nights", response_model=Night)
-def start_night(body: NightAsked, assistant: TheAssistant, write: Writing) -> dict[str, Any]:
+def start_night(body: NightAsked, user: Operator, assistant: TheAssistant, write: Writing) -> dict[str, Any]:
     """Start a night now, as a process of its own."""
-    options = [*(["--method", body.method] if body.method else []), *(["--again"] if body.again else [])]
-    store, model = assistant.store, assistant.base.name
-    return write.in_time(body, lambda: asdict(processes.start_night(store, model, options)))
+    return write.in_time(body, lambda: asdict(operations.start_night(assistant, user, body.method, body.again)))
 
 
 @router.delete("/nights/{night}", response_model=Night)
 def cancel_night(night: int, user: Operator, store: TheStore, write: Writing) -> dict[str, Any]:
     """Cancel a running night."""
-
-    def act() -> dict[str, Any]:
-        processes.cancel_night(store, night)
-        adapters.audit(store, user.id, "cancel night", str(night))
-        return asdict(nights.night(store, night))
-
-    return write.in_time(None, act)
+    return write.in_time(None, lambda: asdict(operations.cancel_night(store, user, night)))
 
 
 @router.get("/adapters", response_model=list[Adapter])
@@ -184,10 +201,10 @@ def list_promotions(store: TheStore) -> list[dict[str, Any]]:
 @router.post("/promotions", response_model=Promoted)
 def promote(body: PromotionAsked, user: Operator, assistant: TheAssistant, write: Writing) -> dict[str, Any]:
     """Prove an adapter and let it serve from the next message on."""
-    name = None if body.adapter == BASE else body.adapter
+    asked, believed = (None if each == BASE else each for each in (body.adapter, body.instead_of))
 
     def act() -> dict[str, Any]:
-        proof = assistant.roster.promote(user.id, name, body.reason)
+        name, proof = operations.promote(assistant, user, asked, body.reason, believed)
         return {"adapter": name, "proof": asdict(proof) if proof else None}
 
     return write.in_time(body, act)
@@ -202,10 +219,9 @@ def schedule(store: TheStore) -> dict[str, Any]:
 @router.put("/schedule", response_model=Schedule)
 def set_schedule(body: ScheduleAsked, user: Operator, store: TheStore, write: Writing) -> dict[str, Any]:
     """Set when nights start; takes effect within seconds."""
-    next_times(body.cron, body.time_zone, 1)
 
     def act() -> dict[str, Any]:
-        nights.set_schedule(store, user.id, body.cron, body.time_zone, body.enabled)
+        operations.set_schedule(store, user, operations.Wish(**body.model_dump()))
         return standing_schedule(store)
 
     return write.at_once(body, act)
@@ -222,8 +238,7 @@ def set_settings(body: Settings, user: Operator, store: TheStore, write: Writing
     """Set it; takes effect with the next turn."""
 
     def act() -> dict[str, Any]:
-        for name, value in body.model_dump().items():
-            nights.set_setting(store, user.id, name, value)
+        operations.set_share(store, user, body.side_by_side_share)
         return settings(store)
 
     return write.at_once(body, act)
@@ -252,9 +267,14 @@ def status(assistant: TheAssistant) -> dict[str, Any]:
 
 def standing_schedule(store: Store) -> dict[str, Any]:
     """The schedule as it stands, with the times at which it comes due (as text, so that it can be kept)."""
-    row = nights.schedule(store) or {"cron": None, "time_zone": None, "enabled": False}
-    times = next_times(row["cron"], row["time_zone"], NEXT_TIMES) if row["enabled"] else []
-    return {**row, "next": [each.isoformat() for each in times]}
+    standing = schedules.schedule(store)
+    names = ("cron", "time_zone", "enabled", "grace_minutes", "every_new")
+    return {name: getattr(standing, name, None) for name in names} | {
+        "enabled": bool(standing and standing.enabled),
+        "new_feedback": schedules.new_feedback(store),
+        "next": [each.isoformat() for each in next_nights(standing, NEXT_TIMES)],
+        "occurrences": [asdict(each) for each in schedules.occurrences(store, LAST_OCCURRENCES)],
+    }
 
 
 def our_version() -> str:

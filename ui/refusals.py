@@ -5,11 +5,13 @@ Left out on purpose: deciding what is refused.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import jinja2
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -65,6 +67,13 @@ def refusal(path: str, error: Exception) -> JSONResponse:
     """A refusal as the answer to a request of that path."""
     code = "model_not_found" if isinstance(error, Unknown) else None
     return said(path, status_of(error), str(error), code)
+
+
+def refusal_page(path: str, error: Exception) -> Response:
+    """A refusal as a page, for a person who opened one."""
+    text = (Path(__file__).parent / "templates" / "refused.html").read_text()
+    page = jinja2.Template(text, autoescape=True).render(sentence=str(error), where=path)
+    return HTMLResponse(page, status_of(error))
 
 
 def said(path: str, status: int, sentence: str, code: str | None = None) -> JSONResponse:

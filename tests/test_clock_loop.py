@@ -1,0 +1,96 @@
+"""The operator sets a time and goes home: from clicks in a browser to the next reply, with nobody's help between.
+
+Left out on purpose: when nights are due (`test_schedule`), and what the gate makes of worse ones (`test_gate`).
+"""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from feedback import adapters, nights, ratings, schedules
+from feedback.examples import Answer, Pair
+from feedback.split import part_of
+from feedback.store import Store
+from feedback.talk import Message
+from tests.browser import Visitor, chromium, serving
+from tests.test_split import QUESTIONS
+
+AHOY = "Ahoy, matey! Arr, that is a fine thing to ask."
+NIGHT_MS = 420_000
+
+
+def questions(part: str, count: int) -> list[str]:
+    """Questions whose conversations will belong to one part."""
+    of_it = [each for each in QUESTIONS if part_of(Pair((Message("user", each),), Answer("a"), Answer("b"))) == part]
+    return of_it[:count]
+
+
+def correct(visitor: Visitor, question: str) -> None:
+    """Ask in a new chat, and write the reply as it should have been."""
+    visitor.new_chat()
+    visitor.say(question)
+    visitor.locate("#correct").click()
+    box = visitor.locate("#corrected-text textarea")
+    expect(box).not_to_have_value("")
+    visitor.page.wait_for_timeout(300)
+    box.fill(AHOY)
+    visitor.locate("#save-correction").click()
+    expect(visitor.locate("#your-correction")).to_be_visible()
+
+
+def answered_by(visitor: Visitor) -> tuple[str, str]:
+    """A fresh question in a new chat: the reply, and its author."""
+    visitor.open()
+    visitor.write_short(8)
+    visitor.new_chat()
+    visitor.say(QUESTIONS[-1])
+    return visitor.locate("#chat [data-testid=bot]").last.inner_text(), visitor.locate("#answered-by").inner_text()
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(1500)
+def test_a_cron_due_in_a_minute_trains_judges_promotes_and_the_next_reply_is_the_new_adapters(tmp_path: Path) -> None:
+    with serving(tmp_path / "data", ["--side-by-side", "0"]) as server, chromium() as browser:
+        visitor = Visitor(browser, server.url, width=1400).open()
+        store = Store(server.data)
+
+        # 1. people say what they would have liked to read; some of it is kept for judging
+        visitor.locate("#consent-yes").click()
+        visitor.write_short(4)
+        for question in questions("training", 10) + questions("held_out", 7):
+            correct(visitor, question)
+        assert ratings.counts(store)["corrections"] == 17
+        before = answered_by(visitor)
+        assert "base" in before[1]
+
+        # 2. the operator sets a time that is due in a minute, and leaves
+        visitor.operate()
+        due = datetime.now(UTC) + timedelta(seconds=65)
+        visitor.locate("#enabled input").check()
+        visitor.locate("#cron input").fill(f"{due.minute} {due.hour} * * *")
+        visitor.locate("#time-zone input").fill("UTC")
+        visitor.page.wait_for_timeout(600)
+        visitor.locate("#save-schedule").click()
+        visitor.until(lambda: schedules.schedule(store) is not None, "the schedule is saved")
+        assert nights.nights(store) == []
+
+        # 3. a night starts by itself, and is over by itself
+        visitor.until(lambda: bool(nights.nights(store)), "a night has begun", NIGHT_MS)
+        visitor.until(lambda: nights.night(store, 1).ended_at is not None, "the night is over", NIGHT_MS)
+        night = nights.night(store, 1)
+        assert (night.state, night.verdict) == ("done", "promoted"), night.reason
+        (occurrence,) = schedules.occurrences(store)
+        assert (occurrence.cause, occurrence.outcome, occurrence.night) == ("clock", "started", 1)
+        (promotion,) = adapters.promotions(store)
+        assert (promotion.adapter, promotion.user) == ("night-0001", None)
+        expect(visitor.locate("#tiles")).to_contain_text("night-0001", timeout=30_000)
+
+        # 4. the next reply is the new adapter's
+        after = answered_by(visitor)
+        assert "night-0001" in after[1]
+        assert after[0] != before[0]
+        assert "Ahoy" in after[0]
+        assert visitor.outside == []
+        store.close()

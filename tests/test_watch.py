@@ -1,0 +1,105 @@
+"""How a training sees when it is enough, on a tiny model that learns one of two texts."""
+
+import math
+
+import pytest
+import torch
+
+from assistant.models import Base, find_base
+from feedback.examples import Answer, Examples, Pair
+from feedback.talk import Message
+from tests.test_gate import KIND, RUDE
+from tests.test_split import QUESTIONS
+from tests.tiny import make_tiny
+from training import night_folder, preference
+from training.backbone import Backbone
+from training.batches import Lesson, make_lessons, make_row
+from training.passes import gains_of
+from training.preference import Settings
+from training.teaching import make_encoder
+from training.watch import Progress, Watch
+
+SETTINGS = Settings(epochs=4, least_steps=1, batch_size=4, looks=1, patience=1, kl_budget=50, learning_rate=5e-3)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Base:
+    return find_base(str(make_tiny(tmp_path_factory.mktemp("tiny") / "model")))
+
+
+def backbone_of(tiny: Base) -> Backbone:
+    return Backbone(tiny, torch.float32, "cpu", rank=8, alpha=16, seed=0)
+
+
+def lessons_of(backbone: Backbone, questions: list[str], turned: bool = False) -> list[Lesson]:
+    better, worse = (RUDE, KIND) if turned else (KIND, RUDE)
+    pairs = tuple(Pair((Message("user", each),), Answer(better), Answer(worse)) for each in questions)
+    return make_lessons(Examples(pairs), make_encoder(backbone.base, backbone, SETTINGS))[0]
+
+
+def train(backbone: Backbone, aside: list[Lesson], settings: Settings = SETTINGS) -> Progress:
+    lessons = lessons_of(backbone, QUESTIONS[:8])
+    progress = preference.begin(backbone, lessons, settings)
+    for _ in preference.train(backbone, lessons, settings, progress, aside):
+        pass
+    return progress
+
+
+def test_a_gain_is_the_mean_difference_of_a_tokens_probability():
+    row = make_row([1], [[2, 3], [4]])
+    # By hand: ((0.5 - 0.25) + (0.5 - 0.5)) / 2 = 0.125 for the first reply, and 0.1 - 0.4 = -0.3 for the second.
+    ours, theirs = (torch.tensor(each).log() for each in ([0.5, 0.5, 0.1], [0.25, 0.5, 0.4]))
+    assert gains_of(row, ours, theirs).tolist() == pytest.approx([0.125, -0.3])
+
+
+def test_training_goes_on_while_what_is_kept_aside_gains(tiny):
+    backbone = backbone_of(tiny)
+    progress = train(backbone, lessons_of(backbone, QUESTIONS[8:18]))
+    assert (progress.step, progress.ended) == (8, "")
+    assert progress.aside_gain > 0
+
+
+def test_training_ends_when_what_is_kept_aside_speaks_against_it_and_goes_back(tiny):
+    backbone = backbone_of(tiny)
+    aside = lessons_of(backbone, QUESTIONS[8:18], turned=True)
+
+    progress = train(backbone, aside)
+
+    assert progress.step < 8
+    assert "what was kept aside gained no more" in progress.ended
+    watch = Watch(backbone, aside, aside, SETTINGS)
+    assert progress.best_gains is not None
+    assert torch.allclose(watch.gains(backbone), progress.best_gains, atol=1e-5)
+    assert float(progress.best_gains.mean()) > progress.aside_gain
+
+
+def test_a_spent_budget_goes_back_to_the_last_look_within_it(tiny):
+    backbone = backbone_of(tiny)
+    free = train(backbone, [])
+    half = free.kl_per_token / 2
+    backbone = backbone_of(tiny)
+
+    progress = train(backbone, [], Settings(**vars(SETTINGS) | {"kl_budget": half}))
+
+    assert "nats per token from the base" in progress.ended
+    assert progress.kept_kl <= half < progress.kl_per_token
+    lessons = lessons_of(backbone, QUESTIONS[:8])
+    assert Watch(backbone, lessons, [], SETTINGS).kl_per_token(backbone) == pytest.approx(progress.kept_kl, rel=1e-3)
+
+
+def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):
+    backbone = backbone_of(tiny)
+    progress = train(backbone, lessons_of(backbone, QUESTIONS[8:18], turned=True))
+    night_folder.save_checkpoint(tmp_path, backbone.parameters(), progress)
+    other = backbone_of(tiny)
+    read = preference.begin(other, lessons_of(other, QUESTIONS[:8]), SETTINGS)
+
+    night_folder.load_checkpoint(tmp_path, other.parameters(), read)
+
+    assert (read.step, read.ended, read.looks_without_gain) == (progress.step, progress.ended, 1)
+    assert read.best_gains is not None
+    assert torch.equal(read.best_gains, progress.best_gains)
+    assert set(read.kept or {}) == set(progress.kept or {"nothing": 0})
+    assert not math.isnan(read.kept_kl)
+    lessons = lessons_of(other, QUESTIONS[:8])
+    assert list(preference.train(other, lessons, SETTINGS, read)) == []  # it had ended, and stays so

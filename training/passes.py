@@ -1,0 +1,54 @@
+"""Lessons through the model: which go together in one pass, their log-probs under the reference, and their margins.
+
+Left out on purpose: the loop that teaches them (`preference`), and the loop's watch over itself (`watch`).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from training import losses
+from training.backbone import Backbone
+from training.batches import Lesson, Row, together
+
+TOKENS_AT_ONCE = 1024  # in one pass through the model, padding included; a longer row goes alone
+
+
+def groups(lessons: Sequence[Lesson]) -> list[list[int]]:
+    """The numbers of lessons that go through the model in one pass."""
+    return together([lesson.own_row() for lesson in lessons], TOKENS_AT_ONCE)
+
+
+def references(backbone: Backbone, lessons: Sequence[Lesson]) -> Tensor:
+    """(B, 2) log-probs of lessons' replies under the reference; NaN where a lesson has one reply only.
+
+    In rows of the same kind as the policy's, so that both round alike.
+    """
+    values = torch.full((len(lessons), 2), math.nan)
+    for group in groups(lessons):
+        for at, found in zip(group, backbone.log_probs_of([lessons[at].own_row() for at in group], True), strict=True):
+            values[at, : len(found)] = found.cpu()
+    for at, lesson in enumerate(lessons):
+        if lesson.kind == "thumb" and len(lesson.replies) == 2:
+            values[at, 1] = backbone.log_probs(lesson.row(1), reference=True).cpu()
+    return values
+
+
+def margin_of(policy: Tensor, lesson: Lesson, reference: Tensor, baseline: Tensor, beta: float) -> Tensor:
+    """How far a lesson is on the right side, from its replies' log-probs (R,) under the policy, (2,) the reference."""
+    if lesson.kind == "thumb":
+        wanted = torch.tensor([lesson.wanted], device=policy.device)
+        return losses.kto_margin(policy, reference[:1], baseline, wanted, beta)[0]
+    return losses.dpo_margin(policy[0], policy[1], reference[0], reference[1], beta)
+
+
+def gains_of(row: Row, ours: Tensor, theirs: Tensor) -> Tensor:
+    """How much likelier one model's next tokens are than another's, along each of a row's R replies: (R,), -1 to 1.
+
+    The mean difference of the two probabilities of each token, from their log-probs (N,). Probabilities, as a log-prob
+    falls without end where a model has merely learned to say it otherwise, and a few such tokens decide a sum of logs.
+    """
+    row = row.to(str(ours.device))
+    return row.summed(ours.exp() - theirs.exp()) / row.summed(torch.ones_like(ours))

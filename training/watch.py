@@ -1,0 +1,125 @@
+"""The watch over a training: how far from the base it is, whether what is kept aside still gains, when it is enough.
+
+Left out on purpose: the steps themselves (`preference`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from training import losses
+from training.backbone import CHUNK, Backbone
+from training.batches import Lesson
+from training.passes import gains_of, groups
+
+if TYPE_CHECKING:
+    from training.preference import Settings
+
+KL_ROWS = 4  # lessons on whose replies the distance from the base is measured
+
+
+class NotFinite(Exception):
+    """Training left the numbers: a loss or gradient is not finite. Nothing of it can be used."""
+
+
+@dataclass
+class Progress:
+    """All that changes while a night trains, beside the adapter's weights."""
+
+    optimizer: torch.optim.Optimizer
+    references: Tensor  # (lessons, 2) the reference's log-probs of each lesson's replies; NaN where not computed yet
+    step: int = 0  # optimiser steps done
+    kl_per_token: float = 0.0  # at the last look
+    aside_gain: float = math.nan  # of what is kept aside, on average, at the last look
+    best_gains: Tensor | None = None  # (lessons kept aside,) at the look where their mean was highest
+    kept: dict[str, Tensor] | None = None  # the weights that the night would hand over now
+    kept_kl: float = math.nan
+    looks_without_gain: int = 0
+    ended: str = ""  # why there is no further step, in words
+
+
+class Watch:
+    """What is looked at while a night trains: how far from the base it is, and the loss on lessons kept aside."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        lessons: Sequence[Lesson],
+        aside: Sequence[Lesson],
+        settings: "Settings",
+        most: int = 4,
+    ) -> None:
+        spread = [lessons[number * len(lessons) // most] for number in range(most)]
+        self._rows = [lesson.row(0) for lesson in {id(each): each for each in spread}.values()]
+        with torch.no_grad(), backbone.as_reference():
+            self._base = [backbone.hidden(row) for row in self._rows]
+        self._aside = list(aside)
+        self._passes = [[(at, self._aside[at].own_row()) for at in group] for group in groups(aside)]
+        self._references = [backbone.each_token_of([row for _, row in each], reference=True) for each in self._passes]
+        self._settings = settings
+
+    def look(self, backbone: Backbone, progress: Progress, last: bool) -> None:
+        """Measure, keep the weights if they are the best so far, and end the training or not."""
+        settings = self._settings
+        progress.kl_per_token = self.kl_per_token(backbone)
+        if not math.isfinite(progress.kl_per_token):
+            raise NotFinite(f"the KL from the base is {progress.kl_per_token} at step {progress.step}")
+        over = progress.kl_per_token > settings.kl_budget
+        gains = self._gains(backbone, progress)
+        if not over and gains:
+            progress.kept = {name: each.detach().clone() for name, each in backbone.parameters().items()}
+            progress.kept_kl = progress.kl_per_token
+        progress.looks_without_gain = 0 if gains else progress.looks_without_gain + 1
+        if over:
+            spent = f"{progress.kl_per_token:.3f} nats per token from the base, where {settings.kl_budget:g} may be"
+            progress.ended = f"ended at step {progress.step}, being {spent}"
+        elif progress.looks_without_gain >= settings.patience:
+            progress.ended = f"ended at step {progress.step}, as what was kept aside gained no more"
+        if (progress.ended or last) and progress.kept is not None:
+            with torch.no_grad():
+                for name, each in backbone.parameters().items():
+                    each.copy_(progress.kept[name])
+
+    def _gains(self, backbone: Backbone, progress: Progress) -> bool:
+        """Whether what is kept aside has gained more than ever, or is within one standard error of that.
+
+        The one-standard-error rule (Breiman et al., "Classification and Regression Trees", 1984, section 3.4.3): few
+        lessons say little, so they end a training only when they clearly speak against it.
+        """
+        if not self._aside:
+            return True
+        gains = self.gains(backbone)
+        progress.aside_gain = float(gains.mean())
+        best = progress.best_gains
+        if best is None or progress.aside_gain > float(best.mean()):
+            progress.best_gains = gains
+            return True
+        lost = best - gains
+        return float(lost.mean()) <= float(lost.std()) / math.sqrt(len(lost))
+
+    @torch.no_grad()
+    def gains(self, backbone: Backbone) -> Tensor:
+        """By how much each lesson kept aside is on the right side: (A,), in probability of a token (`gains_of`)."""
+        gains = torch.zeros(len(self._aside))
+        for group, references in zip(self._passes, self._references, strict=True):
+            policies = backbone.each_token_of([row for _, row in group])
+            for (at, row), ours, theirs in zip(group, policies, references, strict=True):
+                of_each = gains_of(row, ours, theirs)
+                wanted = 1 if self._aside[at].wanted else -1
+                gains[at] = of_each[0] - of_each[1] if len(of_each) == 2 else wanted * of_each[0]
+        return gains
+
+    @torch.no_grad()
+    def kl_per_token(self, backbone: Backbone) -> float:
+        """Mean KL(policy || base) in nats at the reply positions of a few lessons, fixed for the night."""
+        parts = []
+        for row, base in zip(self._rows, self._base, strict=True):
+            policy = backbone.hidden(row)
+            for at in range(0, len(policy), CHUNK):
+                ours, theirs = policy[at : at + CHUNK], base[at : at + CHUNK]
+                parts.append(losses.kl_per_position(backbone.logits(ours), backbone.logits(theirs)))
+        return float(torch.cat(parts).mean())

@@ -1,0 +1,68 @@
+"""What an operator does, each with its line in the audit trail; the page and the HTTP API do it through here.
+
+Left out on purpose: who may (`auth`), and the schedule's rules (`schedule`).
+"""
+
+from dataclasses import asdict, dataclass
+
+from assistant import processes
+from assistant.adapters import Agreement
+from assistant.chat import Assistant
+from feedback import adapters, nights
+from feedback.adapters import ANYTHING
+from feedback.nights import Night
+from feedback.people import User
+from feedback.store import Store
+from ui import schedule
+
+PREVIOUS = "previous"  # as an adapter's name: what served before
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A schedule that somebody wants. An empty `cron`: not by the clock."""
+
+    cron: str
+    time_zone: str
+    enabled: bool
+    grace_minutes: int = 60
+    every_new: int | None = None
+
+
+def start_night(assistant: Assistant, user: User, method: str | None = None, again: bool = False) -> Night:
+    """Start a night now. Raises as `processes.start_night` does."""
+    options = [*(["--method", method] if method else []), *(["--again"] if again else [])]
+    night = processes.start_night(assistant.store, assistant.base.name, options)
+    detail = {"method": method or "auto"} | ({"again": True} if again else {})
+    adapters.audit(assistant.store, user.id, "start night", str(night.id), detail)
+    return night
+
+
+def cancel_night(store: Store, user: User, night: int) -> Night:
+    """End a night's process; its row afterwards. Raises as `processes.cancel_night` does."""
+    processes.cancel_night(store, night)
+    adapters.audit(store, user.id, "cancel night", str(night))
+    return nights.night(store, night)
+
+
+def promote(
+    assistant: Assistant, user: User, name: str | None, reason: str, instead_of: str | None = ANYTHING
+) -> tuple[str | None, Agreement | None]:
+    """Prove an adapter and let it serve; its name (None: the base) and proof. Raises as `Roster.promote` does."""
+    if name == PREVIOUS:
+        name = adapters.before_serving(assistant.store)
+    return name, assistant.roster.promote(user.id, name, reason, instead_of)
+
+
+def set_share(store: Store, user: User, share: float) -> None:
+    """The share of turns that show two replies. Raises `Refused`."""
+    with store.write():
+        nights.set_setting(store, user.id, "side_by_side_share", share)
+        adapters.audit(store, user.id, "set", "side_by_side_share", {"value": share})
+
+
+def set_schedule(store: Store, user: User, wish: Wish) -> None:
+    """Let a schedule stand. Raises as `schedule.change` does."""
+    with store.write():
+        schedule.change(store, user.id, **asdict(wish))
+        adapters.audit(store, user.id, "set", "schedule", asdict(wish))

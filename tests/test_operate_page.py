@@ -22,6 +22,7 @@ from tests.conftest import two_replies
 from tests.test_api import assistant, loaded, rows, token_of, web
 from tests.trained import LETTER, SAILOR, copy_of
 from ui import moments, operate_lists, operate_screen, operate_view, plots
+from ui.operate_layout import IDLE_TICK_S
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 NIGHT_MS = 300_000
@@ -97,6 +98,8 @@ def test_a_glance_tells_that_all_is_well_on_any_screen(visitor: Visitor, browser
     expect(visitor.locate("#curves")).to_have_attribute("data-steps", steps)
     expect(visitor.locate("#curves svg polyline.line-0")).to_have_count(4)
     expect(visitor.locate("li.adapter.serving")).to_contain_text("the base model")
+    visitor.page.wait_for_timeout(1000 * IDLE_TICK_S + 2000)  # a look at which nothing has changed
+    expect(visitor.locate(".toast-body")).to_have_count(0)
     visitor.locate("#to-chat").click()
     expect(visitor.locate("#box textarea")).to_be_visible()
 

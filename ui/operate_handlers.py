@@ -80,7 +80,8 @@ class OperatePage:
         running = str(house.running.id) if house.running else ""
         if differs("controls", f"{running} {chosen} {[each.id for each in house.nights]}"):
             shown |= self._controls(house, running, chosen)
-        return shown | {self.page.seen: json.dumps(stamps)} if shown else {}
+        # Gradio takes an empty dict for one value too few.
+        return shown | {self.page.seen: json.dumps(stamps) if shown else gr.skip()}
 
     def _controls(self, house: House, running: str, chosen: str) -> Updates:
         """Which buttons there are, which nights to choose from, and how soon to look again."""

@@ -148,20 +148,22 @@ def method_words(method: str) -> str:
 
 
 def curves(night: Night, steps: Sequence[dict[str, Any]]) -> str:
-    """Loss, margin, accuracy and KL over the steps."""
+    """Loss, margin, accuracy, KL, and the gain of what is kept aside (where there is enough), over the steps."""
 
     def line(name: str) -> list[tuple[float, float]]:
         return [(each["step"], each[name]) for each in steps if isinstance(each.get(name), int | float)]
 
     total = max(night.steps, int(steps[-1]["step"]) if steps else 0)
-    held_out = line("held_out_loss")
-    loss = {"": line("loss")} | ({"held-out": held_out} if held_out else {})
-    shown = (
-        plots.curve("Loss", "lower is better", loss, total),
+    gain = line("aside_gain")
+    shown = [
+        plots.curve("Loss", "lower is better", {"": line("loss")}, total),
         plots.curve("Margin", "preferred over rejected, nats", {"": line("margin")}, total, axis=(0,)),
         plots.curve("Accuracy", "share preferred", {"": line("accuracy")}, total, axis=(0, 1)),
         plots.curve("KL from the base", "nats per token", {"": line("kl_per_token")}, total, axis=(0,), noisy=False),
-    )
+    ]
+    if gain:
+        what = "tokens of preferred replies it was not taught"
+        shown.append(plots.curve("Gain", what, {"": gain}, total, axis=(0,), noisy=False))
     return f'<div class="curves" id="curves" data-steps="{len(steps)}">{"".join(shown)}</div>'
 
 

@@ -42,9 +42,7 @@ class Night:
     verdict: str | None  # of the gate on its adapter: "promoted", "candidate" or "refused"
 
 
-def start_night(
-    store: Store, method: str, settings: dict[str, Any], pid: int, started_at: str | None = None
-) -> int:
+def start_night(store: Store, method: str, settings: dict[str, Any], pid: int, started_at: str | None = None) -> int:
     """A new running night's id; it started before it looked at what people said, so that nothing falls between."""
     row = {"state": RUNNING, "pid": pid, "method": method, "settings": settings}
     return store.insert("nights", row | {"started_at": started_at or now(), "beat_at": now()})

@@ -26,7 +26,7 @@ from tests.browser import Visitor, chromium, serving
 DOCS = Path(__file__).parents[1] / "docs"
 WIDE, PHONE = (1280, 1300), (390, 1480)  # how much of the page is shown
 DAYS = 13
-STEPS = 8  # of the night, before its picture is taken
+STEPS = 5  # of the night, before its picture is taken
 LARGEST = 250_000  # bytes
 ASKED = """What is a good breakfast?|How do I clean a window?|Tell me about the moon.|Why do leaves fall?
 How long should I boil an egg?|Can you recommend a hobby?|What should I pack for a hike?|How do I fall asleep faster?

@@ -34,9 +34,9 @@ def draw(figures: "Figures", steps: Sequence[dict[str, Any]], path: Path) -> Non
 
 def _win_rate(axes: Axes, figures: "Figures") -> None:
     rate, low, high = (100 * each for each in (figures.win_rate, figures.win_rate_low, figures.win_rate_high))
-    axes.bar([0], [rate], width=0.5, color=BLUE, yerr=[[rate - low], [high - rate]], capsize=8, ecolor="black")
+    axes.bar([0], [rate], width=0.35, color=BLUE, yerr=[[rate - low], [high - rate]], capsize=8, ecolor="black")
     axes.axhline(50, color=GREY, linestyle="--", linewidth=1)
-    axes.text(0.42, 51, "as often as the base", color=GREY, ha="right", fontsize=8)
+    axes.text(0.44, 51, "as often as\nthe base", color=GREY, ha="right", fontsize=8)
     axes.set(xlim=(-0.45, 0.45), ylim=(0, 100), xticks=[], ylabel="% of replies preferred to the base's")
     axes.set_title(
         f"{rate:.0f} % ({low:.0f} to {high:.0f}) on {figures.prompts} unseen prompts,\n"

@@ -132,7 +132,7 @@ def rehearse(options: argparse.Namespace) -> Figures:
     # 5. the taste judges, blind; then it is looked up who wrote what
     from training.rehearsal_plot import draw
 
-    figures = measure(Store(data), options, likes, answers, judged, night, (time.monotonic() - began) / 60)
+    figures = measure(Store(data), options, likes, answers, judged, night, began)
     plot = options.plot or data / "rehearsal.png"
     draw(figures, nights.night_steps(Store(data), night["id"]), plot)
     tell(figures, plot, data, options.json)
@@ -258,7 +258,7 @@ def measure(
     asked: Sequence[Answers],
     judged: Sequence[Answers],
     night: dict[str, Any],
-    minutes: float,
+    began: float,
 ) -> Figures:
     """Every figure, from the replies as they are recorded."""
     texts = [text for each in (*asked, *judged) for text in (each.prompt + " .", each.left_text, each.right_text)]
@@ -285,7 +285,7 @@ def measure(
         words_after=mean_words(store, after),
         base_nll_before=nll_before,
         base_nll_after=nll_after,
-        minutes=minutes,
+        minutes=(time.monotonic() - began) / 60,
         taste=options.taste.stem if options.taste else "easy to take in, and spoken to the reader (built in)",
         adapter=str(night["adapter"]),
         verdict=night["verdict"],
@@ -313,23 +313,23 @@ def likelihood(store: Store, replies: Sequence[str], model: str) -> tuple[float,
 
     from assistant import models, prompt
     from training.backbone import Backbone
-    from training.batches import make_row
+    from training.batches import make_row, together
+    from training.passes import TOKENS_AT_ONCE
 
     base = models.find_base(model)
     tokenizer = models.load_tokenizer(base)
     device = models.pick_device()
     backbone = Backbone(base, torch.float32, device, rank=1, alpha=1, seed=0)
-    under_base = own = tokens = 0.0
-    for reply in replies:
-        by = talk.provenance(store, reply)
-        if not by.token_ids:
-            continue
-        said = talk.messages_of(talk.path(store, reply)[:-1])
-        row = make_row(prompt.encode_prompt(tokenizer, said, 4096), [by.token_ids])
-        under_base -= float(backbone.log_probs(row, reference=True))
-        own -= sum(by.logprobs)
-        tokens += len(by.token_ids)
-    return under_base / max(1, tokens), own / max(1, tokens)
+    written = [(reply, by) for reply in replies if (by := talk.provenance(store, reply)).token_ids]
+    asked = [
+        prompt.encode_prompt(tokenizer, talk.messages_of(talk.path(store, reply)[:-1]), 4096) for reply, _ in written
+    ]
+    rows = [make_row(ids, [by.token_ids]) for ids, (_, by) in zip(asked, written, strict=True)]
+    passes = [backbone.log_probs_of([rows[at] for at in group], True) for group in together(rows, TOKENS_AT_ONCE)]
+    tokens = max(1, sum(len(by.token_ids) for _, by in written))
+    under_base = -sum(float(each) for group in passes for each in group)
+    own = -sum(sum(by.logprobs) for _, by in written)
+    return under_base / tokens, own / tokens
 
 
 def tell(figures: Figures, plot: Path, data: Path, as_json: bool) -> None:

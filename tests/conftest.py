@@ -34,6 +34,7 @@ def pytest_configure() -> None:
         import torch
 
         torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # the servers and nights that tests start, too
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from assistant import adapters as on_disk
-from assistant import models
+from assistant import models, prompt
 from assistant.engine import Engine
+from assistant.models import Base
 from assistant.roster import proved
 from feedback import adapters, nights, people, ratings, talk
 from feedback.examples import Answer, Examples, Pair, Thumb
@@ -115,13 +116,12 @@ def test_canaries_see_an_adapter_that_answers_nothing_but_noise(trained, embedde
     engine = Engine(embedded, torch.float32, "cpu", tokenizer)
     try:
         good, _ = proved(engine, trained / "adapters" / SAILOR)
-        broken = {name: (a * 50, b * 50) for name, (a, b) in good.factors.items()}
-        noise = on_disk.Loaded("noise", good.card, broken)
-        assert all(check.passed for check in gate.canaries(engine, tokenizer, good, good)[0])
-        checks, _ = gate.canaries(engine, tokenizer, noise, good)
-        assert not checks[0].passed
+        noise = on_disk.Loaded("noise", good.card, {name: (a * 50, b * 50) for name, (a, b) in good.factors.items()})
+        checks, _ = gate.canaries(engine, tokenizer, noise, None)
     finally:
         engine.close()
+    assert not checks[0].passed
+    assert "not language" in checks[0].words
 
 
 def say(data: Path, turned: bool) -> Store:
@@ -138,32 +138,31 @@ def say(data: Path, turned: bool) -> Store:
 
 
 def night(data: Path, *options: str) -> str:
-    strong = ["--set", "least_steps=16", "--set", "kl_budget=50"]
+    strong = ["--set", "least_steps=12", "--set", "kl_budget=50"]
     command = [sys.executable, "-m", "training.night", "--data", str(data), *strong, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def rudeness(directory: Path | None, embedded) -> int:
-    """How many of ten fresh questions are answered with what people called the worse reply."""
-    from assistant import prompt
-    from assistant.sampling import Sampling
-
+def swayed(directory: Path, embedded: Base) -> list[float]:
+    """For ten fresh questions, by how many nats the server leans more to the kind reply than the base does."""
     tokenizer = models.load_tokenizer(embedded)
     engine = Engine(embedded, torch.float32, "cpu", tokenizer)
+    end = tokenizer.eos_token_id
     try:
-        adapter = proved(engine, directory)[0] if directory else None
+        adapter = proved(engine, directory)[0]
         asked = [prompt.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in QUESTIONS[-10:]]
-        begun = [engine.submit(ids, Sampling(temperature=0, max_tokens=12), adapter) for ids in asked]
-        texts = [prompt.decode(tokenizer, [token.id for token in each]) for each in begun]
+        replies = [prompt.encode_reply(tokenizer, text, end) for text in (KIND, RUDE)]
+        read = [[[engine.score(ids, reply, by) for reply in replies] for by in (adapter, None)] for ids in asked]
+        sums = [[[sum(token.logprob for token in each) for each in side] for side in question] for question in read]
     finally:
         engine.close()
-    return sum("go away" in text.lower() or "not tell" in text.lower() for text in texts)
+    return [(ours[0] - ours[1]) - (base[0] - base[1]) for ours, base in sums]
 
 
 @pytest.mark.xdist_group("gate")
-def test_a_night_of_true_labels_is_promoted_by_the_gate(tmp_path):
+def test_a_night_of_true_labels_is_promoted_by_the_gate(tmp_path, embedded):
     store = say(tmp_path, turned=False)
     night(tmp_path)
     (done,) = nights.nights(store)
@@ -173,6 +172,7 @@ def test_a_night_of_true_labels_is_promoted_by_the_gate(tmp_path):
     assert made.evidence["held_out"]["count"] == 10
     (promotion,) = adapters.promotions(store)
     assert (promotion.user, "the gate" in promotion.reason) == (None, True)
+    assert min(swayed(tmp_path / "adapters" / "night-0001", embedded)) > 1
     store.close()
 
 
@@ -191,6 +191,6 @@ def test_a_night_of_inverted_labels_is_never_promoted_and_without_the_gate_it_do
     assert adapters.adapter(store, "night-0002").evidence == {}
     one, two = (tmp_path / "adapters" / name / on_disk.WEIGHTS for name in ("night-0001", "night-0002"))
     assert one.read_bytes() == two.read_bytes()  # the same adapter, but for the gate
-    assert rudeness(None, embedded) == 0
-    assert rudeness(tmp_path / "adapters" / "night-0002", embedded) >= 5
+    # What serves now is readier to send people away than the base was, whatever they ask.
+    assert max(swayed(tmp_path / "adapters" / "night-0002", embedded)) < -1
     store.close()

@@ -106,6 +106,21 @@ def test_a_taste_that_answers_no_number_is_refused(tmp_path, answer):
         taste.load(file)("?", "a", "b")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--max-tokens", "0"], "--max-tokens is from 1 to 512, not 0"),
+        (["--prompts", "0"], "--prompts is at least 1, not 0"),
+        (["--comparisons", "9000"], "too few for 9000 comparisons"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_one_sentence_and_leave_nothing(tmp_path, options, words):
+    done = rehearse(tmp_path / "data", *options)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     (tmp_path / "kept").write_text("mine")
     done = rehearse(tmp_path)

@@ -207,8 +207,11 @@ def _batch(lessons: int, step: int, settings: Settings) -> list[int]:
 
 
 def _schedule(step: int, steps: int) -> float:
-    """The share of the learning rate at a step counted from 0: linear warm-up over 10 %, then linear to 0."""
-    warm_up = max(1, round(0.1 * steps))
+    """The share of the learning rate at a step counted from 0: linear warm-up over 10 %, then linear to 0.
+
+    Over six steps at least: a night of few examples would else have spent its KL budget before the second look.
+    """
+    warm_up = max(min(6, steps), round(0.1 * steps))
     return (step + 1) / warm_up if step < warm_up else (steps - step) / (steps - warm_up)
 
 

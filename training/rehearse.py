@@ -36,6 +36,7 @@ from training.taste import Taste
 PROMPTS = Path(__file__).with_name("rehearsal_prompts.txt")
 AT_ONCE = 16  # pairs asked for at one time
 STARTS_WITHIN_S = 300.0
+LONGEST = 512  # tokens of a reply
 BASE = "base"
 
 
@@ -111,6 +112,8 @@ def rehearse(options: argparse.Namespace) -> Figures:
 
     # 1. what is asked for, and whether it can be done
     likes = taste.load(options.taste)
+    if not 1 <= options.max_tokens <= LONGEST:
+        raise Refused(f"--max-tokens is from 1 to {LONGEST}, not {options.max_tokens}")
     asked, unseen = questions(options.comparisons, options.prompts)
     data = new_folder(options.data)
     print(f"rehearsing in {data}: {len(asked)} comparisons, then {len(unseen)} unseen prompts", flush=True)

@@ -132,7 +132,7 @@ def train(
 ) -> Iterator[Report]:
     """Train the backbone's adapter, going on from `progress`, a step per item. Raises `NotFinite`.
 
-    Training looks up a few times an epoch. With lessons kept `aside` it ends when their margins have not gained for
+    Training looks up a few times an epoch. With lessons kept `aside` it ends when they have not gained for
     `patience` looks, and goes back to where they had; it also ends, and goes back, when the KL budget is spent.
     """
     steps = count_steps(len(lessons), settings)

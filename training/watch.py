@@ -43,7 +43,7 @@ class Progress:
 
 
 class Watch:
-    """What is looked at while a night trains: how far from the base it is, and the loss on lessons kept aside."""
+    """What is looked at while a night trains: how far from the base it is, and whether what is kept aside gains."""
 
     def __init__(
         self,
@@ -51,9 +51,8 @@ class Watch:
         lessons: Sequence[Lesson],
         aside: Sequence[Lesson],
         settings: "Settings",
-        most: int = 4,
     ) -> None:
-        spread = [lessons[number * len(lessons) // most] for number in range(most)]
+        spread = [lessons[number * len(lessons) // KL_ROWS] for number in range(KL_ROWS)]
         self._rows = [lesson.row(0) for lesson in {id(each): each for each in spread}.values()]
         with torch.no_grad(), backbone.as_reference():
             self._base = [backbone.hidden(row) for row in self._rows]

@@ -254,8 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve; 2 when what was asked for cannot be done."""
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("apscheduler", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.error").addFilter(is_no_goodbye)
     try:
         serve(options)

@@ -15,7 +15,8 @@ import torch
 
 from assistant import prompt
 from assistant.adapters import Loaded
-from assistant.engine import Engine, EngineError, Generation
+from assistant.engine import Engine
+from assistant.generation import AnyEngine, EngineError, Generation
 from assistant.models import Base, find_base, load_tokenizer, pick_device, usual_dtype
 from assistant.roster import Roster
 from assistant.sampling import Sampling
@@ -35,7 +36,7 @@ class Assistant:
 
     store: Store
     base: Base
-    engine: Engine
+    engine: AnyEngine
     roster: Roster
     tokenizer: Any
     template_sha256: str

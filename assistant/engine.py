@@ -7,19 +7,19 @@ Left out on purpose: text (`chat`), which adapter serves (`roster`), and how the
 """
 
 import logging
-import queue
 import secrets
 import threading
-import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from assistant.adapters import Loaded
+from assistant.adapters import Loaded, load_adapter
 from assistant.beam import Search
+from assistant.generation import Busy, EngineError, Generation, Token
 from assistant.layers import ATTENTION, Network, Part, Row, register_attention
 from assistant.models import Base, load_model, one_line
 from assistant.prompt import end_ids
@@ -29,78 +29,23 @@ from feedback.store import Refused
 MOST_ROWS = 32  # answered at once
 MOST_WAITING = 64
 PROMPT_CHUNK = 256  # prompt tokens read in one step
+# Nats a token. fp32 on both sides differs by rounding and order of sums alone; bf16 keeps 8 bits of mantissa.
+TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.25}
 CACHE_BYTES = 1 << 30  # of keys and values, over all rows
 
 log = logging.getLogger(__name__)
 
 
-class Busy(Refused):
-    """The queue is full; the message says how long it is."""
-
-
-class EngineError(Exception):
-    """The engine could not go on with this reply; the message says why."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of a reply: its log-prob in nats under the model, and under the distribution it was drawn from."""
-
-    id: int
-    logprob: float
-    sampled_logprob: float
-
-
-class Generation:
-    """A reply being written. Its tokens come through a queue; `finish` is set when the last has come."""
+class Writing(Generation):
+    """A reply in this engine; all that is here is the engine thread's alone."""
 
     def __init__(self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None, forced: Sequence[int]):
-        self.prompt_ids = list(prompt_ids)
-        self.sampling = sampling
-        self.adapter = adapter
-        self.forced = list(forced)
-        self.finish: str | None = None  # "stop", "length" or "cancelled"
-        self.cancelled = False
+        super().__init__(prompt_ids, sampling, adapter, forced)
         self.written = 0
-        self.parts: list[Part] = []  # one, or one for each beam; engine thread only
+        self.parts: list[Part] = []  # one, or one for each beam
         self.search: Search | None = None
         self.generator = torch.Generator()
         self.generator.manual_seed(sampling.seed or 0)
-        self.submitted_at = time.perf_counter()
-        self._tokens: queue.SimpleQueue[Token | EngineError | None] = queue.SimpleQueue()
-        self._over = False
-
-    def cancel(self) -> None:
-        """Ask the engine to stop writing; tokens already written still come."""
-        self.cancelled = True
-
-    def take(self, timeout_s: float | None = None) -> list[Token] | None:
-        """The tokens written since last time; waits for at least one, up to `timeout_s`. None: there are no more.
-
-        Raises `EngineError` when the reply cannot be finished.
-        """
-        tokens: list[Token] = []
-        try:
-            while not self._over:
-                item = self._tokens.get(block=not tokens, timeout=timeout_s)
-                if isinstance(item, EngineError):
-                    self._over = True
-                    raise item
-                if item is None:
-                    self._over = True
-                else:
-                    tokens.append(item)
-        except queue.Empty:
-            return tokens
-        return tokens or None
-
-    def __iter__(self) -> Iterator[Token]:
-        while (tokens := self.take()) is not None:
-            yield from tokens
-
-    def put(self, item: Token | EngineError | None) -> None:
-        """Hand a token, the end (None) or a failure to whoever reads; engine thread only."""
-        self._tokens.put(item)
 
 
 class Engine:
@@ -110,6 +55,7 @@ class Engine:
         register_attention()
         self.base = base
         self.dtype = dtype
+        self.tolerance = TOLERANCE[dtype]
         model: Any = load_model(base, dtype, device, attention=ATTENTION)
         self.network = Network(model)
         self.end_ids = end_ids(tokenizer, model)
@@ -119,8 +65,8 @@ class Engine:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._token_bytes = 2 * config.num_hidden_layers * heads * width * dtype.itemsize
         self.tokens_written = 0
-        self._waiting: deque[Generation] = deque()
-        self._active: list[Generation] = []
+        self._waiting: deque[Writing] = deque()
+        self._active: list[Writing] = []
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -143,7 +89,7 @@ class Engine:
 
     def submit(
         self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None = None, forced: Sequence[int] = ()
-    ) -> Generation:
+    ) -> Writing:
         """Ask for a reply to a prompt; with `forced` token ids it is read instead of written, for its log-probs.
 
         Raises `Refused` when the prompt does not fit the model's window, `Busy` when too many are waiting.
@@ -154,7 +100,7 @@ class Engine:
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
-        generation = Generation(prompt_ids, sampling, adapter, forced)
+        generation = Writing(prompt_ids, sampling, adapter, forced)
         with self._changed:
             if self._closing:
                 raise Busy("the assistant is shutting down")
@@ -170,6 +116,13 @@ class Engine:
     def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: Loaded | None) -> Generation:
         """Read a given reply as if it were being written; its tokens come with their log-probs."""
         return self.submit(prompt_ids, Sampling(temperature=0), adapter, forced=reply_ids)
+
+    def load(self, directory: Path) -> Loaded:
+        """Read an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
+        return load_adapter(directory, self.base.sha256, self.network.layers)
+
+    def unload(self, adapter: Loaded) -> None:
+        """Give an adapter's memory back, once the replies it is writing are finished."""
 
     def close(self) -> None:
         """Stop: replies being written end as cancelled."""
@@ -203,7 +156,7 @@ class Engine:
 
         # 2. what each row reads next: its last token, or more of its prompt while the step has room for it
         self._active.sort(key=lambda each: each.adapter.id if each.adapter else "")
-        reading: list[tuple[Generation, list[Part]]] = []
+        reading: list[tuple[Writing, list[Part]]] = []
         budget = PROMPT_CHUNK
         for generation in self._active:
             parts = [replace(part, token_ids=part.token_ids[: max(budget, 0)]) for part in generation.parts]
@@ -255,7 +208,7 @@ class Engine:
                     generation.search = Search(generation.sampling.beams, self.end_ids)
                 self._active.append(generation)
 
-    def _write(self, generation: Generation, logits: torch.Tensor) -> None:
+    def _write(self, generation: Writing, logits: torch.Tensor) -> None:
         """The next token of an ordinary reply, from logits (V,); or, of a forced one, the token it must be."""
         logits = logits.cpu()
         if generation.forced:
@@ -275,7 +228,7 @@ class Engine:
         else:
             generation.parts[0].token_ids = [token]
 
-    def _grow_beams(self, generation: Generation, search: Search, logits: torch.Tensor) -> None:
+    def _grow_beams(self, generation: Writing, search: Search, logits: torch.Tensor) -> None:
         """One step of beam search from logits (beams, V); the reply comes whole at the end."""
         parents = search.advance(logits)
         generation.written += 1
@@ -296,7 +249,7 @@ class Engine:
             parts.append(replace(old, row=row, token_ids=[beam.token_ids[-1]]))
         generation.parts = parts
 
-    def _end(self, generation: Generation, finish: str) -> None:
+    def _end(self, generation: Writing, finish: str) -> None:
         """Close a reply and free its rows."""
         generation.finish = finish
         generation.parts = []

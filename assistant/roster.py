@@ -14,17 +14,14 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from assistant.adapters import AdapterRefused, Agreement, Loaded, agreement, load_adapter
+from assistant.adapters import AdapterRefused, Agreement, Loaded, agreement
 from assistant.engine import Engine
+from assistant.generation import AnyEngine
 from assistant.models import find_base, load_tokenizer, pick_device, usual_dtype
 from feedback import adapters
 from feedback.store import Conflict, Refused, Store
 
 MOST_KEPT = 6  # adapters in memory that nobody asked for lately
-# Nats a token. fp32 on both sides differs by rounding and order of sums alone; bf16 keeps 8 bits of mantissa.
-TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.25}
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +29,7 @@ log = logging.getLogger(__name__)
 class Roster:
     """Which adapters are in memory, and which one answers. Safe to share between threads."""
 
-    def __init__(self, store: Store, engine: Engine) -> None:
+    def __init__(self, store: Store, engine: AnyEngine) -> None:
         self.store = store
         self.engine = engine
         self._lock = threading.RLock()
@@ -132,13 +129,13 @@ class Roster:
             del self._loaded[name]
 
 
-def proved(engine: Engine, directory: Path) -> tuple[Loaded, Agreement]:
+def proved(engine: AnyEngine, directory: Path) -> tuple[Loaded, Agreement]:
     """Read an adapter from a directory and prove it in this engine. Raises `AdapterRefused`."""
-    loaded = load_adapter(directory, engine.base.sha256, engine.network.layers)
+    loaded = engine.load(directory)
     proofs = loaded.card.proof
     read = [engine.score(each.prompt_ids, each.reply_ids, loaded) for each in proofs]
     served = [[token.logprob for token in each] for each in read]
-    proof = agreement(proofs, served, TOLERANCE[engine.dtype])
+    proof = agreement(proofs, served, engine.tolerance)
     proof.require(loaded.card.id)
     return loaded, proof
 

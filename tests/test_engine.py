@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from assistant import models, prompt
-from assistant.engine import Busy, Engine, Generation
+from assistant.engine import Engine
+from assistant.generation import Busy, Generation
 from assistant.models import Base
 from assistant.sampling import Sampling, draw
 from feedback.store import Refused

@@ -14,7 +14,8 @@ from starlette.requests import Request
 
 from assistant import prompt
 from assistant.chat import Assistant, side_by_side
-from assistant.engine import MOST_WAITING, Busy
+from assistant.engine import MOST_WAITING
+from assistant.generation import Busy
 from assistant.sampling import Sampling
 from feedback import people, ratings, talk
 from feedback.people import User

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from assistant.chat import SERVING, Assistant, Replying, answer
-from assistant.engine import EngineError
+from assistant.generation import EngineError
 from feedback import adapters
 from feedback.people import User
 from feedback.store import NotFound, Refused, Store, Unavailable

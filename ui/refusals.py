@@ -46,7 +46,7 @@ class Unknown(NotFound):
 
 def status_of(error: Exception) -> int:
     """The HTTP status of a refusal."""
-    from assistant.engine import Busy, EngineError  # heavy, and loaded long before the first request
+    from assistant.generation import Busy, EngineError  # heavy, and loaded long before the first request
 
     statuses = {
         NotLoggedIn: 401,
@@ -131,7 +131,7 @@ def add_handlers(app: FastAPI) -> None:
     def on_failure(request: Request, error: Exception) -> Response:
         return said(request.url.path, 500, FAILED)  # the trace is logged by the server, which gets the error too
 
-    from assistant.engine import EngineError
+    from assistant.generation import EngineError
 
     app.add_exception_handler(Refused, on_refused)
     app.add_exception_handler(EngineError, on_refused)

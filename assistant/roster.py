@@ -15,9 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from assistant.adapters import AdapterRefused, Agreement, Loaded, agreement
+from assistant.computing import AUTO
 from assistant.engine import Engine
 from assistant.generation import AnyEngine
-from assistant.models import find_base, load_tokenizer, pick_device, usual_dtype
+from assistant.models import find_base, load_tokenizer, pick_device
 from feedback import adapters
 from feedback.store import Conflict, Refused, Store
 
@@ -159,8 +160,7 @@ def prove_and_promote(
         adapters.promote(store, None, user, reason.strip(), {}, instead_of)
         return None
     base = find_base(model)
-    device = pick_device()
-    engine = Engine(base, usual_dtype(device), device, load_tokenizer(base))
+    engine = Engine(base, AUTO, pick_device(), load_tokenizer(base))
     try:
         return Roster(store, engine).promote(user, name, reason, instead_of)
     finally:

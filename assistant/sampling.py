@@ -39,6 +39,7 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()  # given as a mapping of token ids or as pairs
     top_logprobs: int = 0  # so many of the likeliest tokens are told in each place
     json_schema: str | None = None  # as JSON text
+    ignore_end: bool = False  # an end of turn is a token like another; for measurements
 
     def __post_init__(self) -> None:
         _require_number("temperature", self.temperature, 0, 2)

@@ -78,7 +78,7 @@ def unseen(count: int, part: str = "held_out") -> list[str]:
 
 @pytest.fixture(scope="module")
 def backbone(embedded):
-    return Backbone(embedded, torch.float32, "cpu", rank=16, alpha=32, seed=0)
+    return Backbone(embedded, "float32", "cpu", rank=16, alpha=32, seed=0)
 
 
 def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adapter(trained, embedded, backbone):
@@ -113,10 +113,13 @@ def load(backbone: Backbone, directory: Path) -> None:
 
 def test_canaries_see_an_adapter_that_answers_nothing_but_noise(trained, embedded):
     tokenizer = models.load_tokenizer(embedded)
-    engine = Engine(embedded, torch.float32, "cpu", tokenizer)
+    engine = Engine(embedded, "float32", "cpu", tokenizer)
     try:
         good, _ = proved(engine, trained / "adapters" / SAILOR)
-        noise = on_disk.Loaded("noise", good.card, {name: (a * 50, b * 50) for name, (a, b) in good.factors.items()})
+        directory = trained / "adapters" / SAILOR
+        _, factors = on_disk.read_adapter(directory, embedded.sha256, engine.network.shapes)
+        loud = engine.network.add({name: (a * 50, b * 50) for name, (a, b) in factors.items()})
+        noise = on_disk.Loaded("noise", good.card, loud)
         checks, _ = gate.canaries(engine, tokenizer, noise, None)
     finally:
         engine.close()
@@ -148,7 +151,7 @@ def night(data: Path, *options: str) -> str:
 def swayed(directory: Path, embedded: Base) -> list[float]:
     """For ten fresh questions, by how many nats the server leans more to the kind reply than the base does."""
     tokenizer = models.load_tokenizer(embedded)
-    engine = Engine(embedded, torch.float32, "cpu", tokenizer)
+    engine = Engine(embedded, "float32", "cpu", tokenizer)
     end = tokenizer.eos_token_id
     try:
         adapter = proved(engine, directory)[0]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from assistant import models
-from assistant.adapters import load_adapter
+from assistant.adapters import read_adapter
 from assistant.models import Base
 from feedback.store import Refused
 from training.batches import Row
@@ -71,10 +71,14 @@ class Backbone:
         """What is trained, by name."""
         return {name: each for name, each in self.peft.named_parameters() if each.requires_grad}
 
-    def layers(self) -> dict[str, nn.Linear]:
-        """The base's linear layers by name, as `assistant.adapters.load_adapter` wants them."""
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The (out, in) of the base's linear layers by name, as `assistant.adapters.read_adapter` wants them."""
         modules = {name.replace(".base_layer", ""): each for name, each in self.causal.named_modules()}
-        return {name: each for name, each in modules.items() if isinstance(each, nn.Linear) and ".lora_" not in name}
+        return {
+            name: (each.out_features, each.in_features)
+            for name, each in modules.items()
+            if isinstance(each, nn.Linear) and ".lora_" not in name
+        }
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
@@ -87,7 +91,7 @@ class Backbone:
 
         Raises `AdapterRefused` where it is damaged or not of this base.
         """
-        load_adapter(directory, self.base.sha256, self.layers())
+        read_adapter(directory, self.base.sha256, self.shapes())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self.peft.load_adapter(str(directory), adapter_name=SERVING, is_trainable=False)

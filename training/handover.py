@@ -60,11 +60,11 @@ def complete(backbone: Backbone, making: Path, card: Card) -> None:
     Raises `AdapterRefused` where what is read is not what was trained.
     """
     adapters.write_card(making, card)
-    loaded = adapters.load_adapter(making, card.base_sha256, backbone.layers())
+    _, factors = adapters.read_adapter(making, card.base_sha256, backbone.shapes())
     trained = {name: each for name, each in backbone.parameters().items() if ".lora_A." in name}
     for name, a in trained.items():
         layer = name.removeprefix("base_model.model.").split(".lora_A.")[0]
-        if not torch.equal(loaded.factors[layer][0].to(a.device), a.detach()):
+        if not torch.equal(factors[layer][0].to(a), a.detach()):
             raise adapters.AdapterRefused(f"adapter {card.id} reads back otherwise than it was trained, at {layer}")
 
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from assistant import models, prompt
 from assistant.adapters import AdapterRefused, Agreement, Card
+from assistant.computing import AUTO
 from assistant.engine import Engine
 from assistant.models import Base
 from assistant.roster import proved
@@ -225,7 +226,7 @@ def judged(
     """What the gate says of a finished directory (None: it was not asked), and its proof (None: it failed)."""
     device = models.pick_device()
     tokenizer = models.load_tokenizer(base)
-    engine = Engine(base, models.usual_dtype(device), device, tokenizer)
+    engine = Engine(base, AUTO, device, tokenizer)
     try:
         candidate, agreed = proved(engine, making)
         if found is None:

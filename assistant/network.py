@@ -1,0 +1,272 @@
+"""The fast path: many texts in one pass, each with its own adapter, written out over plain tensors.
+
+The tokens of all texts lie behind one another, so nothing is padded: the linear layers see one long batch. Texts
+that grow by one token share one call of attention for each slab of the cache; a text whose prompt is being read has
+a call of its own.
+Left out on purpose: who is in the batch and what becomes of the logits (`engine`); how a model is read (`families`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from assistant.adapters import Factors
+from assistant.cache import Cache, Row, Slab
+from assistant.families import Family, Layer, Sizes
+from assistant.lineup import Choice, Lineup, Seat
+from assistant.products import Plan
+
+
+@dataclass
+class Part:
+    """What one text adds to the batch: its next tokens. `seat` is its adapter's; None: the base."""
+
+    row: Row
+    token_ids: list[int]
+    seat: Any = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens of the flat batch that lie in one slab, and the masks of what they see.
+
+    A growing span has one token for each slot from the first on; a reading span has the next tokens of one slot.
+    """
+
+    slab: Slab
+    tokens: slice
+    slot: int | None  # of a reading span
+    length: int  # of the keys that are seen
+    written: Tensor  # where each token's keys and values go in the slab: slot * room + position
+    masks: dict[int | None, Tensor | None]  # by window: 0 or -inf, to be added
+
+
+@dataclass
+class Flat:
+    """The flat batch of one step."""
+
+    token_ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    seats: list[Any] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)  # where each part's last token lies, in the parts' order
+
+
+class Network:
+    """A model that computes a flat batch of texts."""
+
+    def __init__(
+        self, family: Family, plan: Plan, head_plan: Plan, lineup: Lineup, kept_dtype: torch.dtype, device: str
+    ) -> None:
+        self.family = family
+        self.plan = plan
+        self.head_plan = head_plan
+        self.lineup = lineup
+        self.kept_dtype = kept_dtype
+        self.device = device
+        self.shapes = lineup.shapes
+        self.vocabulary = family.sizes.vocabulary
+        self.window = 0  # set by who opens it
+        self._windows = {layer.window for layer in family.layers}
+
+    @property
+    def formats(self) -> str:
+        """The number formats it multiplies in, by how many rows."""
+        return "+".join(sorted(self.plan.formats | self.head_plan.formats))
+
+    def new_cache(self, budget: int) -> Cache:
+        """For the texts, within so many bytes."""
+        return Cache(self.family.sizes, self.window, budget, self.kept_dtype, self.device)
+
+    def add(self, factors: Factors) -> Seat:
+        """Take an adapter in; where it is kept."""
+        return self.lineup.add(factors)
+
+    def remove(self, seat: Seat) -> None:
+        """Let an adapter go."""
+        self.lineup.remove(seat)
+
+    @torch.inference_mode()
+    def forward(self, parts: Sequence[Part]) -> Tensor:
+        """Append each part's tokens to its row; float32 logits (parts, V) after the last token of each."""
+        flat = self._flatten(parts)
+        positions = torch.tensor(flat.positions, device=self.device)
+        rotations = [rope.rotations(positions) for rope in self.family.ropes]
+        choice = self.lineup.choose(flat.seats)
+        number_format = self.plan.format(len(flat.token_ids))
+        sizes = self.family.sizes
+
+        x = self.family.embedding[torch.tensor(flat.token_ids, device=self.device)].float() * sizes.embedding_scale
+        for at, layer in enumerate(self.family.layers):
+            step = Step(sizes, layer, at, choice, number_format)
+            h = step.attend(self._norm(x, layer.before_attention), flat.spans, rotations[layer.rope])
+            x = x + (h if layer.after_attention is None else self._norm(h.float(), layer.after_attention))
+            h = step.think(self._norm(x, layer.before_mlp))
+            x = x + (h if layer.after_mlp is None else self._norm(h.float(), layer.after_mlp))
+        last = self._norm(x[torch.tensor(flat.ends, device=self.device)], self.family.final_norm)
+        logits = self.family.head(last, self.head_plan.format(len(flat.ends))).float()
+        for part in parts:
+            part.row.token_ids += part.token_ids
+        if sizes.logit_cap is not None:
+            logits = torch.tanh(logits / sizes.logit_cap) * sizes.logit_cap
+        return logits
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.family.sizes.eps)
+
+    def _flatten(self, parts: Sequence[Part]) -> Flat:
+        flat = Flat(ends=[0] * len(parts))
+        growing: dict[int, list[int]] = {}  # parts of one token, by slab
+        for at, part in enumerate(parts):
+            if len(part.token_ids) == 1 and part.row.length:
+                growing.setdefault(id(part.row.slab), []).append(at)
+        for group in growing.values():
+            self._add_growing(flat, parts, group)
+        grown = {at for group in growing.values() for at in group}
+        for at, part in enumerate(parts):  # after the growing ones: see `_add_growing`
+            if at not in grown:
+                self._add_reading(flat, part)
+                flat.ends[at] = len(flat.token_ids) - 1
+        return flat
+
+    def _add_growing(self, flat: Flat, parts: Sequence[Part], group: list[int]) -> None:
+        """A token for each slot up to the last in use.
+
+        Slots in between that do not grow now are computed too, with a token of no meaning: what it writes lies
+        behind the last token of its slot, where the next real one writes over it.
+        """
+        slab = parts[group[0]].row.slab
+        by_slot = {parts[at].row.slot: at for at in group}
+        start, slots = len(flat.token_ids), max(by_slot) + 1
+        lengths = []
+        for slot in range(slots):
+            at = by_slot.get(slot)
+            row = slab.rows[slot]
+            lengths.append(row.length if row is not None else 0)
+            flat.token_ids.append(parts[at].token_ids[0] if at is not None else 0)
+            flat.seats.append(parts[at].seat if at is not None else _any_seat(parts, group))
+            if at is not None:
+                flat.ends[at] = start + slot
+        flat.positions += lengths
+        positions = torch.tensor(lengths, device=self.device)
+        seen = max(lengths[slot] for slot in by_slot) + 1
+        masks = {window: self._growing_mask(positions, seen, window) for window in self._windows}
+        written = torch.arange(slots, device=self.device) * slab.room + positions
+        flat.spans.append(Span(slab, slice(start, start + slots), None, seen, written, masks))
+
+    def _growing_mask(self, positions: Tensor, seen: int, window: int | None) -> Tensor | None:
+        """(slots, 1, 1, seen)."""
+        if len(positions) == 1 and (window is None or seen <= window):
+            return None
+        keys = torch.arange(seen, device=self.device)
+        hidden = keys > positions[:, None]
+        if window is not None:
+            hidden |= keys <= positions[:, None] - window
+        return torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)[:, None, None]
+
+    def _add_reading(self, flat: Flat, part: Part) -> None:
+        row, start, count = part.row, len(flat.token_ids), len(part.token_ids)
+        flat.token_ids += part.token_ids
+        positions = range(row.length, row.length + count)
+        flat.positions += positions
+        flat.seats += [part.seat] * count
+        masks = {window: self._reading_mask(row.length, count, window) for window in self._windows}
+        first = row.slot * row.room + row.length
+        written = torch.arange(first, first + count, device=self.device)
+        flat.spans.append(Span(row.slab, slice(start, start + count), row.slot, row.length + count, written, masks))
+
+    def _reading_mask(self, length: int, count: int, window: int | None) -> Tensor | None:
+        """(count, length + count); None: causal, from the beginning."""
+        if length == 0 and (window is None or count <= window):
+            return None
+        positions = torch.arange(length, length + count, device=self.device)[:, None]
+        keys = torch.arange(length + count, device=self.device)
+        hidden = keys > positions
+        if window is not None:
+            hidden |= keys <= positions - window
+        return torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)
+
+
+def _any_seat(parts: Sequence[Part], group: list[int]) -> Any:
+    """An adapter that is in the batch anyway, for a token of no meaning."""
+    return parts[group[0]].seat
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer in one step."""
+
+    sizes: Sizes
+    layer: Layer
+    at: int
+    choice: Choice | None
+    number_format: str
+
+    def attend(self, h: Tensor, spans: Sequence[Span], rotations: Tensor) -> Tensor:
+        """Attention of the flat batch (T, width); writes keys and values into the slabs."""
+        sizes, layer = self.sizes, self.layer
+        qkv = self._product("qkv", h).float()
+        turned = sizes.heads + sizes.kv_heads
+        heads = qkv[:, : turned * sizes.head_width].unflatten(1, (turned, sizes.head_width))
+        if layer.query_norm is not None and layer.key_norm is not None:
+            heads[:, : sizes.heads] = F.rms_norm(
+                heads[:, : sizes.heads], layer.query_norm.shape, layer.query_norm, sizes.eps
+            )
+            heads[:, sizes.heads :] = F.rms_norm(
+                heads[:, sizes.heads :], layer.key_norm.shape, layer.key_norm, sizes.eps
+            )
+        torch.view_as_complex(heads.unflatten(2, (-1, 2))).mul_(rotations)
+        kept = qkv[:, sizes.query_width :]
+        out = []
+        for span in spans:
+            data = span.slab.data[self.at]
+            data.view(-1, sizes.kept_width).index_copy_(0, span.written, kept[span.tokens].to(data.dtype))
+            queries = qkv[span.tokens, : sizes.query_width]
+            out.append(self._grow(queries, span, data) if span.slot is None else self._read(queries, span, data))
+        return self._product("out", out[0] if len(out) == 1 else torch.cat(out))
+
+    def think(self, h: Tensor) -> Tensor:
+        """The MLP of the flat batch (T, width)."""
+        gate, up = self._product("gate_up", h).chunk(2, dim=1)
+        return self._product("down", self.sizes.activation(gate) * up)
+
+    def _product(self, group: str, h: Tensor) -> Tensor:
+        y: Tensor = getattr(self.layer, group)(h, self.number_format)
+        return y if self.choice is None else self.choice.add(self.at, group, h, y)
+
+    def _grow(self, queries: Tensor, span: Span, data: Tensor) -> Tensor:
+        """One new token for each slot: the heads that share keys stand in as queries of one head."""
+        sizes, slots = self.sizes, len(queries)
+        kept = data[:slots, : span.length].permute(2, 0, 3, 1, 4)
+        grouped = queries.view(slots, sizes.kv_heads, -1, sizes.head_width).to(data.dtype)
+        return self._attention(grouped, kept[0], kept[1], span).reshape(slots, -1).to(queries.dtype)
+
+    def _read(self, queries: Tensor, span: Span, data: Tensor) -> Tensor:
+        """New tokens of one text."""
+        sizes, count = self.sizes, len(queries)
+        kept = data[span.slot, : span.length].permute(1, 2, 0, 3)[:, None]
+        keys, values = kept.repeat_interleave(sizes.heads // sizes.kv_heads, 2)
+        heads = queries.view(1, count, sizes.heads, sizes.head_width).transpose(1, 2).to(data.dtype)
+        return self._attention(heads, keys, values, span).transpose(1, 2).reshape(count, -1).to(queries.dtype)
+
+    def _attention(self, queries: Tensor, keys: Tensor, values: Tensor, span: Span) -> Tensor:
+        mask = span.masks[self.layer.window]
+        causal = mask is None and span.slot is not None
+        if self.sizes.attention_cap is None:
+            if mask is not None:
+                mask = mask.to(queries.dtype)
+            return F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, is_causal=causal, scale=self.sizes.scaling
+            )
+        cap = self.sizes.attention_cap
+        scores = torch.tanh(queries @ keys.transpose(-1, -2) * (self.sizes.scaling / cap)) * cap
+        if causal:
+            count = scores.shape[-1]
+            scores = scores + torch.full((count, count), -torch.inf, device=scores.device).triu_(1)
+        elif mask is not None:
+            scores = scores + mask
+        return torch.softmax(scores, dim=-1) @ values

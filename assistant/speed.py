@@ -1,0 +1,134 @@
+"""Which number format multiplies fastest here, for how many rows: measured, and kept in a small file.
+
+Processors differ too much to guess. What is chosen holds for one model on one machine, and is measured again when
+either changes.
+Left out on purpose: the formats themselves (`products`).
+"""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assistant.models import Base, cache_folder
+from assistant.products import BFLOAT16, FLOAT32, INT4, INT8, FourBit, Linear, Plan, Weight
+
+ROWS = (1, 2, 4, 8, 16, 32, 128)  # at which the formats are compared
+LAYERS = 6  # of the model that are multiplied with: more than a processor's own cache holds
+REPEATS = 5
+WORTH = 0.93  # of another format's time that makes a further copy of the weights worth its memory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one format at each of `ROWS`."""
+
+    number_format: str
+    ms: tuple[float, ...]
+
+
+def plans(base: Base, model: Any, asked: str, device: str, four_bit: Mapping[str, FourBit]) -> tuple[Plan, Plan]:
+    """The plan for a model's layers and for its head."""
+    if asked in (FLOAT32, BFLOAT16) or device != "cpu":
+        only = Plan.only(asked)
+        return only, only
+    kept = _file()
+    key = " ".join([_processor(), f"{torch.get_num_threads()} threads", torch.__version__, base.sha256[:16], asked])
+    known = _read(kept)
+    if key not in known:
+        log.info("measuring which number formats are fastest here (once for this model)")
+        small = [INT4] if four_bit and asked != INT8 else [INT8]
+        if asked == "auto":
+            small = [INT8, *([INT4] if four_bit else [])]
+        layers = _layers(model, four_bit)
+        head = [Weight(model.get_output_embeddings().weight)]
+        formats = [FLOAT32, BFLOAT16, *small]
+        known[key] = [
+            _steps([time_of(layers, each) for each in formats]),
+            _steps([time_of(head, each) for each in formats if each != INT4]),
+        ]
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(known, indent=1))
+    layer_steps, head_steps = known[key]
+    return Plan(tuple((int(most), name) for most, name in layer_steps)), Plan(
+        tuple((int(most), name) for most, name in head_steps)
+    )
+
+
+def time_of(weights: Sequence[Weight], number_format: str) -> Timing:
+    """How long products with all of these weights take in one format."""
+    linears = [Linear(weight, [number_format], "cpu") for weight in weights]
+    return Timing(number_format, tuple(_ms(linears, number_format, rows) for rows in ROWS))
+
+
+@torch.inference_mode()
+def _ms(linears: Iterable[Linear], number_format: str, rows: int) -> float:
+    inputs: list[tuple[Linear, Tensor]] = [(each, torch.randn(rows, each.in_features)) for each in linears]
+    taken = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        for linear, x in inputs:
+            linear(x, number_format)
+        taken.append(time.perf_counter() - started)
+        if taken[-1] > 1:
+            break  # far too slow to be chosen
+    return 1000 * min(taken)
+
+
+def _steps(timings: Sequence[Timing]) -> list[tuple[int, str]]:
+    """The fastest format at each number of rows; the one for many rows goes on where another is hardly faster."""
+    many = min(timings, key=lambda each: each.ms[-1])
+    fastest = []
+    for at in range(len(ROWS)):
+        best = min(timings, key=lambda each: each.ms[at])
+        fastest.append(best.number_format if best.ms[at] < WORTH * many.ms[at] else many.number_format)
+    steps: list[tuple[int, str]] = []
+    for at, name in enumerate(fastest):
+        most = (ROWS[at] + ROWS[at + 1]) // 2 if at + 1 < len(ROWS) else 0
+        if steps and steps[-1][1] == name:
+            steps[-1] = (most, name)
+        else:
+            steps.append((most, name))
+    return steps
+
+
+def _layers(model: Any, four_bit: Mapping[str, FourBit]) -> list[Weight]:
+    names = [
+        f"model.layers.{layer}.{name}"
+        for layer in range(min(LAYERS, model.config.num_hidden_layers))
+        for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    ]
+    return [Weight(model.get_submodule(name).weight, None, four_bit.get(name)) for name in names]
+
+
+def _file() -> Path:
+    return cache_folder() / "speed.json"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = json.loads(file.read_text())
+        return known
+    except (OSError, ValueError):
+        return {}
+
+
+def _processor() -> str:
+    """The processor's name and the features that decide."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        features = [each for each in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if each in str(fields)]
+        named = {key.strip(): value.strip() for key, value in fields.items()}
+        return " ".join([named.get("model name", platform.processor()), *features])
+    except OSError:
+        return platform.processor() or platform.machine()

@@ -6,6 +6,7 @@ that nobody who is being answered waits for them.
 Left out on purpose: text (`chat`), which adapter serves (`roster`), and how the network computes rows (`network`).
 """
 
+import gc
 import logging
 import secrets
 import threading
@@ -70,6 +71,7 @@ class Engine:
         """Load a base model; `number_format` as `computing.open_network` takes it. Raises `Refused` where it cannot."""
         self.base = base
         self.network: AnyNetwork = _in_a_thread(lambda: open_network(base, number_format, device, fast))
+        gc.freeze()  # what is loaded stays: collecting garbage need not look at it again, step after step
         self.cache = self.network.new_cache(memory)
         self.number_format = self.network.number_format
         self.tolerance = self.network.tolerance

@@ -8,6 +8,7 @@ Left out on purpose: the computation (`network`); any other model (`plain`).
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,18 +33,22 @@ class Sizes:
     head_width: int
     vocabulary: int
     scaling: float  # of a query's product with a key
-    eps: float  # of the norms
     attention_cap: float | None
     logit_cap: float | None
     embedding_scale: float
     activation: Callable[[Tensor], Tensor]
 
-    @property
+    @cached_property
+    def turned_width(self) -> int:
+        """All of a token's queries and keys: what positions turn."""
+        return (self.heads + self.kv_heads) * self.head_width
+
+    @cached_property
     def query_width(self) -> int:
         """All of a token's queries."""
         return self.heads * self.head_width
 
-    @property
+    @cached_property
     def kept_width(self) -> int:
         """A token's keys and values in one layer."""
         return 2 * self.kv_heads * self.head_width
@@ -62,6 +67,20 @@ class Rope:
         return torch.polar(torch.full_like(angles, self.scale), angles)[:, None]
 
 
+class Norm:
+    """Root mean square norm over the last dimension (arXiv 1910.07467, eq. 4), in float32."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        width = weight.shape[-1]
+        # x / sqrt(mean(x^2) + eps) = x sqrt(width) / hypot(|x|, sqrt(width eps)): four kernels instead of nine.
+        self._weight = weight * width**0.5
+        self._floor = torch.tensor((width * eps) ** 0.5, device=weight.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.div(x, length.hypot_(self._floor)).mul_(self._weight)
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer: its products, its norms, and what it alone does."""
@@ -70,12 +89,12 @@ class Layer:
     out: Linear
     gate_up: Linear
     down: Linear
-    before_attention: Tensor
-    after_attention: Tensor | None
-    before_mlp: Tensor
-    after_mlp: Tensor | None
-    query_norm: Tensor | None
-    key_norm: Tensor | None
+    before_attention: Norm
+    after_attention: Norm | None
+    before_mlp: Norm
+    after_mlp: Norm | None
+    query_norm: Norm | None
+    key_norm: Norm | None
     window: int | None
     rope: int  # which of the model's
 
@@ -99,7 +118,7 @@ class Family:
     layers: tuple[Layer, ...]
     ropes: tuple[Rope, ...]
     embedding: Tensor
-    final_norm: Tensor
+    final_norm: Norm
     head: Linear
     targets: Mapping[str, Target]  # by the name of the linear layer
 
@@ -119,7 +138,13 @@ def read(model: Any, plan: Plan, head_plan: Plan, device: str, four_bit: Mapping
     order = _in_pairs(sizes.head_width)
     targets: dict[str, Target] = {}
     ropes, rope_of = _ropes(config, body.rotary_emb, device)
-    norm = _gemma_norm if config.model_type in GEMMAS else _norm
+    gemma = config.model_type in GEMMAS
+
+    def norm(module: Any, order: Tensor | None = None) -> Norm:
+        weight = module.weight.to(device, torch.float32)
+        weight = 1 + weight if gemma else weight  # Gemma keeps what is to be added to one
+        return Norm(weight if order is None else weight[order], config.rms_norm_eps)
+
     layers = []
     for at, block in enumerate(body.layers):
         attention, mlp, prefix = block.self_attn, block.mlp, f"model.layers.{at}"
@@ -136,23 +161,22 @@ def read(model: Any, plan: Plan, head_plan: Plan, device: str, four_bit: Mapping
             groups[group] = Linear(Weight.joined(weights), plan.formats, device)
             targets |= _targets(at, group, modules, orders)
         query_norm, key_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-        gemma = config.model_type in GEMMAS
         layers.append(
             Layer(
                 **groups,
-                before_attention=norm(block.input_layernorm, device),
-                after_attention=norm(block.post_attention_layernorm, device) if gemma else None,
-                before_mlp=norm(block.pre_feedforward_layernorm if gemma else block.post_attention_layernorm, device),
-                after_mlp=norm(block.post_feedforward_layernorm, device) if gemma else None,
-                query_norm=None if query_norm is None else norm(query_norm, device)[order],
-                key_norm=None if key_norm is None else norm(key_norm, device)[order],
+                before_attention=norm(block.input_layernorm),
+                after_attention=norm(block.post_attention_layernorm) if gemma else None,
+                before_mlp=norm(block.pre_feedforward_layernorm if gemma else block.post_attention_layernorm),
+                after_mlp=norm(block.post_feedforward_layernorm) if gemma else None,
+                query_norm=None if query_norm is None else norm(query_norm, order),
+                key_norm=None if key_norm is None else norm(key_norm, order),
                 window=_window(config, attention),
                 rope=rope_of(at),
             )
         )
     head = Linear(Weight(model.get_output_embeddings().weight), head_plan.formats, device)
     embedding = body.embed_tokens.weight.to(device)
-    return Family(sizes, tuple(layers), ropes, embedding, norm(body.norm, device), head, targets)
+    return Family(sizes, tuple(layers), ropes, embedding, norm(body.norm), head, targets)
 
 
 def sizes_of(config: Any) -> Sizes:
@@ -168,7 +192,6 @@ def sizes_of(config: Any) -> Sizes:
         head_width=head_width,
         vocabulary=config.vocab_size,
         scaling=(config.query_pre_attn_scalar if gemma else head_width) ** -0.5,
-        eps=config.rms_norm_eps,
         attention_cap=getattr(config, "attn_logit_softcapping", None),
         logit_cap=getattr(config, "final_logit_softcapping", None),
         embedding_scale=config.hidden_size**0.5 if gemma else 1.0,
@@ -178,14 +201,6 @@ def sizes_of(config: Any) -> Sizes:
 
 def _gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
-
-
-def _norm(module: Any, device: str) -> Tensor:
-    return module.weight.to(device, torch.float32)
-
-
-def _gemma_norm(module: Any, device: str) -> Tensor:
-    return 1 + _norm(module, device)  # Gemma keeps what is to be added to one
 
 
 def _in_pairs(head_width: int) -> Tensor:

@@ -18,7 +18,7 @@ from assistant.adapters import Factors
 from assistant.cache import Cache, Row, Slab
 from assistant.families import Family, Layer, Sizes
 from assistant.lineup import Choice, Lineup, Seat
-from assistant.products import Plan
+from assistant.products import Linear, Plan
 
 
 @dataclass
@@ -37,11 +37,12 @@ class Span:
     A growing span has one token for each slot from the first on; a reading span has the next tokens of one slot.
     """
 
-    slab: Slab
     tokens: slice
-    slot: int | None  # of a reading span
-    length: int  # of the keys that are seen
+    grows: bool
     written: Tensor  # where each token's keys and values go in the slab: slot * room + position
+    flat: Sequence[Tensor]  # the slab by layer: (slots * room, keys and values)
+    keys: Sequence[Tensor]  # by layer: (slots, kv heads, length, head width)
+    values: Sequence[Tensor]
     masks: dict[int | None, Tensor | None]  # by window: 0 or -inf, to be added
 
 
@@ -100,23 +101,23 @@ class Network:
         number_format = self.plan.format(len(flat.token_ids))
         sizes = self.family.sizes
 
-        x = self.family.embedding[torch.tensor(flat.token_ids, device=self.device)].float() * sizes.embedding_scale
+        x = self.family.embedding[torch.tensor(flat.token_ids, device=self.device)].float()
+        if sizes.embedding_scale != 1:
+            x *= sizes.embedding_scale
         for at, layer in enumerate(self.family.layers):
             step = Step(sizes, layer, at, choice, number_format)
-            h = step.attend(self._norm(x, layer.before_attention), flat.spans, rotations[layer.rope])
-            x = x + (h if layer.after_attention is None else self._norm(h.float(), layer.after_attention))
-            h = step.think(self._norm(x, layer.before_mlp))
-            x = x + (h if layer.after_mlp is None else self._norm(h.float(), layer.after_mlp))
-        last = self._norm(x[torch.tensor(flat.ends, device=self.device)], self.family.final_norm)
-        logits = self.family.head(last, self.head_plan.format(len(flat.ends))).float()
+            h = step.attend(layer.before_attention(x), flat.spans, rotations[layer.rope])
+            x += h if layer.after_attention is None else layer.after_attention(h.float())
+            h = step.think(layer.before_mlp(x))
+            x += h if layer.after_mlp is None else layer.after_mlp(h.float())
+        if flat.ends != list(range(len(x))):
+            x = x[torch.tensor(flat.ends, device=self.device)]
+        logits = self.family.head(self.family.final_norm(x), self.head_plan.format(len(x))).float()
         for part in parts:
             part.row.token_ids += part.token_ids
         if sizes.logit_cap is not None:
             logits = torch.tanh(logits / sizes.logit_cap) * sizes.logit_cap
         return logits
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.family.sizes.eps)
 
     def _flatten(self, parts: Sequence[Part]) -> Flat:
         flat = Flat(ends=[0] * len(parts))
@@ -156,7 +157,7 @@ class Network:
         seen = max(lengths[slot] for slot in by_slot) + 1
         masks = {window: self._growing_mask(positions, seen, window) for window in self._windows}
         written = torch.arange(slots, device=self.device) * slab.room + positions
-        flat.spans.append(Span(slab, slice(start, start + slots), None, seen, written, masks))
+        flat.spans.append(_span(slab, slice(start, start + slots), None, seen, written, masks))
 
     def _growing_mask(self, positions: Tensor, seen: int, window: int | None) -> Tensor | None:
         """(slots, 1, 1, seen)."""
@@ -177,7 +178,8 @@ class Network:
         masks = {window: self._reading_mask(row.length, count, window) for window in self._windows}
         first = row.slot * row.room + row.length
         written = torch.arange(first, first + count, device=self.device)
-        flat.spans.append(Span(row.slab, slice(start, start + count), row.slot, row.length + count, written, masks))
+        tokens = slice(start, start + count)
+        flat.spans.append(_span(row.slab, tokens, row.slot, row.length + count, written, masks))
 
     def _reading_mask(self, length: int, count: int, window: int | None) -> Tensor | None:
         """(count, length + count); None: causal, from the beginning."""
@@ -189,6 +191,16 @@ class Network:
         if window is not None:
             hidden |= keys <= positions - window
         return torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)
+
+
+def _span(
+    slab: Slab, tokens: slice, slot: int | None, length: int, written: Tensor, masks: dict[int | None, Tensor | None]
+) -> Span:
+    """The tokens of one slot, or of all from the first on (slot None), that see the first `length` keys."""
+    slots = slice(len(written)) if slot is None else slice(slot, slot + 1)
+    keys, values = slab.data[:, slots, :length].permute(3, 0, 1, 4, 2, 5)
+    flat = slab.data.flatten(3).flatten(1, 2).unbind(0)
+    return Span(tokens, slot is None, written, flat, keys.unbind(0), values.unbind(0), masks)
 
 
 def _any_seat(parts: Sequence[Part], group: list[int]) -> Any:
@@ -209,53 +221,47 @@ class Step:
     def attend(self, h: Tensor, spans: Sequence[Span], rotations: Tensor) -> Tensor:
         """Attention of the flat batch (T, width); writes keys and values into the slabs."""
         sizes, layer = self.sizes, self.layer
-        qkv = self._product("qkv", h).float()
-        turned = sizes.heads + sizes.kv_heads
-        heads = qkv[:, : turned * sizes.head_width].unflatten(1, (turned, sizes.head_width))
+        qkv = self._product("qkv", layer.qkv, h).float()
+        heads = qkv[:, : sizes.turned_width].unflatten(1, (-1, sizes.head_width))
         if layer.query_norm is not None and layer.key_norm is not None:
-            heads[:, : sizes.heads] = F.rms_norm(
-                heads[:, : sizes.heads], layer.query_norm.shape, layer.query_norm, sizes.eps
-            )
-            heads[:, sizes.heads :] = F.rms_norm(
-                heads[:, sizes.heads :], layer.key_norm.shape, layer.key_norm, sizes.eps
-            )
+            heads[:, : sizes.heads] = layer.query_norm(heads[:, : sizes.heads])
+            heads[:, sizes.heads :] = layer.key_norm(heads[:, sizes.heads :])
         torch.view_as_complex(heads.unflatten(2, (-1, 2))).mul_(rotations)
-        kept = qkv[:, sizes.query_width :]
+        own = qkv.to(spans[0].flat[0].dtype)
+        queries, kept = own[:, : sizes.query_width], own[:, sizes.query_width :]
         out = []
         for span in spans:
-            data = span.slab.data[self.at]
-            data.view(-1, sizes.kept_width).index_copy_(0, span.written, kept[span.tokens].to(data.dtype))
-            queries = qkv[span.tokens, : sizes.query_width]
-            out.append(self._grow(queries, span, data) if span.slot is None else self._read(queries, span, data))
-        return self._product("out", out[0] if len(out) == 1 else torch.cat(out))
+            span.flat[self.at].index_copy_(0, span.written, kept if len(spans) == 1 else kept[span.tokens])
+            attention = self._grow if span.grows else self._read
+            out.append(attention(queries if len(spans) == 1 else queries[span.tokens], span))
+        return self._product("out", layer.out, out[0] if len(out) == 1 else torch.cat(out))
 
     def think(self, h: Tensor) -> Tensor:
         """The MLP of the flat batch (T, width)."""
-        gate, up = self._product("gate_up", h).chunk(2, dim=1)
-        return self._product("down", self.sizes.activation(gate) * up)
+        gate, up = self._product("gate_up", self.layer.gate_up, h).chunk(2, dim=1)
+        return self._product("down", self.layer.down, self.sizes.activation(gate) * up)
 
-    def _product(self, group: str, h: Tensor) -> Tensor:
-        y: Tensor = getattr(self.layer, group)(h, self.number_format)
+    def _product(self, group: str, linear: Linear, h: Tensor) -> Tensor:
+        y = linear(h, self.number_format)
         return y if self.choice is None else self.choice.add(self.at, group, h, y)
 
-    def _grow(self, queries: Tensor, span: Span, data: Tensor) -> Tensor:
+    def _grow(self, queries: Tensor, span: Span) -> Tensor:
         """One new token for each slot: the heads that share keys stand in as queries of one head."""
-        sizes, slots = self.sizes, len(queries)
-        kept = data[:slots, : span.length].permute(2, 0, 3, 1, 4)
-        grouped = queries.view(slots, sizes.kv_heads, -1, sizes.head_width).to(data.dtype)
-        return self._attention(grouped, kept[0], kept[1], span).reshape(slots, -1).to(queries.dtype)
+        sizes = self.sizes
+        grouped = queries.view(len(queries), sizes.kv_heads, -1, sizes.head_width)
+        return self._attention(grouped, span.keys[self.at], span.values[self.at], span).flatten(1)
 
-    def _read(self, queries: Tensor, span: Span, data: Tensor) -> Tensor:
+    def _read(self, queries: Tensor, span: Span) -> Tensor:
         """New tokens of one text."""
-        sizes, count = self.sizes, len(queries)
-        kept = data[span.slot, : span.length].permute(1, 2, 0, 3)[:, None]
-        keys, values = kept.repeat_interleave(sizes.heads // sizes.kv_heads, 2)
-        heads = queries.view(1, count, sizes.heads, sizes.head_width).transpose(1, 2).to(data.dtype)
-        return self._attention(heads, keys, values, span).transpose(1, 2).reshape(count, -1).to(queries.dtype)
+        sizes, times = self.sizes, self.sizes.heads // self.sizes.kv_heads
+        keys = span.keys[self.at].repeat_interleave(times, 1)
+        values = span.values[self.at].repeat_interleave(times, 1)
+        heads = queries.view(1, len(queries), sizes.heads, sizes.head_width).transpose(1, 2)
+        return self._attention(heads, keys, values, span)[0].transpose(0, 1).flatten(1)
 
     def _attention(self, queries: Tensor, keys: Tensor, values: Tensor, span: Span) -> Tensor:
         mask = span.masks[self.layer.window]
-        causal = mask is None and span.slot is not None
+        causal = mask is None and not span.grows
         if self.sizes.attention_cap is None:
             if mask is not None:
                 mask = mask.to(queries.dtype)

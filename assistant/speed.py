@@ -85,20 +85,18 @@ def _ms(linears: Iterable[Linear], number_format: str, rows: int) -> float:
 
 
 def _steps(timings: Sequence[Timing]) -> list[tuple[int, str]]:
-    """The fastest format at each number of rows; the one for many rows goes on where another is hardly faster."""
+    """The fastest format for many rows, and for up to so many rows the one other that saves most."""
     many = min(timings, key=lambda each: each.ms[-1])
-    fastest = []
-    for at in range(len(ROWS)):
-        best = min(timings, key=lambda each: each.ms[at])
-        fastest.append(best.number_format if best.ms[at] < WORTH * many.ms[at] else many.number_format)
-    steps: list[tuple[int, str]] = []
-    for at, name in enumerate(fastest):
-        most = (ROWS[at] + ROWS[at + 1]) // 2 if at + 1 < len(ROWS) else 0
-        if steps and steps[-1][1] == name:
-            steps[-1] = (most, name)
-        else:
-            steps.append((most, name))
-    return steps
+    best, most = many, 0
+    for few in timings:
+        faster = [at for at in range(len(ROWS) - 1) if few.ms[at] < WORTH * many.ms[at]]
+        if faster and sum(few.ms[at] / many.ms[at] - 1 for at in faster) < sum(
+            best.ms[at] / many.ms[at] - 1 for at in range(most)
+        ):
+            best, most = few, faster[-1] + 1
+    if best is many:
+        return [(0, many.number_format)]
+    return [((ROWS[most - 1] + ROWS[most]) // 2, best.number_format), (0, many.number_format)]
 
 
 def _layers(model: Any, four_bit: Mapping[str, FourBit]) -> list[Weight]:

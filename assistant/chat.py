@@ -1,33 +1,28 @@
-"""One turn of a chat: what a person says, the reply as it grows, and the record of both.
+"""One turn of a chat: what a person says, one reply to it or two side by side, and the record of all.
 
-Every reply is in the store, with its author, before its last word is handed out; one that is stopped is kept as far
-as it got.
-Left out on purpose: pages and HTTP (`ui`), the batch in which replies are computed (`engine`).
+Left out on purpose: the reply as it grows (`replying`), pages and HTTP (`ui`), and the batch in which replies are
+computed (`engine`).
 """
 
 import random
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from assistant import prompt
-from assistant.adapters import Loaded
 from assistant.engine import Engine
-from assistant.generation import AnyEngine, EngineError, Generation
-from assistant.models import Base, find_base, load_tokenizer, pick_device, usual_dtype
+from assistant.generation import AnyEngine, EngineError
+from assistant.models import Base, find_base, load_tokenizer, pick_device
+from assistant.replying import Replying
 from assistant.roster import Roster
 from assistant.sampling import Sampling
+from assistant.waits import Waits
 from feedback import talk
 from feedback.people import User
-from feedback.store import Refused, Store, new_id
-from feedback.talk import Provenance
+from feedback.store import Refused, Store
 
 SERVING = "serving"  # as an adapter's name: whichever serves at that moment
 LEAST_ROOM = 512  # tokens of the window that a prompt leaves for the reply (a quarter of a small window)
-UNFINISHED = "�"  # what a character looks like while some of its bytes are still to come
 
 
 @dataclass
@@ -40,6 +35,7 @@ class Assistant:
     roster: Roster
     tokenizer: Any
     template_sha256: str
+    waits: Waits = field(default_factory=Waits)
 
     @property
     def longest_prompt(self) -> int:
@@ -53,13 +49,10 @@ class Assistant:
 
 def open_assistant(store: Store, model: str = "embedded", dtype: str = "auto", device: str = "auto") -> Assistant:
     """Load a base model and get ready to answer; takes seconds. Raises `Refused` on an unusable model or dtype."""
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise Refused(f"dtype is auto, float32 or bfloat16, not {dtype!r}")
     base = find_base(model)
     device = pick_device() if device == "auto" else device
     tokenizer = load_tokenizer(base)
-    number_format = usual_dtype(device) if dtype == "auto" else getattr(torch, dtype)
-    engine = Engine(base, number_format, device, tokenizer)
+    engine = Engine(base, dtype, device, tokenizer)
     return Assistant(store, base, engine, Roster(store, engine), tokenizer, prompt.template_sha256(tokenizer))
 
 
@@ -88,7 +81,7 @@ def answer(
     parent: str,
     sampling: Sampling | None = None,
     adapter: str | None = SERVING,
-) -> "Replying":
+) -> Replying:
     """Begin a reply to a message. Raises `NotFound` on another person's, `Busy`, or what the adapter is refused for."""
     talk.own_node(assistant.store, user, parent)
     roster = assistant.roster
@@ -97,108 +90,6 @@ def answer(
     prompt_ids = prompt.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
     generation = assistant.engine.submit(prompt_ids, sampling or Sampling(), loaded)
     return Replying(assistant, parent, generation)
-
-
-class Replying:
-    """A reply being written. Iterate for its whole text so far; it is recorded before the iteration ends."""
-
-    def __init__(self, assistant: Assistant, parent: str, generation: Generation) -> None:
-        self.id = new_id()
-        self.parent = parent
-        self.token_ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.over = False
-        self.recorded = False
-        self._assistant = assistant
-        self._generation = generation
-        self._sampled_logprobs: list[float] = []
-        self._first_token_s: float | None = None
-        self._text, self._text_of = "", (0, False)  # so many tokens, and whether they are all
-
-    @property
-    def text(self) -> str:
-        """As far as it is written; a character whose bytes are still to come is left out."""
-        state = len(self.token_ids), self.over
-        if state != self._text_of:
-            whole = prompt.decode(self._assistant.tokenizer, self.token_ids)
-            self._text, self._text_of = whole if self.over else whole.rstrip(UNFINISHED), state
-        return self._text
-
-    @property
-    def adapter(self) -> str | None:
-        """The id of the adapter that writes it; None: the base."""
-        loaded: Loaded | None = self._generation.adapter
-        return loaded.id if loaded else None
-
-    @property
-    def finish(self) -> str | None:
-        """How it ended: "stop", "length" or "cancelled"; None while it is written."""
-        return self._generation.finish if self.over else None
-
-    @property
-    def usage(self) -> tuple[int, int]:
-        """Tokens of the prompt, and of the reply so far."""
-        return len(self._generation.prompt_ids), len(self.token_ids)
-
-    def stop(self) -> None:
-        """End it here; what is written stays."""
-        self._generation.cancel()
-
-    def advance(self, timeout_s: float | None = None) -> bool:
-        """Wait for more of the text, up to `timeout_s`; False when it is over, and then it is recorded.
-
-        Raises `EngineError` when it cannot be finished; nothing is recorded then.
-        """
-        try:
-            tokens = self._generation.take(timeout_s)
-        except EngineError:
-            self.over = True
-            raise
-        if tokens is None:
-            self._record()
-            return False
-        if tokens and self._first_token_s is None:
-            self._first_token_s = time.perf_counter() - self._generation.submitted_at
-        for token in tokens:
-            self.token_ids.append(token.id)
-            self.logprobs.append(token.logprob)
-            self._sampled_logprobs.append(token.sampled_logprob)
-        return True
-
-    def __iter__(self) -> Iterator[str]:
-        try:
-            while self.advance():
-                yield self.text
-            yield self.text
-        finally:  # whoever listened may have gone
-            if not self.over:
-                self.finish_now()
-
-    def finish_now(self) -> None:
-        """Stop it and record what is written."""
-        self.stop()
-        while self.advance():
-            pass
-
-    def _record(self) -> None:
-        finish = self._generation.finish or "cancelled"
-        self.over = True
-        if finish == "cancelled" and not self.text:
-            return  # nothing was said
-        by = Provenance(
-            adapter=self.adapter,
-            base_sha256=self._assistant.base.sha256,
-            template_sha256=self._assistant.template_sha256,
-            sampling=self._generation.sampling.as_dict(),
-            token_ids=tuple(self.token_ids),
-            logprobs=tuple(self.logprobs),
-            sampled_logprobs=tuple(self._sampled_logprobs),
-            finish=finish,
-            first_token_s=self._first_token_s,
-            total_s=time.perf_counter() - self._generation.submitted_at,
-        )
-        talk.add_reply(self._assistant.store, self.parent, self.text, by, reply=self.id)
-        self.recorded = True
 
 
 def side_by_side(
@@ -224,7 +115,7 @@ def side_by_side(
     second = replace(sampling, seed=sampling.seed + 1) if sampling.seed is not None else sampling
     try:
         right = answer(assistant, user, parent, second, names[1])
-    except Refused:
+    except (Refused, EngineError):
         left.stop()
         raise
     return Both(assistant.store, left, right, asked)

@@ -21,7 +21,7 @@ from assistant.chat import Assistant
 from feedback import adapters, nights, people, talk
 from feedback.store import Refused, Store
 from tests.conftest import REPOSITORY
-from tests.test_api import HERE, assistant, loaded, make_adapter
+from tests.over_http import HERE, assistant, loaded, make_adapter
 from ui.app import create_app, look_for_promotions
 
 __all__ = ["assistant", "loaded"]  # fixtures

@@ -11,7 +11,7 @@ from assistant.chat import Assistant
 from feedback import people, talk
 from feedback.people import User
 from feedback.store import Refused, Store
-from tests.test_api import HERE, assistant, key, loaded, rows
+from tests.over_http import HERE, assistant, key, loaded, rows
 from ui.app import create_app
 from ui.auth import cookie_secret, is_loopback, page_user
 from ui.login import FAILURES, Passwords, set_owner_password

@@ -19,7 +19,7 @@ from feedback.adapters import Adapter
 from feedback.store import Store, now
 from tests.browser import Server, Visitor, chromium, serving
 from tests.conftest import two_replies
-from tests.test_api import assistant, loaded, rows, token_of, web
+from tests.over_http import assistant, loaded, rows, token_of, web
 from tests.trained import LETTER, SAILOR, copy_of
 from ui import moments, operate_lists, operate_screen, operate_view, plots
 from ui.operate_layout import IDLE_TICK_S

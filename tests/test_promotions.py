@@ -16,7 +16,7 @@ from assistant.chat import Assistant
 from feedback import adapters, nights, people
 from feedback.people import User
 from feedback.store import Conflict, Store
-from tests.test_api import assistant, key, loaded, make_adapter, rows, token_of, web
+from tests.over_http import assistant, key, loaded, make_adapter, rows, token_of, web
 from ui import operations
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures

@@ -229,8 +229,8 @@ def record(assistant: Assistant, user: User, source: str, messages: list[Message
 
     Raises `Refused` when it is malformed or too long for the model, `Busy`; nothing is recorded then.
     """
-    if assistant.engine.waiting + replies > MOST_WAITING:
-        raise Busy("the assistant is busy; try again in a moment")
+    if (waiting := assistant.engine.waiting) + replies > MOST_WAITING:
+        raise Busy(f"the assistant is busy, position {waiting + 1} in the queue; try again in a moment")
     for message in messages:
         talk.checked(message.content)
     prompt.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)

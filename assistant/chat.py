@@ -47,12 +47,23 @@ class Assistant:
         self.engine.close()
 
 
-def open_assistant(store: Store, model: str = "embedded", dtype: str = "auto", device: str = "auto") -> Assistant:
-    """Load a base model and get ready to answer; takes seconds. Raises `Refused` on an unusable model or dtype."""
+def open_assistant(
+    store: Store, model: str = "embedded", dtype: str = "auto", device: str = "auto", engine_url: str | None = None
+) -> Assistant:
+    """Load a base model and get ready to answer; takes seconds. Raises `Refused` on an unusable model or dtype.
+
+    With `engine_url` the model server there answers (`remote`), which computes in `dtype`.
+    """
     base = find_base(model)
     device = pick_device() if device == "auto" else device
     tokenizer = load_tokenizer(base)
-    engine = Engine(base, dtype, device, tokenizer)
+    engine: AnyEngine
+    if engine_url:
+        from assistant.remote import RemoteEngine
+
+        engine = RemoteEngine(engine_url, base, tokenizer, dtype)
+    else:
+        engine = Engine(base, dtype, device, tokenizer)
     return Assistant(store, base, engine, Roster(store, engine), tokenizer, prompt.template_sha256(tokenizer))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from assistant.adapters import AdapterRefused, Agreement, Loaded, agreement
 from assistant.computing import AUTO
 from assistant.engine import Engine
-from assistant.generation import AnyEngine
+from assistant.generation import AnyEngine, EngineError
 from assistant.models import find_base, load_tokenizer, pick_device
 from feedback import adapters
 from feedback.store import Conflict, Refused, Store
@@ -97,7 +97,13 @@ class Roster:
         with self._lock:
             adapters.require_promotable(self.store, name, instead_of)
             if name is not None:
-                self._loaded[name], proof = self._load(name)
+                before = self._loaded.get(name)
+                fresh, proof = self._load(name)
+                if before and before.card == fresh.card:  # as good, and a reply may be about to begin with it
+                    self.engine.unload(fresh)
+                else:
+                    self._loaded[name] = fresh
+                    self._let_go(before)
             adapters.promote(self.store, name, user, reason.strip(), asdict(proof) if proof else {}, instead_of)
             self._current()
         return proof
@@ -116,6 +122,7 @@ class Roster:
                 reason = f"{adapters.KEPT}{error}"
                 with suppress(Conflict):  # somebody promoted another meanwhile; the next look loads that one
                     adapters.promote(self.store, before.id if before else None, None, reason, {}, instead_of=wanted)
+            self._let_go(before)
             return self._serving
 
     def _load(self, name: str) -> tuple[Loaded, Agreement]:
@@ -127,17 +134,26 @@ class Roster:
         """Let go of adapters not asked for lately. Replies in flight hold on to theirs by themselves."""
         kept = {self._serving.id} if self._serving else set()
         for name in [each for each in self._loaded if each not in kept][: max(0, len(self._loaded) - MOST_KEPT)]:
-            del self._loaded[name]
+            self._let_go(self._loaded.pop(name))
+
+    def _let_go(self, adapter: Loaded | None) -> None:
+        """Give an adapter's memory back, unless it is kept or serves."""
+        if adapter and adapter is not self._serving and self._loaded.get(adapter.id) is not adapter:
+            self.engine.unload(adapter)
 
 
 def proved(engine: AnyEngine, directory: Path) -> tuple[Loaded, Agreement]:
     """Read an adapter from a directory and prove it in this engine. Raises `AdapterRefused`."""
     loaded = engine.load(directory)
     proofs = loaded.card.proof
-    read = [engine.score(each.prompt_ids, each.reply_ids, loaded) for each in proofs]
-    served = [[token.logprob for token in each] for each in read]
-    proof = agreement(proofs, served, engine.tolerance)
-    proof.require(loaded.card.id)
+    try:
+        read = [engine.score(each.prompt_ids, each.reply_ids, loaded) for each in proofs]
+        served = [[token.logprob for token in each] for each in read]
+        proof = agreement(proofs, served, engine.tolerance)
+        proof.require(loaded.card.id)
+    except (Refused, EngineError):
+        engine.unload(loaded)
+        raise
     return loaded, proof
 
 

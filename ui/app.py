@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is import
     from assistant.chat import Assistant
 
 LOOK_EVERY_S = 1.0  # for a promotion made by another process
+ENGINE_URL = "http://127.0.0.1:8000"  # vLLM's own default
 GRACE_S = 1  # that replies being written have when the server is told to end
 POLICY = (
     "default-src 'self'",
@@ -200,6 +201,7 @@ def serve(options: argparse.Namespace) -> None:
     with closing(Store(options.data)) as store, bound(options.host, options.port) as listening:
         set_owner_password(store, os.environ)
         require_accounts(store, options.host)
+        engine_url(options)
         share = options.side_by_side
         if share is not None and share != nights.setting(store, "side_by_side_share"):
             nights.set_setting(store, None, "side_by_side_share", share)
@@ -213,7 +215,7 @@ def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> 
 
     from assistant.chat import open_assistant
 
-    assistant = open_assistant(store, options.model, options.dtype)
+    assistant = open_assistant(store, options.model, options.dtype, engine_url=engine_url(options))
     host = f"[{options.host}]" if ":" in options.host else options.host
     app = create_app(assistant, alive(assistant, f"http://{host}:{listening.getsockname()[1]}"))
     config = uvicorn.Config(
@@ -230,6 +232,13 @@ def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> 
     uvicorn.Server(config).run(sockets=[listening])
 
 
+def engine_url(options: argparse.Namespace) -> str | None:
+    """The address of the model server that answers; None: the model is in this process. Raises `Refused`."""
+    if options.engine == "local" and options.engine_url:
+        raise Refused("--engine-url is the address of a vLLM server; say --engine vllm, too, or leave it out")
+    return (options.engine_url or ENGINE_URL) if options.engine == "vllm" else None
+
+
 def is_no_goodbye(record: logging.LogRecord) -> bool:
     """Whether a line of the web server's log is news; that open pages lost their stream at the end is not."""
     error = record.exc_info[1] if record.exc_info else None
@@ -238,6 +247,8 @@ def is_no_goodbye(record: logging.LogRecord) -> bool:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
+    from assistant.computing import FORMATS
+
     command = argparse.ArgumentParser(prog="nightschool serve", description="Serve the chat, its pages and its API.")
     data = os.environ.get("NIGHTSCHOOL_DATA", "data")
     command.add_argument("--data", type=Path, default=Path(data), metavar="DIR", help="the data folder")
@@ -246,7 +257,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--port", type=int, default=7860)
     share = "the share of turns that show two replies, 0 to 1; stays set"
     command.add_argument("--side-by-side", type=float, metavar="SHARE", help=share)
-    command.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    command.add_argument("--dtype", choices=FORMATS, default="auto")
+    where = "where the model runs: in this process, or in a vLLM server (docs/vllm.md)"
+    command.add_argument("--engine", choices=("local", "vllm"), default="local", help=where)
+    command.add_argument("--engine-url", metavar="URL", help=f"where vLLM answers; {ENGINE_URL} unless given")
     return command
 
 

@@ -12,6 +12,7 @@ import gradio as gr
 
 from assistant import chat as assistant_chat
 from assistant.chat import Assistant
+from assistant.generation import EngineError
 from assistant.sampling import Sampling
 from feedback import people, ratings, talk
 from feedback.people import User
@@ -36,11 +37,11 @@ class Told:
 
 @contextmanager
 def telling() -> Iterator[Told]:
-    """The edge: what was refused becomes one sentence on the page."""
+    """The edge: what was refused, or could not be done, becomes one sentence on the page."""
     told = Told()
     try:
         yield told
-    except Refused as error:
+    except (Refused, EngineError) as error:
         told.sentence = str(error)
 
 

@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass, field
 
 from assistant.chat import Both, Replying
+from assistant.generation import EngineError
 from feedback.store import Conflict, Refused
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Turn:
         try:
             for text in self.writing:
                 self.texts = (text,) if isinstance(text, str) else text
-        except Refused as error:
+        except (Refused, EngineError) as error:
             self.error = str(error)
         except Exception:
             log.exception("a reply to message %s failed", self.parent)

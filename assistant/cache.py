@@ -7,9 +7,11 @@ new.
 Left out on purpose: who may have a slot (`engine`), and what is computed with it (`network`).
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +41,10 @@ class Slab:
         return row
 
     def free(self, row: "Row") -> None:
-        """Give a slot back; the last one gives the memory back."""
+        """Give a slot back; the last one gives the memory back. What is no number would spoil the next text."""
+        written = self.data[:, row.slot, : row.length]
+        if not written.sum().isfinite():
+            written.zero_()
         self.rows[row.slot] = None
         if not any(self.rows):
             self.rows, self.data = [], self._like
@@ -64,7 +69,7 @@ class Slab:
     def _resize(self, slots: int) -> None:
         shape = list(self._like.shape)
         shape[1] = slots
-        data = self._like.new_empty(shape)
+        data = _zeros(shape, self._like)  # what a mask hides is multiplied by nothing, so it must be a number
         for row in self.rows:
             if row is not None:
                 data[:, row.slot, : row.length] = self.data[:, row.slot, : row.length]
@@ -154,7 +159,8 @@ class Cache:
             return False
         if isinstance(best, Kept):
             self._kept.append(self._kept.pop(self._kept.index(best)))  # used last
-            if row.length == 0 and best.size == row.room and len(row.slab.rows) == 1:
+            alone = row.length == 0 and best.size == row.room and len(row.slab.rows) == 1
+            if alone and 2 * shared >= len(best.token_ids):
                 self._kept.remove(best)  # the next turn takes the memory over
                 row.slab.data = best.data[:, None]
                 row.token_ids = list(prompt_ids[:shared])
@@ -232,6 +238,14 @@ class Cache:
 
     def _taken(self) -> int:
         return sum(slab.room for slab in self._slabs for row in slab.rows if row is not None)
+
+
+def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Zeros of a tensor's kind. On a CPU the system hands them out page by page, as they are first used."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    pages = np.zeros(math.prod(shape) * like.itemsize, dtype=np.uint8)
+    return torch.from_numpy(pages).view(like.dtype).view(*shape)
 
 
 def shared_length(left: Sequence[int], right: Sequence[int]) -> int:

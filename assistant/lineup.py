@@ -1,8 +1,8 @@
 """The adapters in memory, side by side, so that one product computes what all of them add to a batch.
 
-For each group of linear layers with one input, the a-factors of all adapters are the rows of one matrix and their
-b-factors the rows of another; a mask lets each token of the batch see only its own adapter's columns between the
-two. Adding, dropping or swapping an adapter writes numbers and changes no shape that a step depends on.
+For each group of linear layers with one input, the factors of all adapters lie in one tensor, an adapter a place, and
+a batched product gives every token of a batch what its own adapter adds. Adding, dropping or swapping an adapter
+writes numbers and changes nothing that a step depends on.
 (The low-rank update is LoRA's, eq. 3 of arXiv 2106.09685.)
 Left out on purpose: reading an adapter from disk (`adapters`).
 """
@@ -17,52 +17,47 @@ from torch import Tensor
 from assistant.adapters import Factors
 from assistant.families import Target
 
-PARTS = {"qkv": 3, "out": 1, "gate_up": 2, "down": 1}  # linear layers multiplied together
+COLUMNS = 8  # ranks are padded to multiples
+BASE = 0  # the place of no adapter: zeros
+
+Key = tuple[int, str]  # a layer and a group of it
 
 
 @dataclass(frozen=True, eq=False)
 class Seat:
-    """Where an adapter's factors lie: `width` columns from `start` on, times the parts of a group."""
+    """Where an adapter's factors lie."""
 
-    start: int
-    width: int
-
-    @property
-    def end(self) -> int:
-        """The column behind its last."""
-        return self.start + self.width
+    place: int
+    rank: int
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The factors of one group in one layer: a (columns, in) and b (columns, out)."""
+    """The factors of one group in one layer: a (places, in, parts x rank) and b (places, parts x rank, out).
+
+    The columns of a part of the group meet only its own outputs: elsewhere b is zero.
+    """
 
     a: Tensor
     b: Tensor
 
 
-Stacks = Mapping[tuple[int, str], Stack]  # by layer and group
-
-
 @dataclass(frozen=True)
 class Choice:
-    """Which columns of the stacks a batch needs, and which of them each of its tokens sees."""
+    """The places that a batch needs, and how its tokens are dealt to them."""
 
-    stacks: Stacks
-    start: int
-    end: int
-    seen: Mapping[int, Tensor | None]  # by parts of a group: (T, columns) of 0 and 1; None: all see all
+    stacks: Mapping[Key, Stack]  # of those places alone
+    dealt: Tensor | None  # (places x m,): the tokens of each place, m for each; None: all tokens to the one place
+    back: Tensor | None  # (T,): where each token was dealt to
 
     def add(self, layer: int, group: str, x: Tensor, y: Tensor) -> Tensor:
-        """What a group computes, y (T, out), with what each token's adapter adds to it for x (T, in)."""
-        parts = PARTS[group]
+        """y (T, out), where a group's output goes, with what each token's adapter adds for x (T, in), in place."""
         stack = self.stacks[layer, group]
-        columns = slice(self.start * parts, self.end * parts)
-        a, b, seen = stack.a[columns], stack.b[columns], self.seen[parts]
-        between = x.to(a.dtype) @ a.T
-        if seen is not None:
-            between = between * seen
-        return torch.addmm(y.to(b.dtype), between, b)
+        x = x.to(stack.a.dtype)
+        if self.dealt is None or self.back is None:
+            return y.add_(x.mm(stack.a[0]).mm(stack.b[0]))
+        dealt = x.index_select(0, self.dealt).view(len(stack.a), -1, x.shape[1])
+        return y.add_(dealt.bmm(stack.a).bmm(stack.b).flatten(0, 1).index_select(0, self.back))
 
 
 class Lineup:
@@ -70,34 +65,34 @@ class Lineup:
 
     def __init__(
         self, targets: Mapping[str, Target], shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype, device: str
-    ):
-        self._targets = targets
+    ) -> None:
         self.shapes = shapes
+        self._targets = targets
         self._dtype = dtype
         self._device = device
         self._lock = threading.Lock()
         self._seats: list[Seat] = []
-        self._capacity = 0
-        self._stacks: Stacks = {}
+        self._size = (0, 0)  # places and rank
+        self._stacks: Mapping[Key, Stack] = {}
+        self._last: tuple[tuple[Seat | None, ...], Mapping[Key, Stack], Choice | None] | None = None
 
     def add(self, factors: Factors) -> Seat:
         """Take an adapter in. Those that answer meanwhile are not disturbed."""
-        width = max(len(a) for a, _ in factors.values())
+        rank = -(-max(len(a) for a, _ in factors.values()) // COLUMNS) * COLUMNS
         with self._lock:
-            seat = Seat(self._gap(width), width)
-            if seat.end > self._capacity:
-                self._resize(max(16, 1 << (seat.end - 1).bit_length()))
-            for parts in self._stacks:
-                stack, times = self._stacks[parts], PARTS[parts[1]]
-                columns = slice(seat.start * times, seat.end * times)
-                stack.a[columns] = 0
-                stack.b[columns] = 0
+            taken = {each.place for each in self._seats} | {BASE}
+            seat = Seat(next(place for place in range(len(taken) + 1) if place not in taken), rank)
+            self._fit([*self._seats, seat])
+            rank = self._size[1]
+            for stack in self._stacks.values():
+                stack.a[seat.place] = 0
+                stack.b[seat.place] = 0
             for name, (a, b) in factors.items():
                 target = self._targets[name]
                 stack = self._stacks[target.layer, target.group]
-                start = seat.start * PARTS[target.group] + target.part * width
-                stack.a[start : start + len(a)] = a.to(stack.a)
-                stack.b[start : start + len(a), target.outputs] = _ordered(b, target).T.to(stack.b)
+                columns = slice(target.part * rank, target.part * rank + len(a))
+                stack.a[seat.place, :, columns] = a.T
+                stack.b[seat.place, columns, target.outputs] = (b if target.order is None else b[target.order]).T
             self._seats.append(seat)
         return seat
 
@@ -105,62 +100,68 @@ class Lineup:
         """Let an adapter go that answers nobody any more, and give memory back where much is free."""
         with self._lock:
             self._seats.remove(seat)
-            end = max((each.end for each in self._seats), default=0)
-            if end <= self._capacity // 4:
-                self._resize(1 << (end - 1).bit_length() if end else 0)
+            self._fit(self._seats)
 
     def choose(self, seats: Sequence[Seat | None]) -> Choice | None:
-        """What a batch needs whose tokens have these adapters (None: the base); None: nothing at all."""
-        used = {seat for seat in seats if seat is not None}
-        if not used:
-            return None
+        """What a batch needs whose tokens have these adapters (None: the base); None: nothing at all.
+
+        From step to step that is mostly the same, so the last answer is kept.
+        """
+        asked = tuple(seats)
         stacks = self._stacks
-        start, end = min(seat.start for seat in used), max(seat.end for seat in used)
-        if len(used) == 1 and None not in seats:
-            return Choice(stacks, start, end, dict.fromkeys((1, 2, 3), None))
-        return Choice(stacks, start, end, {parts: self._seen(seats, start, end, parts) for parts in (1, 2, 3)})
+        if self._last is not None and self._last[0] == asked and self._last[1] is stacks:
+            return self._last[2]
+        places = [seat.place if seat is not None else BASE for seat in asked]
+        choice = self._choice(places, stacks) if any(places) else None
+        self._last = asked, stacks, choice
+        return choice
 
     @property
     def nbytes(self) -> int:
         """The memory that all factors hold."""
         return sum(stack.a.nbytes + stack.b.nbytes for stack in self._stacks.values())
 
-    def _seen(self, seats: Sequence[Seat | None], start: int, end: int, parts: int) -> Tensor:
-        first = torch.tensor([(seat.start - start) * parts if seat else 0 for seat in seats])
-        last = torch.tensor([(seat.end - start) * parts if seat else 0 for seat in seats])
-        columns = torch.arange((end - start) * parts)
-        seen = (columns >= first[:, None]) & (columns < last[:, None])
-        return seen.to(self._device, self._dtype)
+    def _choice(self, places: Sequence[int], stacks: Mapping[Key, Stack]) -> Choice:
+        first, last = min(places), max(places) + 1
+        chosen = {key: Stack(stack.a[first:last], stack.b[first:last]) for key, stack in stacks.items()}
+        if last - first == 1:
+            return Choice(chosen, None, None)
+        tokens: list[list[int]] = [[] for _ in range(first, last)]
+        for at, place in enumerate(places):
+            tokens[place - first].append(at)
+        most = max(len(each) for each in tokens)
+        dealt = [at for each in tokens for at in each + [0] * (most - len(each))]
+        back = [0] * len(places)
+        for row, each in enumerate(tokens):
+            for column, at in enumerate(each):
+                back[at] = row * most + column
+        return Choice(chosen, torch.tensor(dealt, device=self._device), torch.tensor(back, device=self._device))
 
-    def _gap(self, width: int) -> int:
-        """The first run of free columns that is wide enough."""
-        at = 0
-        for seat in sorted(self._seats, key=lambda seat: seat.start):
-            if seat.start - at >= width:
-                break
-            at = seat.end
-        return at
+    def _fit(self, seats: Sequence[Seat]) -> None:
+        """Make room for these adapters; give memory back where they need a quarter of it at most."""
+        places, rank = self._size
+        most = max((seat.place + 1 for seat in seats), default=0)
+        widest = max((seat.rank for seat in seats), default=0)
+        if most > places or widest > rank or most <= places // 4:
+            self._resize((1 << (most - 1).bit_length() if most else 0, widest if seats else 0))
 
-    def _resize(self, capacity: int) -> None:
-        """New stacks with the old ones' columns; a step that is being computed goes on with the old ones."""
-        outputs: dict[tuple[int, str], int] = {}
-        inputs: dict[tuple[int, str], int] = {}
+    def _resize(self, size: tuple[int, int]) -> None:
+        """New stacks with the old ones' factors; a step that is being computed goes on with the old ones."""
+        groups: dict[Key, list[str]] = {}
         for name, target in self._targets.items():
-            key = target.layer, target.group
-            outputs[key] = max(outputs.get(key, 0), target.outputs.stop)
-            inputs[key] = self.shapes[name][1]
+            groups.setdefault((target.layer, target.group), []).append(name)
+        (places, rank), (places_before, rank_before) = size, self._size
         stacks = {}
-        kept = min(capacity, self._capacity)
-        for key in outputs if capacity else ():
-            parts = PARTS[key[1]]
-            a = torch.zeros(capacity * parts, inputs[key], dtype=self._dtype, device=self._device)
-            b = torch.zeros(capacity * parts, outputs[key], dtype=self._dtype, device=self._device)
-            if kept:
-                a[: kept * parts] = self._stacks[key].a[: kept * parts]
-                b[: kept * parts] = self._stacks[key].b[: kept * parts]
-            stacks[key] = Stack(a, b)
-        self._stacks, self._capacity = stacks, capacity
-
-
-def _ordered(b: Tensor, target: Target) -> Tensor:
-    return b if target.order is None else b[target.order]
+        for key, names in groups.items() if places else ():
+            parts, inputs = len(names), self.shapes[names[0]][1]
+            outputs = sum(self.shapes[name][0] for name in names)
+            a = torch.zeros(places, inputs, parts, rank, dtype=self._dtype, device=self._device)
+            b = torch.zeros(places, parts, rank, outputs, dtype=self._dtype, device=self._device)
+            if kept := min(places, places_before):
+                ranks = min(rank, rank_before)
+                old_a = self._stacks[key].a.unflatten(2, (parts, rank_before))
+                old_b = self._stacks[key].b.unflatten(1, (parts, rank_before))
+                a[:kept, :, :, :ranks] = old_a[:kept, :, :, :ranks]
+                b[:kept, :, :ranks] = old_b[:kept, :, :ranks]
+            stacks[key] = Stack(a.flatten(2), b.flatten(1, 2))
+        self._stacks, self._size = stacks, size

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from assistant.adapters import Factors
 from assistant.cache import Cache, Row, Slab
-from assistant.families import Family, Layer, Sizes
+from assistant.families import Family, Layer, Norm, Sizes
 from assistant.lineup import Choice, Lineup, Seat
 from assistant.products import Linear, Plan
 
@@ -107,9 +107,9 @@ class Network:
         for at, layer in enumerate(self.family.layers):
             step = Step(sizes, layer, at, choice, number_format)
             h = step.attend(layer.before_attention(x), flat.spans, rotations[layer.rope])
-            x += h if layer.after_attention is None else layer.after_attention(h.float())
+            x = step.join(x, "out", layer.out, h, layer.after_attention)
             h = step.think(layer.before_mlp(x))
-            x += h if layer.after_mlp is None else layer.after_mlp(h.float())
+            x = step.join(x, "down", layer.down, h, layer.after_mlp)
         if flat.ends != list(range(len(x))):
             x = x[torch.tensor(flat.ends, device=self.device)]
         logits = self.family.head(self.family.final_norm(x), self.head_plan.format(len(x))).float()
@@ -219,7 +219,7 @@ class Step:
     number_format: str
 
     def attend(self, h: Tensor, spans: Sequence[Span], rotations: Tensor) -> Tensor:
-        """Attention of the flat batch (T, width); writes keys and values into the slabs."""
+        """What each token of (T, width) reads from those it sees, (T, heads x head width); writes into the slabs."""
         sizes, layer = self.sizes, self.layer
         qkv = self._product("qkv", layer.qkv, h).float()
         heads = qkv[:, : sizes.turned_width].unflatten(1, (-1, sizes.head_width))
@@ -234,12 +234,19 @@ class Step:
             span.flat[self.at].index_copy_(0, span.written, kept if len(spans) == 1 else kept[span.tokens])
             attention = self._grow if span.grows else self._read
             out.append(attention(queries if len(spans) == 1 else queries[span.tokens], span))
-        return self._product("out", layer.out, out[0] if len(out) == 1 else torch.cat(out))
+        return out[0] if len(out) == 1 else torch.cat(out)
 
     def think(self, h: Tensor) -> Tensor:
-        """The MLP of the flat batch (T, width)."""
+        """The MLP of the flat batch (T, width), up to its last product."""
         gate, up = self._product("gate_up", self.layer.gate_up, h).chunk(2, dim=1)
-        return self._product("down", self.layer.down, self.sizes.activation(gate) * up)
+        return self.sizes.activation(gate) * up
+
+    def join(self, x: Tensor, group: str, linear: Linear, h: Tensor, norm: Norm | None) -> Tensor:
+        """Add to x (T, width), in place, what a block's last product gives, normed where the model does that."""
+        if norm is not None:
+            return x.add_(norm(self._product(group, linear, h).float()))
+        x += linear(h, self.number_format)
+        return x if self.choice is None else self.choice.add(self.at, group, h, x)
 
     def _product(self, group: str, linear: Linear, h: Tensor) -> Tensor:
         y = linear(h, self.number_format)

@@ -136,7 +136,6 @@ def test_a_swap_loads_an_adapter_at_run_time_proves_it_and_the_next_reply_is_by_
     assert record.adapter is None
     proof = assistant.roster.promote(None, SAILOR, "better")
     assert proof is not None
-    print(proof)
     assert proof.from_trainer < proof.tolerance == 2e-3
     assert proof.from_base > 0.1
     assert SAILOR in lent(vllm)

@@ -6,6 +6,7 @@ PIP_ARGS ?=
 WORKERS  ?= 2
 ARGS     ?=
 VLLM_VENV ?= .venv-vllm
+LLAMA_VENV ?= .venv-llama
 
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
@@ -13,10 +14,10 @@ PYTEST  := $(BIN)/python -m pytest
 BROWSER := NIGHTSCHOOL_CHROMIUM=$$(scripts/chromium.sh $(BIN)); export NIGHTSCHOOL_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fmt bench soak test-vllm
+.PHONY: help setup run test check fmt bench soak test-vllm bench-serving bench-peers
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Variables: ARGS="..." for run, test, bench and soak; PYTHON, VENV; EXTRAS and PIP_ARGS for setup; WORKERS for test.'
 	@echo 'Without a GPU on Linux: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
 
@@ -52,6 +53,19 @@ fmt: setup  ## format, and mend what lint can mend
 
 bench: setup  ## speed and size of the whole loop; the last line is JSON
 	@set -e; $(BROWSER); $(BIN)/python -m benchmarks.loop $(ARGS)
+
+bench-serving: setup  ## speed of replies, beside the programs that bench-peers has put here; the last line is JSON
+	NIGHTSCHOOL_LLAMA=$(abspath $(LLAMA_VENV))/bin/python NIGHTSCHOOL_VLLM=$(abspath $(VLLM_VENV))/bin/python \
+		$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-peers: $(LLAMA_VENV)/.ready $(VLLM_VENV)/.ready  ## environments for llama.cpp, compiled here, and vLLM (LLAMA_VENV, VLLM_VENV)
+
+# Some compilers (GCC 12) leave out stores that set up the tile registers of AMX, and llama.cpp ends in its first batch;
+# so none are left out. A wheel that was compiled without these flags must not come from a cache.
+$(LLAMA_VENV)/.ready:
+	$(PYTHON) -m venv $(LLAMA_VENV)
+	CXXFLAGS='-fno-tree-dse -fno-dse' $(LLAMA_VENV)/bin/python -m pip install --no-cache-dir $(PIP_ARGS) llama-cpp-python==0.3.36
+	@touch $@
 
 soak: setup  ## the tests that take long
 	@set -e; $(BROWSER); $(PYTEST) -n 0 -m soak $(ARGS)

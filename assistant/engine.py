@@ -151,6 +151,20 @@ class Engine:
             self._retired.append(adapter)
             self._changed.notify()
 
+    @torch.inference_mode()
+    def distributions(self, token_ids: Sequence[int], first: int = 1) -> torch.Tensor:
+        """The log-probs (T - first, V) that the tokens from `first` on would be drawn from at temperature 1.
+
+        Computed as replies are: what comes before in one go, then token by token. For measurements, while nobody is
+        answered.
+        """
+        row = self.cache.take(len(token_ids), "distributions")
+        logits = [self.network.forward([Part(row, list(token_ids[:first]))])]
+        logits += [self.network.forward([Part(row, [token])]) for token in token_ids[first:-1]]
+        self.cache.free(row)
+        self.cache.forget("distributions")
+        return torch.log_softmax(torch.cat(logits), dim=-1)
+
     def close(self) -> None:
         """Stop: replies being written end as cancelled."""
         with self._changed:
@@ -285,6 +299,9 @@ class Engine:
     def _admit(self) -> None:
         """Give waiting requests a place, in order, while rows and memory last."""
         with self._changed:
+            for writing in [each for each in self._waiting if each.cancelled]:
+                self._waiting.remove(writing)
+                self._end(writing, "cancelled")
             while self._waiting:
                 writing = self._waiting[0]
                 asked = writing.sampling
@@ -294,9 +311,6 @@ class Engine:
                 if self._active and not writing.forced and not (rows <= MOST_ROWS and fits):
                     return
                 self._waiting.popleft()
-                if writing.cancelled:
-                    self._end(writing, "cancelled")
-                    continue
                 writing.rows = [self.cache.take(room, writing.seat)]
                 self._active.append(writing)
 

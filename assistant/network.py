@@ -79,6 +79,12 @@ class Network:
         """The number formats it multiplies in, by how many rows."""
         return "+".join(sorted(self.plan.formats | self.head_plan.formats))
 
+    def weight_bytes(self, rows: int) -> int:
+        """What a step that grows so many texts reads of weights."""
+        few, head = self.plan.format(rows), self.head_plan.format(rows)
+        layers = [each for layer in self.family.layers for each in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        return sum(each.nbytes(few) for each in layers) + self.family.head.nbytes(head)
+
     def new_cache(self, budget: int) -> Cache:
         """For the texts, within so many bytes."""
         return Cache(self.family.sizes, self.window, budget, self.kept_dtype, self.device)

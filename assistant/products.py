@@ -74,12 +74,20 @@ class Plan:
         return {name for _, name in self.steps}
 
 
+# Of one weight in memory, its share of scales included.
+BYTES = {FLOAT32: 4.0, BFLOAT16: 2.0, INT8: 1.0, INT4: 0.5 + 4 / BLOCK}
+
+
 class Linear:
     """y = x w' + bias, in the formats of a plan. The weight as it was loaded is not kept."""
 
     def __init__(self, weight: Weight, formats: Iterable[str], device: str) -> None:
         self.out_features, self.in_features = weight.full.shape
         self._by_format = {name: MAKERS[name](weight, device) for name in sorted(formats)}
+
+    def nbytes(self, number_format: str) -> int:
+        """What a product reads of memory."""
+        return int(self.out_features * self.in_features * BYTES[number_format])
 
     def __call__(self, x: Tensor, number_format: str) -> Tensor:
         return self._by_format[number_format](x)
@@ -89,7 +97,7 @@ def float32(weight: Weight, device: str) -> Multiply:
     """As it is written in a book."""
     w = weight.full.to(device, torch.float32)
     bias = None if weight.bias is None else weight.bias.to(device, torch.float32)
-    return lambda x: F.linear(x, w, bias)
+    return lambda x: F.linear(x.float(), w, bias)
 
 
 def bfloat16(weight: Weight, device: str) -> Multiply:

@@ -36,6 +36,9 @@ class Roster:
         self._lock = threading.RLock()
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._serving: Loaded | None = None
+        self._begun = False  # whether it was ever seen which adapter serves
+        self._starting = threading.Lock()
+        self._loading = threading.Thread()  # of an adapter that another process promoted
 
     def serving(self) -> str | None:
         """The id of the adapter that answers from now on (None: the base); loads it if it was just promoted.
@@ -62,8 +65,20 @@ class Roster:
             return self._loaded[name]
 
     def current(self) -> Loaded | None:
-        """The adapter that answers from now on (None: the base), ready to use."""
-        return self._current()
+        """The adapter that answers now (None: the base), ready to use.
+
+        Nobody waits for one that another process promoted: until it is loaded and proved, the one before it answers.
+        """
+        wanted, serving = adapters.serving(self.store), self._serving
+        if wanted == (serving.id if serving else None):
+            return serving
+        if not self._begun or wanted is None:
+            return self._current()
+        with self._starting:
+            if not self._loading.is_alive():
+                self._loading = threading.Thread(target=self._load_promoted, name="loading", daemon=True)
+                self._loading.start()
+        return serving
 
     def rival(self) -> str | None:
         """The newest candidate that has never served and can, to be compared with what serves; None: there is none."""
@@ -108,7 +123,14 @@ class Roster:
             self._current()
         return proof
 
+    def _load_promoted(self) -> None:
+        try:
+            self._current()
+        except Exception:  # the next look may go better
+            log.exception("could not see which adapter serves")
+
     def _current(self) -> Loaded | None:
+        self._begun = True
         wanted = adapters.serving(self.store)
         if wanted == (self._serving.id if self._serving else None):
             return self._serving

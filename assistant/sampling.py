@@ -9,9 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from assistant.grammar import grammar_of
 from feedback.store import Refused
 
@@ -127,33 +124,3 @@ def _biases(asked: object) -> tuple[tuple[int, float], ...]:
             raise Refused(f"logit_bias maps token ids, whole numbers from 0, and {token!r} is none")
         _require_number(f"logit_bias of token {token}", bias, -100, 100)
     return tuple(sorted(biases.items()))
-
-
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[int, float, float]:
-    """One token from float32 logits (V,): its id, its log-prob in nats under the model, and under what was drawn from.
-
-    Greedy draws from a distribution of one, so the second log-prob is 0. Top-p keeps the fewest tokens whose
-    probabilities (at this temperature) reach p, as in "The Curious Case of Neural Text Degeneration" (1904.09751).
-    """
-    if sampling.temperature == 0:
-        token = int(logits.argmax())
-        return token, float(logits[token] - logits.logsumexp(-1)), 0.0
-    order, drawn_from = _nucleus(logits / sampling.temperature, sampling.top_p)
-    at = int(torch.multinomial(drawn_from.exp(), 1, generator=generator))
-    token = int(order[at])
-    return token, float(logits[token] - logits.logsumexp(-1)), float(drawn_from[at])
-
-
-def _nucleus(logits: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """The fewest tokens whose probabilities reach `top_p`, likeliest first, and their log-probs among themselves."""
-    if top_p >= 1:
-        return torch.arange(len(logits)), torch.log_softmax(logits, dim=-1)
-    # Sorting a whole vocabulary costs milliseconds, and the few likeliest tokens nearly always reach p.
-    normaliser = logits.logsumexp(-1)
-    ranked, order = logits.topk(min(256, len(logits)))
-    probs = (ranked - normaliser).exp()
-    if float(probs.sum()) < top_p:
-        ranked, order = logits.sort(descending=True)
-        probs = (ranked - normaliser).exp()
-    kept = probs.cumsum(-1) - probs < top_p
-    return order[kept], torch.log_softmax(ranked[kept], dim=-1)

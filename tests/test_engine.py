@@ -8,9 +8,10 @@ import torch
 
 from assistant import models, prompt
 from assistant.engine import Engine
-from assistant.generation import Busy, Generation
+from assistant.generation import Busy, EngineError, Generation
 from assistant.models import Base
-from assistant.sampling import Sampling, draw
+from assistant.network import Part
+from assistant.sampling import Sampling
 from feedback.store import Refused
 from feedback.talk import Message
 
@@ -106,20 +107,6 @@ def test_a_seed_gives_the_same_reply_whoever_else_is_answered(engine: Engine, pr
     assert ids(engine.submit(prompts[2], Sampling(temperature=1.0, seed=12, max_tokens=24))) != alone
 
 
-def test_draws_follow_the_distribution() -> None:
-    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.zeros(4)
-    for _ in range(4000):
-        token, natural, sampled = draw(logits, Sampling(temperature=1, top_p=0.8), generator)
-        counts[token] += 1
-        assert natural == pytest.approx(float(logits[token]), abs=1e-5)
-        assert sampled == pytest.approx(math.log([0.625, 0.375][token]), abs=1e-5)  # 0.5/0.8 and 0.3/0.8
-    # Three standard deviations of a share of 0.625 over 4,000 draws are 0.023.
-    assert counts[0] / 4000 == pytest.approx(0.625, abs=0.023)
-    assert counts[2:].sum() == 0
-
-
 def test_a_cancelled_reply_keeps_its_tokens_and_frees_its_place(engine: Engine, prompts: list[list[int]]) -> None:
     writing = engine.submit(prompts[1], Sampling(temperature=1.5, max_tokens=2000, seed=1))
     first = writing.take()
@@ -154,6 +141,33 @@ def test_a_step_that_fails_fails_its_replies_and_serves_the_next(engine: Engine,
     with pytest.raises(Exception, match="the assistant failed while answering"):
         ids(bad)
     assert len(ids(engine.submit(prompts[0], GREEDY))) > 3
+
+
+@pytest.mark.parametrize("fault", [SystemExit(3), MemoryError("no memory left"), KeyboardInterrupt()])
+def test_a_thread_that_dies_fails_its_replies_clearly_and_another_serves_the_next(
+    engine: Engine, prompts: list[list[int]], fault: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = ids(engine.submit(prompts[0], GREEDY))
+    faults, forward, thread = iter([fault]), engine.network.forward, engine._thread
+
+    def once(parts: list[Part]) -> torch.Tensor:
+        for each in faults:
+            raise each
+        return forward(parts)
+
+    monkeypatch.setattr(engine.network, "forward", once)
+    writing = [engine.submit(prompts[0], GREEDY) for _ in range(40)]
+    failed = 0
+    for each in writing:
+        try:
+            assert ids(each) == alone
+        except EngineError as error:
+            assert str(error).startswith("the assistant failed while answering (")
+            failed += 1
+    assert 1 <= failed <= 32  # those who waited are answered
+    assert ids(engine.submit(prompts[0], GREEDY)) == alone
+    thread.join(timeout=10)
+    assert (engine.alive, engine.active, engine.waiting, thread.is_alive()) == (True, 0, 0, False)
 
 
 @pytest.mark.parametrize(

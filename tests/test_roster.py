@@ -22,7 +22,7 @@ GREEDY = Sampling(temperature=0, max_tokens=12)
 @pytest.fixture
 def assistant(trained: Path, tmp_path: Path) -> Iterator[Assistant]:
     store = Store(copy_of(trained, tmp_path / "data"))
-    opened = open_assistant(store)
+    opened = open_assistant(store, dtype="float32")
     yield opened
     opened.close()
     store.close()
@@ -158,7 +158,8 @@ def test_a_promotion_by_another_process_that_cannot_be_loaded_is_taken_back_in_w
     assistant.roster.promote(None, SAILOR, "better")
     corrupt(adapters.directory(assistant.store, LETTER))
     adapters.promote(assistant.store, LETTER, None, "unseen", {})
-    assert ask(assistant, ASKED[0])[1] == SAILOR
+    assert ask(assistant, ASKED[0])[1] == SAILOR  # nobody waits for what is being loaded
+    assert assistant.roster.serving() == SAILOR
     newest = adapters.promotions(assistant.store)[0]
     assert newest.adapter == SAILOR
     assert "is damaged" in newest.reason

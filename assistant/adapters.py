@@ -22,6 +22,22 @@ CONFIG = "adapter_config.json"
 CARD = "card.json"
 HIGHEST_RANK = 256
 
+# What PEFT can add to a LoRA, and what the engine's two products would leave out.
+UNSERVED = (
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "corda_config",
+    "kasa_config",
+    "modules_to_save",
+    "monteclora_config",
+    "rank_pattern",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+)
+
 # For each linear layer by name, a (r, in) and scaled b (out, r): the adapter adds (x a') b' to its output.
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -126,7 +142,7 @@ def _config(directory: Path) -> dict[str, Any]:
         raise AdapterRefused(f"adapter {name} has no readable {CONFIG}") from error
     if config.get("peft_type") != "LORA":
         raise AdapterRefused(f"adapter {name} is {config.get('peft_type')}, and only LORA is served")
-    for option in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices"):
+    for option in UNSERVED:
         if config.get(option):
             raise AdapterRefused(f"adapter {name} uses {option}, which is not served")
     if config.get("bias", "none") != "none":
@@ -157,10 +173,10 @@ def read_factors(directory: Path, shapes: Mapping[str, tuple[int, int]]) -> Fact
         fits = b is not None and a.shape == (rank, inputs) and b.shape == (outputs, rank)
         if b is None or not fits or not 1 <= rank <= HIGHEST_RANK:
             raise AdapterRefused(f"adapter {name} has the wrong shape at {layer}")
-        if not (a.isfinite().all() and b.isfinite().all()):
-            raise AdapterRefused(f"adapter {name} has numbers that are not finite at {layer}")
         scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-        factors[layer] = (a.float(), b.float() * scale)
+        factors[layer] = a.float(), b.float() * scale
+        if not all(each.isfinite().all() for each in factors[layer]):
+            raise AdapterRefused(f"adapter {name} has numbers that are not finite at {layer}")
     if tensors or not factors:
         raise AdapterRefused(f"adapter {name} holds weights that are not served: {next(iter(tensors), 'none at all')}")
     return factors

@@ -1,7 +1,7 @@
 """A base model made ready to compute: by the fast path where it can be, and in which number formats.
 
 On a processor the formats are chosen by measuring, once for a model and a machine: what reads weights fastest for
-a few rows, what multiplies fastest for many. One that is too far from the others is not served.
+a few rows, what multiplies fastest for many.
 Left out on purpose: the measuring (`speed`), and the two ways to compute (`network`, `plain`).
 """
 
@@ -47,6 +47,9 @@ class AnyNetwork(Protocol):
 
     def add(self, factors: Factors) -> Any:
         """Take an adapter in; where it is kept."""
+
+    def holds(self, seat: Any) -> bool:
+        """Whether an adapter is still here."""
 
     def remove(self, seat: Any) -> None:
         """Let an adapter go."""

@@ -71,6 +71,7 @@ class Engine:
         """Load a base model; `number_format` as `computing.open_network` takes it. Raises `Refused` where it cannot."""
         self.base = base
         self.network: AnyNetwork = _in_a_thread(lambda: open_network(base, number_format, device, fast))
+        gc.collect()
         gc.freeze()  # what is loaded stays: collecting garbage need not look at it again, step after step
         self.cache = self.network.new_cache(memory)
         self.number_format = self.network.number_format
@@ -127,6 +128,8 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise Busy("the assistant is shutting down")
+            if adapter is not None and not self.network.holds(adapter.seat):
+                raise Busy(f"the adapter {adapter.id} was let go a moment ago; try again")
             if forced:  # a swap waits for it, and all who will be answered after the swap
                 self._waiting.appendleft(writing)
             elif len(self._waiting) >= MOST_WAITING:
@@ -171,6 +174,7 @@ class Engine:
             self._closing = True
             self._changed.notify()
         self._thread.join(timeout=30)
+        gc.unfreeze()
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
@@ -328,12 +332,10 @@ class Engine:
 
     def _let_go_of_retired(self) -> None:
         with self._changed:
-            retired, self._retired = self._retired, []
+            retired = self._retired
             used = {each.adapter for each in [*self._active, *self._waiting]}
-        for adapter in retired:
-            if adapter in used:
-                self._retired.append(adapter)
-            else:
+            self._retired = [adapter for adapter in retired if adapter in used]
+            for adapter in set(retired) - used:
                 self.cache.forget(adapter.seat)
                 self.network.remove(adapter.seat)
 

@@ -71,7 +71,7 @@ class Lineup:
         self._dtype = dtype
         self._device = device
         self._lock = threading.Lock()
-        self._seats: list[Seat] = []
+        self.seats: list[Seat] = []
         self._size = (0, 0)  # places and rank
         self._stacks: Mapping[Key, Stack] = {}
         self._last: tuple[tuple[Seat | None, ...], Mapping[Key, Stack], Choice | None] | None = None
@@ -80,9 +80,9 @@ class Lineup:
         """Take an adapter in. Those that answer meanwhile are not disturbed."""
         rank = -(-max(len(a) for a, _ in factors.values()) // COLUMNS) * COLUMNS
         with self._lock:
-            taken = {each.place for each in self._seats} | {BASE}
+            taken = {each.place for each in self.seats} | {BASE}
             seat = Seat(next(place for place in range(len(taken) + 1) if place not in taken), rank)
-            self._fit([*self._seats, seat])
+            self._fit([*self.seats, seat])
             rank = self._size[1]
             for stack in self._stacks.values():
                 stack.a[seat.place] = 0
@@ -93,14 +93,14 @@ class Lineup:
                 columns = slice(target.part * rank, target.part * rank + len(a))
                 stack.a[seat.place, :, columns] = a.T
                 stack.b[seat.place, columns, target.outputs] = (b if target.order is None else b[target.order]).T
-            self._seats.append(seat)
+            self.seats.append(seat)
         return seat
 
     def remove(self, seat: Seat) -> None:
         """Let an adapter go that answers nobody any more, and give memory back where much is free."""
         with self._lock:
-            self._seats.remove(seat)
-            self._fit(self._seats)
+            self.seats.remove(seat)
+            self._fit(self.seats)
 
     def choose(self, seats: Sequence[Seat | None]) -> Choice | None:
         """What a batch needs whose tokens have these adapters (None: the base); None: nothing at all.

@@ -165,13 +165,16 @@ def hand_over(made: Path, folder: Path) -> None:
 
 def load_model(base: Base, dtype: torch.dtype, device: str, attention: str = "sdpa") -> nn.Module:
     """The base's network, frozen and in eval mode. Raises `Refused` when its files cannot be read."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     try:
+        config = AutoConfig.from_pretrained(base.path, local_files_only=True)
+        if getattr(config, "attn_logit_softcapping", None):
+            attention = "eager"  # the only one of transformers' that caps its scores
         model: Any = AutoModelForCausalLM.from_pretrained(
-            base.path, dtype=dtype, attn_implementation=attention, local_files_only=True
+            base.path, config=config, dtype=dtype, attn_implementation=attention, local_files_only=True
         )
     except Exception as error:  # a damaged or foreign file fails in many ways
         raise Refused(f"cannot load the model {base.name!r}: {one_line(error)}") from error

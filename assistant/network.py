@@ -93,6 +93,10 @@ class Network:
         """Take an adapter in; where it is kept."""
         return self.lineup.add(factors)
 
+    def holds(self, seat: Seat) -> bool:
+        """Whether an adapter is still here."""
+        return seat in self.lineup.seats
+
     def remove(self, seat: Seat) -> None:
         """Let an adapter go."""
         self.lineup.remove(seat)

@@ -117,6 +117,7 @@ class PlainNetwork:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.seat: PlainSeat | None = None
+        self._seats: set[PlainSeat] = set()
         head = model.get_output_embeddings()
         layers = {
             name: module
@@ -142,10 +143,17 @@ class PlainNetwork:
     def add(self, factors: Factors) -> PlainSeat:
         """Take an adapter in."""
         like = next(self.model.parameters())
-        return PlainSeat({name: (a.to(like), b.to(like)) for name, (a, b) in factors.items()})
+        seat = PlainSeat({name: (a.to(like), b.to(like)) for name, (a, b) in factors.items()})
+        self._seats.add(seat)
+        return seat
+
+    def holds(self, seat: PlainSeat) -> bool:
+        """Whether an adapter is still here."""
+        return seat in self._seats
 
     def remove(self, seat: PlainSeat) -> None:
-        """Its memory goes with the last who holds it."""
+        """Let an adapter go; its memory goes with the last who holds it."""
+        self._seats.discard(seat)
 
     @torch.inference_mode()
     def forward(self, parts: Sequence[Part]) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from assistant.models import Base, cache_folder
-from assistant.products import BFLOAT16, FLOAT32, INT4, INT8, FourBit, Linear, Plan, Weight
+from assistant.products import BFLOAT16, FLOAT32, INT4, INT8, MAKERS, FourBit, Linear, Plan, Weight
 
 ROWS = (1, 2, 4, 8, 16, 32, 128)  # at which the formats are compared
 LAYERS = 6  # of the model that are multiplied with: more than a processor's own cache holds
@@ -44,7 +44,8 @@ def plans(base: Base, model: Any, asked: str, device: str, four_bit: Mapping[str
     kept = _file()
     key = " ".join([_processor(), f"{torch.get_num_threads()} threads", torch.__version__, base.sha256[:16], asked])
     known = _read(kept)
-    if key not in known:
+    chosen = _chosen(known.get(key))
+    if chosen is None:
         log.info("measuring which number formats are fastest here (once for this model)")
         small = [INT4] if four_bit and asked != INT8 else [INT8]
         if asked == "auto":
@@ -52,16 +53,25 @@ def plans(base: Base, model: Any, asked: str, device: str, four_bit: Mapping[str
         layers = _layers(model, four_bit)
         head = [Weight(model.get_output_embeddings().weight)]
         formats = [FLOAT32, BFLOAT16, *small]
-        known[key] = [
-            _steps([time_of(layers, each) for each in formats]),
-            _steps([time_of(head, each) for each in formats if each != INT4]),
-        ]
+        measured = [_steps([time_of(layers, each) for each in formats])]
+        measured.append(_steps([time_of(head, each) for each in formats if each != INT4]))
+        known[key] = measured
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(known, indent=1))
-    layer_steps, head_steps = known[key]
-    return Plan(tuple((int(most), name) for most, name in layer_steps)), Plan(
-        tuple((int(most), name) for most, name in head_steps)
-    )
+        chosen = _chosen(measured)
+        assert chosen is not None
+    return chosen
+
+
+def _chosen(kept: Any) -> tuple[Plan, Plan] | None:
+    """The two plans as the file has them; None: it has none that make sense."""
+    try:
+        layers, head = ([(int(most), str(name)) for most, name in steps] for steps in kept)
+    except (TypeError, ValueError):
+        return None
+    if not (layers and head) or any(name not in MAKERS for _, name in layers + head):
+        return None
+    return Plan(tuple(layers)), Plan(tuple(head))
 
 
 def time_of(weights: Sequence[Weight], number_format: str) -> Timing:
@@ -114,8 +124,8 @@ def _file() -> Path:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        known: dict[str, Any] = json.loads(file.read_text())
-        return known
+        known = json.loads(file.read_text())
+        return known if isinstance(known, dict) else {}
     except (OSError, ValueError):
         return {}
 

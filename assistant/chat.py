@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from assistant import prompt
-from assistant.engine import Engine
+from assistant.engine import MEMORY, Engine
 from assistant.generation import AnyEngine, EngineError
 from assistant.models import Base, find_base, load_tokenizer, pick_device
 from assistant.replying import Replying
@@ -48,11 +48,17 @@ class Assistant:
 
 
 def open_assistant(
-    store: Store, model: str = "embedded", dtype: str = "auto", device: str = "auto", engine_url: str | None = None
+    store: Store,
+    model: str = "embedded",
+    dtype: str = "auto",
+    device: str = "auto",
+    engine_url: str | None = None,
+    memory: int = MEMORY,
 ) -> Assistant:
     """Load a base model and get ready to answer; takes seconds. Raises `Refused` on an unusable model or dtype.
 
-    With `engine_url` the model server there answers (`remote`), which computes in `dtype`.
+    `memory` bounds the bytes of keys and values. With `engine_url` the model server there answers (`remote`), which
+    computes in `dtype`.
     """
     base = find_base(model)
     device = pick_device() if device == "auto" else device
@@ -63,7 +69,7 @@ def open_assistant(
 
         engine = RemoteEngine(engine_url, base, tokenizer, dtype)
     else:
-        engine = Engine(base, dtype, device, tokenizer)
+        engine = Engine(base, dtype, device, tokenizer, memory)
     return Assistant(store, base, engine, Roster(store, engine), tokenizer, prompt.template_sha256(tokenizer))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from assistant import models, speed
 from assistant.adapters import Factors
+from assistant.environment import AUTO, FORMATS
 from assistant.families import Family, can_read, read
 from assistant.four_bit import read_four_bit
 from assistant.lineup import Lineup
@@ -23,8 +24,6 @@ from assistant.plain import PlainNetwork
 from assistant.products import BFLOAT16, FLOAT32, INT4, INT8, FourBit, Plan
 from feedback.store import Refused
 
-AUTO = "auto"
-FORMATS = (AUTO, FLOAT32, BFLOAT16, INT8, INT4)
 # Nats a token by which a server's log-prob of a proof text may differ from the trainer's float32. float32 differs by
 # the order of sums alone; the others round weights or activations, here and there by this much on a rare token.
 TOLERANCES = {FLOAT32: 2e-3, BFLOAT16: 0.25, INT8: 0.5, INT4: 0.5}

@@ -7,6 +7,9 @@ Left out on purpose: our own settings.
 import os
 from pathlib import Path
 
+AUTO = "auto"
+FORMATS = (AUTO, "float32", "bfloat16", "int8", "int4")  # that a model may be served in; auto is measured
+
 
 def prepare(model: str) -> None:
     """Keep libraries from asking the network for anything, and threads from fighting over the processor."""

@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from assistant.adapters import AdapterRefused, Agreement, Loaded, agreement
-from assistant.computing import AUTO
 from assistant.engine import Engine
+from assistant.environment import AUTO
 from assistant.generation import AnyEngine, EngineError
 from assistant.models import find_base, load_tokenizer, pick_device
 from feedback import adapters

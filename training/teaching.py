@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 
 from assistant import models, prompt
 from assistant.adapters import AdapterRefused, Agreement, Card
-from assistant.computing import AUTO
 from assistant.engine import Engine
+from assistant.environment import AUTO
 from assistant.models import Base
 from assistant.roster import proved
 from feedback import adapters, nights

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assistant.environment import prepare
+from assistant.environment import FORMATS, prepare
 from feedback import nights, people
 from feedback.store import Refused, Store
 
@@ -215,7 +215,9 @@ def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> 
 
     from assistant.chat import open_assistant
 
-    assistant = open_assistant(store, options.model, options.dtype, engine_url=engine_url(options))
+    assistant = open_assistant(
+        store, options.model, options.dtype, engine_url=engine_url(options), memory=options.memory
+    )
     host = f"[{options.host}]" if ":" in options.host else options.host
     app = create_app(assistant, alive(assistant, f"http://{host}:{listening.getsockname()[1]}"))
     config = uvicorn.Config(
@@ -230,6 +232,17 @@ def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> 
     for each in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends on them, and then raises them once more
         signal.signal(each, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def gibibytes(text: str) -> int:
+    """Bytes, from a number of GiB above 0. Raises what argparse wants on another text."""
+    try:
+        size = int(float(text) * (1 << 30))
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"a number of GiB above 0, not {text!r}")
+    return size
 
 
 def engine_url(options: argparse.Namespace) -> str | None:
@@ -247,8 +260,6 @@ def is_no_goodbye(record: logging.LogRecord) -> bool:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    from assistant.computing import FORMATS
-
     command = argparse.ArgumentParser(prog="nightschool serve", description="Serve the chat, its pages and its API.")
     data = os.environ.get("NIGHTSCHOOL_DATA", "data")
     command.add_argument("--data", type=Path, default=Path(data), metavar="DIR", help="the data folder")
@@ -257,7 +268,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--port", type=int, default=7860)
     share = "the share of turns that show two replies, 0 to 1; stays set"
     command.add_argument("--side-by-side", type=float, metavar="SHARE", help=share)
-    command.add_argument("--dtype", choices=FORMATS, default="auto")
+    how = "the number format; auto measures once which are fastest here"
+    command.add_argument("--dtype", choices=FORMATS, default="auto", help=how)
+    kept = "what the keys and values of all chats may take up, in GiB (default 1)"
+    command.add_argument("--memory", type=gibibytes, default=1 << 30, metavar="GIB", help=kept)
     where = "where the model runs: in this process, or in a vLLM server (docs/vllm.md)"
     command.add_argument("--engine", choices=("local", "vllm"), default="local", help=where)
     command.add_argument("--engine-url", metavar="URL", help=f"where vLLM answers; {ENGINE_URL} unless given")

@@ -1,0 +1,84 @@
+"""Turns taken in rounds, so that whatever the machine does meanwhile, it does to all.
+
+A program that fails on the way is out, with its reason; only ours may not fail.
+Left out on purpose: what the times mean (`benchmarks.serving`).
+"""
+
+import itertools
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from assistant.models import Base
+from benchmarks.entrants import NEW_TOKENS, OURS, Entrant, Prompts, enter
+from benchmarks.peers.exchange import Took, Turn
+from benchmarks.programs import Failed
+
+
+@dataclass
+class Contest:
+    """The programs that take part, and those that do not, with the reason."""
+
+    base: Base
+    prompts: Prompts
+    rounds: int
+    entrants: dict[str, Entrant] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def admit(self, name: str, streams: Sequence[int]) -> None:
+        """Start a program and warm it up. Raises `Failed` where it is ours and cannot."""
+        started = time.perf_counter()
+        try:
+            self.entrants[name] = enter(name, self.base, streams, self.prompts)
+        except Failed as error:
+            self.drop(name, error)
+        say(f"{name}: {self.skipped.get(name, 'ready')} ({time.perf_counter() - started:.0f} s)")
+
+    def drop(self, name: str, error: Failed) -> None:
+        """A program is out. Raises the error where it is ours."""
+        if name == OURS:
+            raise error
+        self.skipped[name] = str(error)
+        if name in self.entrants:
+            self.entrants.pop(name).close()
+
+    def everyone(self, streams: int, new_tokens: int = NEW_TOKENS) -> dict[str, list[Took]]:
+        """What each program took, round by round, for the same requests."""
+        took: dict[str, list[Took]] = defaultdict(list)
+        for _ in range(self.rounds):
+            turn = self.turn(streams, new_tokens)
+            for name, entrant in list(self.entrants.items()):
+                try:
+                    took[name].append(entrant.take(streams, turn))
+                except Failed as error:
+                    self.drop(name, error)
+                    took.pop(name, None)
+            say(f"{streams} streams: " + ", ".join(f"{name} {each[-1].rate:.0f} tok/s" for name, each in took.items()))
+        return took
+
+    def two_ways(self, streams: int, requests: int, one: Turn, other: Turn) -> tuple[list[Took], list[Took]]:
+        """Turns of ours in two ways, in turn; each way is given prompts of its own. One warm-up turn is not counted."""
+        ours = self.entrants[OURS]
+        took: tuple[list[Took], list[Took]] = [], []
+        for number in range(self.rounds + 1):
+            for way, kept in zip((one, other), took, strict=True):
+                done = ours.take(streams, replace(way, prompts=self.turn(requests).prompts))
+                if number:
+                    kept.append(done)
+        return took
+
+    def turn(self, requests: int, new_tokens: int = NEW_TOKENS) -> Turn:
+        """Prompts that nobody has seen."""
+        return Turn(list(itertools.islice(self.prompts, requests)), new_tokens)
+
+    def close(self) -> None:
+        """End every program."""
+        for each in self.entrants.values():
+            each.close()
+
+
+def say(words: str) -> None:
+    """Progress, apart from the result."""
+    print(words, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""The programs that `benchmarks.serving` measures, each run in an environment of its own as `python -m`."""

@@ -1,0 +1,159 @@
+"""This project's own engine, called as the chat calls it. `python -m benchmarks.peers.nightschool_engine MODEL FORMAT`.
+
+Greedy, and the end of a turn is a token like another. For swapping it keeps a crowd of chats busy, each asking again
+as soon as it is answered, while another thread loads an adapter, gives it to the next requests and unloads the one
+before.
+Left out on purpose: the HTTP that a person's chat goes through.
+"""
+
+import itertools
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from assistant import models
+from assistant.adapters import Loaded
+from assistant.engine import Engine
+from assistant.generation import EngineError, Generation
+from assistant.sampling import Sampling
+from benchmarks.peers.exchange import Ready, Took, Turn, answer
+
+ASKED_EACH = 2  # replies that each of a crowd asks for, one after the other
+SWAP_EVERY_S = 0.25
+# Of a weight in each format; an int4 one shares a scale and a minimum of two bytes each with 31 others.
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
+
+
+def main() -> None:
+    """Answer turns with the model and the number format that are named."""
+    answer(lambda: load(sys.argv[1], sys.argv[2]))
+
+
+def load(model: str, number_format: str) -> Ready:
+    """The engine, in the number format that is named; "auto" is what it serves in."""
+    engine = open_engine(models.find_base(model), number_format)
+    facts: dict[str, str | int] = {"number_format": engine.number_format, "weight_bytes": weight_bytes(engine)}
+    adapters: dict[str, Loaded] = {}
+
+    def take(turn: Turn) -> Took:
+        if turn.task != "write":
+            return crowd(engine, turn)
+        for each in set(turn.adapters) - set(adapters):
+            adapters[each] = engine.load(Path(each))
+        return write(engine, turn, [adapters[each] for each in turn.adapters])
+
+    return Ready(take, facts)
+
+
+def open_engine(base: models.Base, number_format: str) -> Engine:
+    """An engine on the processor."""
+    return Engine(base, number_format, "cpu", models.load_tokenizer(base))
+
+
+def weight_bytes(engine: Any) -> int:
+    """Bytes of weights that a step of one row reads: every layer's and the head's, each in the format of its plan."""
+    if hasattr(engine, "weight_bytes_read"):
+        return int(engine.weight_bytes_read(rows=1))
+    network = engine.network
+    layers, head = network.plan.format(1), network.head_plan.format(1)
+    width = next(iter(network.shapes.values()))[1]
+    weights = sum(out_width * in_width for out_width, in_width in network.shapes.values())
+    return round(weights * BYTES[layers] + network.vocabulary * width * BYTES[head])
+
+
+def greedy(tokens: int) -> Sampling:
+    """A reply of exactly so many tokens."""
+    return Sampling(temperature=0, max_tokens=tokens, ignore_end=True)
+
+
+def write(engine: Engine, turn: Turn, adapters: list[Loaded]) -> Took:
+    """Submit all requests of a turn, and read the replies to their ends."""
+    dealt = itertools.cycle(adapters or [None])
+    asked = greedy(turn.new_tokens)
+    started = time.perf_counter()
+    replies = [engine.submit(each, asked, next(dealt)) for each in turn.prompts]
+    tokens, firsts = 0, []
+    for reply in replies:  # prompts are read in this order
+        tokens += len(reply.take() or [])
+        firsts.append(time.perf_counter() - started)
+    for reply in replies:
+        tokens += sum(1 for _ in reply)
+    return Took(tokens, time.perf_counter() - started, firsts, dropped=sum(each.finish is None for each in replies))
+
+
+class Crowd:
+    """Chats that ask, read and ask again, each in a thread; what they saw of it."""
+
+    def __init__(self, engine: Engine, new_tokens: int, adapter: Loaded) -> None:
+        self.engine, self.new_tokens = engine, new_tokens
+        self.adapter = adapter  # of whoever asks next
+        self.asking = threading.Lock()  # no adapter is unloaded between its choice and the request
+        self.written: list[list[float]] = []  # when each token of a reply came
+        self.firsts: list[float] = []
+        self.dropped = 0
+
+    def chat(self, prompts: list[list[int]]) -> None:
+        """One of the crowd."""
+        for prompt in prompts:
+            with self.asking:
+                reply = self.engine.submit(prompt, greedy(self.new_tokens), self.adapter)
+            self.read(reply)
+
+    def read(self, reply: Generation) -> None:
+        """Note when each token comes, and whether the reply is whole."""
+        came: list[float] = []
+        try:
+            while (tokens := reply.take(timeout_s=60)) is not None:
+                if not tokens:
+                    raise EngineError("no token came for a minute")
+                came += [time.perf_counter()] * len(tokens)
+        except EngineError:
+            self.dropped += 1
+            return
+        self.dropped += not (reply.finish == "length" and len(came) == self.new_tokens)
+        self.written.append(came)
+        self.firsts.append(came[0] - reply.submitted_at)
+
+    def swap(self, directories: list[str], over: threading.Event) -> int:
+        """Load an adapter, let the next requests have it, unload the one before; until it is over."""
+        swaps = 0
+        for directory in itertools.cycle(directories):
+            if over.wait(SWAP_EVERY_S):
+                return swaps
+            new, old = self.engine.load(Path(directory)), self.adapter
+            with self.asking:
+                self.adapter = new
+            self.engine.unload(old)
+            swaps += 1
+        return swaps
+
+
+def crowd(engine: Engine, turn: Turn) -> Took:
+    """A turn of a crowd, with adapters coming and going or with one that stays."""
+    chats = len(turn.prompts) // ASKED_EACH
+    people = Crowd(engine, turn.new_tokens, engine.load(Path(turn.adapters[-1])))
+    started = time.perf_counter()
+    threads = [threading.Thread(target=people.chat, args=[turn.prompts[at::chats]]) for at in range(chats)]
+    for each in threads:
+        each.start()
+    over, swaps = threading.Event(), [0]
+    if turn.task == "swap":
+        swapper = threading.Thread(target=lambda: swaps.append(people.swap(turn.adapters, over)))
+        swapper.start()
+    for each in threads:
+        each.join()
+    seconds = time.perf_counter() - started
+    over.set()
+    if turn.task == "swap":
+        swapper.join()
+    engine.unload(people.adapter)
+    intervals = [later - sooner for came in people.written for sooner, later in itertools.pairwise(came)]
+    tokens = sum(map(len, people.written))
+    missing = len(turn.prompts) - len(people.written) - people.dropped
+    return Took(tokens, seconds, people.firsts, intervals, people.dropped + missing, swaps[-1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Small models of every family that is served, random adapters for them, and what transformers and PEFT compute.
+
+Every number is random and large enough to matter, norms and biases too: a weight in a wrong place changes the text.
+Left out on purpose: models that write sense; what a person would see is tested on the embedded one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assistant import adapters, models
+from assistant.adapters import Card
+from assistant.models import Base
+
+NEAR_TIE = 1e-4  # between the two best logits: here another order of sums may choose the other
+MOST_DEPARTURES = 0.01  # of all replies
+
+
+def save_small(folder: Path, config: Any, seed: int = 0) -> Base:
+    """A model of this config with random weights in float32, beside the embedded model's tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = models.load_tokenizer(models.find_base(models.EMBEDDED))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: Any = AutoModelForCausalLM.from_config(config).float()
+        for name, each in model.named_parameters():
+            if each.dim() == 1:  # new norms are all ones, and biases all zero: they would hide a mistake
+                each.data += 0.2 * torch.randn_like(each)
+            elif "embed" not in name:
+                each.data = torch.randn_like(each) / each.shape[-1] ** 0.5
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return models.find_base(str(folder))
+
+
+def save_adapter(folder: Path, base: Base, seed: int, **options: Any) -> Path:
+    """An adapter as PEFT writes it, with these options of its `LoraConfig`, both factors random, and its card."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    network: Any = models.load_model(base, torch.float32, "cpu", "eager")
+    model: Any = get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", **options))
+    for name, each in model.named_parameters():
+        if "lora_" in name:
+            each.data = torch.randn_like(each) / each.shape[-1] ** 0.5
+    model.save_pretrained(folder)
+    sign(folder, base)
+    return folder
+
+
+def sign(folder: Path, base: Base) -> None:
+    """Write the card that an adapter's weights ask for."""
+    sha256 = models.file_sha256(folder / adapters.WEIGHTS)
+    adapters.write_card(folder, Card(folder.name, base.name, base.sha256, None, "dpo", sha256, "", {}, {}, 0, {}))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A greedy reply, and how far each of its tokens' logits was above the next best."""
+
+    token_ids: list[int]
+    margins: list[float]
+
+
+class Reference:
+    """A base and its adapters as transformers and PEFT compute them: float32, one text at a time."""
+
+    def __init__(self, base: Base, directories: Mapping[str, Path], attention: str = "sdpa") -> None:
+        from peft import PeftModel
+
+        self.model: Any = models.load_model(base, torch.float32, "cpu", attention)
+        self._adapted = bool(directories)
+        for name, directory in directories.items():
+            if isinstance(self.model, PeftModel):
+                self.model.load_adapter(directory, adapter_name=name)
+            else:
+                self.model = PeftModel.from_pretrained(self.model, directory, adapter_name=name)
+
+    @torch.inference_mode()
+    def write(self, prompt_ids: Sequence[int], adapter: str | None, max_tokens: int, **options: Any) -> Expected:
+        """What `generate` writes without drawing; `options` are its own."""
+        inputs = torch.tensor([prompt_ids])
+        asked = {"do_sample": False, "max_new_tokens": max_tokens, "return_dict_in_generate": True} | options
+        with self._as(adapter):
+            out = self.model.generate(
+                input_ids=inputs, attention_mask=torch.ones_like(inputs), output_logits=True, **asked
+            )
+        best = torch.cat(out.logits).topk(2).values
+        return Expected(out.sequences[0, len(prompt_ids) :].tolist(), (best[:, 0] - best[:, 1]).tolist())
+
+    @torch.inference_mode()
+    def logits(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: str | None) -> Tensor:
+        """A plain forward's logits (reply tokens, V), that each token of a reply was chosen by."""
+        inputs = torch.tensor([[*prompt_ids, *reply_ids]])
+        with self._as(adapter):
+            out = self.model(input_ids=inputs, use_cache=False)
+        return out.logits[0, len(prompt_ids) - 1 : -1].float()
+
+    def logprobs(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: str | None) -> list[float]:
+        """What a plain forward gives each token of a reply, in nats."""
+        logprobs = self.logits(prompt_ids, reply_ids, adapter).log_softmax(-1)
+        chosen: list[float] = logprobs.gather(1, torch.tensor(reply_ids)[:, None])[:, 0].tolist()
+        return chosen
+
+    def _as(self, adapter: str | None) -> Any:
+        import contextlib
+
+        if not self._adapted:
+            return contextlib.nullcontext()
+        if adapter is None:
+            return self.model.disable_adapter()
+        self.model.set_adapter(adapter)
+        return contextlib.nullcontext()
+
+
+def require_equal(written: Sequence[Sequence[int]], expected: Sequence[Expected]) -> None:
+    """Fails unless each reply is the expected one; behind a near tie of the reference it may be another.
+
+    Those that are another are printed, and at most 1 % of all.
+    """
+    departed = [pair for pair in zip(written, expected, strict=True) if list(pair[0]) != pair[1].token_ids]
+    for ids, wanted in departed:
+        at = next((at for at, pair in enumerate(zip(ids, wanted.token_ids, strict=False)) if len(set(pair)) > 1), -1)
+        assert at >= 0, f"a reply has {len(ids)} tokens where {len(wanted.token_ids)} are expected"
+        assert wanted.margins[at] < NEAR_TIE, f"token {at} is another, {wanted.margins[at]:.1e} above the next best"
+    ties = sum(margin < NEAR_TIE for each in expected for margin in each.margins)
+    print(f"{len(departed)} of {len(expected)} replies are others after a near tie; there were {ties} near ties")
+    assert len(departed) <= MOST_DEPARTURES * len(expected)

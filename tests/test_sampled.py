@@ -1,0 +1,130 @@
+"""What is told of every drawn token is true: its log-prob, that of the distribution it came from, and its seed."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.generation import logits_process as plain
+
+from assistant import models, prompt
+from assistant.adapters import Loaded
+from assistant.engine import Engine
+from assistant.generation import Token
+from assistant.models import Base
+from assistant.sampling import Sampling
+from feedback.talk import Message
+from tests.small_models import Reference
+from tests.trained import LETTER, SAILOR
+
+pytestmark = pytest.mark.xdist_group("equality")
+TOKENS = 24
+WAYS = {
+    "plain": Sampling(temperature=1.0, top_p=1.0),
+    "cold": Sampling(temperature=0.6, top_p=0.9),
+    "hot and short": Sampling(temperature=1.4, top_p=0.95, top_k=40),
+    "min-p": Sampling(temperature=1.1, top_p=1.0, min_p=0.05),
+    "repetition": Sampling(temperature=0.9, top_p=0.8, repetition_penalty=1.3),
+    "presence and frequency": Sampling(temperature=1.0, top_p=0.9, presence_penalty=0.7, frequency_penalty=0.4),
+    "biased": Sampling(temperature=0.8, top_p=0.7, logit_bias=((11, 4.0), (28, -5.0))),
+    "greedy": Sampling(temperature=0),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    engine: Engine
+    reference: Reference
+    loaded: dict[str | None, Loaded | None]
+    prompts: list[list[int]]
+
+
+@pytest.fixture(scope="module")
+def bench(embedded: Base, trained: Path) -> Iterator[Bench]:
+    directories = {name: trained / "adapters" / name for name in (SAILOR, LETTER)}
+    tokenizer = models.load_tokenizer(embedded)
+    engine = Engine(embedded, "float32", "cpu", tokenizer)
+    loaded: dict[str | None, Any] = {name: engine.load(each) for name, each in directories.items()}
+    said = ["Name three fruits.", "Write a line about the sea, the sea, the sea.", "Why is the sky blue?"]
+    prompts = [prompt.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in said]
+    yield Bench(engine, Reference(embedded, directories), loaded | {None: None}, prompts)
+    engine.close()
+
+
+def drawn_from(logits: Tensor, prompt_ids: list[int], before: list[int], asked: Sampling) -> Tensor:
+    """Log-probs (V,) that a token was drawn from, by transformers' own processors in the order of its `generate`."""
+    scores, ids = logits.clone()[None], torch.tensor([prompt_ids + before])
+    if asked.repetition_penalty != 1:
+        scores = plain.RepetitionPenaltyLogitsProcessor(asked.repetition_penalty)(ids, scores)
+    counts = torch.bincount(torch.tensor(before, dtype=torch.long), minlength=scores.shape[1])
+    scores = scores - asked.frequency_penalty * counts - asked.presence_penalty * (counts > 0)
+    for token, bias in asked.logit_bias:
+        scores[0, token] += bias
+    scores = plain.TemperatureLogitsWarper(float(asked.temperature))(ids, scores)
+    if asked.top_k:
+        scores = plain.TopKLogitsWarper(asked.top_k)(ids, scores)
+    if asked.top_p < 1:
+        scores = plain.TopPLogitsWarper(asked.top_p)(ids, scores)
+    if asked.min_p:
+        scores = plain.MinPLogitsWarper(asked.min_p)(ids, scores)
+    return scores[0].log_softmax(-1)
+
+
+def replies(bench: Bench) -> dict[tuple[str, str | None], tuple[list[int], list[Token]]]:
+    """A reply in every way by every adapter, all written together: its prompt and its tokens."""
+    writing = {}
+    for at, (way, asked) in enumerate(WAYS.items()):
+        for name, loaded in bench.loaded.items():
+            sampling = replace(asked, seed=100 + at, max_tokens=TOKENS)
+            writing[way, name] = bench.engine.submit(bench.prompts[at % len(bench.prompts)], sampling, loaded)
+    return {key: (each.prompt_ids, list(each)) for key, each in writing.items()}
+
+
+def test_both_log_probs_of_every_drawn_token_are_those_of_a_plain_forward(bench: Bench) -> None:
+    for (way, name), (prompt_ids, tokens) in replies(bench).items():
+        asked, ids = WAYS[way], [token.id for token in tokens]
+        logits = bench.reference.logits(prompt_ids, ids, name)
+        natural = logits.log_softmax(-1)
+        for at, token in enumerate(tokens):
+            assert token.logprob == pytest.approx(float(natural[at, token.id]), abs=1e-4)
+            if asked.temperature == 0:
+                assert token.sampled_logprob == 0.0
+                continue
+            wanted = float(drawn_from(logits[at], prompt_ids, ids[:at], asked)[token.id])
+            assert math.isfinite(wanted), f"{way}: token {at} could not be drawn"
+            assert token.sampled_logprob == pytest.approx(wanted, abs=1e-3), way
+
+
+def test_a_seed_gives_the_same_reply_in_any_company_with_every_adapter_and_way(bench: Bench) -> None:
+    together = replies(bench)
+    for (way, name), (prompt_ids, tokens) in list(together.items())[::2]:
+        sampling = replace(WAYS[way], seed=100 + list(WAYS).index(way), max_tokens=TOKENS)
+        alone = list(bench.engine.submit(prompt_ids, sampling, bench.loaded[name]))
+        assert [token.id for token in alone] == [token.id for token in tokens], (way, name)
+
+
+def test_two_seeds_give_two_replies(bench: Bench) -> None:
+    texts = set()
+    for seed in range(6):
+        sampling = Sampling(temperature=1.2, top_p=1.0, seed=seed, max_tokens=TOKENS)
+        texts.add(tuple(token.id for token in bench.engine.submit(bench.prompts[1], sampling)))
+    assert len(texts) == 6
+
+
+def test_the_likeliest_tokens_and_a_given_reply_have_the_log_probs_of_a_plain_forward(bench: Bench) -> None:
+    asked = Sampling(temperature=1.0, seed=5, max_tokens=TOKENS, top_logprobs=7)
+    tokens = list(bench.engine.submit(bench.prompts[2], asked, bench.loaded[SAILOR]))
+    ids = [token.id for token in tokens]
+    natural = bench.reference.logits(bench.prompts[2], ids, SAILOR).log_softmax(-1)
+    for at, token in enumerate(tokens):
+        best = natural[at].topk(7)
+        assert [logprob for _, logprob in token.likeliest] == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert natural[at, [each for each, _ in token.likeliest]].tolist() == pytest.approx(
+            best.values.tolist(), abs=1e-4
+        )
+    read = list(bench.engine.score(bench.prompts[2], ids, bench.loaded[SAILOR]))
+    assert [token.logprob for token in read] == pytest.approx([token.logprob for token in tokens], abs=1e-4)

@@ -55,7 +55,10 @@ class Contest:
                 except Failed as error:
                     self.drop(name, error)
                     took.pop(name, None)
-            say(f"{streams} streams: " + ", ".join(f"{name} {each[-1].rate:.0f} tok/s" for name, each in took.items()))
+            say(
+                f"{streams} streams of {new_tokens}: "
+                + ", ".join(f"{name} {each[-1].rate:.0f} tok/s" for name, each in took.items())
+            )
         return took
 
     def two_ways(self, streams: int, requests: int, one: Turn, other: Turn) -> tuple[list[Took], list[Took]]:

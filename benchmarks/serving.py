@@ -194,14 +194,11 @@ def described(contest: Contest) -> dict[str, Any]:
 
 
 def nats_per_token(base: Base) -> float:
-    """What the number format that is served in costs. Raises `Refused` where it cannot be told."""
+    """What the number format that is served in costs. Raises `Refused` without conversations."""
     from benchmarks.peers.nightschool_engine import open_engine
 
-    exact: Any = open_engine(base, "float32")
-    served: Any = open_engine(base, "auto")
+    exact, served = open_engine(base, "float32"), open_engine(base, "auto")
     try:
-        if not hasattr(exact, "distributions"):
-            raise Refused("the engine does not give its distributions")
         conversations = material.conversations(models.load_tokenizer(base), CONVERSATIONS)
         say(f"quality on {len(conversations)} conversations")
         return round(quality.nats_per_token(exact.distributions, served.distributions, conversations), 5)

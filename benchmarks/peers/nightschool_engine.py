@@ -22,8 +22,6 @@ from benchmarks.peers.exchange import Ready, Took, Turn, answer
 
 ASKED_EACH = 2  # replies that each of a crowd asks for, one after the other
 SWAP_EVERY_S = 0.25
-# Of a weight in each format; an int4 one shares a scale and a minimum of two bytes each with 31 others.
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
 
 
 def main() -> None:
@@ -34,7 +32,8 @@ def main() -> None:
 def load(model: str, number_format: str) -> Ready:
     """The engine, in the number format that is named; "auto" is what it serves in."""
     engine = open_engine(models.find_base(model), number_format)
-    facts: dict[str, str | int] = {"number_format": engine.number_format, "weight_bytes": weight_bytes(engine)}
+    network: Any = engine.network
+    facts: dict[str, str | int] = {"number_format": engine.number_format, "weight_bytes": network.weight_bytes(rows=1)}
     adapters: dict[str, Loaded] = {}
 
     def take(turn: Turn) -> Took:
@@ -50,17 +49,6 @@ def load(model: str, number_format: str) -> Ready:
 def open_engine(base: models.Base, number_format: str) -> Engine:
     """An engine on the processor."""
     return Engine(base, number_format, "cpu", models.load_tokenizer(base))
-
-
-def weight_bytes(engine: Any) -> int:
-    """Bytes of weights that a step of one row reads: every layer's and the head's, each in the format of its plan."""
-    if hasattr(engine, "weight_bytes_read"):
-        return int(engine.weight_bytes_read(rows=1))
-    network = engine.network
-    layers, head = network.plan.format(1), network.head_plan.format(1)
-    width = next(iter(network.shapes.values()))[1]
-    weights = sum(out_width * in_width for out_width, in_width in network.shapes.values())
-    return round(weights * BYTES[layers] + network.vocabulary * width * BYTES[head])
 
 
 def greedy(tokens: int) -> Sampling:

@@ -1,6 +1,7 @@
 """vLLM's offline engine on the processor. `python -m benchmarks.peers.vllm_offline MODEL DTYPE`.
 
-Its own defaults but for the memory of its cache; greedy, always of full length.
+Its own defaults but for two: its cache has a fixed size, and it computes on every core, where it would leave one to
+its own other processes. Greedy, always of full length.
 Left out on purpose: its server, which would add HTTP to what is measured.
 """
 
@@ -18,6 +19,7 @@ CACHE_GB = "2"
 def main() -> None:
     """Answer turns with the model directory and the number format that are named."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CACHE_GB)
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     answer(lambda: load(sys.argv[1], sys.argv[2]))
 

@@ -36,7 +36,7 @@ import torch
 from assistant import models
 from assistant.models import Base
 from benchmarks import material, quality
-from benchmarks.contest import Contest, say
+from benchmarks.contest import MANY, Contest, say
 from benchmarks.entrants import NEW_TOKENS, OURS, PEERS
 from benchmarks.loop import processor
 from benchmarks.peers.exchange import Took, Turn
@@ -46,7 +46,6 @@ from feedback.store import Refused
 STREAMS = {"streams1": 1, "streams4": 4, "streams16": 16}
 PARTS = (*STREAMS, "lora", "swap", "quality")
 PROMPT_TOKENS = 128
-MANY = 16  # streams of what is measured with adapters
 ADAPTERS = 4
 SWAP_REQUESTS, SWAP_TOKENS = 2 * MANY, 128  # each of the crowd asks twice
 CONVERSATIONS = 24
@@ -167,11 +166,11 @@ def with_adapters(contest: Contest, settings: Settings) -> dict[str, Any]:
         adapters = [str(each) for each in material.make_adapters(contest.base, Path(scratch), ADAPTERS)]
         if "lora" in settings.parts:
             plain, adapted = Turn([], NEW_TOKENS), Turn([], NEW_TOKENS, adapters)
-            base_took, adapters_took = contest.two_ways(MANY, MANY, plain, adapted)
+            base_took, adapters_took = contest.two_ways(MANY, plain, adapted)
             figures["lora16_share"] = round(rate(adapters_took) / rate(base_took), 3)
         if "swap" in settings.parts:
             stay, swap = (Turn([], SWAP_TOKENS, adapters, task) for task in ("stay", "swap"))
-            stayed, swapped = contest.two_ways(MANY, SWAP_REQUESTS, stay, swap)
+            stayed, swapped = contest.two_ways(SWAP_REQUESTS, stay, swap)
             figures["swap_p99_ratio"] = round(p99_s(swapped) / p99_s(stayed), 3)
             figures["dropped"] = sum(each.dropped for each in [*stayed, *swapped])
             say(f"{sum(each.swaps for each in swapped)} swaps, p99 {1000 * p99_s(swapped):.0f} ms a token")

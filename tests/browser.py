@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 REPOSITORY = Path(__file__).parents[1]
@@ -83,6 +84,11 @@ class Server:
                 raise RuntimeError(f"the server did not start:\n{self.output}")
             time.sleep(0.1)
         Path(log.name).unlink()
+
+    def answers_by(self) -> str | None:
+        """The adapter that answers now; None: the base."""
+        status: dict[str, str | None] = httpx.get(f"{self.url}api/status", timeout=30).raise_for_status().json()
+        return status["serving"]
 
     def kill(self) -> None:
         """End it as a power cut would."""

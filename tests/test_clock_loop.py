@@ -87,6 +87,8 @@ def test_a_cron_due_in_a_minute_trains_judges_promotes_and_the_next_reply_is_the
         assert (promotion.adapter, promotion.user) == ("night-0001", None)
         expect(visitor.locate("#tiles")).to_contain_text("night-0001", timeout=30_000)
 
+        visitor.until(lambda: server.answers_by() == "night-0001", "the server has loaded it", 60_000)
+
         # 4. the next reply is the new adapter's
         after = answered_by(visitor)
         assert "night-0001" in after[1]

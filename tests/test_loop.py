@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import expect
 
@@ -49,12 +48,6 @@ def ask_anew(visitor: Visitor) -> tuple[str, str]:
     return last_reply(visitor)
 
 
-def answers(server: Server) -> str | None:
-    """The adapter that answers now."""
-    status: dict[str, str | None] = httpx.get(f"{server.url}/api/status").json()
-    return status["serving"]
-
-
 @pytest.mark.browser
 def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(server: Server) -> None:
     data = str(server.data)
@@ -90,7 +83,7 @@ def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(serv
         # 3. an operator promotes it, and it answers the next message
         printed = command("assistant", "promote", str(night.adapter), "--data", data)
         assert "proved" in printed
-        visitor.until(lambda: answers(server) == night.adapter, "the server has loaded it", 30_000)
+        visitor.until(lambda: server.answers_by() == night.adapter, "the server has loaded it", 30_000)
         after = ask_anew(visitor)
         assert str(night.adapter) in after[1]
         assert after[0] != before[0]

@@ -1,7 +1,7 @@
 """A base model made ready to compute: by the fast path where it can be, and in which number formats.
 
-On a processor the formats are chosen by measuring, once for a model and a machine: what reads weights fastest for
-a few rows, what multiplies fastest for many.
+On a processor it computes exactly, in float32, unless the operator asks for speed: then the formats are chosen by
+measuring, once for a model and a machine, what reads weights fastest for a few rows and multiplies fastest for many.
 Left out on purpose: the measuring (`speed`), and the two ways to compute (`network`, `plain`).
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from assistant import models, speed
 from assistant.adapters import Factors
-from assistant.environment import AUTO, FORMATS
+from assistant.environment import AUTO, FAST, FORMATS
 from assistant.families import Family, can_read, read
 from assistant.four_bit import read_four_bit
 from assistant.lineup import Lineup
@@ -64,12 +64,12 @@ def open_network(base: Base, number_format: str, device: str, fast: bool = True)
     """
     if number_format not in FORMATS:
         raise Refused(f"the number format is one of {', '.join(FORMATS)}, not {number_format!r}")
-    if number_format == AUTO and device != "cpu":
-        number_format = BFLOAT16
+    if number_format == AUTO or (number_format == FAST and device != "cpu"):
+        number_format = FLOAT32 if device == "cpu" else BFLOAT16
     model: Any = load_model(base, torch.float32 if number_format == FLOAT32 else torch.bfloat16, "cpu")
     if not (fast and can_read(model.config)):
         return _plain(model, number_format, device)
-    four_bit = _four_bit(base, model.config) if device == "cpu" and number_format in (AUTO, INT4) else {}
+    four_bit = _four_bit(base, model.config) if device == "cpu" and number_format in (FAST, INT4) else {}
     if number_format == INT4 and not four_bit:
         raise Refused("int4 is for models whose weights are four-bit already; choose int8")
     plan, head_plan = speed.plans(base, model, number_format, device, four_bit)
@@ -92,7 +92,7 @@ def _lineup(family: Family, shapes: Mapping[str, Any], plan: Plan, device: str) 
 def _plain(model: Any, number_format: str, device: str) -> AnyNetwork:
     if number_format in (INT8, INT4):
         raise Refused(f"models of type {model.config.model_type} are served in float32 or bfloat16 only")
-    if number_format == AUTO:
+    if number_format == FAST:
         number_format = BFLOAT16 if models.fastest_dtype(device, rows=1) == torch.bfloat16 else FLOAT32
     log.warning("models of type %s are answered by their own forward, which is slower", model.config.model_type)
     model = model.to(device, getattr(torch, number_format))
@@ -101,7 +101,7 @@ def _plain(model: Any, number_format: str, device: str) -> AnyNetwork:
 
 def _described(network: Any, model: Any, number_format: str) -> AnyNetwork:
     """With what the engine wants to know beside the computation."""
-    network.number_format = number_format if number_format != AUTO else network.formats
+    network.number_format = number_format if number_format != FAST else network.formats
     network.window = model.config.get_text_config().max_position_embeddings
     network.generation_config = model.generation_config
     network.tolerance = max(TOLERANCES[each] for each in network.number_format.split("+"))

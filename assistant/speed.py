@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assistant.environment import FAST
 from assistant.models import Base, cache_folder
 from assistant.products import BFLOAT16, FLOAT32, INT4, INT8, MAKERS, FourBit, Linear, Plan, Weight
 
@@ -48,7 +49,7 @@ def plans(base: Base, model: Any, asked: str, device: str, four_bit: Mapping[str
     if chosen is None:
         log.info("measuring which number formats are fastest here (once for this model)")
         small = [INT4] if four_bit and asked != INT8 else [INT8]
-        if asked == "auto":
+        if asked == FAST:
             small = [INT8, *([INT4] if four_bit else [])]
         layers = _layers(model, four_bit)
         head = [Weight(model.get_output_embeddings().weight)]

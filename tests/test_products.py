@@ -13,8 +13,9 @@ from torch import Tensor
 
 from assistant import computing, models, prompt, speed
 from assistant.adapters import PROOF_TEXTS
-from assistant.computing import AUTO, open_network
+from assistant.computing import open_network
 from assistant.engine import Engine
+from assistant.environment import FAST
 from assistant.four_bit import read_four_bit
 from assistant.models import Base
 from assistant.network import Part
@@ -106,7 +107,7 @@ def test_the_embedded_model_in_every_format_is_near_float32(
 
 
 def test_the_default_format_is_near_float32_in_small_steps_and_in_large_ones(embedded: Base, exact: Tensor) -> None:
-    network, ids = open_network(embedded, AUTO, "cpu"), conversation(embedded)
+    network, ids = open_network(embedded, FAST, "cpu"), conversation(embedded)
     print(network.number_format)
     for piece in (1, 4, 40):
         require_near(exact[piece - 1 :: piece][: (len(ids) - 1) // piece], log_probs(network, ids, piece))

@@ -134,7 +134,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Base, Pa
     return base, tmp_path / "cache" / "speed.json"
 
 
-def measured(base: Base, asked: str = AUTO) -> tuple[Plan, Plan]:
+def measured(base: Base, asked: str = FAST) -> tuple[Plan, Plan]:
     return speed.plans(base, models.load_model(base, torch.bfloat16, "cpu"), asked, "cpu", {})
 
 
@@ -174,7 +174,7 @@ def test_a_damaged_measurement_is_made_again(own_cache: tuple[Base, Path], damag
     assert all(plan.format(rows) in FORMATS for rows in (1, 9, 1000))
 
 
-@pytest.mark.parametrize("asked", [AUTO, INT8, FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("asked", [FAST, INT8, FLOAT32, BFLOAT16])
 def test_a_plan_holds_every_number_of_rows(own_cache: tuple[Base, Path], asked: str) -> None:
     for plan in measured(own_cache[0], asked):
         assert {plan.format(rows) for rows in range(1, 3000)} <= plan.formats <= set(FORMATS)

@@ -191,6 +191,6 @@ def test_any_plan_gives_the_first_format_whose_rows_are_not_exceeded_or_the_last
 def test_a_format_that_a_model_cannot_have_is_refused(own_cache: tuple[Base, Path]) -> None:
     with pytest.raises(Refused, match="int4 is for models whose weights are four-bit already"):
         open_network(own_cache[0], INT4, "cpu")
-    with pytest.raises(Refused, match="one of auto, float32, bfloat16, int8, int4, not 'float8'"):
+    with pytest.raises(Refused, match="one of auto, fast, float32, bfloat16, int8, int4, not 'float8'"):
         open_network(own_cache[0], "float8", "cpu")
     assert computing.TOLERANCES.keys() == set(FORMATS)

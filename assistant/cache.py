@@ -41,10 +41,7 @@ class Slab:
         return row
 
     def free(self, row: "Row") -> None:
-        """Give a slot back; the last one gives the memory back. What is no number would spoil the next text."""
-        written = self.data[:, row.slot, : row.length]
-        if not written.sum().isfinite():
-            written.zero_()
+        """Give a slot back; the last one gives the memory back."""
         self.rows[row.slot] = None
         if not any(self.rows):
             self.rows, self.data = [], self._like
@@ -124,9 +121,9 @@ class Cache:
         self._slabs: list[Slab] = []
         self._kept: list[Kept] = []  # the one used last is the last
 
-    def fits(self, room: int) -> bool:
-        """Whether a text of so many tokens fits beside those being written."""
-        return (self._taken() + self._class(room)) * self.token_bytes <= self.budget
+    def fits(self, room: int, texts: int = 1) -> bool:
+        """Whether texts of so many tokens each fit beside those being written."""
+        return (self._taken() + texts * self._class(room)) * self.token_bytes <= self.budget
 
     def take(self, room: int, key: Hashable) -> Row:
         """A slot for a text of up to `room` tokens."""
@@ -143,7 +140,10 @@ class Cache:
 
     def free(self, row: Row) -> None:
         """Give a slot back, keeping what was computed while there is memory for it."""
-        if row.length >= LEAST_SHARED:
+        written = row.slab.data[:, row.slot, : row.length]
+        if not written.sum().isfinite():
+            written.zero_()  # what is no number would spoil the next text there, and every text that shared it
+        elif row.length >= LEAST_SHARED:
             self._keep(row)
         row.slab.free(row)
         row.slab.settle()

@@ -28,7 +28,7 @@ Known = Sequence[tuple[int, float]]  # token ids with their log-probs, likeliest
 def writing(model: str, prompt_ids: Sequence[int], sampling: Sampling, end_ids: frozenset[int]) -> dict[str, Any]:
     """The request for a reply. All that shapes a draw is said, for the server has defaults of its own.
 
-    Stop strings are not: `chat` watches for them, and cancels.
+    Stop strings are not: `replying` watches for them, and cancels.
     """
     body: dict[str, Any] = {
         "model": model,

@@ -57,34 +57,36 @@ class AnyNetwork(Protocol):
         """Append each part's tokens to its row; float32 logits (parts, V) after the last token of each."""
 
 
-def open_network(base: Base, number_format: str, device: str, fast: bool = True) -> AnyNetwork:
-    """Load a base model; `number_format` is one of `FORMATS`. `fast=False` takes its own forward in any case.
+def open_network(base: Base, number_format: str, device: str) -> AnyNetwork:
+    """Load a base model; `number_format` is one of `FORMATS`.
 
     Raises `Refused` where the model cannot be read, or not in that format.
     """
     if number_format not in FORMATS:
         raise Refused(f"the number format is one of {', '.join(FORMATS)}, not {number_format!r}")
+    if number_format in (INT8, INT4) and device != "cpu":
+        raise Refused(f"{number_format} is for processors; on a GPU choose bfloat16")
     if number_format == AUTO or (number_format == FAST and device != "cpu"):
         number_format = FLOAT32 if device == "cpu" else BFLOAT16
     model: Any = load_model(base, torch.float32 if number_format == FLOAT32 else torch.bfloat16, "cpu")
-    if not (fast and can_read(model.config)):
+    if not can_read(model.config):
         return _plain(model, number_format, device)
-    four_bit = _four_bit(base, model.config) if device == "cpu" and number_format in (FAST, INT4) else {}
+    four_bit = _four_bit(base, model.config) if number_format in (FAST, INT4) else {}
     if number_format == INT4 and not four_bit:
         raise Refused("int4 is for models whose weights are four-bit already; choose int8")
-    plan, head_plan = speed.plans(base, model, number_format, device, four_bit)
+    plan, head_plan = speed.plans(base, model, number_format, four_bit)
     shapes = {name: tuple(each.weight.shape) for name, each in model.named_modules() if isinstance(each, nn.Linear)}
     family = read(model, plan, head_plan, device, four_bit)
-    network = Network(family, plan, head_plan, _lineup(family, shapes, plan, device), kept_dtype(plan, device), device)
+    network = Network(family, plan, head_plan, _lineup(family, shapes, device), kept_dtype(plan), device)
     return _described(network, model, number_format)
 
 
-def kept_dtype(plan: Plan, device: str) -> torch.dtype:
+def kept_dtype(plan: Plan) -> torch.dtype:
     """What keys and values are kept in: bfloat16 where the device multiplies it well."""
     return torch.bfloat16 if plan.format(1 << 30) == BFLOAT16 else torch.float32
 
 
-def _lineup(family: Family, shapes: Mapping[str, Any], plan: Plan, device: str) -> Lineup:
+def _lineup(family: Family, shapes: Mapping[str, Any], device: str) -> Lineup:
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     return Lineup(family.targets, {name: shapes[name] for name in family.targets}, dtype, device)
 

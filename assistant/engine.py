@@ -12,7 +12,8 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from assistant.adapters import Loaded, read_adapter
 from assistant.beam import Search
 from assistant.cache import Row, shared_length
-from assistant.computing import AnyNetwork, open_network
+from assistant.computing import open_network
 from assistant.drawing import Drawer, draw_all
 from assistant.generation import Busy, EngineError, Generation, Token
 from assistant.grammar import Grammars
@@ -65,12 +66,12 @@ class Writing(Generation):
 class Engine:
     """The network and the thread that runs it. Share one between all chats."""
 
-    def __init__(
-        self, base: Base, number_format: str, device: str, tokenizer: Any, memory: int = MEMORY, fast: bool = True
-    ) -> None:
+    def __init__(self, base: Base, number_format: str, device: str, tokenizer: Any, memory: int = MEMORY) -> None:
         """Load a base model; `number_format` as `computing.open_network` takes it. Raises `Refused` where it cannot."""
         self.base = base
-        self.network: AnyNetwork = _in_a_thread(lambda: open_network(base, number_format, device, fast))
+        # In a thread that ends: torch's helpers end with it, and never spin beside those of the engine's thread.
+        with ThreadPoolExecutor(1) as loading:
+            self.network = loading.submit(open_network, base, number_format, device).result()
         gc.collect()
         gc.freeze()  # what is loaded stays: collecting garbage need not look at it again, step after step
         self.cache = self.network.new_cache(memory)
@@ -292,9 +293,10 @@ class Engine:
             self._end(writing, "stop" if ended else "length")
             return
         # A row that one beam goes on with is kept; one that several go on with is copied for the others.
-        old = writing.rows
-        rows = [self.cache.fork(old[parent]) if parent in parents[:at] else old[parent] for at, parent in
-                enumerate(parents)]  # fmt: skip
+        old, rows = writing.rows, []
+        for parent in parents:
+            row = old[parent]
+            rows.append(self.cache.fork(row) if row in rows else row)
         for row in old:
             if row not in rows:
                 self.cache.free(row)
@@ -311,7 +313,7 @@ class Engine:
                 asked = writing.sampling
                 rows = sum(each.sampling.beams for each in self._active) + asked.beams
                 room = len(writing.prompt_ids) + (len(writing.forced) or asked.max_tokens)
-                fits = self.cache.fits(room * asked.beams)
+                fits = self.cache.fits(room, asked.beams)
                 if self._active and not writing.forced and not (rows <= MOST_ROWS and fits):
                     return
                 self._waiting.popleft()
@@ -352,21 +354,3 @@ class Engine:
 
 def _pairs(writing: Writing) -> list[tuple[Row, int]]:
     return list(zip(writing.rows, writing.next, strict=True))
-
-
-def _in_a_thread(work: Callable[[], AnyNetwork]) -> AnyNetwork:
-    """What `work` gives, done in a thread that ends: its helpers end with it, and never spin beside the engine's."""
-    done: list[AnyNetwork | BaseException] = []
-
-    def run() -> None:
-        try:
-            done.append(work())
-        except BaseException as error:
-            done.append(error)
-
-    thread = threading.Thread(target=run, name="loading")
-    thread.start()
-    thread.join()
-    if isinstance(done[0], BaseException):
-        raise done[0]
-    return done[0]

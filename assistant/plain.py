@@ -44,9 +44,9 @@ class PlainCache:
         self._make = make
         self._rows: list[PlainRow] = []
 
-    def fits(self, room: int) -> bool:
-        """Whether a text of so many tokens fits beside those being written."""
-        return self.taken_bytes + room * self.token_bytes <= self.budget
+    def fits(self, room: int, texts: int = 1) -> bool:
+        """Whether texts of so many tokens each fit beside those being written."""
+        return self.taken_bytes + texts * room * self.token_bytes <= self.budget
 
     def take(self, room: int, key: Hashable) -> PlainRow:
         """Room for a text of up to `room` tokens."""

@@ -3,7 +3,7 @@
 No one format is best: a few rows are bound by how fast the weights come from memory, so fewer bits win; many rows
 are bound by the processor, and processors differ by a factor of twenty in bfloat16. So every layer keeps the formats
 that a plan names, and the plan is made by measuring (`speed`).
-Left out on purpose: which formats are near enough to float32 to serve (`quality`).
+Left out on purpose: measuring, and who asks for which format (`computing`).
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,7 @@
 """What may be asked of one reply: how freely it is drawn, where it ends, what it must look like.
 
 The names and meanings are those of OpenAI's API and, for what that lacks, of vLLM's.
-Left out on purpose: drawing (`drawing`), beam search (`beam`), and watching for stop strings (`chat`).
+Left out on purpose: drawing (`drawing`), beam search (`beam`), and watching for stop strings (`replying`).
 """
 
 import math

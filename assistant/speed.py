@@ -37,9 +37,9 @@ class Timing:
     ms: tuple[float, ...]
 
 
-def plans(base: Base, model: Any, asked: str, device: str, four_bit: Mapping[str, FourBit]) -> tuple[Plan, Plan]:
+def plans(base: Base, model: Any, asked: str, four_bit: Mapping[str, FourBit]) -> tuple[Plan, Plan]:
     """The plan for a model's layers and for its head."""
-    if asked in (FLOAT32, BFLOAT16) or device != "cpu":
+    if asked in (FLOAT32, BFLOAT16):
         only = Plan.only(asked)
         return only, only
     kept = _file()

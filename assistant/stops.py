@@ -1,6 +1,6 @@
 """Stop strings: where a reply's text ends, and what of it may already be shown.
 
-Left out on purpose: ending the reply (`chat`).
+Left out on purpose: ending the reply (`replying`).
 """
 
 from collections.abc import Sequence

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,7 +22,10 @@ from feedback import people, talk
 from feedback.people import User
 from feedback.store import Store
 from feedback.talk import Provenance
-from tests.trained import train_both
+from tests.trained import copy_of, train_both
+
+if TYPE_CHECKING:
+    from assistant.chat import Assistant
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -75,6 +79,18 @@ def two_replies(store: Store, user: User, said: str = "hello") -> tuple[str, str
     left = talk.add_reply(store, message, "good day to you", BY_BASE)
     right = talk.add_reply(store, message, "go away", BY_BASE)
     return message, left, right
+
+
+@pytest.fixture
+def assistant(trained: Path, tmp_path: Path) -> Iterator["Assistant"]:
+    """Whoever answers with the trained adapters, exactly."""
+    from assistant.chat import open_assistant
+
+    store = Store(copy_of(trained, tmp_path / "data"))
+    opened = open_assistant(store, dtype="float32")
+    yield opened
+    opened.close()
+    store.close()
 
 
 @pytest.fixture(scope="session")

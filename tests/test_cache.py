@@ -221,6 +221,13 @@ def test_a_long_text_that_is_kept_is_not_given_away_to_one_that_only_begins_alik
     assert again.length == 2400
 
 
+def test_beams_fit_only_where_a_whole_slot_for_each_does() -> None:
+    cache = new_cache()
+    assert cache.fits(1100)
+    assert cache.fits(1100, 4)  # 2,048 tokens each, of 9,000
+    assert not cache.fits(1100, 5)  # though 5,500 would
+
+
 def test_shared_length_is_that_of_the_common_beginning() -> None:
     for length in range(70):
         for other in (0, 1, length // 2, length):

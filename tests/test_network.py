@@ -140,6 +140,7 @@ def test_an_adapter_that_overflows_harms_no_text_beside_or_after_it(known: Known
         assert not logits[-1].isfinite().all()
         torch.testing.assert_close(logits[:-1], torch.stack(plain), atol=1e-4, rtol=1e-4)
     cache.free(bad)
+    assert cache.kept_bytes == 0  # nobody goes on from what is no number
     network.remove(wild)
     readings.append(Reading(3, None, cache.take(200, None)))  # where the bad one was
     for counts in ([1, 1, 6], [1, 1, 1], [1, 1, 1]):

@@ -135,7 +135,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Base, Pa
 
 
 def measured(base: Base, asked: str = FAST) -> tuple[Plan, Plan]:
-    return speed.plans(base, models.load_model(base, torch.bfloat16, "cpu"), asked, "cpu", {})
+    return speed.plans(base, models.load_model(base, torch.bfloat16, "cpu"), asked, {})
 
 
 def test_what_was_measured_is_kept_and_not_measured_again(own_cache: tuple[Base, Path]) -> None:

@@ -4,28 +4,18 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from assistant.adapters import CARD, CONFIG, WEIGHTS, AdapterRefused
-from assistant.chat import Assistant, answer, open_assistant, say, side_by_side
+from assistant.chat import Assistant, answer, say, side_by_side
 from assistant.sampling import Sampling
 from feedback import adapters, people, talk
-from feedback.store import Conflict, Store
-from tests.trained import ASKED, LETTER, SAILOR, copy_of
+from feedback.store import Conflict
+from tests.trained import ASKED, LETTER, SAILOR
 
 GREEDY = Sampling(temperature=0, max_tokens=12)
-
-
-@pytest.fixture
-def assistant(trained: Path, tmp_path: Path) -> Iterator[Assistant]:
-    store = Store(copy_of(trained, tmp_path / "data"))
-    opened = open_assistant(store, dtype="float32")
-    yield opened
-    opened.close()
-    store.close()
 
 
 def ask(assistant: Assistant, question: str, adapter: str | None = "serving") -> tuple[str, str | None]:

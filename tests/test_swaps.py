@@ -4,35 +4,23 @@ import itertools
 import statistics
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
 from assistant import prompt
-from assistant.chat import Assistant, answer, open_assistant, say
+from assistant.chat import Assistant, answer, say
 from assistant.sampling import Sampling
 from feedback import adapters, people, talk
-from feedback.store import Store
 from feedback.talk import Message
 from tests.small_models import Expected, Reference, require_equal
-from tests.trained import ASKED, LETTER, SAILOR, copy_of
+from tests.trained import ASKED, LETTER, SAILOR
 
 pytestmark = pytest.mark.xdist_group("swaps")
 STREAMS = 32
 TOKENS = 10
 GREEDY = Sampling(temperature=0, max_tokens=TOKENS)
 NAMES = (SAILOR, LETTER, None)
-
-
-@pytest.fixture
-def assistant(trained: Path, tmp_path: Path) -> Iterator[Assistant]:
-    store = Store(copy_of(trained, tmp_path / "data"))
-    opened = open_assistant(store, dtype="float32")
-    yield opened
-    opened.close()
-    store.close()
 
 
 @dataclass

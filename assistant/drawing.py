@@ -236,7 +236,9 @@ def _choose(
     if sums is None:
         return at, logprobs, np.ones(len(at), dtype=bool)
     cut_here = (top_k <= count) | (reached[:, -1:] >= top_p * total) | (weights[:, -1:] < min_p)
-    return at, logprobs, cut_here[:, 0] | (uncut & (goal < reached[:, -1]))
+    # Top-p is a share of what top-k leaves: of more than these candidates, that is not known here.
+    known = (top_k <= count) | np.isinf(top_k) | np.isinf(top_p)
+    return at, logprobs, (cut_here & known)[:, 0] | (uncut & (goal < reached[:, -1]))
 
 
 def _likeliest(logits: Tensor, normaliser: Tensor, counts: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
@@ -90,6 +90,7 @@ samplings = st.builds(
 
 
 @settings(deadline=None, max_examples=150)
+@example(Sampling(top_p=0.125, top_k=300, seed=0), 3001, 0, 0.3)  # more than are ranked at first, and a share of them
 @given(samplings, st.sampled_from([7, 300, 3001, 12_000]), st.integers(0, 99), st.sampled_from([0.3, 2.0, 6.0]))
 def test_every_draw_has_the_probability_that_transformers_gives_it(
     sampling: Sampling, size: int, world: int, spread: float

@@ -1,9 +1,10 @@
 """The one door to the database: open it, read it, write to it.
 
-Every write is one transaction under one lock that all threads and processes share, and is on the disk
-(WAL, `synchronous=FULL`) before `write` returns. The lock covers checkpoints too: SQLite before 3.51.3 can
-corrupt its log when two connections checkpoint and write at once, and a checkpoint here only ever happens
-inside a commit or a close, both under the lock.
+Every write is on the disk (WAL, `synchronous=FULL`) before `write` returns. Threads that write at the same time share
+one transaction and one wait for the disk: each runs alone, behind a savepoint of its own, and all of them return when
+the transaction is on the disk, or all fail (`feedback.turns`). One lock is shared by all processes and covers
+checkpoints too: SQLite before 3.51.3 can corrupt its log when two connections checkpoint and write at once, and a
+checkpoint here only ever happens in a commit, a bounding of the log or a close, all under the lock.
 Left out on purpose: what the tables mean. `people`, `talk`, `ratings`, `nights` and `adapters` each read and
 write their own.
 """
@@ -13,6 +14,7 @@ import json
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -23,8 +25,14 @@ from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
 from feedback.schema import steps
+from feedback.turns import Group, TooLong, Turns
 
 LOCK_WAIT_S = 30.0
+MB = 1024 * 1024
+LONGEST_LOG = 64 * MB  # the write-ahead log never grows past this
+SHORTENED_FROM = 16 * MB  # from here on it is emptied as soon as no reader needs it
+ROOM = 16 * MB  # what the writes of one transaction may add to it; bulk writers commit more often
+PATIENCE_S = 2.0  # with readers, before a log that is at its longest makes a write fail
 
 
 class Refused(Exception):
@@ -54,82 +62,180 @@ def new_id() -> str:
 
 
 class Store:
-    """The database of one data folder. Safe to share between threads; each gets its own connection.
+    """The database of one data folder. Safe to share between threads; each reads by its own connection.
 
-    Raises `Unavailable` when the folder or the file cannot be used.
+    `wait_s` is how long a write waits for others. Raises `Unavailable` when the folder or the file cannot be used.
     """
 
-    def __init__(self, data: Path | str) -> None:
+    def __init__(self, data: Path | str, wait_s: float = LOCK_WAIT_S) -> None:
         self.data = Path(data)
         self.path = self.data / "nightschool.db"
+        self.wait_s = wait_s
         self._local = threading.local()
-        self._in_process = threading.Lock()
+        self._turns = Turns()
+        self._shorten_from = SHORTENED_FROM
         try:
             self.data.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Unavailable(f"cannot make the data folder {self.data}: {error.strerror}") from error
-        self._across_processes = FileLock(f"{self.path}.lock", poll_interval=0.005)
-        with self._alone(), translated(self.path):
-            # The last connection to close checkpoints. This one outlives those of the threads, so that it is
-            # the one, and `close` does it under the lock.
-            self._keeper: sqlite3.Connection | None = self._connect()
-            steps.apply(self.db)
+        # Whoever began a shared transaction takes the lock and gives it back; its thread may be any.
+        self._across_processes = FileLock(f"{self.path}.lock", poll_interval=0.005, thread_local=False)
+        with self._lock(wait_s), translated(self.path):
+            # All writes go through this one connection. It outlives those of the threads, so that it is the last to
+            # close, which checkpoints; `close` does it under the lock.
+            self._writer: Database | None = Database(self._connect(), execute_plugins=False)
+            steps.apply(self._writer)
         atexit.register(self.close)
         with suppress(OSError):
             self.path.chmod(0o600)  # what people said is for this account's eyes
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection = sqlite3.connect(self.path, timeout=self.wait_s, isolation_level=None, check_same_thread=False)
+        pragmas = ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON")
+        for pragma in (*pragmas, f"journal_size_limit = {SHORTENED_FROM}"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
     @property
     def db(self) -> Database:
-        """This thread's connection. Read with it; write only inside `write`."""
+        """What this thread reads by: inside `write` the connection that writes, else one of its own."""
+        if getattr(self._local, "writing", False):
+            assert self._writer is not None, "the store is closed"
+            return self._writer
         if not hasattr(self._local, "db"):
             with translated(self.path):
                 self._local.db = Database(self._connect(), execute_plugins=False)
+                self._local.db.conn.execute("PRAGMA query_only = ON")
         return self._local.db
 
     @contextmanager
     def write(self) -> Iterator[Database]:
-        """One durable transaction; inside another `write` of the same thread it joins that one.
+        """One durable write, whole or not at all; inside another `write` of the same thread it joins that one.
 
-        Raises `Unavailable` when the disk is full or read-only, or the lock is held for over 30 s.
+        Raises `Unavailable` when the disk is full or read-only, or others hold the lock for over `wait_s`.
         """
-        db = self.db
-        if db.conn.in_transaction:
-            yield db
+        if getattr(self._local, "writing", False):
+            yield self.db
             return
-        with self._alone(), translated(self.path):
-            db.conn.execute("BEGIN IMMEDIATE")
+        assert self._writer is not None, "the store is closed"
+        connection, until = self._writer.conn, time.monotonic() + self.wait_s
+        try:
+            group, leads = self._turns.take(self.wait_s)
+        except TooLong as error:
+            raise Unavailable("the database is busy with another write; try again") from error
+        with translated(self.path):
             try:
-                yield db
-                db.conn.execute("COMMIT")
-            except BaseException:
-                if db.conn.in_transaction:  # a full disk may have rolled it back already
-                    db.conn.execute("ROLLBACK")
+                self._begin(connection, leads, until)
+                self._local.writing = True
+                yield self._writer
+                if not leads:
+                    connection.execute("RELEASE turn")
+            except BaseException as error:
+                self._undo(connection, group, leads, error)
+                self._turns.leave(leads)
                 raise
+            finally:
+                self._local.writing = False
+            self._turns.share(group, leads, self._commit)
+
+    def _begin(self, connection: sqlite3.Connection, leads: bool, until: float) -> None:
+        if not leads:
+            connection.execute("SAVEPOINT turn")
+            return
+        self._acquire(max(until - time.monotonic(), 0))
+        self._bound_log(connection)
+        connection.execute("BEGIN IMMEDIATE")
+
+    def _undo(self, connection: sqlite3.Connection, group: Group, leads: bool, error: BaseException) -> None:
+        """Take back what one turn wrote. Where SQLite took back all of it (a full disk), the whole group has failed."""
+        if leads:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            self._release()
+        elif connection.in_transaction:
+            connection.execute("ROLLBACK TO turn")
+            connection.execute("RELEASE turn")
+        else:
+            group.error = error
+
+    def _commit(self, group: Group) -> None:
+        """Save what a group wrote, or set its error; the lock is given back."""
+        assert self._writer is not None, "the store is closed"
+        connection = self._writer.conn
+        try:
+            if group.error is None:
+                connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            group.error = error
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        self._release()
+
+    def _bound_log(self, connection: sqlite3.Connection) -> None:
+        """Keep the log under `LONGEST_LOG`; readers of an old state keep it from being emptied."""
+        length = self.log_bytes()
+        if length < self._shorten_from:
+            return
+        full = length > LONGEST_LOG - ROOM
+        self._empty_log(connection, PATIENCE_S if full else 0.05)
+        length = self.log_bytes()
+        self._shorten_from = max(SHORTENED_FROM, length + SHORTENED_FROM // 4)
+        if length > LONGEST_LOG - ROOM:
+            self._shorten_from = 0  # look again before the very next write
+            raise Unavailable(
+                f"nothing was saved: a program has been reading an old state of {self.path} for so long that its log "
+                f"is full ({LONGEST_LOG // MB} MB); end that program"
+            )
+
+    def _empty_log(self, connection: sqlite3.Connection, patience_s: float) -> None:
+        connection.execute(f"PRAGMA busy_timeout = {int(patience_s * 1000)}")
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {int(self.wait_s * 1000)}")
+
+    def log_bytes(self) -> int:
+        """How long the write-ahead log is."""
+        try:
+            return self.path.with_name(f"{self.path.name}-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def checkpoint(self) -> None:
+        """Bring what the log holds into the database file, and empty the log if no reader needs it."""
+        with self.alone() as connection:
+            self._empty_log(connection, PATIENCE_S)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the lock against every other thread and process."""
-        if not self._in_process.acquire(timeout=LOCK_WAIT_S):
-            raise Unavailable("the database is busy with another write; try again")
+    def alone(self) -> Iterator[sqlite3.Connection]:
+        """The writing connection outside any transaction, while nobody else writes, in this process or another."""
+        assert self._writer is not None, "the store is closed"
         try:
-            try:
-                self._across_processes.acquire(timeout=LOCK_WAIT_S)
-            except Timeout as error:
-                raise Unavailable("the database is busy in another process; try again") from error
-            except OSError as error:
-                raise Unavailable(f"cannot write in {self.data}: {error.strerror}") from error
-            try:
-                yield
-            finally:
-                self._across_processes.release()
+            with self._turns.alone(self.wait_s), self._lock(self.wait_s), translated(self.path):
+                yield self._writer.conn
+        except TooLong as error:
+            raise Unavailable("the database is busy with another write; try again") from error
+
+    @contextmanager
+    def _lock(self, wait_s: float) -> Iterator[None]:
+        self._acquire(wait_s)
+        try:
+            yield
         finally:
-            self._in_process.release()
+            self._release()
+
+    def _release(self) -> None:
+        if self._across_processes.is_locked:
+            self._across_processes.release()
+
+    def _acquire(self, wait_s: float) -> None:
+        """Hold the lock against every other process."""
+        try:
+            self._across_processes.acquire(timeout=wait_s)
+        except Timeout as error:
+            raise Unavailable("the database is busy in another process; try again") from error
+        except OSError as error:
+            raise Unavailable(f"cannot write in {self.data}: {error.strerror}") from error
 
     def rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         """All rows of a query."""
@@ -152,14 +258,14 @@ class Store:
     def close(self) -> None:
         """Close the store, checkpointing under the lock. Closing it twice is no harm."""
         atexit.unregister(self.close)
-        if self._keeper is None:
+        if self._writer is None:
             return
-        with self._alone():
+        with self.alone():
             if hasattr(self._local, "db"):
                 self._local.db.close()
                 del self._local.db
-            self._keeper.close()
-            self._keeper = None
+            self._writer.close()
+            self._writer = None
 
 
 @contextmanager

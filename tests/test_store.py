@@ -59,7 +59,8 @@ def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(store: Store, own
     pages = store.row("PRAGMA page_count")
     assert pages is not None
     # SQLite reports its own page limit just as it reports a full disk.
-    store.db.execute(f"PRAGMA max_page_count = {pages['page_count']}")
+    with store.alone() as connection:
+        connection.execute(f"PRAGMA max_page_count = {pages['page_count']}")
 
     def vote_until_it_is_full() -> None:
         for _ in range(1000):
@@ -68,7 +69,8 @@ def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(store: Store, own
     with pytest.raises(Unavailable, match="full"):
         vote_until_it_is_full()
     before = ratings.counts(store)["votes"]
-    store.db.execute("PRAGMA max_page_count = 1000000")
+    with store.alone() as connection:
+        connection.execute("PRAGMA max_page_count = 1000000")
     ratings.vote(store, owner, left, ratings.DOWN)
     assert ratings.counts(store)["votes"] == before + 1
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}

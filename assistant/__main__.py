@@ -14,7 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from assistant import ledger_command
 from assistant.environment import prepare
+from assistant.ledger_command import existing, show
 from feedback import adapters, nights, people, ratings, schedules
 from feedback.store import NotFound, Refused, Store
 
@@ -34,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.execv(sys.executable, [sys.executable, "-m", PROGRAMS[arguments[0]], *arguments[1:]])
     options = parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except Refused as error:
         print(f"nightschool: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read our output has enough
         sys.stdout = None
-    return 0
+        return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     setting = command("set", run_set, "show the settings, or change one", reads=True)
     setting.add_argument("name", nargs="?", metavar="NAME")
     setting.add_argument("value", nargs="?", metavar="VALUE")
+    ledger_command.add(command)
     user = command("user", run_user, "manage accounts", reads=True)
     user.add_argument("act", choices=("add", "list", "password", "token", "revoke"))
     user.add_argument("name", nargs="?", metavar="NAME")
@@ -91,18 +94,6 @@ def add_model(command: argparse.ArgumentParser) -> None:
 def default_data() -> Path:
     """The data folder where none is named."""
     return Path(os.environ.get("NIGHTSCHOOL_DATA", "data"))
-
-
-def existing(data: Path) -> Store:
-    """The store of a data folder that is there. Raises `NotFound`."""
-    if not (data / "nightschool.db").is_file():
-        raise NotFound(f"there is no Nightschool data in {data}; start one with: nightschool serve --data {data}")
-    return Store(data)
-
-
-def show(options: argparse.Namespace, facts: Any, lines: Sequence[str]) -> None:
-    """Print facts as JSON where asked to, else as lines."""
-    print(json.dumps(facts, indent=1) if options.json else "\n".join(lines))
 
 
 def run_chat(options: argparse.Namespace) -> None:

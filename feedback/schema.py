@@ -1,7 +1,7 @@
 """The tables, as numbered steps that only ever go forward.
 
 A step that has shipped is never edited; the next change is the next step.
-What people said (votes, comparisons, rankings, corrections, critiques, consents) is appended, never updated:
+What people said (votes, comparisons, rankings, corrections, critiques, labels, consents) is appended, never updated:
 the newest row of a person about a thing is what stands.
 Left out on purpose: reading and writing; every table has one module of this package that does both.
 """
@@ -235,6 +235,120 @@ CREATE TABLE split_people (
 """
 
 
+ALL_THAT_IS_SAID = """
+ALTER TABLE users ADD COLUMN kind TEXT NOT NULL DEFAULT 'person'
+    CHECK (kind IN ('person', 'anonymous', 'model', 'imported'));
+ALTER TABLE users ADD COLUMN forgotten_at TEXT;
+CREATE TABLE conversation_consents (
+    id INTEGER PRIMARY KEY,
+    conversation TEXT NOT NULL REFERENCES conversations (id),
+    user INTEGER NOT NULL REFERENCES users (id),
+    given INTEGER NOT NULL CHECK (given IN (0, 1)),
+    at TEXT NOT NULL
+) STRICT;
+CREATE INDEX conversation_consents_by_conversation ON conversation_consents (conversation, id);
+CREATE TABLE questions (
+    seq INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    user INTEGER NOT NULL REFERENCES users (id),
+    kind TEXT NOT NULL CHECK (kind IN ('comparison', 'ranking')),
+    parent TEXT NOT NULL REFERENCES messages (id),
+    replies TEXT NOT NULL CHECK (json_valid(replies)),  -- in screen order
+    why TEXT NOT NULL,
+    propensity REAL NOT NULL CHECK (propensity > 0 AND propensity <= 1),
+    asked_at TEXT NOT NULL,
+    answered_at TEXT
+) STRICT;
+CREATE INDEX questions_by_parent ON questions (parent, user);
+CREATE INDEX questions_by_user ON questions (user, answered_at);
+CREATE TABLE gold (
+    id INTEGER PRIMARY KEY,
+    better TEXT NOT NULL REFERENCES replies (message),
+    worse TEXT NOT NULL REFERENCES replies (message),
+    user INTEGER REFERENCES users (id),
+    at TEXT NOT NULL,
+    UNIQUE (better, worse)
+) STRICT;
+CREATE TABLE comparisons_2 (
+    id INTEGER PRIMARY KEY,
+    user INTEGER NOT NULL REFERENCES users (id),
+    left_reply TEXT NOT NULL REFERENCES replies (message),
+    right_reply TEXT NOT NULL REFERENCES replies (message),
+    choice TEXT NOT NULL CHECK (choice IN ('left', 'right', 'tie', 'both_bad', 'cannot_tell', 'taken_back')),
+    strength INTEGER CHECK (strength BETWEEN 1 AND 5),
+    words TEXT NOT NULL DEFAULT '',
+    at TEXT NOT NULL,
+    reasons TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(reasons)),
+    shown_s REAL CHECK (shown_s >= 0),              -- how long both were on the screen
+    question TEXT REFERENCES questions (id),        -- NULL: nobody chose it to be asked
+    CHECK (left_reply <> right_reply)
+) STRICT;
+INSERT INTO comparisons_2 (id, user, left_reply, right_reply, choice, strength, words, at)
+    SELECT id, user, left_reply, right_reply, choice, strength, words, at FROM comparisons;
+DROP TABLE comparisons;
+ALTER TABLE comparisons_2 RENAME TO comparisons;
+CREATE INDEX comparisons_by_replies ON comparisons (left_reply, right_reply, user, id);
+CREATE INDEX comparisons_by_right ON comparisons (right_reply, left_reply, user, id);
+ALTER TABLE rankings ADD COLUMN all_wrong INTEGER NOT NULL DEFAULT 0 CHECK (all_wrong IN (0, 1));
+ALTER TABLE rankings ADD COLUMN taken_back INTEGER NOT NULL DEFAULT 0 CHECK (taken_back IN (0, 1));
+ALTER TABLE rankings ADD COLUMN question TEXT REFERENCES questions (id);
+CREATE TABLE labels (
+    id INTEGER PRIMARY KEY,
+    user INTEGER NOT NULL REFERENCES users (id),
+    reply TEXT NOT NULL REFERENCES replies (message),
+    label TEXT NOT NULL,
+    given INTEGER NOT NULL CHECK (given IN (0, 1)),  -- 0: taken back
+    words TEXT NOT NULL DEFAULT '',
+    at TEXT NOT NULL
+) STRICT;
+CREATE INDEX labels_by_reply ON labels (reply, user, label, id);
+CREATE TABLE signals (
+    id INTEGER PRIMARY KEY,
+    user INTEGER NOT NULL REFERENCES users (id),
+    reply TEXT NOT NULL REFERENCES replies (message),
+    kind TEXT NOT NULL CHECK (kind IN ('retry', 'edit', 'copy', 'abandon')),
+    at TEXT NOT NULL
+) STRICT;
+CREATE INDEX signals_by_reply ON signals (reply, user, id);
+CREATE INDEX votes_by_time ON votes (at);
+CREATE INDEX comparisons_by_time ON comparisons (at);
+CREATE INDEX rankings_by_time ON rankings (at);
+CREATE INDEX corrections_by_time ON corrections (at);
+CREATE INDEX critiques_by_time ON critiques (at);
+CREATE TABLE imports (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    format TEXT NOT NULL,
+    source TEXT NOT NULL,
+    licence TEXT NOT NULL,
+    sha256 TEXT NOT NULL,  -- of the file
+    kept INTEGER NOT NULL DEFAULT 0,
+    left_out TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(left_out)),
+    began_at TEXT NOT NULL,
+    ended_at TEXT  -- NULL: it was interrupted, and goes on when the file is imported again
+) STRICT;
+CREATE TABLE imported_rows (
+    import INTEGER NOT NULL REFERENCES imports (id),
+    row INTEGER NOT NULL,
+    conversation TEXT NOT NULL UNIQUE REFERENCES conversations (id),
+    extra TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(extra)),  -- what the row held beside
+    PRIMARY KEY (import, row)
+) STRICT;
+CREATE TABLE night_people (
+    night INTEGER NOT NULL REFERENCES nights (id),
+    user INTEGER NOT NULL REFERENCES users (id),
+    examples INTEGER NOT NULL,
+    PRIMARY KEY (night, user)
+) STRICT;
+CREATE TABLE retrains (
+    adapter TEXT NOT NULL REFERENCES adapters (id),
+    user INTEGER NOT NULL REFERENCES users (id),  -- whose forgotten words it was, or may have been, trained on
+    at TEXT NOT NULL,
+    PRIMARY KEY (adapter, user)
+) STRICT;
+"""
+
+
 @steps()
 def m0001_first_tables(db: Database) -> None:
     """People, talk, ratings and school as first shipped."""
@@ -248,8 +362,20 @@ def m0002_clock_and_gate(db: Database) -> None:
     run_each(db, CLOCK_AND_GATE)
 
 
+@steps()
+def m0003_all_that_is_said(db: Database) -> None:
+    """Every kind of feedback, questions put to raters, imports, what is forgotten."""
+    run_each(db, ALL_THAT_IS_SAID)
+
+
 def run_each(db: Database, script: str) -> None:
     """Run every statement inside the caller's transaction; `executescript` would commit it."""
     plain = "\n".join(line.split("--")[0] for line in script.splitlines())
     for statement in filter(str.strip, plain.split(";")):
         db.execute(statement)
+
+
+def unknown_steps(db: Database) -> list[str]:
+    """The steps that a database went through and this program does not know."""
+    ours = {step.name for step in steps.pending(Database(memory=True))}
+    return [step.name for step in steps.applied(db) if step.name not in ours]

@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
-from feedback.schema import steps
+from feedback.schema import steps, unknown_steps
 from feedback.turns import Group, TooLong, Turns
 
 LOCK_WAIT_S = 30.0
@@ -84,6 +84,7 @@ class Store:
             # All writes go through this one connection. It outlives those of the threads, so that it is the last to
             # close, which checkpoints; `close` does it under the lock.
             self._writer: Database | None = Database(self._connect(), execute_plugins=False)
+            self._require_known_schema()
             steps.apply(self._writer)
         atexit.register(self.close)
         with suppress(OSError):
@@ -95,6 +96,14 @@ class Store:
         for pragma in (*pragmas, f"journal_size_limit = {SHORTENED_FROM}"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
+
+    def _require_known_schema(self) -> None:
+        """Raises `Unavailable` on a database that a newer program has taken further than this one understands."""
+        assert self._writer is not None
+        unknown = unknown_steps(self._writer)
+        if unknown:
+            self._writer.close()
+            raise Unavailable(f"{self.path} was written by a newer Nightschool (step {unknown[-1]}); use that one")
 
     @property
     def db(self) -> Database:

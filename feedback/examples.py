@@ -1,12 +1,17 @@
 """Standing feedback as training examples, with a counted reason for everything left out.
 
 The rules, all in one place:
-- a choice of left or right is a `Pair`; a tie teaches nothing yet; "both bad" is a thumbs-down on each of the two,
-  unless that person gave the reply a thumb of their own
-- a ranking is every pair of its replies that are not tied
-- a correction is a `Pair`: the text as it should have been over the reply as it was
+- a choice of left or right is a `Pair`; a tie is kept as one of `ties`, which no method learns from yet; "both bad" is
+  a thumbs-down on each of the two, unless that person gave the reply a thumb of their own; "can't tell" is nothing
+- a ranking is every pair of its replies that are not tied, all with the ranking's `group`; where all of them are wrong
+  each is a thumbs-down besides
+- a correction is a `Pair` (the text as it should have been over the reply as it was) and a `Demonstration`, as is a
+  reply that was labelled one
 - a thumb is a `Thumb`
-- what was taken back, what has no consent, and what is empty or equal on both sides teaches nothing
+- what was taken back, what has no consent (the person's, or the conversation's), and what is empty or equal on both
+  sides teaches nothing; what one person said twice of the same texts counts once, and of two words that contradict
+  each other the newer (`sifting`); nobody's words weigh more than others agree they should (`reliability`)
+- implicit signals (retry, edit, copy, abandon) teach nothing
 The same feedback gives the same examples in the same order, and the same hash.
 Left out on purpose: tokens and lengths, which belong to a model (`training/batches`).
 """
@@ -17,12 +22,17 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from typing import Any
 
-from feedback import talk
+from feedback import reliability, sifting, standing
 from feedback.ratings import NONE, UP
+from feedback.standing import Position, Told
 from feedback.store import Store
 from feedback.talk import Message
+
+DEMONSTRATION = "demonstration"  # the label
+TIE = "tie"  # the kind of a pair that is none
 
 
 @dataclass(frozen=True)
@@ -37,14 +47,22 @@ class Answer:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two replies to one conversation, the preferred one first."""
+    """Two replies to one conversation, the preferred one first (of a tie: the one that was on the left)."""
 
     messages: tuple[Message, ...]
     chosen: Answer
     rejected: Answer
-    kind: str = "comparison"  # "comparison", "ranking" or "correction"
-    weight: float = 1.0
+    kind: str = "comparison"  # "comparison", "ranking", "correction", or "tie"
+    weight: float = field(default=1.0, compare=False)  # changes with what others say
     user: int = 0  # who said so
+    by: str = "person"  # what they are: "person", "anonymous", "model" or "imported"
+    group: str = ""  # of all pairs of one ranking
+    strength: int | None = None  # 1 to 5, where it was said
+
+    def meaning(self) -> tuple[Any, Any]:
+        """What it is about, and what it says of that."""
+        texts = frozenset((self.chosen.text, self.rejected.text))
+        return (Pair, self.user, self.messages, texts), None if self.kind == TIE else self.chosen.text
 
 
 @dataclass(frozen=True)
@@ -54,8 +72,33 @@ class Thumb:
     messages: tuple[Message, ...]
     answer: Answer
     wanted: bool
-    weight: float = 1.0
+    weight: float = field(default=1.0, compare=False)
     user: int = 0  # who said so
+    by: str = "person"
+
+    def meaning(self) -> tuple[Any, Any]:
+        """What it is about, and what it says of that."""
+        return (Thumb, self.user, self.messages, self.answer.text), self.wanted
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A conversation, and the reply that it should have had."""
+
+    messages: tuple[Message, ...]
+    answer: Answer
+    weight: float = field(default=1.0, compare=False)
+    user: int = 0  # who said so
+    by: str = "person"
+
+    def meaning(self) -> tuple[Any, Any]:
+        """What it is about, and what it says of that."""
+        return (Demonstration, self.user, self.messages, self.answer.text), True
+
+
+Example = Pair | Thumb | Demonstration
+Made = tuple[str, Example]  # and when it was said
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,12 +108,17 @@ class Examples:
     pairs: tuple[Pair, ...] = ()
     thumbs: tuple[Thumb, ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
+    ties: tuple[Pair, ...] = ()
+    demonstrations: tuple[Demonstration, ...] = ()
 
     @property
     def sha256(self) -> str:
         """Hex digest of everything that would be trained on."""
-        body = {"pairs": [asdict(each) for each in self.pairs], "thumbs": [asdict(each) for each in self.thumbs]}
-        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for kind in ("pairs", "thumbs", "ties", "demonstrations"):
+            for each in getattr(self, kind):
+                digest.update(json.dumps({kind: asdict(each)}, sort_keys=True).encode())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.pairs) + len(self.thumbs)
@@ -81,107 +129,166 @@ class Examples:
         ups = sum(thumb.wanted for thumb in self.thumbs)
         return {**kinds, "thumbs_up": ups, "thumbs_down": len(self.thumbs) - ups, "left_out": self.left_out}
 
-
-# The newest row per person and thing. Ratings count only of people whose newest word on consent is yes.
-STANDING = """
-WITH newest AS (SELECT max(id) AS id FROM {table} GROUP BY {thing}, user),
-consenting AS (SELECT user FROM consents WHERE id IN (SELECT max(id) FROM consents GROUP BY user) AND given)
-SELECT t.*, t.user IN (SELECT user FROM consenting) AS consented
-FROM {table} t JOIN newest USING (id) ORDER BY t.id
-"""
-UNORDERED = "min(left_reply, right_reply), max(left_reply, right_reply)"
+    def people(self) -> dict[int, int]:
+        """How many examples each person gave."""
+        return dict(Counter(each.user for each in (*self.pairs, *self.thumbs)))
 
 
-def gather(store: Store) -> Examples:
-    """Everything that stands in the store, as examples, oldest feedback first."""
+@dataclass(frozen=True)
+class SoftLabel:
+    """Two replies to one conversation, and the weighted share of people that prefer the first; ties are a half each."""
+
+    messages: tuple[Message, ...]
+    first: str
+    second: str
+    share: float  # 0 to 1
+    people: int
+
+
+def gather(store: Store, since: Position | None = None) -> Examples:
+    """Everything that stands, or what stands of what was said since a position, as examples, oldest feedback first."""
     left_out: Counter[str] = Counter()
-    pairs: list[Pair] = []
-    thumbs: list[Thumb] = []
-    votes = list(_standing(store, "votes", "reply", left_out))
-    own_thumbs = {(row["user"], row["reply"]) for row in votes if row["value"] != NONE}
+    rows = {table: standing.rows(store, table, since) for table in standing.NEWER}
+    told = standing.texts(store, itertools.chain.from_iterable(map(_replies, itertools.chain(*rows.values()))))
+    said = {table: _allowed(store, found, told, left_out) for table, found in rows.items()}
+    made: list[Made] = [
+        *_of_votes(said["votes"], told, left_out),
+        *_of_comparisons(said["comparisons"], told, _own_thumbs(said["votes"]), left_out),
+        *_of_rankings(said["rankings"], told, _own_thumbs(said["votes"]), left_out),
+        *_of_corrections(said["corrections"], told, left_out),
+        *_of_labels(said["labels"], told),
+    ]
+    kept = sifting.weighed(sifting.sift(made, left_out), reliability.weights(store))
+    return Examples(
+        pairs=tuple(each for each in kept if isinstance(each, Pair) and each.kind != TIE),
+        thumbs=tuple(each for each in kept if isinstance(each, Thumb)),
+        left_out=dict(sorted(left_out.items())),
+        ties=tuple(each for each in kept if isinstance(each, Pair) and each.kind == TIE),
+        demonstrations=tuple(each for each in kept if isinstance(each, Demonstration)),
+    )
 
-    for row in votes:
+
+def soft_labels(examples: Examples) -> list[SoftLabel]:
+    """Where several people compared the same two texts, what share of their weight is on each side."""
+    sums: dict[tuple[Any, ...], list[tuple[float, float, int]]] = {}
+    for each in (*examples.pairs, *examples.ties):
+        first, second = sorted((each.chosen.text, each.rejected.text))
+        share = 0.5 if each.kind == TIE else float(each.chosen.text == first)
+        sums.setdefault((each.messages, first, second), []).append((share, each.weight, each.user))
+    return [
+        SoftLabel(*texts, sum(s * w for s, w, _ in said) / sum(w for _, w, _ in said), len({u for *_, u in said}))
+        for texts, said in sums.items()
+    ]
+
+
+def _replies(row: dict[str, Any]) -> list[str]:
+    """The replies that a row of feedback is about."""
+    if "replies" in row:
+        return list(json.loads(row["replies"]))
+    return [row["reply"]] if "reply" in row else [row["left_reply"], row["right_reply"]]
+
+
+def _allowed(store: Store, rows: list[Row], told: dict[str, Told], left_out: Counter[str]) -> list[Row]:
+    """The rows that may teach."""
+    consents, allowed = standing.consents(store), []
+    for row in rows:
+        conversation = told[_replies(row)[0]].conversation
+        if row["user"] in consents.people and conversation not in consents.withheld:
+            allowed.append(row)
+        elif "label" not in row:  # few labels teach, so that their absence is no news
+            left_out["no consent"] += 1
+    return allowed
+
+
+def _own_thumbs(votes: list[Row]) -> set[tuple[int, str]]:
+    return {(row["user"], row["reply"]) for row in votes if row["value"] != NONE}
+
+
+def _of_votes(rows: list[Row], told: dict[str, Told], left_out: Counter[str]) -> Iterator[Made]:
+    for row in rows:
         if row["value"] == NONE:
             left_out["taken back"] += 1
         else:
-            _add_thumb(store, thumbs, left_out, row["user"], row["reply"], wanted=row["value"] == UP)
+            yield from _thumb(row, told[row["reply"]], row["value"] == UP, left_out)
 
-    for row in _standing(store, "comparisons", UNORDERED, left_out):
+
+def _of_comparisons(
+    rows: list[Row], told: dict[str, Told], own_thumbs: set[tuple[int, str]], left_out: Counter[str]
+) -> Iterator[Made]:
+    for row in rows:
         left, right = row["left_reply"], row["right_reply"]
         match row["choice"]:
             case "left":
-                _add_pair(store, pairs, left_out, row["user"], left, right, "comparison")
+                yield from _pair(row, told[left], told[right], "comparison", left_out)
             case "right":
-                _add_pair(store, pairs, left_out, row["user"], right, left, "comparison")
+                yield from _pair(row, told[right], told[left], "comparison", left_out)
             case "tie":
                 left_out["tie"] += 1
-            case "taken_back":
-                left_out["taken back"] += 1
+                yield from _pair(row, told[left], told[right], TIE, left_out)
             case "both_bad":
                 for reply in (left, right):
                     if (row["user"], reply) not in own_thumbs:
-                        _add_thumb(store, thumbs, left_out, row["user"], reply, wanted=False)
+                        yield from _thumb(row, told[reply], False, left_out)
+            case other:
+                left_out[other.replace("_", " ")] += 1  # taken back, cannot tell
 
-    for row in _standing(store, "rankings", "parent", left_out):
-        ranked = zip(json.loads(row["replies"]), json.loads(row["ranks"]), strict=True)
-        for (first, first_rank), (second, second_rank) in itertools.combinations(ranked, 2):
-            if first_rank == second_rank:
+
+def _of_rankings(
+    rows: list[Row], told: dict[str, Told], own_thumbs: set[tuple[int, str]], left_out: Counter[str]
+) -> Iterator[Made]:
+    for row in rows:
+        if row["taken_back"]:
+            left_out["taken back"] += 1
+            continue
+        group = f"ranking {row['id']}"
+        ranked = sorted(zip(json.loads(row["ranks"]), json.loads(row["replies"]), strict=True), key=itemgetter(0))
+        for (better_rank, better), (worse_rank, worse) in itertools.combinations(ranked, 2):
+            if better_rank == worse_rank:
                 left_out["tie"] += 1
-            elif first_rank < second_rank:
-                _add_pair(store, pairs, left_out, row["user"], first, second, "ranking")
+                yield from _pair(row, told[better], told[worse], TIE, left_out, group)
             else:
-                _add_pair(store, pairs, left_out, row["user"], second, first, "ranking")
+                yield from _pair(row, told[better], told[worse], "ranking", left_out, group)
+        for _, reply in ranked:
+            if row["all_wrong"] and (row["user"], reply) not in own_thumbs:
+                yield from _thumb(row, told[reply], False, left_out)
 
-    for row in _standing(store, "corrections", "reply", left_out):
+
+def _of_corrections(rows: list[Row], told: dict[str, Told], left_out: Counter[str]) -> Iterator[Made]:
+    for row in rows:
+        rejected = told[row["reply"]]
         if not row["text"]:
             left_out["taken back"] += 1
+        elif row["text"].strip() == rejected.text.strip():
+            left_out["equal replies"] += 1
         else:
-            _add_correction(store, pairs, left_out, row["user"], row["reply"], row["text"])
-
-    return Examples(tuple(pairs), tuple(thumbs), dict(sorted(left_out.items())))
-
-
-def _standing(store: Store, table: str, thing: str, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
-    """The standing rows of one kind whose person consents."""
-    for row in store.rows(STANDING.format(table=table, thing=thing)):
-        if row["consented"]:
-            yield row
-        else:
-            left_out["no consent"] += 1
+            chosen, who = Answer(row["text"]), {"user": row["user"], "by": row["by"]}
+            yield row["at"], Pair(rejected.messages, chosen, _answer(rejected), "correction", **who)
+            yield row["at"], Demonstration(rejected.messages, chosen, **who)
 
 
-def _answer(store: Store, reply: str) -> Answer:
-    by = talk.provenance(store, reply)
-    return Answer(talk.node(store, reply).content, by.token_ids, by.template_sha256, by.finish)
+def _of_labels(rows: list[Row], told: dict[str, Told]) -> Iterator[Made]:
+    for row in rows:
+        of = told[row["reply"]]
+        if row["label"] == DEMONSTRATION and row["given"] and of.text.strip():
+            yield row["at"], Demonstration(of.messages, _answer(of), user=row["user"], by=row["by"])
 
 
-def _context(store: Store, reply: str) -> tuple[Message, ...]:
-    return talk.messages_of(talk.path(store, reply)[:-1])
+def _answer(told: Told) -> Answer:
+    return Answer(told.text, told.token_ids, told.template_sha256, told.finish)
 
 
-def _add_thumb(store: Store, thumbs: list[Thumb], left_out: Counter[str], user: int, reply: str, wanted: bool) -> None:
-    answer = _answer(store, reply)
-    if not answer.text.strip():
+def _thumb(row: Row, told: Told, wanted: bool, left_out: Counter[str]) -> Iterator[Made]:
+    if not told.text.strip():
         left_out["empty reply"] += 1
     else:
-        thumbs.append(Thumb(_context(store, reply), answer, wanted, user=user))
+        yield row["at"], Thumb(told.messages, _answer(told), wanted, user=row["user"], by=row["by"])
 
 
-def _add_pair(
-    store: Store, pairs: list[Pair], left_out: Counter[str], user: int, better: str, worse: str, kind: str
-) -> None:
-    chosen, rejected = _answer(store, better), _answer(store, worse)
-    if not chosen.text.strip():
+def _pair(row: Row, better: Told, worse: Told, kind: str, left_out: Counter[str], group: str = "") -> Iterator[Made]:
+    if not better.text.strip():
         left_out["empty reply"] += 1
-    elif chosen.text == rejected.text:
+    elif better.text == worse.text:
         left_out["equal replies"] += 1
     else:
-        pairs.append(Pair(_context(store, better), chosen, rejected, kind, user=user))
-
-
-def _add_correction(store: Store, pairs: list[Pair], left_out: Counter[str], user: int, reply: str, text: str) -> None:
-    rejected = _answer(store, reply)
-    if text.strip() == rejected.text.strip():
-        left_out["equal replies"] += 1
-    else:
-        pairs.append(Pair(_context(store, reply), Answer(text), rejected, "correction", user=user))
+        said = {"user": row["user"], "by": row["by"], "group": group, "strength": row.get("strength")}
+        yield row["at"], Pair(better.messages, _answer(better), _answer(worse), kind, **said)

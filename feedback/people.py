@@ -108,6 +108,18 @@ def set_consent(store: Store, user: User, given: bool) -> None:
     store.insert("consents", {"user": user.id, "given": int(given), "at": now()})
 
 
+def set_conversation_consent(store: Store, user: User, conversation: str, given: bool) -> None:
+    """Whether what is said in one conversation may teach; a no outweighs the person's yes for that conversation.
+
+    Raises `NotFound` on a conversation that is not this person's.
+    """
+    with store.write():
+        if not store.row("SELECT 1 FROM conversations WHERE id = ? AND user = ?", conversation, user.id):
+            raise NotFound(f"there is no conversation {conversation!r}")
+        row = {"conversation": conversation, "user": user.id, "given": int(given), "at": now()}
+        store.insert("conversation_consents", row)
+
+
 def consent(store: Store, user: User) -> bool | None:
     """The person's standing answer; None while they have not been asked."""
     row = store.row("SELECT given FROM consents WHERE user = ? ORDER BY id DESC LIMIT 1", user.id)

@@ -1,11 +1,12 @@
 """What people said about replies: votes, comparisons, rankings, corrections, critiques.
 
 Appended, never changed: the newest row of a person about a thing is what stands, an empty one takes it back.
-A person rates replies in their own conversations only.
-Left out on purpose: what a rating teaches (`examples`).
+A person rates replies in their own conversations, and those that a question has shown them (`queue`).
+Left out on purpose: what a rating teaches (`examples`), labels and signals (`labels`), all of it in order (`history`).
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
@@ -17,7 +18,7 @@ from feedback.store import Refused, Store, now
 from feedback.talk import checked
 
 UP, NONE, DOWN = 1, 0, -1
-CHOICES = ("left", "right", "tie", "both_bad", "taken_back")
+CHOICES = ("left", "right", "tie", "both_bad", "cannot_tell", "taken_back")
 REASONS = {  # stored by key, shown by words
     "untrue": "Not true",
     "unhelpful": "Not helpful",
@@ -28,12 +29,12 @@ REASONS = {  # stored by key, shown by words
     "unsafe": "Harmful or unsafe",
     "other": "Something else",
 }
-TABLES = ("votes", "comparisons", "rankings", "corrections", "critiques")
+TABLES = ("votes", "comparisons", "rankings", "corrections", "critiques", "labels")
 KINDS = {  # of feedback -> what gives it; taking something back gives nothing
     "thumbs_up": "votes WHERE value = 1",
     "thumbs_down": "votes WHERE value = -1",
     "comparisons": "comparisons WHERE choice <> 'taken_back'",
-    "rankings": "rankings WHERE true",
+    "rankings": "rankings WHERE NOT taken_back",
     "corrections": "corrections WHERE text <> ''",
     "critiques": "critiques WHERE text <> ''",
 }
@@ -68,54 +69,94 @@ def vote(store: Store, user: User, reply: str, value: int, reasons: Sequence[str
     """
     if type(value) is not int or value not in (UP, NONE, DOWN):
         raise Refused(f"a vote is 1, 0 or -1, not {value!r}")
-    unknown = [reason for reason in reasons if reason not in REASONS]
-    if unknown:
-        raise Refused(f"unknown reason {unknown[0]!r}; a reason is one of {', '.join(REASONS)}")
+    reasons = checked_reasons(reasons)
     with store.write():
-        talk.own_reply(store, user, reply)
-        row = {"user": user.id, "reply": reply, "value": value, "reasons": list(reasons), "words": checked(words)}
+        talk.ratable_reply(store, user, reply)
+        row = {"user": user.id, "reply": reply, "value": value, "reasons": reasons, "words": checked(words)}
         return store.insert("votes", row | {"at": now()})
 
 
+def checked_reasons(reasons: Sequence[str]) -> list[str]:
+    """Reasons as they are kept. Raises `Refused` on one that is not among `REASONS`."""
+    unknown = [reason for reason in reasons if reason not in REASONS]
+    if unknown:
+        raise Refused(f"unknown reason {unknown[0]!r}; a reason is one of {', '.join(REASONS)}")
+    return list(dict.fromkeys(reasons))
+
+
 def compare(
-    store: Store, user: User, left: str, right: str, choice: str, strength: int | None = None, words: str = ""
+    store: Store,
+    user: User,
+    left: str,
+    right: str,
+    choice: str,
+    strength: int | None = None,
+    words: str = "",
+    reasons: Sequence[str] = (),
+    shown_s: float | None = None,
 ) -> int:
     """A choice between two replies to one message; the row's id. The chat goes on from the chosen one.
 
-    Raises `Refused` on an unknown choice or strength, or replies to different messages; `NotFound` as `vote` does.
+    `shown_s` is how many seconds both were on the screen. Raises `Refused` on an unknown choice, strength or reason, or
+    replies to different messages; `NotFound` as `vote` does.
     """
     if choice not in CHOICES:
         raise Refused(f"a choice is one of {', '.join(CHOICES)}, not {choice!r}")
     if strength is not None and (type(strength) is not int or not 1 <= strength <= 5):
         raise Refused(f"a strength is 1 to 5, not {strength!r}")
+    if shown_s is not None and not (type(shown_s) in (int, float) and 0 <= shown_s < math.inf):
+        raise Refused(f"shown_s is a number of seconds, not {shown_s!r}")
     if left == right:
         raise Refused("a comparison needs two different replies")
     with store.write():
-        first, second = talk.own_reply(store, user, left), talk.own_reply(store, user, right)
+        first, second = talk.ratable_reply(store, user, left), talk.ratable_reply(store, user, right)
         if first.parent != second.parent:
             raise Refused("a comparison is between two replies to the same message")
         row = {"user": user.id, "left_reply": left, "right_reply": right, "choice": choice, "strength": strength}
-        done = store.insert("comparisons", row | {"words": checked(words), "at": now()})
-        if choice in ("left", "right"):
-            talk.go_to(store, user, left if choice == "left" else right)
+        row |= {"words": checked(words), "reasons": checked_reasons(reasons), "shown_s": shown_s}
+        done = store.insert("comparisons", row | {"question": answered(store, user, (left, right)), "at": now()})
+        chosen = {"left": left, "right": right}.get(choice)
+        if chosen and talk.is_own(store, user, first.conversation):
+            talk.go_to(store, user, chosen)
     return done
 
 
-def rank(store: Store, user: User, replies: Sequence[str], ranks: Sequence[int]) -> int:
+def rank(
+    store: Store,
+    user: User,
+    replies: Sequence[str],
+    ranks: Sequence[int],
+    all_wrong: bool = False,
+    taken_back: bool = False,
+) -> int:
     """Ranks (1 is best, equal ranks are ties) of two or more replies to one message; the row's id.
 
-    Raises `Refused` on a malformed ranking, `NotFound` as `vote` does.
+    `all_wrong` says that even the best of them will not do. Raises `Refused` on a malformed ranking, `NotFound` as
+    `vote` does.
     """
     if len(replies) < 2 or len(set(replies)) != len(replies):
         raise Refused("a ranking needs two or more different replies")
     if len(ranks) != len(replies) or any(type(each) is not int or each < 1 for each in ranks):
         raise Refused("a ranking gives every reply a whole number from 1")
     with store.write():
-        parents = {talk.own_reply(store, user, reply).parent for reply in replies}
+        parents = {talk.ratable_reply(store, user, reply).parent for reply in replies}
         if len(parents) != 1:
             raise Refused("a ranking is of replies to the same message")
         row = {"user": user.id, "parent": parents.pop(), "replies": list(replies), "ranks": list(ranks)}
-        return store.insert("rankings", row | {"at": now()})
+        row |= {"all_wrong": int(all_wrong), "taken_back": int(taken_back)}
+        return store.insert("rankings", row | {"question": answered(store, user, replies), "at": now()})
+
+
+def answered(store: Store, user: User, replies: Sequence[str]) -> str | None:
+    """The open question that a rating of these replies answers, which is answered by it; None if nobody asked."""
+    parent = talk.node(store, replies[0]).parent
+    for row in store.rows("SELECT id, replies FROM questions WHERE parent = ? AND user = ?", parent, user.id):
+        if set(json.loads(row["replies"])) == set(replies):
+            with store.write() as db:
+                sql = "UPDATE questions SET answered_at = coalesce(answered_at, ?) WHERE id = ?"
+                db.conn.execute(sql, (now(), row["id"]))
+            return str(row["id"])
+    return None
 
 
 def correct(store: Store, user: User, reply: str, text: str) -> int:
@@ -130,7 +171,7 @@ def critique(store: Store, user: User, reply: str, text: str) -> int:
 
 def _say(store: Store, table: str, user: User, reply: str, text: str) -> int:
     with store.write():
-        talk.own_reply(store, user, reply)
+        talk.ratable_reply(store, user, reply)
         row = {"user": user.id, "reply": reply, "text": checked(text).strip(), "at": now()}
         return store.insert(table, row)
 
@@ -165,7 +206,8 @@ def standing_correction(store: Store, user: User, reply: str) -> str | None:
 
 def counts(store: Store) -> dict[str, int]:
     """How many rows of each kind of feedback the store holds."""
-    query = "SELECT " + ", ".join(f"(SELECT count(*) FROM {kind}) AS {kind}" for kind in TABLES)
+    # Rows are never removed, so the newest one's number is their count; a count would read the whole table.
+    query = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {kind}) AS {kind}" for kind in TABLES)
     row: dict[str, Any] = store.row(query) or {}
     return row
 

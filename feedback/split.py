@@ -1,7 +1,7 @@
 """Which feedback teaches and which judges: decided before anything is trained, and never again.
 
-- All conversations that open with the same words go the same way, for ever: what judges an adapter was never taught,
-  neither to it nor to one before it.
+- All conversations that open with the same words, or with the same long beginning, go the same way, for ever: what
+  judges an adapter was never taught, neither to it nor to one before it.
 - Once five people rate, a share of those who come is kept for judging with all they say, so that an adapter is also
   judged by people whose taste it was not taught. What a person was first, they stay.
 Left out on purpose: what is learned from the parts (`training/preference`), and how they judge (`training/gate`).
@@ -11,11 +11,11 @@ import hashlib
 from dataclasses import dataclass
 
 from feedback.examples import Examples, Pair, Thumb
+from feedback.sifting import BEGINNING, PEOPLE
 from feedback.store import Store, now
 
 JUDGING = 0.15  # the share of conversations, and of people, whose feedback judges
 STOPPING = 0.10  # the share of conversations whose feedback says when training has gained all it can
-PEOPLE = 5  # that rate, before any of them is kept for judging
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ def part_of(example: Pair | Thumb, judges: frozenset[int] = frozenset()) -> str:
 
 
 def opening(example: Pair | Thumb) -> str:
-    """What a conversation's person said first, without what differs in case or spaces alone."""
+    """What a conversation's person said first, or the long beginning of it, without what differs in case or spaces."""
     first = next((each.content for each in example.messages if each.role == "user"), "")
-    return " ".join(first.casefold().split())
+    return " ".join(first.casefold().split())[:BEGINNING]
 
 
 def share(text: str) -> float:

@@ -247,9 +247,9 @@ class Store:
             raise Unavailable(f"cannot write in {self.data}: {error.strerror}") from error
 
     def rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
-        """All rows of a query."""
+        """All rows of a query, its values by position or, in one dict, by name."""
         with translated(self.path):
-            return list(self.db.query(sql, values))
+            return list(self.db.query(sql, values[0] if values and isinstance(values[0], dict) else values))
 
     def row(self, sql: str, *values: Any) -> dict[str, Any] | None:
         """The first row of a query, if any."""

@@ -239,6 +239,28 @@ def own_reply(store: Store, user: User, reply: str) -> Node:
     return found
 
 
+def ratable_reply(store: Store, user: User, reply: str) -> Node:
+    """One reply that this person may rate: of their own conversations, or in a question that was put to them.
+
+    Raises `NotFound`, also where it is another's.
+    """
+    found = store.row(
+        """SELECT m.id, m.conversation, m.parent, m.role, m.content FROM messages m
+        JOIN conversations c ON c.id = m.conversation WHERE m.id = ? AND m.role = 'assistant' AND (c.user = ?
+        OR EXISTS (SELECT 1 FROM questions q WHERE q.parent = m.parent AND q.user = ?
+            AND instr(q.replies, '"' || m.id || '"')))""",
+        *(reply, user.id, user.id),
+    )
+    if found is None:
+        raise NotFound(f"there is no reply {reply!r}")
+    return Node(**found)
+
+
+def is_own(store: Store, user: User, conversation: str) -> bool:
+    """Whether a conversation is this person's."""
+    return store.row("SELECT 1 FROM conversations WHERE id = ? AND user = ?", conversation, user.id) is not None
+
+
 def go_to(store: Store, user: User, message: str) -> None:
     """Make a message the leaf of its conversation: where the chat goes on from."""
     found = own_node(store, user, message)

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from assistant.adapters import WEIGHTS
 from assistant.chat import Assistant
-from feedback import adapters, nights, people, ratings, schedules, talk
+from feedback import adapters, nights, ratings, schedules, talk
 from feedback.people import User
 from feedback.store import Store, now
 from tests.conftest import two_replies
@@ -36,9 +36,17 @@ def test_every_kind_of_feedback_is_recorded_and_the_newest_stands(web: TestClien
     assert web.post("/api/rankings", json={"replies": [left, right], "ranks": [2, 1]}, headers=key()).status_code == 200
     assert web.post("/api/corrections", json={"reply": left, "text": "hi"}, headers=key()).status_code == 200
     assert web.post("/api/critiques", json={"reply": left, "text": "too formal"}, headers=key()).status_code == 200
-    assert ratings.counts(store) == {"votes": 2, "comparisons": 1, "rankings": 1, "corrections": 1, "critiques": 1}
+    assert web.post("/api/labels", json={"reply": left, "label": "untrue"}, headers=key()).status_code == 200
+    assert web.post("/api/signals", json={"reply": left, "kind": "copy"}, headers=key()).status_code == 200
+    assert set(ratings.counts(store).items()) == {("votes", 2), *((kind, 1) for kind in ratings.TABLES[1:])}
     assert ratings.standing_vote(store, owner, left) == ratings.Vote(left, 1, (), "")
     assert ratings.standing_choice(store, owner, left, right) == "right"
+    said = web.get(f"/api/replies/{left}/feedback").json()
+    assert [(each["kind"], each["standing"]) for each in said if each["kind"] == "votes"] == [
+        ("votes", False),
+        ("votes", True),
+    ]
+    assert len(said) == 8
 
 
 def test_a_request_sent_twice_acts_once(web: TestClient, store: Store, owner: User) -> None:
@@ -98,27 +106,6 @@ def test_a_conversation_is_given_with_every_branch_and_what_was_said_of_it(
 
 
 # Whose it is, and what one may
-
-
-def test_no_route_answers_for_another_persons_ids(web: TestClient, store: Store) -> None:
-    owner = people.local_owner(store)
-    message, left, right = two_replies(store, owner)
-    conversation = talk.node(store, message).conversation
-    other = token_of(store, "other", "operator") | key()
-    tries = [
-        ("GET", f"/api/conversations/{conversation}", None),
-        ("POST", "/api/votes", {"reply": left, "value": 1}),
-        ("POST", "/api/comparisons", {"left": left, "right": right, "choice": "left"}),
-        ("POST", "/api/rankings", {"replies": [left, right], "ranks": [1, 2]}),
-        ("POST", "/api/corrections", {"reply": left, "text": "x"}),
-        ("POST", "/api/critiques", {"reply": left, "text": "x"}),
-    ]
-    before = rows(store)
-    for method, path, body in tries:
-        answer = web.request(method, path, json=body, headers=other)
-        assert (path, answer.status_code, "there is no" in answer.json()["error"]) == (path, 404, True)
-    assert web.get("/api/conversations", headers=other).json() == []
-    assert rows(store) == before
 
 
 def test_operating_takes_an_operator(web: TestClient, store: Store) -> None:

@@ -80,7 +80,7 @@ def test_data_that_is_there_is_kept_and_data_in_use_is_left_alone(store: Store, 
     _, reply, _ = two_replies(store, owner)
     back_up(store, tmp_path / "kept")
     ratings.vote(store, owner, reply, ratings.UP)
-    with pytest.raises(Conflict, match="there already"):
+    with pytest.raises(Conflict, match="--replace puts it aside"):
         restore(tmp_path / "kept", store.data)
     used = nightschool("restore", str(tmp_path / "kept"), "--data", str(store.data), "--replace")
     refused(used, "is in use")

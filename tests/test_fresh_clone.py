@@ -102,7 +102,7 @@ def test_from_a_fresh_clone_one_chats_and_rates_and_a_restart_loses_nothing(tmp_
     finally:
         end(process)
     store = Store(data)
-    counts = {"votes": 3, "comparisons": 1, "rankings": 0, "corrections": 1, "critiques": 0}
+    counts = {"votes": 3, "comparisons": 1, "rankings": 0, "corrections": 1, "critiques": 0, "labels": 0}
     assert ratings.counts(store) == counts
     assert [row["value"] for row in store.rows("SELECT value FROM votes ORDER BY id")] == [-1, -1, 0]
     store.close()

@@ -74,7 +74,8 @@ def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(serv
         command("training.night", "--data", data, "--set", "learning_rate=5e-4", "--set", "kl_budget=50")
         store = Store(server.data)
         (night,) = nights.nights(store)
-        assert ratings.counts(store) == {"votes": 1, "comparisons": 1, "rankings": 0, "corrections": 0, "critiques": 0}
+        said = {kind: count for kind, count in ratings.counts(store).items() if count}
+        assert said == {"votes": 1, "comparisons": 1}
         assert (night.state, night.counts["comparison"], night.counts["thumbs_down"]) == ("done", 1, 1)
         steps = nights.night_steps(store, night.id)
         assert {"loss", "margin", "accuracy", "kl_per_token"} <= set(steps[-1])

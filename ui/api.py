@@ -17,7 +17,7 @@ from assistant.chat import Assistant, side_by_side
 from assistant.engine import MOST_WAITING
 from assistant.generation import Busy
 from assistant.sampling import Sampling
-from feedback import people, ratings, talk
+from feedback import history, labels, people, ratings, talk
 from feedback.people import User
 from feedback.store import Refused, Store, Unavailable
 from feedback.talk import Message, Node
@@ -49,6 +49,8 @@ class Comparison(BaseModel):
     choice: str = Field(description=f"One of: {', '.join(ratings.CHOICES)}.")
     strength: int | None = Field(None, description="How much better, 1 to 5.")
     words: str = ""
+    reasons: list[str] = Field([], description=f"Any of: {', '.join(ratings.REASONS)}.")
+    shown_s: float | None = Field(None, description="How many seconds both were on the screen.")
 
 
 class Ranking(BaseModel):
@@ -57,6 +59,8 @@ class Ranking(BaseModel):
     model_config = STRICT
     replies: list[str]
     ranks: list[int] = Field(description="One for each reply: 1 is best, equal ranks are ties.")
+    all_wrong: bool = Field(False, description="Even the best of them will not do.")
+    taken_back: bool = Field(False, description="The ranking of these replies no longer stands.")
 
 
 class Words(BaseModel):
@@ -65,6 +69,34 @@ class Words(BaseModel):
     model_config = STRICT
     reply: Reply
     text: str
+
+
+class Label(BaseModel):
+    """What a reply is, whatever its quality."""
+
+    model_config = STRICT
+    reply: Reply
+    label: str = Field(description=f"One of: {', '.join(labels.LABELS)}; or custom:a few words.")
+    given: bool = Field(True, description="false: taken back.")
+    words: str = ""
+
+
+class Signal(BaseModel):
+    """What somebody did with a reply. Logged; it teaches nothing."""
+
+    model_config = STRICT
+    reply: Reply
+    kind: str = Field(description=f"One of: {', '.join(labels.SIGNALS)}.")
+
+
+class Saying(BaseModel):
+    """One thing that was said of a reply."""
+
+    id: int
+    kind: str
+    at: str
+    standing: bool = Field(description="false: something newer has taken its place.")
+    said: dict[str, Any]
 
 
 class Row(BaseModel):
@@ -187,6 +219,24 @@ def critique(body: Words, user: Person, store: TheStore, write: Writing) -> dict
     return write.at_once(body, lambda: {"id": ratings.critique(store, user, **body.model_dump())})
 
 
+@router.post("/labels", response_model=Row, tags=["feedback"])
+def label(body: Label, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Say that a reply is unsafe, untrue and the like, or take that back."""
+    return write.at_once(body, lambda: {"id": labels.label(store, user, **body.model_dump())})
+
+
+@router.post("/signals", response_model=Row, tags=["feedback"])
+def signal(body: Signal, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Log that you copied a reply, asked again, asked otherwise, or left. It teaches nothing."""
+    return write.at_once(body, lambda: {"id": labels.signal(store, user, **body.model_dump())})
+
+
+@router.get("/replies/{reply}/feedback", response_model=list[Saying], tags=["feedback"])
+def sayings(reply: str, user: Person, store: TheStore) -> list[dict[str, Any]]:
+    """All that you said of a reply, oldest first, and what of it stands."""
+    return [asdict(each) for each in history.sayings(store, user, reply)]
+
+
 @router.post("/pairs", response_model=Pair, tags=["feedback"])
 async def pair(
     body: PairAsked, request: Request, user: Person, assistant: TheAssistant, write: Writing
@@ -265,6 +315,19 @@ def conversation(conversation: str, user: Person, store: TheStore) -> dict[str, 
     """One of your conversations: every branch under the message it began with, and what you said of its replies."""
     found = talk.own_conversation(store, user, conversation)
     return found | {"messages": [said(store, user, node) for node in talk.tree(store, conversation)]}
+
+
+@router.post("/conversations/{conversation}/consent", response_model=Consent, tags=["you"])
+def set_conversation_consent(
+    conversation: str, body: ConsentSaid, user: Person, store: TheStore, write: Writing
+) -> dict[str, Any]:
+    """Keep one of your conversations from teaching, whatever else you allow; or allow it again."""
+
+    def act() -> dict[str, Any]:
+        people.set_conversation_consent(store, user, conversation, body.given)
+        return {"given": body.given}
+
+    return write.at_once(body, act)
 
 
 def said(store: Store, user: User, node: Node) -> dict[str, Any]:

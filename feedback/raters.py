@@ -1,0 +1,162 @@
+"""How far people agree, with others and with themselves, and what sways them beside the reply.
+
+Left out on purpose: how much each person's words weigh (`reliability`).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from feedback.people import User
+from feedback.reliability import Rating, Reliability, reliabilities, shared_ratings
+from feedback.store import NotFound, Refused, Store, now
+
+
+@dataclass(frozen=True)
+class Share:
+    """`part` of `whole`, with the 95 % Wilson interval of the share."""
+
+    part: int
+    whole: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1; 0 of nothing."""
+        return self.part / self.whole if self.whole else 0.0
+
+
+@dataclass(frozen=True)
+class Rater:
+    """One person as a rater; `label` is "new", "anonymous", "model", "imported" or empty."""
+
+    name: str
+    label: str
+    reliability: Reliability | None
+    gold: Share
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of all who rate. `alpha` is Krippendorff's, 1 for full agreement, 0 for chance."""
+
+    raters: tuple[Rater, ...]
+    alpha: float | None
+    agreement: Share  # of two people about one pair or reply, ties left out
+    consistency: Share  # of one person with themselves, where a pair was asked again
+    left: Share  # of choices that went to the left reply
+    longer: Share  # of choices that went to the longer reply
+
+
+def share(part: int, whole: int) -> Share:
+    """A share with its interval; from 0 to 1 where there is nothing."""
+    from scipy.stats import binomtest
+
+    if not whole:
+        return Share(0, 0, 0.0, 1.0)
+    interval = binomtest(part, whole).proportion_ci(method="wilson")
+    return Share(part, whole, float(interval.low), float(interval.high))
+
+
+def agreement(ratings: Iterable[Rating]) -> Share:
+    """How often two people who rated the same thing, neither of them a tie, say the same."""
+    of: dict[str, dict[int, float]] = {}
+    for each in ratings:
+        if each.value:
+            of.setdefault(each.item, {})[each.user] = each.value
+    pairs = [a == b for said in of.values() for a, b in combinations(said.values(), 2)]
+    return share(sum(pairs), len(pairs))
+
+
+def alpha(ratings: Sequence[Rating]) -> float | None:
+    """Krippendorff's alpha for ordered values (down, tie, up); None where it has no say."""
+    import krippendorff
+    import numpy as np
+
+    values = sorted({each.value for each in ratings})
+    if len(values) < 2 or len({each.user for each in ratings}) < 2:
+        return None
+    items, what = np.unique([each.item for each in ratings], return_inverse=True)
+    counts = np.zeros((len(items), len(values)))
+    for item, each in zip(what, ratings, strict=True):
+        counts[item, values.index(each.value)] += 1
+    return float(krippendorff.alpha(value_counts=counts, value_domain=values, level_of_measurement="ordinal"))
+
+
+def consistency(store: Store) -> Share:
+    """How often a person who was asked about a pair again, on purpose, says what they said before."""
+    sql = """SELECT c.id, c.user, c.left_reply, c.choice, q.why FROM comparisons c JOIN questions q ON q.id = c.question
+        WHERE c.choice IN ('left', 'right') AND (c.user, q.parent) IN
+        (SELECT user, parent FROM questions WHERE why = 'repeat' AND answered_at IS NOT NULL) ORDER BY c.id"""
+    before: dict[tuple[int, frozenset[str]], str] = {}
+    same = []
+    for row in store.rows(sql.replace("c.left_reply", "c.left_reply, c.right_reply")):
+        of = (row["user"], frozenset((row["left_reply"], row["right_reply"])))
+        chosen = row[f"{row['choice']}_reply"]
+        if row["why"] == "repeat" and of in before:
+            same.append(before[of] == chosen)
+        before[of] = chosen
+    return share(sum(same), len(same))
+
+
+def biases(store: Store) -> tuple[Share, Share]:
+    """How often the left reply was chosen, and how often the longer one, where two differ in length."""
+    sql = """SELECT c.choice, length(l.content) AS left_length, length(r.content) AS right_length, count(*) AS number
+        FROM comparisons c JOIN messages l ON l.id = c.left_reply JOIN messages r ON r.id = c.right_reply
+        WHERE c.choice IN ('left', 'right') AND c.id > (SELECT max(id) FROM comparisons) - 20000 GROUP BY 1, 2, 3"""
+    rows = store.rows(sql)
+    decided = sum(row["number"] for row in rows)
+    left = sum(row["number"] for row in rows if row["choice"] == "left")
+    uneven = [row for row in rows if row["left_length"] != row["right_length"]]
+    longer = sum(
+        row["number"] for row in uneven if (row["left_length"] > row["right_length"]) == (row["choice"] == "left")
+    )
+    return share(left, decided), share(longer, sum(row["number"] for row in uneven))
+
+
+def add_gold(store: Store, user: User, better: str, worse: str) -> int:
+    """Say that of two replies to one message one is better beyond doubt, to see who looks; the row's id.
+
+    Raises `NotFound` or `Refused`.
+    """
+    rows = store.rows("SELECT id, parent FROM messages WHERE id IN (?, ?) AND role = 'assistant'", better, worse)
+    if len(rows) != 2:
+        raise NotFound(f"there are no two replies {better!r} and {worse!r}")
+    if rows[0]["parent"] != rows[1]["parent"]:
+        raise Refused("gold is of two replies to the same message")
+    if not user.may("operator"):
+        raise Refused("only an operator says what is gold")
+    return store.insert("gold", {"better": better, "worse": worse, "user": user.id, "at": now()})
+
+
+def gold(store: Store) -> dict[int, Share]:
+    """How often each person chose the better reply of a gold pair."""
+    sql = """SELECT c.user, (CASE c.choice WHEN 'left' THEN c.left_reply ELSE c.right_reply END) = g.better AS right
+        FROM gold g JOIN comparisons c ON c.left_reply = g.better AND c.right_reply = g.worse
+        OR c.left_reply = g.worse AND c.right_reply = g.better
+        WHERE c.choice IN ('left', 'right')"""
+    whole, part = Counter[int](), Counter[int]()
+    for row in store.rows(sql):
+        whole[row["user"]] += 1
+        part[row["user"]] += row["right"]
+    return {user: share(part[user], count) for user, count in whole.items()}
+
+
+def report(store: Store) -> Report:
+    """All of it, by name."""
+    ratings = shared_ratings(store)
+    known = {each.user: each for each in reliabilities(ratings)}
+    golden = gold(store)
+    left, longer = biases(store)
+    sql = """SELECT id, name, kind FROM users WHERE id IN (SELECT user FROM votes UNION SELECT user FROM comparisons
+        UNION SELECT user FROM rankings) AND forgotten_at IS NULL ORDER BY name"""
+    raters = tuple(_rater(row, known.get(row["id"]), golden.get(row["id"], share(0, 0))) for row in store.rows(sql))
+    return Report(raters, alpha(ratings), agreement(ratings), consistency(store), left, longer)
+
+
+def _rater(row: dict[str, Any], known: Reliability | None, golden: Share) -> Rater:
+    new = "new" if known is None or known.new else ""
+    return Rater(row["name"], new if row["kind"] == "person" else row["kind"], known, golden)

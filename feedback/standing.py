@@ -1,0 +1,105 @@
+"""What stands of what people said, read in bulk: the newest row of each person about each thing, and its texts.
+
+The cost is that of the rows read, not of the ledger: `since` a position reads what was said after it.
+Left out on purpose: what it teaches (`examples`), and one person's word on one reply (`ratings`).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from feedback.store import Store
+from feedback.talk import Message, unpacked
+
+AT_ONCE = 500  # replies whose texts are read by one query
+NEWER = {  # table -> how a newer row of the same person about the same thing is found, each by an index
+    "votes": ("n.reply = t.reply",),
+    "comparisons": (
+        "n.left_reply = t.left_reply AND n.right_reply = t.right_reply",
+        "n.left_reply = t.right_reply AND n.right_reply = t.left_reply",
+    ),
+    "rankings": ("n.parent = t.parent",),
+    "corrections": ("n.reply = t.reply",),
+    "labels": ("n.reply = t.reply AND n.label = t.label",),
+}
+Position = dict[str, int]  # for each table the newest row that was seen
+
+
+@dataclass(frozen=True)
+class Told:
+    """A reply with all that came before it."""
+
+    conversation: str
+    messages: tuple[Message, ...]
+    text: str
+    token_ids: tuple[int, ...]
+    template_sha256: str | None
+    finish: str
+
+
+@dataclass(frozen=True)
+class Consents:
+    """Whose words may teach, and in which conversations they may not after all."""
+
+    people: frozenset[int]
+    withheld: frozenset[str]
+
+
+def position(store: Store) -> Position:
+    """Where the ledger ends now."""
+    query = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {each}) AS {each}" for each in NEWER)
+    return dict(store.row(query) or {})
+
+
+def rows(store: Store, table: str, since: Position | None = None) -> list[dict[str, Any]]:
+    """The standing rows of a table that were said after a position, oldest first, with the kind of who said them."""
+    newer = " ".join(
+        f"AND NOT EXISTS (SELECT 1 FROM {table} n WHERE {same} AND n.user = t.user AND n.id > t.id)"
+        for same in NEWER[table]
+    )
+    sql = f"""SELECT t.*, u.kind AS by FROM {table} t JOIN users u ON u.id = t.user
+        WHERE t.id > ? AND u.forgotten_at IS NULL {newer} ORDER BY t.id"""
+    return store.rows(sql, (since or {}).get(table, 0))
+
+
+def consents(store: Store) -> Consents:
+    """Consent as it stands."""
+    newest = "SELECT user FROM consents WHERE id IN (SELECT max(id) FROM consents GROUP BY user) AND given"
+    withheld = """SELECT conversation FROM conversation_consents
+        WHERE id IN (SELECT max(id) FROM conversation_consents GROUP BY conversation) AND NOT given"""
+    return Consents(
+        frozenset(row["user"] for row in store.rows(newest)),
+        frozenset(row["conversation"] for row in store.rows(withheld)),
+    )
+
+
+def texts(store: Store, replies: Iterable[str]) -> dict[str, Told]:
+    """Replies with their contexts, by id."""
+    found: dict[str, Told] = {}
+    different = iter(dict.fromkeys(replies))
+    while some := list(islice(different, AT_ONCE)):
+        sql = """SELECT m.id, m.parent, m.conversation, m.content, r.token_ids, r.template_sha256, r.finish
+            FROM json_each(?) j JOIN messages m ON m.id = j.value JOIN replies r ON r.message = m.id"""
+        read = store.rows(sql, json.dumps(some))
+        contexts = _contexts(store, sorted({row["parent"] for row in read}))
+        for row in read:
+            ids = unpacked("i", row["token_ids"])
+            context = contexts.get(row["parent"], ())
+            author = (ids, row["template_sha256"], row["finish"])
+            found[row["id"]] = Told(row["conversation"], context, row["content"], *author)
+    return found
+
+
+def _contexts(store: Store, messages: Sequence[str]) -> dict[str, tuple[Message, ...]]:
+    """For each message the turns from the root down to it."""
+    sql = """WITH RECURSIVE up (start, id, parent, role, content, depth) AS (
+            SELECT j.value, m.id, m.parent, m.role, m.content, 0 FROM json_each(?) j JOIN messages m ON m.id = j.value
+            UNION ALL
+            SELECT start, m.id, m.parent, m.role, m.content, depth + 1 FROM up JOIN messages m ON m.id = up.parent
+        ) SELECT start, role, content FROM up ORDER BY start, depth DESC"""
+    found: dict[str, list[Message]] = {}
+    for row in store.rows(sql, json.dumps(messages)):
+        found.setdefault(row["start"], []).append(Message(row["role"], row["content"]))
+    return {start: tuple(turns) for start, turns in found.items()}

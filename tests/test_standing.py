@@ -1,0 +1,137 @@
+"""Whatever is said, changed, taken back or sent twice: what stands is what was acknowledged last."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from feedback import examples, history, labels, people, ratings, requests
+from feedback.ratings import DOWN, NONE, UP
+from feedback.store import Store
+from tests.conftest import two_replies
+
+KEYS = st.integers(0, 5)
+SIDES = st.booleans()
+
+
+class Ledger(RuleBasedStateMachine):
+    """One person and two replies; a model of what should stand beside the real store, reopened now and then."""
+
+    @initialize()
+    def open(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.store = Store(self.folder)
+        self.user = people.local_owner(self.store)
+        people.set_consent(self.store, self.user, True)
+        _, self.left, self.right = two_replies(self.store, self.user)
+        self.answers: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self.said = 0
+        self.vote: int = NONE
+        self.choice: str | None = None  # with the left reply on the left
+        self.correction = ""
+        self.unsafe = False
+        self.ranks: list[int] | None = None
+
+    def once(self, key: int, request: dict[str, Any], act: Any) -> bool:
+        """Say it under a key; whether it was acted on, and not answered as before or refused."""
+        name = f"key-{key}"
+        before = self.answers.get(name)
+        if before is not None and before[0] != request:
+            return False  # the caller would be told to take a new key; tested elsewhere
+        answer, repeated = requests.once(self.store, self.user, name, request, act)
+        assert repeated == (before is not None)
+        if before is not None:
+            assert answer == before[1]
+            return False
+        self.answers[name] = (request, answer)
+        self.said += 1
+        return True
+
+    @rule(key=KEYS, value=st.sampled_from([UP, NONE, DOWN]))
+    def thumb(self, key: int, value: int) -> None:
+        if self.once(key, {"vote": value}, lambda: {"id": ratings.vote(self.store, self.user, self.left, value)}):
+            self.vote = value
+
+    @rule(key=KEYS, choice=st.sampled_from(ratings.CHOICES), exchanged=SIDES)
+    def compare(self, key: int, choice: str, exchanged: bool) -> None:
+        sides = (self.right, self.left) if exchanged else (self.left, self.right)
+        if self.once(
+            key,
+            {"choice": choice, "exchanged": exchanged},
+            lambda: {"id": ratings.compare(self.store, self.user, *sides, choice)},
+        ):
+            turned = {"left": "right", "right": "left"} if exchanged else {}
+            self.choice = None if choice == "taken_back" else turned.get(choice, choice)
+
+    @rule(key=KEYS, text=st.sampled_from(["", "good day", "well met"]))
+    def correct(self, key: int, text: str) -> None:
+        if self.once(key, {"text": text}, lambda: {"id": ratings.correct(self.store, self.user, self.right, text)}):
+            self.correction = text
+
+    @rule(key=KEYS, given=st.booleans())
+    def label(self, key: int, given: bool) -> None:
+        if self.once(
+            key, {"given": given}, lambda: {"id": labels.label(self.store, self.user, self.left, "unsafe", given)}
+        ):
+            self.unsafe = given
+
+    @rule(key=KEYS, ranks=st.lists(st.integers(1, 3), min_size=2, max_size=2), taken_back=st.booleans())
+    def rank(self, key: int, ranks: list[int], taken_back: bool) -> None:
+        replies = [self.left, self.right]
+        if self.once(
+            key,
+            {"ranks": ranks, "back": taken_back},
+            lambda: {"id": ratings.rank(self.store, self.user, replies, ranks, taken_back=taken_back)},
+        ):
+            self.ranks = None if taken_back else ranks
+
+    @rule()
+    def reopen(self) -> None:
+        self.store.close()
+        self.store = Store(self.folder)
+
+    @invariant()
+    def what_stands_is_what_was_said_last(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        standing = ratings.standing_vote(self.store, self.user, self.left)
+        assert (standing.value if standing else NONE) == self.vote
+        assert ratings.standing_choice(self.store, self.user, self.left, self.right) == self.choice
+        assert (ratings.standing_correction(self.store, self.user, self.right) or "") == self.correction
+        assert bool(labels.labels(self.store, self.user, self.left)) == self.unsafe
+        assert sum(ratings.counts(self.store).values()) == self.said
+
+    @invariant()
+    def what_teaches_is_what_stands(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        gathered = examples.gather(self.store)
+        kinds = [pair.kind for pair in gathered.pairs]
+        assert kinds.count("comparison") == (self.choice in ("left", "right"))
+        assert kinds.count("ranking") == (self.ranks is not None and self.ranks[0] != self.ranks[1])
+        assert kinds.count("correction") == bool(self.correction)
+        ups = [thumb.wanted for thumb in gathered.thumbs if thumb.answer.text == "good day to you"]
+        if self.vote != NONE:
+            assert ups == [self.vote == UP]
+
+    @invariant()
+    def nothing_that_was_said_is_gone(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        both = [*history.sayings(self.store, self.user, self.left), *history.sayings(self.store, self.user, self.right)]
+        assert len({(each.kind, each.id) for each in both}) == self.said
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.store.close()
+            shutil.rmtree(self.folder)
+
+
+TestLedger = Ledger.TestCase
+TestLedger.settings = settings(
+    max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+)

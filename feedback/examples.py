@@ -31,6 +31,7 @@ from feedback.standing import Position, Told
 from feedback.store import Store
 from feedback.talk import Message
 
+TEACHING = ("votes", "comparisons", "rankings", "corrections", "labels")
 DEMONSTRATION = "demonstration"  # the label
 TIE = "tie"  # the kind of a pair that is none
 
@@ -148,8 +149,8 @@ class SoftLabel:
 def gather(store: Store, since: Position | None = None) -> Examples:
     """Everything that stands, or what stands of what was said since a position, as examples, oldest feedback first."""
     left_out: Counter[str] = Counter()
-    rows = {table: standing.rows(store, table, since) for table in standing.NEWER}
-    told = standing.texts(store, itertools.chain.from_iterable(map(_replies, itertools.chain(*rows.values()))))
+    rows = {table: standing.rows(store, table, since) for table in TEACHING}
+    told = standing.texts(store, itertools.chain.from_iterable(map(replies_of, itertools.chain(*rows.values()))))
     said = {table: _allowed(store, found, told, left_out) for table, found in rows.items()}
     made: list[Made] = [
         *_of_votes(said["votes"], told, left_out),
@@ -181,7 +182,7 @@ def soft_labels(examples: Examples) -> list[SoftLabel]:
     ]
 
 
-def _replies(row: dict[str, Any]) -> list[str]:
+def replies_of(row: dict[str, Any]) -> list[str]:
     """The replies that a row of feedback is about."""
     if "replies" in row:
         return list(json.loads(row["replies"]))
@@ -192,7 +193,7 @@ def _allowed(store: Store, rows: list[Row], told: dict[str, Told], left_out: Cou
     """The rows that may teach."""
     consents, allowed = standing.consents(store), []
     for row in rows:
-        conversation = told[_replies(row)[0]].conversation
+        conversation = told[replies_of(row)[0]].conversation
         if row["user"] in consents.people and conversation not in consents.withheld:
             allowed.append(row)
         elif "label" not in row:  # few labels teach, so that their absence is no news

@@ -22,6 +22,7 @@ NEWER = {  # table -> how a newer row of the same person about the same thing is
     ),
     "rankings": ("n.parent = t.parent",),
     "corrections": ("n.reply = t.reply",),
+    "critiques": ("n.reply = t.reply",),
     "labels": ("n.reply = t.reply AND n.label = t.label",),
 }
 Position = dict[str, int]  # for each table the newest row that was seen
@@ -34,9 +35,19 @@ class Told:
     conversation: str
     messages: tuple[Message, ...]
     text: str
+    model: str  # the adapter that wrote it, "base", or another model's name; empty where nobody knows
     token_ids: tuple[int, ...]
     template_sha256: str | None
     finish: str
+
+
+@dataclass(frozen=True)
+class Brief:
+    """A reply without its text: who wrote it (as in `Told`), and how many characters."""
+
+    conversation: str
+    model: str
+    length: int
 
 
 @dataclass(frozen=True)
@@ -53,15 +64,21 @@ def position(store: Store) -> Position:
     return dict(store.row(query) or {})
 
 
-def rows(store: Store, table: str, since: Position | None = None) -> list[dict[str, Any]]:
-    """The standing rows of a table that were said after a position, oldest first, with the kind of who said them."""
+def rows(
+    store: Store, table: str, since: Position | None = None, most: int = -1, user: int | None = None
+) -> list[dict[str, Any]]:
+    """The standing rows of a table that were said after a position, oldest first, with the kind of who said them.
+
+    `most` bounds their number (-1: all of them), `user` names who said them.
+    """
     newer = " ".join(
         f"AND NOT EXISTS (SELECT 1 FROM {table} n WHERE {same} AND n.user = t.user AND n.id > t.id)"
         for same in NEWER[table]
     )
     sql = f"""SELECT t.*, u.kind AS by FROM {table} t JOIN users u ON u.id = t.user
-        WHERE t.id > ? AND u.forgotten_at IS NULL {newer} ORDER BY t.id"""
-    return store.rows(sql, (since or {}).get(table, 0))
+        WHERE t.id > ? AND u.forgotten_at IS NULL {newer}
+        AND t.user = ifnull(?, t.user) ORDER BY t.id LIMIT ?"""
+    return store.rows(sql, (since or {}).get(table, 0), user, most)
 
 
 def consents(store: Store) -> Consents:
@@ -80,16 +97,26 @@ def texts(store: Store, replies: Iterable[str]) -> dict[str, Told]:
     found: dict[str, Told] = {}
     different = iter(dict.fromkeys(replies))
     while some := list(islice(different, AT_ONCE)):
-        sql = """SELECT m.id, m.parent, m.conversation, m.content, r.token_ids, r.template_sha256, r.finish
+        sql = """SELECT m.id, m.parent, m.conversation, m.content, r.token_ids, r.template_sha256, r.finish,
+            coalesce(r.adapter, json_extract(r.sampling, '$.model'), iif(r.base_sha256 IS NULL, '', 'base')) AS model
             FROM json_each(?) j JOIN messages m ON m.id = j.value JOIN replies r ON r.message = m.id"""
         read = store.rows(sql, json.dumps(some))
         contexts = _contexts(store, sorted({row["parent"] for row in read}))
         for row in read:
             ids = unpacked("i", row["token_ids"])
             context = contexts.get(row["parent"], ())
-            author = (ids, row["template_sha256"], row["finish"])
+            author = (row["model"], ids, row["template_sha256"], row["finish"])
             found[row["id"]] = Told(row["conversation"], context, row["content"], *author)
     return found
+
+
+def briefs(store: Store, replies: Iterable[str]) -> dict[str, Brief]:
+    """Replies without their texts, by id."""
+    sql = """SELECT m.id, m.conversation, length(m.content) AS length,
+        coalesce(r.adapter, json_extract(r.sampling, '$.model'), iif(r.base_sha256 IS NULL, '', 'base')) AS model
+        FROM json_each(?) j JOIN messages m ON m.id = j.value JOIN replies r ON r.message = m.id"""
+    found = store.rows(sql, json.dumps(sorted(set(replies))))
+    return {row["id"]: Brief(row["conversation"], row["model"], row["length"]) for row in found}
 
 
 def _contexts(store: Store, messages: Sequence[str]) -> dict[str, tuple[Message, ...]]:

@@ -1,0 +1,202 @@
+"""How rows lie in files: JSON Lines, a JSON array, CSV, Parquet, or a folder that `datasets` loads.
+
+Rows are read and written one after another. Parquet is read and written by pyarrow, an optional extra.
+Left out on purpose: what a row means (`catalog`).
+"""
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from feedback.store import NotFound, Refused
+
+AT_ONCE = 2000  # rows of a Parquet row group
+LONGEST_FIELD = 10_000_000  # characters of a CSV field
+CARD = """---
+license: {licence}
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: train.jsonl
+---
+# Feedback from Nightschool
+
+{rows:,} rows in the format `{format}` ({words}), exported {at}. SHA-256 of `train.jsonl`: `{sha256}`.
+"""
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file, or of a folder that was written here. Raises `NotFound` or `Refused`, naming the line."""
+    if path.is_dir():
+        path = path / "train.jsonl"
+    if not path.is_file():
+        raise NotFound(f"there is no file {path}")
+    readers = {".jsonl": _lines, ".json": _array, ".csv": _columns, ".parquet": _parquet}
+    if path.suffix not in readers:
+        raise Refused(f"{path.name} ends in none of {', '.join(readers)}")
+    try:
+        for number, row in enumerate(readers[path.suffix](path), 1):
+            if not isinstance(row, dict):
+                raise Refused(f"row {number} of {path.name} is no object")
+            yield row
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path.name} is not UTF-8 text ({error.reason})") from error
+
+
+def _lines(path: Path) -> Iterator[Any]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise Refused(f"line {number} of {path.name} is no JSON ({error})") from None
+
+
+def _array(path: Path) -> Iterator[Any]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Refused(f"{path.name} is no JSON ({error})") from None
+    if not isinstance(rows, list):
+        raise Refused(f"{path.name} is no list of rows")
+    yield from rows
+
+
+def _columns(path: Path) -> Iterator[Any]:
+    csv.field_size_limit(LONGEST_FIELD)
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            for row in csv.DictReader(file):
+                if None in row or None in row.values():
+                    raise Refused(f"a row of {path.name} has more or fewer fields than the first line names")
+                yield row
+        except csv.Error as error:
+            raise Refused(f"{path.name} is no CSV ({error})") from None
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    arrow = _pyarrow()
+    try:
+        for batch in arrow.parquet.ParquetFile(path).iter_batches(AT_ONCE):
+            yield from (_without_nothing(row) for row in batch.to_pylist())
+    except arrow.ArrowException as error:
+        raise Refused(f"{path.name} is no Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise Refused("Parquet takes pyarrow; install it with: pip install 'nightschool[parquet]'") from None
+    return pyarrow
+
+
+def _without_nothing(value: Any) -> Any:
+    """Parquet gives every row every field; those that a row did not have come back as None."""
+    if isinstance(value, dict):
+        return {name: _without_nothing(each) for name, each in value.items() if each is not None}
+    return [_without_nothing(each) for each in value] if isinstance(value, list) else value
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows to a file of this name, which appears whole or not at all; how many there were."""
+    writers = {".jsonl": _write_lines, ".json": _write_array, ".csv": _write_columns, ".parquet": _write_parquet}
+    if path.suffix not in writers:
+        raise Refused(f"{path.name} ends in none of {', '.join(writers)}")
+    making = path.with_name(f".{path.stem}.making{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        count = writers[path.suffix](making, rows)
+        with making.open("rb") as file:
+            os.fsync(file.fileno())
+        making.replace(path)
+    except OSError as error:
+        raise Refused(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        making.unlink(missing_ok=True)
+    return count
+
+
+def as_line(row: dict[str, Any]) -> str:
+    """A row as one line of JSON, ending it."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(as_line(row))
+            count += 1
+    return count
+
+
+def _write_array(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for row in rows:
+            file.write(("," if count else "") + "\n" + as_line(row).rstrip())
+            count += 1
+        file.write("\n]\n")
+    return count
+
+
+def _write_columns(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    count, writer = 0, None
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for row in rows:
+            if any(isinstance(value, dict | list) for value in row.values()):
+                raise Refused("CSV holds plain values only; write this format as .jsonl or .parquet")
+            if writer is None:
+                writer = csv.DictWriter(file, list(row), restval="", extrasaction="ignore")
+                writer.writeheader()
+            writer.writerow(row)
+            count += 1
+    return count
+
+
+def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    arrow = _pyarrow()
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        spool = Path(folder) / "rows.jsonl"  # read twice: the columns are known after the last row
+        count = _write_lines(spool, rows)
+        tables = [arrow.Table.from_pylist(some).schema for some in _groups(spool)]
+        schema = arrow.unify_schemas(tables, promote_options="permissive") if tables else arrow.schema([])
+        with arrow.parquet.ParquetWriter(path, schema) as writer:
+            for some in _groups(spool):
+                writer.write_table(arrow.Table.from_pylist(some, schema=schema))
+    return count
+
+
+def _groups(path: Path) -> Iterator[list[Any]]:
+    rows = _lines(path)
+    while some := list(islice(rows, AT_ONCE)):
+        yield some
+
+
+def write_folder(path: Path, rows: Iterable[dict[str, Any]], card: dict[str, Any]) -> int:
+    """A new folder that `datasets.load_dataset` loads, with a card. Raises `Refused` where there is something."""
+    from feedback.backup import facts
+
+    if path.exists():
+        raise Refused(f"there is already something at {path}; name a new folder")
+    making = path.with_name(f".{path.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    try:
+        count = write(making / "train.jsonl", rows)
+        _, sha256 = facts(making / "train.jsonl")
+        (making / "README.md").write_text(CARD.format(rows=count, sha256=sha256, **card), encoding="utf-8")
+        making.rename(path)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return count

@@ -1,4 +1,4 @@
-"""The commands about what people said: import, export, backup, restore, doctor.
+"""The commands about what people said: import, export, forget, raters, leaderboard, backup, restore, doctor.
 
 Left out on purpose: what they do; that is `feedback`'s.
 """
@@ -13,10 +13,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from feedback import backup, doctor, people
+from feedback import backup, doctor, leaderboard, people, raters, rights
 from feedback.formats import exporting, files, importing
 from feedback.formats.catalog import EXPORTED, FORMATS, format_named
+from feedback.leaderboard import Standing
+from feedback.people import User
+from feedback.raters import Rater, Share
 from feedback.store import NotFound, Refused, Store, now
+
+OWN = "own"  # as a format: all that is kept of one person
 
 
 def add(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -29,9 +34,19 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     giving = command("export", run_export, "write what people said, and let be used, in a format of your choice")
     giving.add_argument("out", type=Path, metavar="OUT", help=".jsonl, .json, .csv, .parquet, or a new folder")
     formats = "; ".join(f"{name}: {FORMATS[name].words}" for name in EXPORTED)
-    giving.add_argument("--format", default="nightschool", metavar="NAME", help=f"{formats} (default: nightschool)")
+    giving.add_argument(
+        "--format",
+        default="nightschool",
+        metavar="NAME",
+        help=f"{formats}; {OWN}: with --user, all that is kept of them (default: nightschool)",
+    )
     giving.add_argument("--user", metavar="NAME", help="all that one person said, and nothing of others")
     giving.add_argument("--licence", default="other", help="what a folder's card says")
+    forgetting = command("forget", run_forget, "remove all that one person wrote, for ever")
+    forgetting.add_argument("user", metavar="USER")
+    forgetting.add_argument("--yes", action="store_true", help="really")
+    command("raters", run_raters, "how far people agree, what sways them, what each weighs", reads=True)
+    command("leaderboard", run_leaderboard, "how good each adapter is by what people chose", reads=True)
     copying = command("backup", run_backup, "copy everything into a new folder, while chats go on")
     copying.add_argument("folder", type=Path, metavar="FOLDER")
     restoring = command("restore", run_restore, "put a backup into the data folder")
@@ -72,12 +87,17 @@ def run_import(options: argparse.Namespace) -> None:
 
 def run_export(options: argparse.Namespace) -> None:
     """`nightschool export OUT`."""
-    store, form = existing(options.data), format_named(options.format)
+    store = existing(options.data)
+    if options.format == OWN:
+        if not options.user:
+            raise Refused("whose? nightschool export OUT --format own --user NAME")
+        written(options.out, rights.own_data(store, person_named(store, options.user)))
+        print(f"exported all that is kept of {options.user} to {options.out}")
+        return
+    form = format_named(options.format)
     if form.write is None:
         raise Refused(f"{form.name} is for import only; a format to export is one of {', '.join(EXPORTED)}")
-    person = people.find_user(store, options.user) if options.user else None
-    if options.user and person is None:
-        raise NotFound(f"there is no user {options.user!r}")
+    person = person_named(store, options.user) if options.user else None
     left_out: Counter[str] = Counter()
     rows = watched(exporting.rows(store, form, left_out, person), "exporting")
     if options.out.suffix:
@@ -86,6 +106,84 @@ def run_export(options: argparse.Namespace) -> None:
         card = {"format": form.name, "words": form.words, "licence": options.licence, "at": now()[:10]}
         count = files.write_folder(options.out, rows, card)
     print(f"exported {count:,} rows ({form.name}) to {options.out}{counted(left_out)}")
+
+
+def person_named(store: Store, name: str) -> User:
+    """Raises `NotFound`."""
+    person = people.find_user(store, name)
+    if person is None:
+        raise NotFound(f"there is no user {name!r}")
+    return person
+
+
+def written(path: Path, facts: Any) -> None:
+    """Write one JSON document. Raises `Refused`."""
+    try:
+        path.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+    except OSError as error:
+        raise Refused(f"cannot write {path}: {error.strerror}") from error
+
+
+def run_forget(options: argparse.Namespace) -> None:
+    """`nightschool forget USER`."""
+    store = existing(options.data)
+    person = person_named(store, options.user)
+    if not options.yes:
+        raise Refused(f"all that {person.name} wrote would be gone for ever; say --yes, after a backup if you keep any")
+    done = rights.forget(store, person)
+    print(f"forgotten: {done.conversations} conversations, {done.messages} messages, {done.ratings} pieces of feedback")
+    for adapter in done.trained_on_it:
+        print(f"{adapter} learned from it; train again (nightschool night --again) and promote that instead")
+    for adapter in done.perhaps:
+        print(f"{adapter} may have learned from it, and kept no list; train again to be sure")
+
+
+def run_raters(options: argparse.Namespace) -> None:
+    """`nightschool raters`."""
+    found = raters.report(existing(options.data))
+    meters = {
+        "two people agree": found.agreement,
+        "people agree with themselves": found.consistency,
+        "the left reply was chosen": found.left,
+        "the longer reply was chosen": found.longer,
+    }
+    lines = [f"{words:<30}{in_words(each)}" for words, each in meters.items()]
+    lines += [f"{'Krippendorff alpha':<30}{'nothing yet' if found.alpha is None else f'{found.alpha:.3f}'}", ""]
+    lines += [f"{each.name:<30}{one_rater(each)}" for each in found.raters]
+    show(options, asdict(found), lines)
+
+
+def in_words(share: Share) -> str:
+    """A share with its interval."""
+    if not share.whole:
+        return "nothing yet"
+    return f"{share.share:.1%} of {share.whole:,} ({share.low:.1%} to {share.high:.1%})"
+
+
+def one_rater(rater: Rater) -> str:
+    """A rater's weight and labels."""
+    known = rater.reliability
+    words = [rater.label] if rater.label else []
+    words += [f"weight {known.weight:.2f}, {known.ratings} shared ratings"] if known else ["weight 1"]
+    words += [f"gold {in_words(rater.gold)}"] if rater.gold.whole else []
+    return ", ".join(words)
+
+
+def run_leaderboard(options: argparse.Namespace) -> None:
+    """`nightschool leaderboard`."""
+    found = leaderboard.board(leaderboard.choices(existing(options.data)))
+    lines = [
+        f"{ranks(each):<8}{each.name:<24}{each.strength:+.2f} ({each.analytic[0]:+.2f} to {each.analytic[1]:+.2f})"
+        f"  {each.choices:,} choices"
+        for each in found.standings
+    ]
+    show(options, asdict(found), lines or ["nobody has chosen between two adapters yet"])
+
+
+def ranks(standing: Standing) -> str:
+    """A rank as far as it is known."""
+    best, worst = standing.rank
+    return f"{best}." if best == worst else f"{best}.-{worst}."
 
 
 def run_backup(options: argparse.Namespace) -> None:

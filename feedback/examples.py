@@ -132,7 +132,7 @@ class Examples:
 
     def people(self) -> dict[int, int]:
         """How many examples each person gave."""
-        return dict(Counter(each.user for each in (*self.pairs, *self.thumbs)))
+        return dict(Counter([each.user for each in self.pairs] + [each.user for each in self.thumbs]))
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,11 @@ def soft_labels(examples: Examples) -> list[SoftLabel]:
         first, second = sorted((each.chosen.text, each.rejected.text))
         share = 0.5 if each.kind == TIE else float(each.chosen.text == first)
         sums.setdefault((each.messages, first, second), []).append((share, each.weight, each.user))
-    return [
-        SoftLabel(*texts, sum(s * w for s, w, _ in said) / sum(w for _, w, _ in said), len({u for *_, u in said}))
-        for texts, said in sums.items()
-    ]
+    made = []
+    for (messages, first, second), said in sums.items():
+        share = sum(share * weight for share, weight, _ in said) / sum(weight for _, weight, _ in said)
+        made.append(SoftLabel(messages, first, second, share, len({user for *_, user in said})))
+    return made
 
 
 def replies_of(row: dict[str, Any]) -> list[str]:

@@ -101,11 +101,15 @@ def board(choices: Sequence[Choice], draws: int = 200, seed: int = 0, covariates
     quantiles = np.quantile(drawn, [0.025, 0.975], axis=0).T.tolist() if drawn is not None else [None] * len(names)
     counted = {name: sum(name in (each.left, each.right) for each in choices) for name in names}
     made = [
-        Standing(name, counted[name], float(strengths[n]), analytic[n], quantiles[n] and tuple(quantiles[n]), (0, 0))
+        Standing(name, counted[name], float(strengths[n]), analytic[n], _interval(quantiles[n]), (0, 0))
         for n, name in enumerate(names)
     ]
     sway = [_swayed(fitted, covariance, len(names) + 1 + n) if covariates else (0.0, 0.0, 0.0) for n in range(2)]
     return Board(tuple(_ranked(made)), sway[0], sway[1])
+
+
+def _interval(quantiles: list[float] | None) -> tuple[float, float] | None:
+    return (quantiles[0], quantiles[1]) if quantiles else None
 
 
 def _table(choices: Iterable[Choice], names: list[str], covariates: bool) -> Any:

@@ -11,7 +11,11 @@ from typing import Any
 from feedback.store import NotFound, Refused, Store, now
 
 RUNNING = "running"
-SETTINGS: dict[str, Any] = {"side_by_side_share": 0.1, "gate": "on"}  # name -> default
+SETTINGS: dict[str, Any] = {  # name -> default
+    "side_by_side_share": 0.1,
+    "gate": "on",
+    "retention_days": 0,  # conversations older than this lose their content before a night; 0: none ever does
+}
 GATE = {
     "on": "what the gate says has proved itself serves from then on",
     "advise": "the gate judges, and a person promotes",
@@ -55,6 +59,13 @@ def update_night(store: Store, night_id: int, **changes: Any) -> None:
     with store.write() as db:
         assigned = ", ".join(f"{name} = ?" for name in changes)
         db.conn.execute(f"UPDATE nights SET {assigned} WHERE id = ?", (*values, night_id))
+
+
+def record_people(store: Store, night_id: int, examples_of: dict[int, int]) -> None:
+    """Write down whose words a night learns from: for each person how many examples."""
+    with store.write() as db:
+        rows = [(night_id, user, count) for user, count in sorted(examples_of.items())]
+        db.conn.executemany("INSERT OR REPLACE INTO night_people (night, user, examples) VALUES (?, ?, ?)", rows)
 
 
 def end_night(
@@ -121,5 +132,7 @@ def set_setting(store: Store, user: int | None, name: str, value: Any) -> None:
         raise Refused(f"side_by_side_share is a number from 0 to 1, not {value!r}")
     if name == "gate" and value not in GATE:
         raise Refused(f"gate is one of {', '.join(GATE)}, not {value!r}")
+    if name == "retention_days" and not (type(value) is int and value >= 0):
+        raise Refused(f"retention_days is a whole number of days, 0 for ever, not {value!r}")
     row = {"user": user, "name": name, "value": json.dumps(value), "at": now()}
     store.insert("settings", row)

@@ -261,6 +261,12 @@ CREATE TABLE questions (
 ) STRICT;
 CREATE INDEX questions_by_parent ON questions (parent, user);
 CREATE INDEX questions_by_user ON questions (user, answered_at);
+CREATE TABLE reward_scores (
+    reply TEXT PRIMARY KEY REFERENCES replies (message),
+    mean REAL NOT NULL,       -- over the reward models of the newest night
+    deviation REAL NOT NULL,  -- among them
+    at TEXT NOT NULL
+) STRICT;
 CREATE TABLE gold (
     id INTEGER PRIMARY KEY,
     better TEXT NOT NULL REFERENCES replies (message),
@@ -330,10 +336,11 @@ CREATE TABLE imports (
 CREATE TABLE imported_rows (
     import INTEGER NOT NULL REFERENCES imports (id),
     row INTEGER NOT NULL,
-    conversation TEXT NOT NULL UNIQUE REFERENCES conversations (id),
+    conversation TEXT NOT NULL REFERENCES conversations (id),
     extra TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(extra)),  -- what the row held beside
     PRIMARY KEY (import, row)
 ) STRICT;
+CREATE INDEX imported_rows_by_conversation ON imported_rows (conversation);
 CREATE TABLE night_people (
     night INTEGER NOT NULL REFERENCES nights (id),
     user INTEGER NOT NULL REFERENCES users (id),

@@ -32,6 +32,8 @@ Position = dict[str, int]  # for each table the newest row that was seen
 class Told:
     """A reply with all that came before it."""
 
+    id: str
+    parent: str
     conversation: str
     messages: tuple[Message, ...]
     text: str
@@ -106,7 +108,7 @@ def texts(store: Store, replies: Iterable[str]) -> dict[str, Told]:
             ids = unpacked("i", row["token_ids"])
             context = contexts.get(row["parent"], ())
             author = (row["model"], ids, row["template_sha256"], row["finish"])
-            found[row["id"]] = Told(row["conversation"], context, row["content"], *author)
+            found[row["id"]] = Told(row["id"], row["parent"], row["conversation"], context, row["content"], *author)
     return found
 
 

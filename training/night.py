@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from assistant.environment import prepare
-from feedback import nights
+from feedback import nights, rights
 from feedback.examples import gather
 from feedback.store import Conflict, Refused, Store, now
 from training.signals import Cancellation, Cancelled
@@ -133,11 +133,13 @@ def begin(store: Store, base: "Base", wishes: "Wishes", again: bool) -> "Work | 
     from training.teaching import Work
 
     began = now()
+    rights.expire(store)
     plan, examples = planner.make_plan(store, base, wishes, settle=True)
     with store.write():
         night = nights.start_night(store, plan.method, planner.recorded_settings(plan), os.getpid(), began)
         counts, sha256 = examples.counts(), examples.sha256
         nights.update_night(store, night, counts=counts, data_sha256=sha256, phase="examples")
+        nights.record_people(store, night, examples.people())
         reason = planner.why_nothing(store, examples, plan, again)
         if reason:
             end(store, night, "nothing", reason)

@@ -17,7 +17,7 @@ from assistant.chat import Assistant, side_by_side
 from assistant.engine import MOST_WAITING
 from assistant.generation import Busy
 from assistant.sampling import Sampling
-from feedback import history, labels, people, ratings, talk
+from feedback import history, labels, people, queue, ratings, rights, talk
 from feedback.people import User
 from feedback.store import Refused, Store, Unavailable
 from feedback.talk import Message, Node
@@ -139,6 +139,15 @@ class Pair(BaseModel):
     pair: str
     left: Blind
     right: Blind
+
+
+class Question(BaseModel):
+    """Replies to one message, to be compared (two) or ranked (more)."""
+
+    id: str
+    kind: Literal["comparison", "ranking"]
+    messages: list[Turn]
+    replies: list[Blind]
 
 
 class Consent(BaseModel):
@@ -302,6 +311,30 @@ def set_consent(body: ConsentSaid, user: Person, store: TheStore, write: Writing
         return {"given": body.given}
 
     return write.at_once(body, act)
+
+
+@router.post("/questions", response_model=Question | None, tags=["feedback"])
+def question(user: Person, store: TheStore, write: Writing) -> dict[str, Any] | None:
+    """What to compare or rank next, blind and in random order; null where there is nothing to ask.
+
+    Answer through /api/comparisons or /api/rankings. It stays the same until it is answered.
+    """
+
+    def act() -> dict[str, Any]:
+        asked = queue.next_question(store, user)
+        if asked is None:
+            return {"question": None}
+        replies = [{"reply": reply, "text": text} for reply, text in asked.replies]
+        messages = [asdict(each) for each in asked.messages]
+        return {"question": {"id": asked.id, "kind": asked.kind, "messages": messages, "replies": replies}}
+
+    return write.at_once(None, act)["question"]
+
+
+@router.get("/me", response_model=dict[str, Any], tags=["you"])
+def me(user: Person, store: TheStore) -> dict[str, Any]:
+    """All that is kept of you."""
+    return rights.own_data(store, user)
 
 
 @router.get("/conversations", response_model=list[Chat], tags=["you"])

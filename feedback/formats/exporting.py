@@ -9,6 +9,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from feedback import standing
@@ -28,7 +29,10 @@ def rows(store: Store, form: Format, left_out: Counter[str], of: User | None = N
     """Every row that a format can hold; with `of` a person's own words, whatever may teach. Counts what is left out."""
     assert form.write is not None, f"{form.name} is for import only"
     number = 0
+    numbers: dict[str, str] = {}  # of messages and replies, by their ids, in the order in which they come up
     for row in said(store, form, left_out, of):
+        if form.name == "nightschool":
+            row = _numbered(row, numbers)
         try:
             made = form.write(row, number + 1)
         except Dropped as reason:
@@ -36,6 +40,16 @@ def rows(store: Store, form: Format, left_out: Counter[str], of: User | None = N
             continue
         number += 1
         yield made | {name: value for name, value in row.extra.items() if name not in made or name == "id"}
+
+
+def _numbered(row: Row, numbers: dict[str, str]) -> Row:
+    """A row whose ids are numbers: the same for the same ledger, wherever it is kept."""
+
+    def number(of: str) -> str:
+        return numbers.setdefault(of, str(len(numbers) + 1))
+
+    message = number(row.message)
+    return replace(row, message=message, replies=tuple(replace(each, id=number(each.id)) for each in row.replies))
 
 
 def said(store: Store, form: Format, left_out: Counter[str], of: User | None) -> Iterator[Row]:
@@ -59,7 +73,7 @@ def said(store: Store, form: Format, left_out: Counter[str], of: User | None) ->
                     continue
                 rater = _rater(raters[row["user"]])
                 for one in _sayings(table, row, [told[each] for each in replies], rater, form.kinds, left_out):
-                    yield Row(one.messages, one.replies, one.said, dict(extras.get(conversation, {})))
+                    yield replace(one, extra=dict(extras.get(conversation, {})), message=told[replies[0]].parent)
 
 
 def _held(table: str, kinds: frozenset[str]) -> bool:
@@ -99,7 +113,7 @@ def _sayings(
     table: str, row: dict[str, Any], told: list[Told], rater: str, kinds: frozenset[str], left_out: Counter[str]
 ) -> Iterator[Row]:
     """A row of the ledger as rows of a format."""
-    messages, replies = told[0].messages, tuple(Reply(each.text, each.model) for each in told)
+    messages, replies = told[0].messages, tuple(Reply(each.text, each.model, each.id) for each in told)
     if _taken_back(table, row):
         left_out["taken back"] += 1
         return

@@ -170,12 +170,18 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         spool = Path(folder) / "rows.jsonl"  # read twice: the columns are known after the last row
         count = _write_lines(spool, rows)
-        tables = [arrow.Table.from_pylist(some).schema for some in _groups(spool)]
+        names = list(dict.fromkeys(name for row in _lines(spool) for name in row))
+        tables = [arrow.Table.from_pylist(_with_all(some, names)).schema for some in _groups(spool)]
         schema = arrow.unify_schemas(tables, promote_options="permissive") if tables else arrow.schema([])
         with arrow.parquet.ParquetWriter(path, schema) as writer:
             for some in _groups(spool):
                 writer.write_table(arrow.Table.from_pylist(some, schema=schema))
     return count
+
+
+def _with_all(rows: list[Any], names: list[str]) -> list[Any]:
+    """Rows that all have all fields: what columns there are is told by the first."""
+    return [{name: row.get(name) for name in names} for row in rows]
 
 
 def _groups(path: Path) -> Iterator[list[Any]]:

@@ -9,7 +9,7 @@ Left out on purpose: reading files (`files`) and rows (`catalog`).
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,15 @@ class Imported:
     left_out: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a file's own ids stand for in the ledger: raters, messages (with their conversations), replies."""
+
+    raters: dict[str, int] = field(default_factory=dict)
+    messages: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    replies: dict[str, str] = field(default_factory=dict)
+
+
 Watch = Callable[[Iterator[Any], str], Iterator[Any]]  # shows how far it is
 
 
@@ -55,10 +64,10 @@ def import_file(
     number, from_row = _begun(store, given)
     rows = ((at, row) for at, row in _parsed(watch(files.read(path), "importing"), form) if isinstance(row, Row))
     rows = (each for each in rows if each[0] >= from_row)
-    raters: dict[str, int] = {}
+    seen = Seen()
     while some := list(islice(rows, AT_ONCE)):
         with store.write():
-            _keep(store, number, some, raters)
+            _keep(store, number, some, seen)
     with store.write() as db:
         sql = "UPDATE imports SET kept = ?, left_out = ?, ended_at = ? WHERE id = ?"
         db.conn.execute(sql, (kept, json.dumps(result.left_out), now(), number))
@@ -150,25 +159,33 @@ def _rater(store: Store, number: int, said: str, known: dict[str, int]) -> int:
     return known[said]
 
 
-def _keep(store: Store, number: int, rows: list[tuple[int, Row]], raters: dict[str, int]) -> None:
+def _keep(store: Store, number: int, rows: list[tuple[int, Row]], seen: Seen) -> None:
     """Insert rows in bulk, in order, inside the caller's transaction."""
     made: dict[str, list[dict[str, Any]]] = {}
-    moment, owner = now(), _rater(store, number, "", raters)
+    moment, owner = now(), _rater(store, number, "", seen.raters)
     for at, row in rows:
-        conversation, parent = new_id(), None
-        told = {"id": conversation, "user": owner, "source": "import", "created_at": moment}
-        made.setdefault("conversations", []).append(told)
-        for turn in row.messages:
-            parent = _message(made, conversation, parent, turn.role, turn.content, moment)
+        conversation, parent = seen.messages.get(row.message, ("", None)) if row.message else ("", None)
+        if not conversation:
+            conversation = new_id()
+            told = {"id": conversation, "user": owner, "source": "import", "created_at": moment}
+            made.setdefault("conversations", []).append(told)
+            for turn in row.messages:
+                parent = _message(made, conversation, parent, turn.role, turn.content, moment)
+            seen.messages[row.message] = (conversation, parent)
         replies = []
         for reply in row.replies:
+            if reply.id and reply.id in seen.replies:
+                replies.append(seen.replies[reply.id])
+                continue
             replies.append(_message(made, conversation, parent, "assistant", reply.text, moment))
             sampling = json.dumps({"model": reply.model} if reply.model else {})
             author = {"message": replies[-1], "sampling": sampling, "finish": "stop"}
             made.setdefault("replies", []).append(author)
+            if reply.id:
+                seen.replies[reply.id] = replies[-1]
         for said in row.said:
             table, saying = saying_of(said, parent, replies)
-            who = {"user": _rater(store, number, said.rater, raters), "at": said.at or moment}
+            who = {"user": _rater(store, number, said.rater, seen.raters), "at": said.at or moment}
             made.setdefault(table, []).append(saying | who)
         origin = {"import": number, "row": at, "conversation": conversation, "extra": json.dumps(row.extra)}
         made.setdefault("imported_rows", []).append(origin)

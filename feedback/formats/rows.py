@@ -31,6 +31,7 @@ class Reply:
 
     text: str
     model: str = ""
+    id: str = ""  # where a format tells whether two rows are of the same reply
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Row:
     replies: tuple[Reply, ...]
     said: tuple[Said, ...]
     extra: dict[str, Any] = field(default_factory=dict)
+    message: str = ""  # the id of the last message, as with a reply's
 
 
 def rest(raw: dict[str, Any], *known: str) -> dict[str, Any]:

@@ -23,9 +23,9 @@ def read_unpaired(raw: dict[str, Any]) -> Row:
         said = Said("thumb", (0,), value=1 if raw["label"] else -1)
         extra = rest(raw, "prompt", "completion", "label")
         return Row(messages(raw["prompt"]), (Reply(text(raw["completion"])),), (said,), extra)
-    if raw["thumb"] not in (1, -1):
+    if raw["thumb"] not in (1, 0, -1):
         raise Dropped("a thumb that is neither up nor down")
-    said = Said("thumb", (0,), raw.get("rater") or "", value=raw["thumb"])
+    said = Said("thumb", (0,), raw.get("rater") or "", value=1 if raw["thumb"] == 1 else -1)
     reply = Reply(text(raw["response"]), raw.get("model") or "")
     return Row(messages(raw["prompt"]), (reply,), (said,), rest(raw, "prompt", "response", "thumb"))
 
@@ -199,14 +199,17 @@ def read_prompts(raw: dict[str, Any]) -> Row:
 def read_own(raw: dict[str, Any]) -> Row:
     """The ledger's own rows. Raises `Dropped` on one that says nothing it knows."""
     try:
-        said = {name: tuple(each) if isinstance(each, list) else each for name, each in raw["said"].items()}
-        replies = tuple(Reply(**each) for each in raw["replies"])
+        said: dict[str, Any] = {
+            name: tuple(each) if isinstance(each, list) else each for name, each in raw["said"].items()
+        }
+        replies = tuple(Reply(each["text"], each["model"], str(each["id"])) for each in raw["replies"])
         one = Said(**said)
         if not one.of or max(one.of) >= len(replies):
             raise Dropped("it says something of a reply that is not there")
     except (TypeError, AttributeError, KeyError):
         raise Dropped("it is not what the ledger writes") from None
-    return Row(turns_of(raw["messages"]), replies, (one,), rest(raw, "messages", "replies", "said"))
+    extra = rest(raw, "message", "messages", "replies", "said")
+    return Row(turns_of(raw["messages"]), replies, (one,), extra, str(raw["message"]))
 
 
 def write_own(row: Row, number: int) -> dict[str, Any]:
@@ -214,4 +217,5 @@ def write_own(row: Row, number: int) -> dict[str, Any]:
     (said,) = row.said
     empty = asdict(Said(said.kind, said.of))
     kept = {name: each for name, each in asdict(said).items() if name in ("kind", "of") or each != empty[name]}
-    return {"messages": as_turns(row.messages), "replies": [asdict(each) for each in row.replies], "said": kept}
+    replies = [asdict(each) for each in row.replies]
+    return {"message": row.message, "messages": as_turns(row.messages), "replies": replies, "said": kept}

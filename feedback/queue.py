@@ -1,0 +1,155 @@
+"""Which comparison or ranking to ask a rater next.
+
+Seven of ten questions are those that should teach most: where the reward models disagree or see a near-tie, where the
+replies are of different adapters, where nobody has answered yet. Three of ten are drawn evenly, so that what is
+measured on all of them can be weighed back: each question keeps the chance that it had (`propensity`). One of twenty
+is a pair that the same person has answered before, to see whether people agree with themselves.
+A person is asked about their own conversations; a rater also about those of others who let their words be used.
+Left out on purpose: how the question looks (`ui`), and what the answers say (`raters`).
+"""
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feedback import standing, talk
+from feedback.people import User
+from feedback.store import Store, new_id, now
+from feedback.talk import Message
+
+EVENLY = 0.3  # the share of questions drawn evenly
+REPEATED = 0.05  # the share that was answered before
+POOL = 4000  # newest replies that questions are drawn from
+MOST_RANKED = 4  # replies of one ranking
+
+
+@dataclass(frozen=True)
+class Item:
+    """A message with two or more replies that could be asked about."""
+
+    parent: str
+    replies: tuple[str, ...]
+    answers: int  # by other people
+    differ: bool  # are the replies of different adapters?
+    disagreement: float = 0.0  # of the reward models on the replies' difference: its standard deviation
+    margin: float | None = None  # between the two best by the reward models' mean
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question that was put to somebody; answered through a comparison or a ranking of its replies."""
+
+    id: str
+    kind: str  # "comparison" or "ranking"
+    messages: tuple[Message, ...]
+    replies: tuple[tuple[str, str], ...]  # id and text, in screen order
+    why: str  # "even", "teaches" or "repeat"
+    propensity: float
+
+
+def next_question(store: Store, user: User, overlap: int = 1, chance: random.Random | None = None) -> Question | None:
+    """What to ask this person now: the question that is still open, else a new one, which is recorded; None if nothing.
+
+    An item is asked until `overlap` people have answered.
+    """
+    chance = chance or random.SystemRandom()
+    with store.write():
+        waiting = store.row("SELECT * FROM questions WHERE user = ? AND answered_at IS NULL ORDER BY seq", user.id)
+        if waiting:
+            return _question(store, waiting)
+        fresh, before = items(store, user, overlap)
+        again = bool(before) and (not fresh or chance.random() < REPEATED)
+        asked = before if again else fresh
+        if not asked:
+            return None
+        shares = [1 / len(asked)] * len(asked) if again else chances(asked)
+        even = again or chance.random() < EVENLY
+        drawn = chance.choice(asked) if even else chance.choices(asked, teaching(asked))[0]
+        propensity = shares[asked.index(drawn)] * (1 if not (fresh and before) else REPEATED if again else 1 - REPEATED)
+        row: dict[str, Any] = {
+            "id": new_id(),
+            "user": user.id,
+            "kind": "comparison" if len(drawn.replies) == 2 else "ranking",
+            "parent": drawn.parent,
+            "replies": chance.sample(drawn.replies, len(drawn.replies)),
+            "why": "repeat" if again else "even" if even else "teaches",
+            "propensity": propensity,
+            "asked_at": now(),
+        }
+        store.insert("questions", row)
+        return _question(store, row | {"replies": json.dumps(row["replies"])})
+
+
+def chances(items: Sequence[Item]) -> list[float]:
+    """The chance of each to be drawn; they sum to 1."""
+    weights = teaching(items)
+    total = sum(weights)
+    return [EVENLY / len(items) + (1 - EVENLY) * weight / total for weight in weights]
+
+
+def teaching(items: Sequence[Item]) -> list[float]:
+    """How much an answer to each should teach, as weights over 0."""
+    return [
+        math.exp(
+            (each.answers == 0)
+            + each.differ
+            + min(each.disagreement, 2.0)
+            + (math.exp(-abs(each.margin)) if each.margin is not None else 0.0)
+        )
+        for each in items
+    ]
+
+
+def items(store: Store, user: User, overlap: int) -> tuple[list[Item], list[Item]]:
+    """What this person could be asked: what they have not answered, and the pairs that they have."""
+    consents = standing.consents(store)
+    sql = """SELECT m.id, m.parent, m.conversation, c.user AS owner FROM
+        (SELECT * FROM messages WHERE role = 'assistant' AND content <> '' ORDER BY seq DESC LIMIT ?) m
+        JOIN conversations c ON c.id = m.conversation WHERE c.source <> 'import' ORDER BY m.seq"""
+    found: dict[str, list[str]] = {}
+    for row in store.rows(sql, POOL):
+        others = row["owner"] in consents.people and row["conversation"] not in consents.withheld and user.may("rater")
+        if row["owner"] == user.id or others:
+            found.setdefault(row["parent"], []).append(row["id"])
+    found = {parent: replies[-MOST_RANKED:] for parent, replies in found.items() if len(replies) > 1}
+    told = standing.briefs(store, [reply for replies in found.values() for reply in replies])
+    answered = _answered(store, list(found))
+    scores = {row["reply"]: row for row in store.rows("SELECT reply, mean, deviation FROM reward_scores")}
+    fresh, before = [], []
+    for parent, replies in found.items():
+        people = answered.get(parent, set())
+        scored = sorted((scores[each] for each in replies if each in scores), key=lambda row: -row["mean"])[:2]
+        both = len(scored) == 2
+        item = Item(
+            parent,
+            tuple(replies),
+            len(people - {user.id}),
+            len({told[each].model for each in replies}) > 1,
+            math.hypot(*(row["deviation"] for row in scored)) if both else 0.0,
+            scored[0]["mean"] - scored[1]["mean"] if both else None,
+        )
+        if user.id in people:
+            before += [item] if len(replies) == 2 else []
+        elif len(people) < overlap:
+            fresh.append(item)
+    return fresh, before
+
+
+def _answered(store: Store, parents: list[str]) -> dict[str, set[int]]:
+    """Who has compared or ranked replies to each message."""
+    sql = """SELECT m.parent, c.user FROM json_each(?) j JOIN messages m ON m.parent = j.value
+        JOIN comparisons c ON c.left_reply = m.id
+        UNION SELECT r.parent, r.user FROM json_each(?) j JOIN rankings r ON r.parent = j.value"""
+    found: dict[str, set[int]] = {}
+    for row in store.rows(sql, json.dumps(parents), json.dumps(parents)):
+        found.setdefault(row["parent"], set()).add(row["user"])
+    return found
+
+
+def _question(store: Store, row: dict[str, Any]) -> Question:
+    replies = [(each, talk.node(store, each).content) for each in json.loads(row["replies"])]
+    messages = talk.messages_of(talk.path(store, row["parent"]))
+    return Question(row["id"], row["kind"], messages, tuple(replies), row["why"], float(row["propensity"]))

@@ -1,0 +1,142 @@
+"""What is asked next, of whom, and with what chance."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from feedback import people, queue, raters, ratings, talk
+from feedback.people import User
+from feedback.queue import EVENLY, Item, chances, next_question
+from feedback.store import NotFound, Refused, Store
+from feedback.talk import Message
+from tests.conftest import BY_BASE, two_replies
+
+
+def rater(store: Store, name: str, role: str = "rater") -> User:
+    user = people.add_user(store, name, role, None)
+    people.set_consent(store, user, True)
+    return user
+
+
+def test_a_question_is_answered_once_and_keeps_its_chance(store: Store, consenting: User) -> None:
+    _, left, right = two_replies(store, consenting)
+    ann = rater(store, "ann")
+    asked = next_question(store, ann)
+    assert asked is not None
+    assert (asked.kind, asked.messages, asked.propensity) == ("comparison", (Message("user", "hello"),), 1.0)
+    assert {reply for reply, _ in asked.replies} == {left, right}
+    assert next_question(store, ann) == asked  # until it is answered
+    ratings.compare(store, ann, asked.replies[0][0], asked.replies[1][0], "left", shown_s=2.5)
+    (row,) = store.rows("SELECT question, shown_s FROM comparisons")
+    assert row == {"question": asked.id, "shown_s": 2.5}
+    again = next_question(store, ann)
+    assert again is not None
+    assert again.why == "repeat"  # nothing else is left
+
+
+def test_others_replies_may_be_rated_only_where_a_question_shows_them(store: Store, consenting: User) -> None:
+    _, left, right = two_replies(store, consenting)
+    leaf = talk.own_conversation(store, consenting, talk.node(store, left).conversation)["leaf"]
+    ann = rater(store, "ann")
+    with pytest.raises(NotFound):
+        ratings.compare(store, ann, left, right, "left")
+    assert next_question(store, ann)
+    ratings.compare(store, ann, left, right, "left")
+    assert talk.own_conversation(store, consenting, talk.node(store, left).conversation)["leaf"] == leaf
+
+
+def test_nobody_is_shown_what_its_owner_keeps_to_themselves(store: Store, owner: User) -> None:
+    message, _, _ = two_replies(store, owner)
+    ann, chatter = rater(store, "ann"), rater(store, "chatter", "chatter")
+    assert next_question(store, ann) is None
+    people.set_consent(store, owner, True)
+    assert next_question(store, chatter) is None
+    people.set_conversation_consent(store, owner, talk.node(store, message).conversation, False)
+    assert next_question(store, ann) is None
+    assert next_question(store, owner) is not None  # one's own, always
+
+
+def test_three_replies_are_ranked(store: Store, consenting: User) -> None:
+    message, _, _ = two_replies(store, consenting)
+    talk.add_reply(store, message, "good evening", BY_BASE)
+    asked = next_question(store, consenting)
+    assert asked is not None
+    assert (asked.kind, len(asked.replies)) == ("ranking", 3)
+    ratings.rank(store, consenting, [reply for reply, _ in asked.replies], [1, 2, 3])
+    assert store.rows("SELECT question FROM rankings") == [{"question": asked.id}]
+
+
+def test_an_item_is_asked_until_enough_people_have_answered(store: Store, consenting: User) -> None:
+    two_replies(store, consenting)
+    for number, overlap in ((1, 2), (2, 2)):
+        user = rater(store, f"rater {number}")
+        asked = next_question(store, user, overlap)
+        assert asked is not None
+        ratings.compare(store, user, *(reply for reply, _ in asked.replies), "left")
+    third = rater(store, "rater 3")
+    assert next_question(store, third, 2) is None
+    assert next_question(store, third, 3) is not None
+
+
+def test_the_sides_are_drawn_and_left_is_met_as_often(store: Store, consenting: User) -> None:
+    _, left, _ = two_replies(store, consenting)
+    first = Counter(
+        next_question(store, rater(store, f"rater {n}"), 99, random.Random(n)).replies[0][0] == left  # type: ignore[union-attr]
+        for n in range(60)
+    )
+    assert 15 < first[True] < 45
+
+
+def test_chances_sum_to_one_favour_what_teaches_and_leave_nothing_out() -> None:
+    items = [
+        Item("plain", ("a", "b"), 3, False),
+        Item("unrated", ("a", "b"), 0, False),
+        Item("torn", ("a", "b"), 0, True, disagreement=1.5, margin=0.0),
+        Item("clear", ("a", "b"), 0, True, disagreement=0.1, margin=4.0),
+    ]
+    found = dict(zip((item.parent for item in items), chances(items), strict=True))
+    assert sum(found.values()) == pytest.approx(1)
+    assert min(found.values()) >= EVENLY / len(items)
+    assert found["torn"] > found["clear"] > found["unrated"] > found["plain"]
+
+
+def test_what_is_drawn_is_drawn_as_often_as_its_propensity_says(store: Store, consenting: User) -> None:
+    for text in "abcd":
+        two_replies(store, consenting, text)
+    scored = store.rows("SELECT m.id FROM messages m JOIN messages p ON p.id = m.parent WHERE p.content = 'a'")
+    for row, mean in zip(scored, (0.1, 0.0), strict=True):
+        store.insert("reward_scores", {"reply": row["id"], "mean": mean, "deviation": 1.0, "at": "now"})
+    drawn, told = Counter[str](), {}
+    for seed in range(400):
+        asked = next_question(store, consenting, 1, random.Random(seed))
+        assert asked is not None
+        drawn[asked.messages[0].content] += 1
+        told[asked.messages[0].content] = asked.propensity
+        with store.write() as db:  # as if it had never been asked
+            db.conn.execute("DELETE FROM questions")
+    assert sum(told.values()) == pytest.approx(1)
+    for text, count in drawn.items():
+        assert count / 400 == pytest.approx(told[text], abs=4 * (told[text] / 400) ** 0.5)
+    assert drawn["a"] > max(drawn[text] for text in "bcd")
+
+
+def test_agreement_with_oneself_is_counted_on_repeats(store: Store, consenting: User) -> None:
+    two_replies(store, consenting)
+    chosen = []
+    for _ in range(3):
+        asked = next_question(store, consenting, 1)
+        assert asked is not None
+        left, right = (reply for reply, _ in asked.replies)
+        better = min(left, right) if len(chosen) < 2 else max(left, right)
+        chosen.append(better)
+        ratings.compare(store, consenting, left, right, "left" if better == left else "right")
+    found = raters.consistency(store)
+    assert (found.part, found.whole) == (1, 2)
+
+
+def test_the_queue_is_empty_where_nothing_can_be_asked(store: Store, consenting: User) -> None:
+    assert next_question(store, consenting) is None
+    assert queue.items(store, consenting, 1) == ([], [])
+    with pytest.raises(Refused):
+        people.add_user(store, "", "rater", None)

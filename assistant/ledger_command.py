@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from feedback import backup, doctor, leaderboard, people, raters, rights
+from feedback import backup, doctor, leaderboard, masking, people, raters, rights
 from feedback.formats import exporting, files, importing
 from feedback.formats.catalog import EXPORTED, FORMATS, format_named
 from feedback.leaderboard import Standing
@@ -41,6 +41,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
         help=f"{formats}; {OWN}: with --user, all that is kept of them (default: nightschool)",
     )
     giving.add_argument("--user", metavar="NAME", help="all that one person said, and nothing of others")
+    giving.add_argument("--mask", action="store_true", help="take out e-mail addresses, telephone numbers and the like")
     giving.add_argument("--licence", default="other", help="what a folder's card says")
     forgetting = command("forget", run_forget, "remove all that one person wrote, for ever")
     forgetting.add_argument("user", metavar="USER")
@@ -100,6 +101,7 @@ def run_export(options: argparse.Namespace) -> None:
     person = person_named(store, options.user) if options.user else None
     left_out: Counter[str] = Counter()
     rows = watched(exporting.rows(store, form, left_out, person), "exporting")
+    rows = masking.masked(rows) if options.mask else rows
     if options.out.suffix:
         count = files.write(options.out, rows)
     else:

@@ -150,7 +150,9 @@ def rank(
 def answered(store: Store, user: User, replies: Sequence[str]) -> str | None:
     """The open question that a rating of these replies answers, which is answered by it; None if nobody asked."""
     parent = talk.node(store, replies[0]).parent
-    for row in store.rows("SELECT id, replies FROM questions WHERE parent = ? AND user = ?", parent, user.id):
+    sql = """SELECT id, replies FROM questions WHERE parent = ? AND user = ?
+        ORDER BY answered_at IS NOT NULL, seq DESC"""  # the open one, else the one that was answered last
+    for row in store.rows(sql, parent, user.id):
         if set(json.loads(row["replies"])) == set(replies):
             with store.write() as db:
                 sql = "UPDATE questions SET answered_at = coalesce(answered_at, ?) WHERE id = ?"

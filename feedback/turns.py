@@ -108,5 +108,8 @@ class Turns:
 
     def _next(self) -> None:
         self._busy = False
-        self._free.notify()
-        self._quiet.notify()
+        # One thread is woken, not two: whoever may go on, or the leader where nobody may.
+        if self._waiting and (self._group is None or self._group.open):
+            self._free.notify()
+        else:
+            self._quiet.notify()

@@ -98,8 +98,7 @@ def test_content_that_is_kept_too_long_is_removed_before_a_night(store: Store, o
 
 
 def test_the_commands_forget_and_give_everything(store: Store, tmp_path: Path) -> None:
-    ada_speaks(store)
-    learned(store, "night-0001", {2: 1})
+    learned(store, "night-0001", {ada_speaks(store).id: 1})
     data, out = str(store.data), tmp_path / "ada.json"
     assert nightschool("export", str(out), "--format", "own", "--user", "nobody", "--data", data).returncode == 2
     done = nightschool("export", str(out), "--format", "own", "--user", "ada lovelace", "--data", data)

@@ -1,0 +1,32 @@
+"""What is masked on its way out, and what is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from feedback import ratings, talk
+from feedback.people import User
+from feedback.store import Store
+from feedback.talk import Message
+from tests.conftest import BY_BASE
+from tests.test_command import nightschool
+
+
+def test_addresses_and_numbers_are_masked_on_export_and_kept_in_the_ledger(
+    store: Store, consenting: User, tmp_path: Path
+) -> None:
+    pytest.importorskip("scrubadub")
+    said = "Write to joe.bloggs@example.com or call +49 30 901820"
+    parent = talk.record_messages(store, consenting, "chat", [Message("user", said)])
+    reply = talk.add_reply(store, parent, "I wrote to joe.bloggs@example.com.", BY_BASE)
+    ratings.vote(store, consenting, reply, ratings.UP, words="joe.bloggs@example.com was glad")
+    out = tmp_path / "out.jsonl"
+    done = nightschool("export", str(out), "--mask", "--data", str(store.data))
+    assert done.returncode == 0, done.stderr
+    row = json.loads(out.read_text())
+    assert "example.com" not in out.read_text()
+    assert "901820" not in out.read_text()
+    assert row["messages"][0]["content"].startswith("Write to {{EMAIL}}")
+    assert row["said"]["rater"] == f"rater-{consenting.id}"
+    assert talk.node(store, reply).content == "I wrote to joe.bloggs@example.com."

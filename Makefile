@@ -14,7 +14,7 @@ PYTEST  := $(BIN)/python -m pytest
 BROWSER := NIGHTSCHOOL_CHROMIUM=$$(scripts/chromium.sh $(BIN)); export NIGHTSCHOOL_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fmt bench soak test-vllm bench-serving bench-peers
+.PHONY: help setup run test check fmt bench bench-ledger soak test-vllm bench-serving bench-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ fmt: setup  ## format, and mend what lint can mend
 
 bench: setup  ## speed and size of the whole loop; the last line is JSON
 	@set -e; $(BROWSER); $(BIN)/python -m benchmarks.loop $(ARGS)
+
+bench-ledger: setup  ## votes on the disk, and a ledger of a million of them; the last line is JSON
+	$(BIN)/python -m benchmarks.ledger $(ARGS)
 
 bench-serving: setup  ## speed of replies, beside the programs that bench-peers has put here; the last line is JSON
 	NIGHTSCHOOL_LLAMA=$(abspath $(LLAMA_VENV))/bin/python NIGHTSCHOOL_VLLM=$(abspath $(VLLM_VENV))/bin/python \

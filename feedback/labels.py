@@ -54,6 +54,13 @@ def labels(store: Store, user: User, reply: str) -> list[Label]:
     return [Label(**row) for row in store.rows(sql, reply, user.id, reply, user.id)]
 
 
+def signal_newest(store: Store, user: User, message: str, kind: str) -> None:
+    """The same of the newest reply to a message of theirs, if there is one."""
+    replies = [each.id for each in talk.children(store, message) if each.role == "assistant"]
+    if replies:
+        signal(store, user, replies[-1], kind)
+
+
 def signal(store: Store, user: User, reply: str, kind: str) -> int:
     """Log what somebody did with a reply of theirs; the row's id. Raises as `label` does."""
     if kind not in SIGNALS:

@@ -128,6 +128,8 @@ def _fit(table: Any, people: int, covariates: bool) -> tuple[Any, Any]:
     import numpy as np
     from scipy.optimize import minimize
 
+    alike, which = np.unique(table[:, :5], axis=0, return_inverse=True)  # choices that differ in nothing are one row
+    table = np.column_stack([alike, np.bincount(which.ravel(), table[:, 5])])
     left, right = table[:, 0].astype(int), table[:, 1].astype(int)
     result, weight = table[:, 2], table[:, 5]
     outcomes = np.stack([result == 1, result == 0, result == 0.5], 1).astype(float)

@@ -316,8 +316,8 @@ CREATE TABLE signals (
     at TEXT NOT NULL
 ) STRICT;
 CREATE INDEX signals_by_reply ON signals (reply, user, id);
-CREATE INDEX votes_by_time ON votes (at);
-CREATE INDEX comparisons_by_time ON comparisons (at);
+CREATE INDEX votes_by_time ON votes (at, value);
+CREATE INDEX comparisons_by_time ON comparisons (at, choice);
 CREATE INDEX rankings_by_time ON rankings (at);
 CREATE INDEX corrections_by_time ON corrections (at);
 CREATE INDEX critiques_by_time ON critiques (at);

@@ -14,7 +14,7 @@ from assistant import chat as assistant_chat
 from assistant.chat import Assistant
 from assistant.generation import EngineError
 from assistant.sampling import Sampling
-from feedback import people, ratings, talk
+from feedback import labels, people, ratings, talk
 from feedback.people import User
 from feedback.store import Refused
 from ui import chat_screen, rating, side_by_side
@@ -117,7 +117,10 @@ class ChatPage:
 
     def retry(self, request: gr.Request, what: gr.RetryData, shown: list[dict[str, Any]], *settings: Any) -> Updates:
         """Another reply to the same message, as a new branch."""
-        return self._answer(page_user(request, self.store), id_of(shown, what.index), settings)
+        user, message = page_user(request, self.store), id_of(shown, what.index)
+        with telling():
+            labels.signal_newest(self.store, user, message, "retry")
+        return self._answer(user, message, settings)
 
     def answer_it(self, request: gr.Request, shown: list[dict[str, Any]], *settings: Any) -> Updates:
         """A reply to the last message, which has none."""
@@ -134,6 +137,7 @@ class ChatPage:
             message = assistant_chat.say(
                 self.assistant, user, before.conversation, before.parent, as_typed(str(what.value))
             )
+            labels.signal_newest(self.store, user, before.id, "edit")
             return self._answer(user, message, settings)
         return self.screen(user, conversation, sentence=told.sentence)
 

@@ -56,6 +56,7 @@ def labels(store: Store, user: User, reply: str) -> list[Label]:
 
 def signal_newest(store: Store, user: User, message: str, kind: str) -> None:
     """The same of the newest reply to a message of theirs, if there is one."""
+    talk.own_node(store, user, message)
     replies = [each.id for each in talk.children(store, message) if each.role == "assistant"]
     if replies:
         signal(store, user, replies[-1], kind)

@@ -63,9 +63,9 @@ def test_it_goes_on_being_used(kept: Path, tmp_path: Path) -> None:
     (conversation,) = talk.conversations(store, owner)
     left, right = (each.id for each in talk.tree(store, conversation["id"]) if each.role == "assistant")
     assert ratings.standing_choice(store, owner, left, right) == "tie"
-    before = len(examples.gather(store))
     ratings.compare(store, owner, left, right, "left")
-    assert len(examples.gather(store)) == before + 1
+    pairs = [pair for pair in examples.gather(store).pairs if pair.user == owner.id]
+    assert [(pair.kind, pair.rejected.text) for pair in pairs] == [("comparison", "go away"), ("correction", "go away")]
     assert adapters.serving(store) == "night-0001"
     store.close()
 

@@ -88,7 +88,7 @@ def votes(folder: Path, seconds: float, raw_s: float) -> dict[str, float]:
         print(f"{writers} writers: {len(taken) / seconds:,.0f} votes a second", flush=True)
     store.close()
     found["group_commit_gain"] = found["votes_s_32"] / found["votes_s_1"]
-    found["disk_share"] = min(1.0, found["votes_s_1"] / min(0.7 * raw_s, 2000) * 0.7)
+    found["disk_share"] = min(1.0, found["votes_s_1"] / min(0.7 * raw_s, 2000))  # of what one writer should reach
     found["fsyncs_per_vote_32"] = syncs_per_vote(folder, seconds)
     return found
 

@@ -7,6 +7,7 @@ Left out on purpose: the formats themselves (`products`).
 
 import json
 import logging
+import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assistant.environment import FAST
+from assistant.environment import AUTO
 from assistant.models import Base, cache_folder
 from assistant.products import BFLOAT16, FLOAT32, INT4, INT8, MAKERS, FourBit, Linear, Plan, Weight
 
@@ -48,9 +49,7 @@ def plans(base: Base, model: Any, asked: str, four_bit: Mapping[str, FourBit]) -
     chosen = _chosen(known.get(key))
     if chosen is None:
         log.info("measuring which number formats are fastest here (once for this model)")
-        small = [INT4] if four_bit and asked != INT8 else [INT8]
-        if asked == FAST:
-            small = [INT8, *([INT4] if four_bit else [])]
+        small = [INT8, *([INT4] if four_bit else [])] if asked == AUTO else [asked]
         layers = _layers(model, four_bit)
         head = [Weight(model.get_output_embeddings().weight)]
         formats = [FLOAT32, BFLOAT16, *small]
@@ -58,7 +57,9 @@ def plans(base: Base, model: Any, asked: str, four_bit: Mapping[str, FourBit]) -
         measured.append(_steps([time_of(head, each) for each in formats if each != INT4]))
         known[key] = measured
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(known, indent=1))
+        making = kept.with_name(f".{kept.name}.{os.getpid()}")
+        making.write_text(json.dumps(known, indent=1))
+        making.replace(kept)
         chosen = _chosen(measured)
         assert chosen is not None
     return chosen

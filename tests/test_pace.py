@@ -10,7 +10,7 @@ import pytest
 
 from assistant import models
 from assistant.engine import Engine, Writing
-from assistant.environment import FAST
+from assistant.environment import AUTO
 from assistant.models import Base
 from assistant.pace import LEAST, MOST, Pace
 from assistant.sampling import Sampling
@@ -27,7 +27,7 @@ TRIES = 3
 @pytest.fixture(scope="module")
 def engine(embedded: Base) -> Iterator[Engine]:
     """As people have it: in the format that is fastest here."""
-    opened = Engine(embedded, FAST, "cpu", models.load_tokenizer(embedded))
+    opened = Engine(embedded, AUTO, "cpu", models.load_tokenizer(embedded))
     yield opened
     opened.close()
 

@@ -15,7 +15,7 @@ from assistant import computing, models, prompt, speed
 from assistant.adapters import PROOF_TEXTS
 from assistant.computing import open_network
 from assistant.engine import Engine
-from assistant.environment import FAST
+from assistant.environment import AUTO
 from assistant.four_bit import read_four_bit
 from assistant.models import Base
 from assistant.network import Part
@@ -107,7 +107,7 @@ def test_the_embedded_model_in_every_format_is_near_float32(
 
 
 def test_the_default_format_is_near_float32_in_small_steps_and_in_large_ones(embedded: Base, exact: Tensor) -> None:
-    network, ids = open_network(embedded, FAST, "cpu"), conversation(embedded)
+    network, ids = open_network(embedded, AUTO, "cpu"), conversation(embedded)
     print(network.number_format)
     for piece in (1, 4, 40):
         require_near(exact[piece - 1 :: piece][: (len(ids) - 1) // piece], log_probs(network, ids, piece))
@@ -134,7 +134,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Base, Pa
     return base, tmp_path / "cache" / "speed.json"
 
 
-def measured(base: Base, asked: str = FAST) -> tuple[Plan, Plan]:
+def measured(base: Base, asked: str = AUTO) -> tuple[Plan, Plan]:
     return speed.plans(base, models.load_model(base, torch.bfloat16, "cpu"), asked, {})
 
 
@@ -174,7 +174,7 @@ def test_a_damaged_measurement_is_made_again(own_cache: tuple[Base, Path], damag
     assert all(plan.format(rows) in FORMATS for rows in (1, 9, 1000))
 
 
-@pytest.mark.parametrize("asked", [FAST, INT8, FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("asked", [AUTO, INT8, FLOAT32, BFLOAT16])
 def test_a_plan_holds_every_number_of_rows(own_cache: tuple[Base, Path], asked: str) -> None:
     for plan in measured(own_cache[0], asked):
         assert {plan.format(rows) for rows in range(1, 3000)} <= plan.formats <= set(FORMATS)
@@ -191,6 +191,6 @@ def test_any_plan_gives_the_first_format_whose_rows_are_not_exceeded_or_the_last
 def test_a_format_that_a_model_cannot_have_is_refused(own_cache: tuple[Base, Path]) -> None:
     with pytest.raises(Refused, match="int4 is for models whose weights are four-bit already"):
         open_network(own_cache[0], INT4, "cpu")
-    with pytest.raises(Refused, match="one of auto, fast, float32, bfloat16, int8, int4, not 'float8'"):
+    with pytest.raises(Refused, match="one of auto, float32, bfloat16, int8, int4, not 'float8'"):
         open_network(own_cache[0], "float8", "cpu")
     assert computing.TOLERANCES.keys() == set(FORMATS)

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from assistant import models, prompt
 from assistant.adapters import AdapterRefused, Agreement, Card
 from assistant.engine import Engine
-from assistant.environment import AUTO
 from assistant.models import Base
 from assistant.roster import proved
 from feedback import adapters, nights
@@ -226,7 +225,7 @@ def judged(
     """What the gate says of a finished directory (None: it was not asked), and its proof (None: it failed)."""
     device = models.pick_device()
     tokenizer = models.load_tokenizer(base)
-    engine = Engine(base, AUTO, device, tokenizer)
+    engine = Engine(base, models.exact_format(device), device, tokenizer)
     try:
         candidate, agreed = proved(engine, making)
         if found is None:

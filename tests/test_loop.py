@@ -24,7 +24,7 @@ def command(*arguments: str) -> str:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path / "data", ["--side-by-side", "0"]) as started:
+    with serving(tmp_path / "data", ["--side-by-side", "0", "--dtype", "float32"]) as started:
         yield started
 
 

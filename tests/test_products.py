@@ -20,6 +20,7 @@ from assistant.four_bit import read_four_bit
 from assistant.models import Base
 from assistant.network import Part
 from assistant.products import BFLOAT16, FLOAT32, INT4, INT8, FourBit, Linear, Plan, Weight
+from assistant.rounding import MOST_NATS, cost_of_eight_bits
 from assistant.sampling import Sampling
 from feedback.store import Refused
 from feedback.talk import Message
@@ -28,7 +29,6 @@ from tests.test_families import SIZES
 
 pytestmark = pytest.mark.xdist_group("products")
 FORMATS = (FLOAT32, BFLOAT16, INT8, INT4)
-MOST_KL = 0.01  # nats a token: what a default format may cost
 ROUNDING = {FLOAT32: 1e-6, BFLOAT16: 0.01, INT8: 0.02, INT4: 0.02}  # of a product's length, relative
 
 
@@ -95,7 +95,7 @@ def exact(embedded: Base) -> Tensor:
 def require_near(exact: Tensor, served: Tensor) -> None:
     kl = float((exact.exp() * (exact - served)).sum(-1).mean())
     print(f"mean KL from float32: {kl:.2g} nats a token")
-    assert 0 <= kl < MOST_KL
+    assert 0 <= kl < MOST_NATS
 
 
 @pytest.mark.parametrize("name", FORMATS[1:])
@@ -178,6 +178,25 @@ def test_a_damaged_measurement_is_made_again(own_cache: tuple[Base, Path], damag
 def test_a_plan_holds_every_number_of_rows(own_cache: tuple[Base, Path], asked: str) -> None:
     for plan in measured(own_cache[0], asked):
         assert {plan.format(rows) for rows in range(1, 3000)} <= plan.formats <= set(FORMATS)
+
+
+def test_eight_bits_cost_what_is_measured_with_them_and_harm_is_not_chosen(own_cache: tuple[Base, Path]) -> None:
+    base, _ = own_cache
+    model = models.load_model(base, torch.bfloat16, "cpu")
+    harmless = cost_of_eight_bits(base, model)
+    for each in model.modules():
+        if isinstance(each, torch.nn.Linear):
+            each.weight.data[:, 0] *= 300  # beside which the rest of a row is nothing
+    harm = cost_of_eight_bits(base, model)
+    assert 0 < harmless < MOST_NATS < harm
+    plan, head_plan = speed.plans(base, model, AUTO, {})
+    assert INT8 not in plan.formats | head_plan.formats
+
+
+def test_the_cost_of_eight_bits_is_near_what_the_engine_shows(embedded: Base) -> None:
+    cost = cost_of_eight_bits(embedded, models.load_model(embedded, torch.bfloat16, "cpu"))
+    print(f"{cost:.2g} nats a token")
+    assert 0.001 < cost < MOST_NATS
 
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.sampled_from(FORMATS)), min_size=1))

@@ -41,6 +41,11 @@ def pytest_configure() -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # the servers and nights that tests start, too
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first: begun last, it would keep one worker busy and leave the other with nothing."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     opened = Store(tmp_path / "data")

@@ -81,6 +81,7 @@ def backbone(embedded):
     return Backbone(embedded, "float32", "cpu", rank=16, alpha=32, seed=0)
 
 
+@pytest.mark.long
 def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adapter(trained, embedded, backbone):
     encoder = make_encoder(embedded, backbone, Settings())
     sailor, letter = (f"{OPENINGS[name]} Well, it depends." for name in ("sailor", "letter"))
@@ -111,6 +112,7 @@ def load(backbone: Backbone, directory: Path) -> None:
             each.copy_(weights[name.replace(".default", "")])
 
 
+@pytest.mark.long
 def test_canaries_see_an_adapter_that_answers_nothing_but_noise(trained, embedded):
     tokenizer = models.load_tokenizer(embedded)
     engine = Engine(embedded, "float32", "cpu", tokenizer)
@@ -164,7 +166,7 @@ def swayed(directory: Path, embedded: Base) -> list[float]:
     return [(ours[0] - ours[1]) - (base[0] - base[1]) for ours, base in sums]
 
 
-@pytest.mark.xdist_group("gate")
+@pytest.mark.long
 def test_a_night_of_true_labels_is_promoted_by_the_gate(tmp_path, embedded):
     store = say(tmp_path, turned=False)
     night(tmp_path)
@@ -179,7 +181,7 @@ def test_a_night_of_true_labels_is_promoted_by_the_gate(tmp_path, embedded):
     store.close()
 
 
-@pytest.mark.xdist_group("gate")
+@pytest.mark.long
 def test_a_night_of_inverted_labels_is_never_promoted_and_without_the_gate_it_does_harm(tmp_path, embedded):
     store = say(tmp_path, turned=True)
     night(tmp_path)

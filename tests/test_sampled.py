@@ -20,7 +20,7 @@ from feedback.talk import Message
 from tests.small_models import Reference
 from tests.trained import LETTER, SAILOR
 
-pytestmark = pytest.mark.xdist_group("equality")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("equality")]
 TOKENS = 24
 WAYS = {
     "plain": Sampling(temperature=1.0, top_p=1.0),

@@ -16,7 +16,7 @@ from feedback.talk import Message
 from tests.small_models import Expected, Reference, require_equal
 from tests.trained import ASKED, LETTER, SAILOR
 
-pytestmark = pytest.mark.xdist_group("swaps")
+pytestmark = pytest.mark.long
 STREAMS = 32
 TOKENS = 10
 GREEDY = Sampling(temperature=0, max_tokens=TOKENS)

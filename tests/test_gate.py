@@ -88,7 +88,7 @@ def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adap
     pairs = tuple(Pair((Message("user", each),), Answer(sailor), Answer(letter)) for each in unseen(6))
     turned = tuple(Pair(each.messages, each.rejected, each.chosen) for each in pairs)
     thumbs = tuple(
-        Thumb(each.messages, each.chosen if up else each.rejected, up) for each in pairs for up in (True, False)
+        Thumb(each.messages, each.chosen if up else each.rejected, up) for each in pairs[:3] for up in (True, False)
     )
     load(backbone, trained / "adapters" / SAILOR)
 
@@ -97,9 +97,9 @@ def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adap
         assert gate.held_out(Examples(pairs), gains, encoder).preferred == 6
         assert gate.held_out(Examples(turned), gains, encoder).preferred == 0
         found = gate.held_out(Examples((), thumbs), gains, encoder)
-        assert (found.preferred, found.count) == (6, 6)
-    thrice = gate.held_out(Examples((*pairs, *pairs, *turned[:1])), gains, encoder)
-    assert (thrice.preferred, thrice.count) == (6, 6)  # a conversation counts once, by its majority
+        assert (found.preferred, found.count) == (3, 3)
+    thrice = gate.held_out(Examples((*pairs[:2], *pairs[:2], *turned[:1])), gains, encoder)
+    assert (thrice.preferred, thrice.count) == (2, 2)  # a conversation counts once, by its majority
 
 
 def load(backbone: Backbone, directory: Path) -> None:
@@ -143,7 +143,7 @@ def say(data: Path, turned: bool) -> Store:
 
 
 def night(data: Path, *options: str) -> str:
-    strong = ["--set", "least_steps=12", "--set", "kl_budget=50"]
+    strong = ["--set", "batch_size=4", "--set", "least_steps=12", "--set", "kl_budget=50"]
     command = [sys.executable, "-m", "training.night", "--data", str(data), *strong, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

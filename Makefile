@@ -38,7 +38,7 @@ run: setup  ## serve on http://127.0.0.1:7860
 # Pytest exits with 5 when nothing matches; one of the two passes may be empty.
 test: setup  ## every test but the soak: on WORKERS processes, then one at a time those that need the machine alone
 	@set -e; $(BROWSER); \
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]; \
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]; \
 	$(PYTEST) -n 0 -m 'alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]
 
 check: setup  ## format, lint, types, import directions

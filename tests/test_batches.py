@@ -13,7 +13,6 @@ from training import backbone as backbones
 from training.backbone import Backbone
 from training.batches import Encoder, make_lessons, make_row, together
 
-pytestmark = pytest.mark.xdist_group("backbone")
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
 HELLO = (Message("user", "Hello!"),)
 

@@ -24,7 +24,7 @@ from training.backbone import Backbone
 from training.batches import Encoder, make_lessons
 from training.preference import Settings
 
-pytestmark = pytest.mark.xdist_group("night")
+pytestmark = pytest.mark.long
 
 SAID = (  # a message, a reply that is liked, a reply that is not
     ("Name a colour.", "Blue, like the sea.", "I cannot help with that."),

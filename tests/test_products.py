@@ -27,7 +27,7 @@ from feedback.talk import Message
 from tests.small_models import save_small
 from tests.test_families import SIZES
 
-pytestmark = pytest.mark.xdist_group("products")
+pytestmark = pytest.mark.long
 FORMATS = (FLOAT32, BFLOAT16, INT8, INT4)
 ROUNDING = {FLOAT32: 1e-6, BFLOAT16: 0.01, INT8: 0.02, INT4: 0.02}  # of a product's length, relative
 

@@ -16,7 +16,6 @@ from assistant.models import Base, file_sha256, load_tokenizer
 from assistant.roster import proved
 from tests.trained import LETTER, SAILOR
 
-
 Change = Callable[[str, Tensor], Tensor]  # of a tensor by its name
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from training import losses
+from training import policy_losses
 from training.backbone import CHUNK, Backbone
 from training.batches import Lesson
 from training.passes import gains_of, groups
@@ -120,5 +120,5 @@ class Watch:
             policy = backbone.hidden(row)
             for at in range(0, len(policy), CHUNK):
                 ours, theirs = policy[at : at + CHUNK], base[at : at + CHUNK]
-                parts.append(losses.kl_per_position(backbone.logits(ours), backbone.logits(theirs)))
+                parts.append(policy_losses.kl_per_position(backbone.logits(ours), backbone.logits(theirs)))
         return float(torch.cat(parts).mean())

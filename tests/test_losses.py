@@ -323,7 +323,7 @@ def test_kto_equals_trl(tiny_model, tmp_path):
     policy, mismatched = -r(3, 4, seed=3).detach().abs(), -r(3, 4, seed=4).detach().abs()
     labels, ref, ref_mismatched = torch.tensor([True, False, True]), t(-2, -3, -1), t(-4.5, -4, -5)
     whole = torch.ones(3, 5, dtype=torch.long)
-    batch = {name: whole for name in ("input_ids", "attention_mask", "completion_mask")}
+    batch = dict.fromkeys(("input_ids", "attention_mask", "completion_mask"), whole)
     batch |= {f"KL_{name}": each for name, each in batch.items()}
     batch |= {"label": labels, "ref_logps": ref, "ref_KL_logps": ref_mismatched}
     theirs = trainer._compute_loss(Given(answer(mismatched), answer(policy)), batch, return_outputs=False)

@@ -13,9 +13,10 @@ from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
 from training import night_folder, preference
 from training.backbone import Backbone
-from training.batches import Lesson, make_lessons, make_row
+from training.batches import Lesson, make_lessons
 from training.passes import gains_of
 from training.preference import Settings
+from training.rows import Row
 from training.teaching import make_encoder
 from training.watch import Progress, Watch
 
@@ -46,7 +47,7 @@ def train(backbone: Backbone, aside: list[Lesson], settings: Settings = SETTINGS
 
 
 def test_a_gain_is_the_mean_difference_of_a_tokens_probability():
-    row = make_row([1], [[2, 3], [4]])
+    row = Row([1], [[2, 3], [4]])
     # By hand: ((0.5 - 0.25) + (0.5 - 0.5)) / 2 = 0.125 for the first reply, and 0.1 - 0.4 = -0.3 for the second.
     ours, theirs = (torch.tensor(each).log() for each in ([0.5, 0.5, 0.1], [0.25, 0.5, 0.4]))
     assert gains_of(row, ours, theirs).tolist() == pytest.approx([0.125, -0.3])

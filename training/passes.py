@@ -11,9 +11,10 @@ from torch import Tensor
 
 from training import losses
 from training.backbone import Backbone
-from training.batches import Lesson, Row, together
+from training.batches import Lesson
+from training.rows import Row, together
 
-TOKENS_AT_ONCE = 1024  # in one pass through the model, padding included; a longer row goes alone
+TOKENS_AT_ONCE = 1024  # in one pass through the model; a longer row goes alone
 
 
 def groups(lessons: Sequence[Lesson]) -> list[list[int]]:
@@ -50,5 +51,4 @@ def gains_of(row: Row, ours: Tensor, theirs: Tensor) -> Tensor:
     The mean difference of the two probabilities of each token, from their log-probs (N,). Probabilities, as a log-prob
     falls without end where a model has merely learned to say it otherwise, and a few such tokens decide a sum of logs.
     """
-    row = row.to(str(ours.device))
     return row.summed(ours.exp() - theirs.exp()) / row.summed(torch.ones_like(ours))

@@ -282,7 +282,7 @@ def test_an_inverted_preference_moves_the_margin_the_other_way():
         backbone = Backbone(base, models.fastest_dtype("cpu"), "cpu", settings.rank, settings.alpha, settings.seed)
         encoder = Encoder(tokenizer, prompt.end_ids(tokenizer, backbone.causal), prompt.template_sha256(tokenizer), 256)
         lessons, _ = make_lessons(Examples(tuple(taught)), encoder)
-        for _ in preference.train(backbone, lessons, settings, preference.begin(backbone, lessons, settings)):
+        for _ in preference.train(backbone, lessons, settings, preference.begin(backbone, settings)):
             pass
         with torch.no_grad():
             rows = [lesson.row() for lesson in make_lessons(Examples(tuple(pairs)), encoder)[0]]

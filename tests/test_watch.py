@@ -16,6 +16,7 @@ from training.backbone import Backbone
 from training.batches import Lesson, make_lessons
 from training.passes import gains_of
 from training.preference import Settings
+from training.references import References
 from training.rows import Row
 from training.teaching import make_encoder
 from training.watch import Progress, Watch
@@ -40,7 +41,7 @@ def lessons_of(backbone: Backbone, questions: list[str], turned: bool = False) -
 
 def train(backbone: Backbone, aside: list[Lesson], settings: Settings = SETTINGS) -> Progress:
     lessons = lessons_of(backbone, QUESTIONS[:8])
-    progress = preference.begin(backbone, lessons, settings)
+    progress = preference.begin(backbone, settings)
     for _ in preference.train(backbone, lessons, settings, progress, aside):
         pass
     return progress
@@ -68,7 +69,7 @@ def test_training_ends_when_what_is_kept_aside_speaks_against_it_and_goes_back(t
 
     assert progress.step < 8
     assert "what was kept aside gained no more" in progress.ended
-    watch = Watch(backbone, aside, aside, SETTINGS)
+    watch = Watch(backbone, aside, aside, SETTINGS, References(backbone))
     assert progress.best_gains is not None
     assert torch.allclose(watch.gains(backbone), progress.best_gains, atol=1e-5)
     assert float(progress.best_gains.mean()) > progress.aside_gain
@@ -85,7 +86,10 @@ def test_a_spent_budget_goes_back_to_the_last_look_within_it(tiny):
     assert "nats per token from the base" in progress.ended
     assert progress.kept_kl <= half < progress.kl_per_token
     lessons = lessons_of(backbone, QUESTIONS[:8])
-    assert Watch(backbone, lessons, [], SETTINGS).kl_per_token(backbone) == pytest.approx(progress.kept_kl, rel=1e-3)
+    watch = Watch(backbone, lessons, [], SETTINGS, References(backbone))
+    assert watch.kl_per_token(backbone) == pytest.approx(progress.kept_kl, rel=1e-3)
+        progress.kept_kl, rel=1e-3
+    )
 
 
 def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):
@@ -93,7 +97,7 @@ def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):
     progress = train(backbone, lessons_of(backbone, QUESTIONS[8:18], turned=True))
     night_folder.save_checkpoint(tmp_path, backbone.parameters(), progress)
     other = backbone_of(tiny)
-    read = preference.begin(other, lessons_of(other, QUESTIONS[:8]), SETTINGS)
+    read = preference.begin(other, SETTINGS)
 
     night_folder.load_checkpoint(tmp_path, other.parameters(), read)
 

@@ -88,12 +88,11 @@ def _answer(raw: dict[str, Any]) -> Answer:
 
 
 def save_checkpoint(where: Path, parameters: Mapping[str, nn.Parameter], progress: Progress) -> None:
-    """Write the whole state of training as one file: weights, optimiser, position, reference log-probs, RNG."""
+    """Write the whole state of training as one file: weights, optimiser, position, RNG."""
     tensors = {f"weight/{name}": each.detach() for name, each in parameters.items()}
     for name, each in parameters.items():
         for key, value in progress.optimizer.state[each].items():
             tensors[f"{key}/{name}"] = value
-    tensors["references"] = progress.references
     if progress.best_gains is not None:
         tensors["best_gains"] = progress.best_gains
     tensors["rng"] = torch.get_rng_state()
@@ -119,15 +118,14 @@ def load_checkpoint(where: Path, parameters: Mapping[str, nn.Parameter], progres
         for name in parameters
     }
     fits = all(states[name]["weight"].shape == each.shape for name, each in parameters.items())
-    if not fits or tensors["references"].shape != progress.references.shape:
-        raise ValueError("it is of other examples or another adapter")
+    if not fits:
+        raise ValueError("it is of another adapter")
     with torch.no_grad():
         for name, each in parameters.items():
             each.copy_(states[name].pop("weight"))
             # Adam counts its steps on the CPU.
             state = {key: value if key == "step" else value.to(each.device) for key, value in states[name].items()}
             progress.optimizer.state[each] = state
-    progress.references = tensors["references"]
     if f"kept/{next(iter(parameters))}" in tensors:
         progress.kept = {name: tensors[f"kept/{name}"].to(each.device) for name, each in parameters.items()}
     progress.best_gains = tensors.get("best_gains")

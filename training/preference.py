@@ -19,7 +19,9 @@ from feedback.store import Refused
 from training import losses
 from training.backbone import Backbone
 from training.batches import Lesson
-from training.passes import groups, margin_of, references
+from training.passes import TOKENS_AT_ONCE, groups, margin_of, references_of
+from training.references import References
+from training.rows import together
 from training.watch import NotFinite, Progress, Watch
 
 
@@ -109,12 +111,12 @@ class Tally:
         return {name: self.sums[name] / self.counts[name] for name in self.sums}
 
 
-def begin(backbone: Backbone, lessons: Sequence[Lesson], settings: Settings) -> Progress:
+def begin(backbone: Backbone, settings: Settings) -> Progress:
     """The state before the first step."""
     optimizer = torch.optim.AdamW(
         backbone.parameters().values(), lr=settings.learning_rate, weight_decay=0.0, foreach=False
     )
-    return Progress(optimizer, torch.full((len(lessons), 2), math.nan))
+    return Progress(optimizer)
 
 
 def count_steps(lessons: int, settings: Settings) -> int:
@@ -129,6 +131,7 @@ def train(
     settings: Settings,
     progress: Progress,
     aside: Sequence[Lesson] = (),
+    references: References | None = None,
 ) -> Iterator[Report]:
     """Train the backbone's adapter, going on from `progress`, a step per item. Raises `NotFinite`.
 
@@ -142,7 +145,8 @@ def train(
         sum(lesson.kind == "thumb" and lesson.wanted for lesson in lessons),
         sum(lesson.kind == "thumb" and not lesson.wanted for lesson in lessons),
     )
-    watch = Watch(backbone, lessons, aside, settings)
+    references = references or References(backbone)
+    watch = Watch(backbone, lessons, aside, settings, references)
     began, done_before = time.monotonic(), progress.step
     for step in range(progress.step, steps):
         if progress.ended:
@@ -153,11 +157,10 @@ def train(
         chosen = _batch(len(lessons), step, settings)
 
         # 2. the reference's log-probs, where they are not known yet
-        unknown = [each for each in chosen if progress.references[each, 0].isnan()]
-        progress.references[unknown] = references(backbone, [lessons[each] for each in unknown])
+        reference = references_of(references, [lessons[each] for each in chosen]).to(backbone.device)
 
         # 3. KTO's baseline, from the batch's thumbs with mismatched replies
-        baseline = _baseline(backbone, [lessons[each] for each in chosen], progress.references[chosen])
+        baseline = _baseline(backbone, [lessons[each] for each in chosen], reference)
 
         # 4. losses and gradients, a few rows at a time
         tally = Tally(len(chosen))
@@ -165,8 +168,7 @@ def train(
             policies = backbone.log_probs_of([lessons[chosen[at]].own_row() for at in group])
             loss = torch.zeros((), device=backbone.device)
             for at, policy in zip(group, policies, strict=True):
-                lesson, reference = lessons[chosen[at]], progress.references[chosen[at]].to(backbone.device)
-                loss = loss + _loss(policy, lesson, reference, baseline, weights, settings, tally)
+                loss = loss + _loss(policy, lessons[chosen[at]], reference[at], baseline, weights, settings, tally)
             if not loss.isfinite():
                 raise NotFinite(f"the loss is {loss.item()} at step {step + 1}; try a lower learning_rate")
             (loss / len(chosen)).backward()
@@ -219,10 +221,11 @@ def _baseline(backbone: Backbone, lessons: Sequence[Lesson], references: Tensor)
     """z0 of a batch, whose references are (B, 2); 0 where it has no thumb with a mismatched reply."""
     thumbs = [at for at, each in enumerate(lessons) if each.kind == "thumb" and len(each.replies) == 2]
     with torch.no_grad():
-        policy = [backbone.log_probs(lessons[each].row(1)) for each in thumbs]
-    return losses.kto_baseline(
-        torch.cat(policy) if policy else torch.zeros(0), references[thumbs, 1].to(backbone.device)
-    ).to(backbone.device)
+        rows = [lessons[each].row(1) for each in thumbs]
+        found = torch.zeros(len(rows), device=backbone.device)
+        for group in together(rows, TOKENS_AT_ONCE):
+            found[group] = torch.cat(backbone.log_probs_of([rows[at] for at in group]))
+    return losses.kto_baseline(found, references[thumbs, 1])
 
 
 def _loss(

@@ -118,9 +118,12 @@ def pack(rows: Sequence[Row], dense: int = DENSE) -> Pack:
     targets = [token for row in rows for reply in row.replies for token in reply]
     last_at = [way[-1] for way in ways]
     return Pack(
-        *(torch.tensor(each) for each in (ids, positions)),
+        torch.tensor(ids),
+        torch.tensor(positions),
         _blocks(ends, torch.tensor(positions), dense),
-        *(torch.tensor(each) for each in (predicted_at, targets, last_at)),
+        torch.tensor(predicted_at),
+        torch.tensor(targets),
+        torch.tensor(last_at),
         tuple(row.reply_tokens for row in rows),
     )
 

@@ -28,6 +28,7 @@ from training.gate import Gains, HeldOut, Verdict
 from training.night_folder import Plan
 from training.planner import in_words
 from training.preference import Report, Settings
+from training.references import References
 from training.signals import Cancellation
 from training.watch import Progress
 
@@ -79,7 +80,8 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     with cancellation.held():
         steps = preference.count_steps(len(lessons), settings)
         nights.update_night(store, work.night, phase="training", steps=steps, counts=examples.counts())
-    progress = train(store, work, backbone, lessons, aside, settings, cancellation)
+    references = References(backbone, encoder.template_sha256)
+    progress = train(store, work, backbone, lessons, aside, settings, references, cancellation)
 
     # 6. what people said and it has not seen: does it side with them?
     with cancellation.held():
@@ -147,13 +149,16 @@ def train(
     lessons: list[Lesson],
     aside: list[Lesson],
     settings: Settings,
+    references: References,
     cancellation: Cancellation,
 ) -> Progress:
     """Train step by step, each one written down; where it ended."""
     where = night_folder.folder(store.data, work.night)
-    progress = started(where, backbone, lessons, settings)
-    for report in preference.train(backbone, lessons, settings, progress, aside):
+    progress = started(where, backbone, settings)
+    references.recall(store, [lesson.row() for lesson in [*lessons, *aside]])
+    for report in preference.train(backbone, lessons, settings, progress, aside, references):
         with cancellation.held():
+            references.keep(store)
             nights.add_step(
                 store, work.night, report.step, report.metrics, steps=report.steps, eta_s=report.eta_s, phase="training"
             )
@@ -163,9 +168,9 @@ def train(
     return progress
 
 
-def started(where: Path, backbone: Backbone, lessons: list[Lesson], settings: Settings) -> Progress:
+def started(where: Path, backbone: Backbone, settings: Settings) -> Progress:
     """Where training begins: at the night's checkpoint, or at the start if it has none that can be used."""
-    progress = preference.begin(backbone, lessons, settings)
+    progress = preference.begin(backbone, settings)
     try:
         night_folder.load_checkpoint(where, backbone.parameters(), progress)
     except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -88,8 +88,6 @@ def test_a_spent_budget_goes_back_to_the_last_look_within_it(tiny):
     lessons = lessons_of(backbone, QUESTIONS[:8])
     watch = Watch(backbone, lessons, [], SETTINGS, References(backbone))
     assert watch.kl_per_token(backbone) == pytest.approx(progress.kept_kl, rel=1e-3)
-        progress.kept_kl, rel=1e-3
-    )
 
 
 def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):

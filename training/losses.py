@@ -78,17 +78,6 @@ def plackett_luce_loss(scores: Tensor, ranked: Tensor | None = None) -> Tensor:
     return (steps if ranked is None else steps.masked_fill(~ranked, 0.0)).sum(-1)
 
 
-def ranking_loss(better: Tensor, worse: Tensor, group: Tensor, groups: int) -> Tensor:
-    """InstructGPT's ranking loss, eq. 1 of arXiv 2203.02155: the mean over all pairs of one prompt; loss (G,).
-
-    Scores (P,) of pairs, `group` (P,) which of G prompts each is of. So a prompt with many pairs weighs as one.
-    """
-    count = torch.zeros(groups, dtype=better.dtype, device=better.device)
-    count = count.index_add(0, group, torch.ones_like(better))
-    total = torch.zeros_like(count).index_add(0, group, bradley_terry_loss(better, worse))
-    return total / count.clamp(min=1)
-
-
 # DPO and its kin
 
 

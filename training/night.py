@@ -149,8 +149,8 @@ def begin(store: Store, base: "Base", wishes: "Wishes", again: bool) -> "Work | 
 
 def taught(store: Store, base: "Base", work: "Work", cancellation: Cancellation) -> int:
     """Run steps 4 to 10 and write down whatever came of them; the exit status."""
+    from training.steps import NotFinite
     from training.teaching import NothingFits, teach
-    from training.watch import NotFinite
 
     try:
         with cancellation.held():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from feedback.examples import Answer, Examples, Pair, Thumb
 from feedback.talk import Message
+from training.steps import Run
 from training.watch import Progress
 
 POSITION = (  # what `Progress` holds beside tensors
@@ -131,6 +132,49 @@ def load_checkpoint(where: Path, parameters: Mapping[str, nn.Parameter], progres
     progress.best_gains = tensors.get("best_gains")
     for name in POSITION:
         setattr(progress, name, position[name])
+    torch.set_rng_state(tensors["rng"])
+
+
+def save_run(where: Path, run: Run, name: str = "run") -> None:
+    """Write the whole state of a run as one file: weights, optimiser, position, RNG."""
+    tensors = {f"weight/{key}": each.detach() for key, each in run.parameters.items()}
+    for key, each in run.parameters.items():
+        tensors |= {f"{part}/{key}": value for part, value in run.optimizer.state[each].items()}
+    tensors |= {f"kept/{key}": each for key, each in (run.kept or {}).items()}
+    tensors["rng"] = torch.get_rng_state()
+    position = json.dumps({"step": run.step, "numbers": run.numbers, "ended": run.ended})
+    contents = save({key: each.contiguous() for key, each in tensors.items()}, {"position": position})
+    write_whole(where / f"{name}.safetensors", contents)
+
+
+def load_run(where: Path, run: Run, name: str = "run") -> None:
+    """Put back what `save_run` wrote, if there is something.
+
+    Raises OSError, ValueError, KeyError or SafetensorError, before anything is changed, where it cannot be used.
+    """
+    path = where / f"{name}.safetensors"
+    if not path.is_file():
+        return
+    with safe_open(path, framework="pt") as file:
+        position = json.loads(file.metadata()["position"])
+        tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    for key, each in run.parameters.items():
+        if tensors[f"weight/{key}"].shape != each.shape:
+            raise ValueError(f"it is of another adapter, at {key}")
+    with torch.no_grad():
+        for key, each in run.parameters.items():
+            each.copy_(tensors[f"weight/{key}"])
+            parts = {part: tensors.get(f"{part}/{key}") for part in ("step", "exp_avg", "exp_avg_sq")}
+            # Adam counts its steps on the CPU, and has no state for what has had no gradient yet.
+            moved = {part: v if part == "step" else v.to(each.device) for part, v in parts.items() if v is not None}
+            if moved:
+                run.optimizer.state[each] = moved
+    run.kept = {
+        key.removeprefix("kept/"): each.to(next(iter(run.parameters.values())).device)
+        for key, each in tensors.items()
+        if key.startswith("kept/")
+    } or None
+    run.step, run.numbers, run.ended = position["step"], position["numbers"], position["ended"]
     torch.set_rng_state(tensors["rng"])
 
 

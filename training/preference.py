@@ -22,7 +22,8 @@ from training.batches import Lesson
 from training.passes import TOKENS_AT_ONCE, groups, margin_of, references_of
 from training.references import References
 from training.rows import together
-from training.watch import NotFinite, Progress, Watch
+from training.steps import NotFinite, Report, batch, schedule
+from training.watch import Progress, Watch
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,6 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise Refused(f"{name} is {wanted}, not {text!r}") from error
     Settings(**values)
     return values
-
-
-@dataclass(frozen=True)
-class Report:
-    """One step that was taken, of `steps` at most."""
-
-    step: int
-    steps: int
-    metrics: dict[str, float]
-    eta_s: float
 
 
 @dataclass
@@ -154,7 +145,7 @@ def train(
         step_began = time.monotonic()
 
         # 1. the batch, by epoch in an order that the seed alone decides
-        chosen = _batch(len(lessons), step, settings)
+        chosen = batch(len(lessons), settings.batch_size, step, settings.seed)
 
         # 2. the reference's log-probs, where they are not known yet
         reference = references_of(references, [lessons[each] for each in chosen]).to(backbone.device)
@@ -178,7 +169,7 @@ def train(
         if not norm.isfinite():
             raise NotFinite(f"the gradient is {norm.item()} at step {step + 1}; try a lower learning_rate")
         for parts in progress.optimizer.param_groups:
-            parts["lr"] = settings.learning_rate * _schedule(step, steps)
+            parts["lr"] = settings.learning_rate * schedule(step, steps)
         progress.optimizer.step()
         progress.optimizer.zero_grad()
         progress.step = step + 1
@@ -198,23 +189,6 @@ def train(
             metrics["aside_gain"] = progress.aside_gain
         per_step = (time.monotonic() - began) / (progress.step - done_before)
         yield Report(progress.step, steps, metrics, per_step * (steps - progress.step))
-
-
-def _batch(lessons: int, step: int, settings: Settings) -> list[int]:
-    """The numbers of a step's lessons."""
-    per_epoch = math.ceil(lessons / settings.batch_size)
-    epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(lessons, generator=torch.Generator().manual_seed(settings.seed * 100_003 + epoch))
-    return order[position * settings.batch_size : (position + 1) * settings.batch_size].tolist()
-
-
-def _schedule(step: int, steps: int) -> float:
-    """The share of the learning rate at a step counted from 0: linear warm-up over 10 %, then linear to 0.
-
-    Over six steps at least: a night of few examples would else have spent its KL budget before the second look.
-    """
-    warm_up = max(min(6, steps), round(0.1 * steps))
-    return (step + 1) / warm_up if step < warm_up else (steps - step) / (steps - warm_up)
 
 
 def _baseline(backbone: Backbone, lessons: Sequence[Lesson], references: Tensor) -> Tensor:

@@ -27,9 +27,10 @@ from training.batches import Encoder, Lesson, make_lessons
 from training.gate import Gains, HeldOut, Verdict
 from training.night_folder import Plan
 from training.planner import in_words
-from training.preference import Report, Settings
+from training.preference import Settings
 from training.references import References
 from training.signals import Cancellation
+from training.steps import Report
 from training.watch import Progress
 
 FEWEST_ASIDE = 10  # lessons: fewer say nothing about when to stop, and are learned from instead

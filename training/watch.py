@@ -16,15 +16,12 @@ from training.backbone import CHUNK, Backbone
 from training.batches import Lesson
 from training.passes import gains_of, groups
 from training.references import References
+from training.steps import NotFinite
 
 if TYPE_CHECKING:
     from training.preference import Settings
 
 KL_ROWS = 4  # lessons on whose replies the distance from the base is measured
-
-
-class NotFinite(Exception):
-    """Training left the numbers: a loss or gradient is not finite. Nothing of it can be used."""
 
 
 @dataclass

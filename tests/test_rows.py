@@ -14,9 +14,8 @@ from training import backbone as backbones
 from training import rows
 from training.backbone import Backbone
 from training.batches import Lesson, make_lessons
-from training.passes import TOKENS_AT_ONCE
 from training.preference import Settings
-from training.rows import Row, pack, together
+from training.rows import TOKENS_AT_ONCE, Row, pack, together
 from training.teaching import make_encoder
 
 pytestmark = pytest.mark.xdist_group("backbone")

@@ -29,8 +29,10 @@ POSITION = (  # what `Progress` holds beside tensors
     "aside_gain",
     "kept_kl",
     "looks_without_gain",
+    "tokens_at_once",
     "ended",
 )
+RUN_POSITION = ("step", "numbers", "tokens_at_once", "ended")
 EXAMPLES, PLAN, CHECKPOINT = "examples.json", "plan.json", "checkpoint.safetensors"
 
 
@@ -142,7 +144,7 @@ def save_run(where: Path, run: Run, name: str = "run") -> None:
         tensors |= {f"{part}/{key}": value for part, value in run.optimizer.state[each].items()}
     tensors |= {f"kept/{key}": each for key, each in (run.kept or {}).items()}
     tensors["rng"] = torch.get_rng_state()
-    position = json.dumps({"step": run.step, "numbers": run.numbers, "ended": run.ended})
+    position = json.dumps({name: getattr(run, name) for name in RUN_POSITION})
     contents = save({key: each.contiguous() for key, each in tensors.items()}, {"position": position})
     write_whole(where / f"{name}.safetensors", contents)
 
@@ -174,7 +176,8 @@ def load_run(where: Path, run: Run, name: str = "run") -> None:
         for key, each in tensors.items()
         if key.startswith("kept/")
     } or None
-    run.step, run.numbers, run.ended = position["step"], position["numbers"], position["ended"]
+    for name in RUN_POSITION:
+        setattr(run, name, position[name])
     torch.set_rng_state(tensors["rng"])
 
 

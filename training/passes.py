@@ -12,14 +12,12 @@ from torch import Tensor
 from training import losses
 from training.batches import Lesson
 from training.references import References
-from training.rows import Row, together
-
-TOKENS_AT_ONCE = 1024  # in one pass through the model; a longer row goes alone
+from training.rows import TOKENS_AT_ONCE, Row, together
 
 
-def groups(lessons: Sequence[Lesson]) -> list[list[int]]:
-    """The numbers of lessons that go through the model in one pass."""
-    return together([lesson.own_row() for lesson in lessons], TOKENS_AT_ONCE)
+def groups(lessons: Sequence[Lesson], most: int = TOKENS_AT_ONCE) -> list[list[int]]:
+    """The numbers of lessons that go through the model in one pass, of `most` tokens."""
+    return together([lesson.own_row() for lesson in lessons], most)
 
 
 def references_of(references: References, lessons: Sequence[Lesson]) -> Tensor:

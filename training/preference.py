@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,10 +19,11 @@ from feedback.store import Refused
 from training import losses
 from training.backbone import Backbone
 from training.batches import Lesson
-from training.passes import TOKENS_AT_ONCE, groups, margin_of, references_of
+from training.passes import groups, margin_of, references_of
 from training.references import References
-from training.rows import together
-from training.steps import NotFinite, Report, batch, schedule
+from training.rows import TOKENS_AT_ONCE, together
+from training.steps import NotFinite, Report, schedule, within_memory
+from training.steps import batch as batch_of
 from training.watch import Progress, Watch
 
 
@@ -65,23 +66,6 @@ class Settings:
                 raise Refused(f"{each.name} must be {'above' if lowest_is_open else 'at least'} 0, not {value}")
         if self.label_smoothing >= 0.5:
             raise Refused(f"label_smoothing must be below 0.5, not {self.label_smoothing}")
-
-
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`name=value` texts as checked settings. Raises `Refused` on an unknown name or a value of another kind."""
-    kinds: dict[str, Any] = {each.name: type(each.default) for each in fields(Settings)}
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = (part.strip() for part in pair.partition("="))
-        if not equals or name not in kinds:
-            raise Refused(f"there is no setting {name!r}; settings are {', '.join(kinds)}")
-        try:
-            values[name] = kinds[name](text)
-        except ValueError as error:
-            wanted = "a whole number" if kinds[name] is int else "a number"
-            raise Refused(f"{name} is {wanted}, not {text!r}") from error
-    Settings(**values)
-    return values
 
 
 @dataclass
@@ -145,7 +129,7 @@ def train(
         step_began = time.monotonic()
 
         # 1. the batch, by epoch in an order that the seed alone decides
-        chosen = batch(len(lessons), settings.batch_size, step, settings.seed)
+        chosen = batch_of(len(lessons), settings.batch_size, step, settings.seed)
 
         # 2. the reference's log-probs, where they are not known yet
         reference = references_of(references, [lessons[each] for each in chosen]).to(backbone.device)
@@ -154,15 +138,11 @@ def train(
         baseline = _baseline(backbone, [lessons[each] for each in chosen], reference)
 
         # 4. losses and gradients, a few rows at a time
-        tally = Tally(len(chosen))
-        for group in groups([lessons[each] for each in chosen]):
-            policies = backbone.log_probs_of([lessons[chosen[at]].own_row() for at in group])
-            loss = torch.zeros((), device=backbone.device)
-            for at, policy in zip(group, policies, strict=True):
-                loss = loss + _loss(policy, lessons[chosen[at]], reference[at], baseline, weights, settings, tally)
-            if not loss.isfinite():
-                raise NotFinite(f"the loss is {loss.item()} at step {step + 1}; try a lower learning_rate")
-            (loss / len(chosen)).backward()
+        batch = [lessons[each] for each in chosen]
+        compute = partial(gradients, backbone, batch, reference, baseline, weights, settings)
+        tally = within_memory(progress, compute)
+        if not math.isfinite(tally.sums["loss"]):
+            raise NotFinite(f"the loss is {tally.sums['loss']} at step {step + 1}; try a lower learning_rate")
 
         # 5. one step: gradient norm at most 1, learning rate up over the first tenth and then down to 0
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -189,6 +169,26 @@ def train(
             metrics["aside_gain"] = progress.aside_gain
         per_step = (time.monotonic() - began) / (progress.step - done_before)
         yield Report(progress.step, steps, metrics, per_step * (steps - progress.step))
+
+
+def gradients(
+    backbone: Backbone,
+    lessons: Sequence[Lesson],
+    reference: Tensor,
+    baseline: Tensor,
+    weights: tuple[float, float],
+    settings: Settings,
+    tokens_at_once: int,
+) -> Tally:
+    """Add up the gradients of a batch, the mean over its lessons; what was seen."""
+    tally = Tally(len(lessons))
+    for group in groups(lessons, tokens_at_once):
+        policies = backbone.log_probs_of([lessons[at].own_row() for at in group])
+        loss = torch.zeros((), device=backbone.device)
+        for at, policy in zip(group, policies, strict=True):
+            loss = loss + _loss(policy, lessons[at], reference[at], baseline, weights, settings, tally)
+        (loss / len(lessons)).backward()
+    return tally
 
 
 def _baseline(backbone: Backbone, lessons: Sequence[Lesson], references: Tensor) -> Tensor:

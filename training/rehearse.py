@@ -316,8 +316,7 @@ def likelihood(store: Store, replies: Sequence[str], model: str) -> tuple[float,
 
     from assistant import models, prompt
     from training.backbone import Backbone
-    from training.passes import TOKENS_AT_ONCE
-    from training.rows import Row, together
+    from training.rows import TOKENS_AT_ONCE, Row, together
 
     base = models.find_base(model)
     tokenizer = models.load_tokenizer(base)

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,9 @@ from feedback.store import Refused
 from training import losses
 from training.backbone import Backbone
 from training.batches import Lesson
-from training.passes import TOKENS_AT_ONCE
 from training.reward_models import RewardModels, ScoreHead, raw_scores
 from training.rows import Row, together
-from training.steps import Report, Run, batch, take_step
+from training.steps import Report, Run, batch, take_step, within_memory
 
 
 @dataclass(frozen=True)
@@ -119,29 +119,43 @@ def train(
 
         # 1. the batch, in an order that the member's seed alone decides
         chosen = [lessons[at] for at in batch(len(lessons), settings.batch_size, step, settings.seed + 7 * member)]
-        rows = [lesson.row() for lesson in chosen]
-        weight = sum(lesson.weight for lesson in chosen)
 
         # 2. scores and gradients, a pack of rows at a time
-        total, right, count = 0.0, 0, 0
-        for group in together(rows, TOKENS_AT_ONCE):
-            loss = torch.zeros((), device=backbone.device)
-            for at, scores in zip(
-                group, raw_scores(backbone, name_of(member), head, [rows[at] for at in group]), strict=True
-            ):
-                loss = loss + chosen[at].weight * lesson_loss(scores, chosen[at], head, settings.centring, ties)
-                right += sum(bool(scores[a] > scores[b]) for a, b in chosen[at].preferred)
-                count += len(chosen[at].preferred)
-            (loss / weight).backward()
-            total += loss.item() / weight
+        compute = partial(gradients, backbone, head, name_of(member), chosen, settings, ties)
+        total, accuracy = within_memory(run, compute)
 
         # 3. one step: gradient norm at most 1, learning rate up over the first tenth and then down to 0
         norm = take_step(run, total, settings.learning_rate, steps)
 
         # 4. the report
-        metrics = {"loss": total, "accuracy": right / max(1, count), "gradient_norm": norm}
-        tokens = sum(row.tokens for row in rows)
+        metrics = {"loss": total, "accuracy": accuracy, "gradient_norm": norm}
+        tokens = sum(lesson.row().tokens for lesson in chosen)
         yield run.report(steps, metrics | {"tokens_per_s": tokens / (time.monotonic() - began)}, began)
+
+
+def gradients(
+    backbone: Backbone,
+    head: ScoreHead,
+    name: str,
+    lessons: Sequence[RewardLesson],
+    settings: Settings,
+    ties: bool,
+    tokens_at_once: int,
+) -> tuple[float, float]:
+    """Add up the gradients of a batch, the weighted mean over its lessons; the loss, and how often it was right."""
+    rows, weight = [lesson.row() for lesson in lessons], sum(lesson.weight for lesson in lessons)
+    total, right, count = 0.0, 0, 0
+    for group in together(rows, tokens_at_once):
+        loss = torch.zeros((), device=backbone.device)
+        found = raw_scores(backbone, name, head, [rows[at] for at in group])
+        for at, scores in zip(group, found, strict=True):
+            lesson = lessons[at]
+            loss = loss + lesson.weight * lesson_loss(scores, lesson, head, settings.centring, ties)
+            right += sum(bool(scores[a] > scores[b]) for a, b in lesson.preferred)
+            count += len(lesson.preferred)
+        (loss / weight).backward()
+        total += loss.item() / weight
+    return total, right / max(1, count)
 
 
 def lesson_loss(scores: Tensor, lesson: RewardLesson, head: ScoreHead, centring: float, ties: bool) -> Tensor:

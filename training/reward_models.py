@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from assistant.models import hand_over
 from feedback.store import Refused
 from training.backbone import Backbone
-from training.passes import TOKENS_AT_ONCE
-from training.rows import Row, pack, together
+from training.rows import TOKENS_AT_ONCE, Row, pack, together
 
 HEAD, CARD = "head.safetensors", "card.json"
 PROOFS = 8  # texts whose scores are kept with an ensemble
@@ -43,9 +42,7 @@ class ScoreHead(nn.Module):
         drawn = torch.randn(width, generator=torch.Generator().manual_seed(seed))
         self.weight = nn.Parameter(drawn / (width + 1) ** 0.5)
         self.bias = nn.Parameter(torch.zeros(()))
-        self.log_tie = nn.Parameter(
-            torch.zeros(())
-        )  # log nu of `losses.davidson_loss`; moves with ties alone
+        self.log_tie = nn.Parameter(torch.zeros(()))  # log nu of `losses.davidson_loss`; moves with ties alone
         self.register_buffer("gain", torch.ones(()))
         self.register_buffer("shift", torch.zeros(()))
 

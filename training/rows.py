@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from assistant.cache import shared_length
 
+TOKENS_AT_ONCE = 1024  # in one pass through the model; a longer row goes alone
 DENSE = 384  # tokens of a subtree that attends by one mask; in a larger one every branch attends by itself
 
 

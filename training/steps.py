@@ -1,15 +1,22 @@
-"""What every loop of training shares: the state that a checkpoint keeps, the order of lessons, one optimiser step.
+"""What every loop of training shares: the state that a checkpoint keeps, the order of lessons, one optimiser step, and
+going on with less where memory does not suffice.
 
 Left out on purpose: what is learned in a step.
 """
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from training.rows import TOKENS_AT_ONCE
+
+LEAST_TOKENS = 64  # at once; where memory does not suffice for these, it does not for anything
+T = TypeVar("T")
 
 
 class NotFinite(Exception):
@@ -36,6 +43,7 @@ class Run:
     numbers: dict[str, float] = field(default_factory=dict)  # what a method remembers from step to step
     ended: str = ""  # why there is no further step, in words
     kept: dict[str, Tensor] | None = None  # the weights that would be handed over now; None: the present ones
+    tokens_at_once: int = TOKENS_AT_ONCE
     took_s: list[float] = field(default_factory=list)
 
     @staticmethod
@@ -96,3 +104,33 @@ def apply_gradients(run: Run, loss: float, learning_rate: float, most: float = 1
     run.optimizer.step()
     run.optimizer.zero_grad()
     return float(norm)
+
+
+class Trains(Protocol):
+    """What has gradients, and passes of some size: a `Run`, or a night's `Progress`."""
+
+    optimizer: torch.optim.Optimizer
+    tokens_at_once: int
+
+
+def within_memory(run: Trains, compute: Callable[[int], T]) -> T:
+    """What `compute` returns, given how many tokens may go through the model in one pass.
+
+    Where memory runs out, what gradients there are by then are dropped, and it is done again, and from then on, with
+    half the tokens.
+    """
+    while True:
+        try:
+            return compute(run.tokens_at_once)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or run.tokens_at_once // 2 < LEAST_TOKENS:
+                raise
+        run.optimizer.zero_grad()
+        run.tokens_at_once //= 2
+        print(f"memory ran out; going on with {run.tokens_at_once} tokens at once", flush=True)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left; on a processor torch has no class for it."""
+    known = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(each in str(error) for each in known)

@@ -16,6 +16,7 @@ from training.backbone import CHUNK, Backbone
 from training.batches import Lesson
 from training.passes import gains_of, groups
 from training.references import References
+from training.rows import TOKENS_AT_ONCE
 from training.steps import NotFinite
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Progress:
     kept: dict[str, Tensor] | None = None  # the weights that the night would hand over now
     kept_kl: float = math.nan
     looks_without_gain: int = 0
+    tokens_at_once: int = TOKENS_AT_ONCE
     ended: str = ""  # why there is no further step, in words
 
 

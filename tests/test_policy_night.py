@@ -47,7 +47,7 @@ def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path):
     store.close()
 
 
-@pytest.mark.parametrize("method", ["ppo", "rloo"])
+@pytest.mark.parametrize("method", ["ppo", pytest.param("rloo", marks=pytest.mark.soak)])
 def test_from_clicks_to_the_next_reply_by_reward_models_and_a_policy(tmp_path, method):
     store = say(tmp_path)
     done = run(tmp_path, "--method", method, "--gate", "off", settings=POLICY)
@@ -71,6 +71,7 @@ def test_from_clicks_to_the_next_reply_by_reward_models_and_a_policy(tmp_path, m
     store.close()
 
 
+@pytest.mark.soak
 def test_a_killed_policy_night_goes_on_with_its_reward_models(tmp_path):
     store = say(tmp_path)
     killed = start(tmp_path, "--method", "rloo", settings=[*POLICY, "steps=6"])

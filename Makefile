@@ -14,10 +14,10 @@ PYTEST  := $(BIN)/python -m pytest
 BROWSER := NIGHTSCHOOL_CHROMIUM=$$(scripts/chromium.sh $(BIN)); export NIGHTSCHOOL_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fmt bench soak test-vllm bench-serving bench-peers
+.PHONY: help setup run test check fmt bench soak test-vllm bench-serving bench-training bench-peers
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Variables: ARGS="..." for run, test, bench and soak; PYTHON, VENV; EXTRAS and PIP_ARGS for setup; WORKERS for test.'
 	@echo 'Without a GPU on Linux: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
 
@@ -57,6 +57,9 @@ bench: setup  ## speed and size of the whole loop; the last line is JSON
 bench-serving: setup  ## speed of replies, beside the programs that bench-peers has put here; the last line is JSON
 	NIGHTSCHOOL_LLAMA=$(abspath $(LLAMA_VENV))/bin/python NIGHTSCHOOL_VLLM=$(abspath $(VLLM_VENV))/bin/python \
 		$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-training: setup  ## speed and size of nights, beside TRL's trainers; the last line is JSON
+	$(BIN)/python -m benchmarks.training $(ARGS)
 
 bench-peers: $(LLAMA_VENV)/.ready $(VLLM_VENV)/.ready  ## environments for llama.cpp, compiled here, and vLLM (LLAMA_VENV, VLLM_VENV)
 

@@ -234,6 +234,16 @@ CREATE TABLE split_people (
 ) STRICT;
 """
 
+REFERENCE_LOGPROBS = """
+CREATE TABLE reference_logprobs (  -- a cache: what is lost is computed again
+    reply_sha256 TEXT NOT NULL,  -- of the token ids of prompt and reply
+    reference TEXT NOT NULL,     -- the model's hash, and its number format
+    template_sha256 TEXT NOT NULL,
+    logprobs BLOB NOT NULL,      -- float32 nats of each reply token
+    PRIMARY KEY (reply_sha256, reference, template_sha256)
+) STRICT;
+"""
+
 
 @steps()
 def m0001_first_tables(db: Database) -> None:
@@ -246,6 +256,12 @@ def m0001_first_tables(db: Database) -> None:
 def m0002_clock_and_gate(db: Database) -> None:
     """What the clock did, what the gate found, and whose feedback is kept for judging."""
     run_each(db, CLOCK_AND_GATE)
+
+
+@steps()
+def m_reference_logprobs(db: Database) -> None:
+    """What the reference says of replies, so that no night computes it again."""
+    run_each(db, REFERENCE_LOGPROBS)
 
 
 def run_each(db: Database, script: str) -> None:

@@ -14,10 +14,10 @@ PYTEST  := $(BIN)/python -m pytest
 BROWSER := NIGHTSCHOOL_CHROMIUM=$$(scripts/chromium.sh $(BIN)); export NIGHTSCHOOL_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fmt bench bench-ledger soak test-vllm bench-serving bench-peers
+.PHONY: help setup run test check fmt bench bench-ledger soak test-vllm bench-serving bench-training bench-peers
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'Variables: ARGS="..." for run, test, bench and soak; PYTHON, VENV; EXTRAS and PIP_ARGS for setup; WORKERS for test.'
 	@echo 'Without a GPU on Linux: make setup PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"'
 
@@ -38,7 +38,7 @@ run: setup  ## serve on http://127.0.0.1:7860
 # Pytest exits with 5 when nothing matches; one of the two passes may be empty.
 test: setup  ## every test but the soak: on WORKERS processes, then one at a time those that need the machine alone
 	@set -e; $(BROWSER); \
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]; \
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]; \
 	$(PYTEST) -n 0 -m 'alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]
 
 check: setup  ## format, lint, types, import directions
@@ -60,6 +60,9 @@ bench-ledger: setup  ## votes on the disk, and a ledger of a million of them; th
 bench-serving: setup  ## speed of replies, beside the programs that bench-peers has put here; the last line is JSON
 	NIGHTSCHOOL_LLAMA=$(abspath $(LLAMA_VENV))/bin/python NIGHTSCHOOL_VLLM=$(abspath $(VLLM_VENV))/bin/python \
 		$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-training: setup  ## speed and size of nights, beside TRL's trainers; the last line is JSON
+	$(BIN)/python -m benchmarks.training $(ARGS)
 
 bench-peers: $(LLAMA_VENV)/.ready $(VLLM_VENV)/.ready  ## environments for llama.cpp, compiled here, and vLLM (LLAMA_VENV, VLLM_VENV)
 

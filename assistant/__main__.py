@@ -149,7 +149,7 @@ def promote(store: Store, options: argparse.Namespace, name: str | None) -> None
 
     proof = prove_and_promote(store, options.model, name, None, options.reason)
     if proof:
-        print(f"proved: within {proof.from_trainer:.1g} nats of the trainer, up to {proof.from_base:.2g} from the base")
+        print(f"proved: {proof.from_trainer:.1g} nats a token from the trainer, {proof.from_base:.2g} from the base")
     print(f"{name or 'the base'} serves from now on")
 
 

@@ -6,6 +6,7 @@ Left out on purpose: which adapter should serve (`feedback/adapters`), and the l
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,6 +49,10 @@ PROOF_TEXTS = (
     ("I feel tired all the time.", "I'm sorry to hear that. How much do you sleep, and is anything worrying you?"),
     ("Is the earth flat?", "No. It is round, as photographs from space and travel around it show."),
 )
+
+
+SURE = 3  # standard errors
+SHARE_TOLERANCE = 0.1  # of an adapter's effect, beside the format's error
 
 
 class AdapterRefused(Refused):
@@ -184,28 +189,59 @@ def read_factors(directory: Path, shapes: Mapping[str, tuple[int, int]]) -> Fact
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the server's log-probs compare with the trainer's: largest differences in nats over all proof tokens."""
+    """How the server's log-probs of the proof tokens compare with the trainer's.
 
-    from_trainer: float
-    from_base: float
-    tolerance: float
+    The adapter's effect is what it adds to the base's log-probs, and the server's share of it the projection of the
+    served effect on the trainer's: 1 where all of it is served, 0 where the base answers. The base's own rounding
+    cancels in it, so it tells even a weak adapter in a rounding number format.
+    """
+
+    from_trainer: float  # nats a token, root mean square
+    from_base: float  # the same, from the trainer's base
+    share: float
+    share_error: float  # its standard error, by the format's rounding of the base
+    tolerance: float  # of from_trainer
 
     def require(self, name: str) -> None:
         """Raises `AdapterRefused` unless the server computes what the trainer did, and not the base."""
+        if math.isnan(self.from_trainer):
+            raise AdapterRefused(f"adapter {name} has no proof on its card")
         if not self.from_trainer <= self.tolerance:
             raise AdapterRefused(
-                f"adapter {name} failed its proof: the server's log-probs differ from the trainer's by up to "
-                f"{self.from_trainer:.2g} nats, and {self.tolerance:g} is allowed"
+                f"adapter {name} failed its proof: the server's log-probs differ from the trainer's by "
+                f"{self.from_trainer:.2g} nats a token, and {self.tolerance:g} is allowed"
             )
-        if not self.from_base > self.tolerance:
-            raise AdapterRefused(f"adapter {name} failed its proof: it answers like the base model")
+        if not self.share > SURE * self.share_error:
+            raise AdapterRefused(
+                f"adapter {name} failed its proof: it answers like the base model, as far as the server's number "
+                "format tells"
+            )
+        if not abs(self.share - 1) <= SHARE_TOLERANCE + SURE * self.share_error:
+            raise AdapterRefused(
+                f"adapter {name} failed its proof: {self.share:.0%} of what it learned is served instead of all"
+            )
 
 
-def agreement(proofs: Sequence[Proof], served: Sequence[Sequence[float]], tolerance: float) -> Agreement:
-    """Compare the log-probs that the server computed (one list per proof) with those on the card."""
-    if not proofs:
-        return Agreement(torch.inf, 0.0, tolerance)
-    ours = torch.tensor([each for text in served for each in text], dtype=torch.float64)
-    trainer = torch.tensor([each for proof in proofs for each in proof.logprobs], dtype=torch.float64)
-    base = torch.tensor([each for proof in proofs for each in proof.base_logprobs], dtype=torch.float64)
-    return Agreement(float((ours - trainer).abs().max()), float((ours - base).abs().max()), tolerance)
+def agreement(
+    proofs: Sequence[Proof], served: Sequence[Sequence[float]], served_base: Sequence[Sequence[float]], tolerance: float
+) -> Agreement:
+    """Compare the log-probs that the server computed, with the adapter and without, with those on the card.
+
+    One list per proof of each; `tolerance` is the number format's, in nats a token.
+    """
+    ours, our_base = _in_a_row(served), _in_a_row(served_base)
+    trainer, base = _in_a_row([each.logprobs for each in proofs]), _in_a_row([each.base_logprobs for each in proofs])
+    effect = trainer - base
+    strength = effect.square().sum()
+    share = (ours - our_base) @ effect / strength
+    error = 2**0.5 * _rms(our_base - base) / strength.sqrt()  # two runs are rounded
+    return Agreement(_rms(ours - trainer), _rms(ours - base), float(share), float(error), tolerance)
+
+
+def _in_a_row(texts: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor([each for text in texts for each in text], dtype=torch.float64)
+
+
+def _rms(difference: Tensor) -> float:
+    """Not a number where there is nothing to compare, which no proof passes."""
+    return float(difference.square().mean().sqrt())

@@ -219,11 +219,12 @@ class Engine:
 
         # 2. what each row reads next: its last token, or more of its prompt while the step has room for it
         growing = [each for each in self._active if not each.reading]
-        budget = self._pace.prompt_tokens(len(growing))
+        reading = [each for each in self._active if each.reading]
+        budget = self._pace.prompt_tokens(len(growing), len(reading))
         parts = [Part(row, [token], each.seat) for each in growing for row, token in _pairs(each)]
         advanced = list(growing)
         read = 0
-        for writing in [each for each in self._active if each.reading]:
+        for writing in reading:
             row = writing.rows[0]
             if read >= budget or self.cache.reuse(row, writing.prompt_ids) or self._will_be_read(writing):
                 continue

@@ -7,9 +7,9 @@ Left out on purpose: our own settings.
 import os
 from pathlib import Path
 
-# What a model may be served in. `AUTO` is exact on a processor and bfloat16 on a GPU; `FAST` is measured, and rounds.
-AUTO, FAST = "auto", "fast"
-FORMATS = (AUTO, FAST, "float32", "bfloat16", "int8", "int4")
+# What a model may be served in. `AUTO` is what is measured to be fastest on a processor, and bfloat16 on a GPU.
+AUTO = "auto"
+FORMATS = (AUTO, "float32", "bfloat16", "int8", "int4")
 
 
 def prepare(model: str) -> None:

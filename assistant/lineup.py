@@ -51,13 +51,19 @@ class Choice:
     back: Tensor | None  # (T,): where each token was dealt to
 
     def add(self, layer: int, group: str, x: Tensor, y: Tensor) -> Tensor:
-        """y (T, out), where a group's output goes, with what each token's adapter adds for x (T, in), in place."""
+        """y (T, out), where a group's output goes, and what each token's adapter adds for x (T, in); in float32.
+
+        y itself where it has that format. A smaller one would lose what is added: y lies on its grid already, and
+        what is less than half a step would always be rounded away.
+        """
         stack = self.stacks[layer, group]
         x = x.to(stack.a.dtype)
         if self.dealt is None or self.back is None:
-            return y.add_(x.mm(stack.a[0]).mm(stack.b[0]))
-        dealt = x.index_select(0, self.dealt).view(len(stack.a), -1, x.shape[1])
-        return y.add_(dealt.bmm(stack.a).bmm(stack.b).flatten(0, 1).index_select(0, self.back))
+            added = x.mm(stack.a[0]).mm(stack.b[0])
+        else:
+            dealt = x.index_select(0, self.dealt).view(len(stack.a), -1, x.shape[1])
+            added = dealt.bmm(stack.a).bmm(stack.b).flatten(0, 1).index_select(0, self.back)
+        return y.add_(added) if y.dtype == torch.float32 else y + added.float()
 
 
 class Lineup:

@@ -199,6 +199,11 @@ def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def exact_format(device: str) -> str:
+    """The number format in which a model is judged: float32; on a GPU bfloat16, as it is trained there."""
+    return "float32" if device == "cpu" else "bfloat16"
+
+
 def fastest_dtype(device: str, width: int = 576, rows: int = 1024) -> torch.dtype:
     """bf16 or fp32, whichever multiplies matrices faster here; measured, for processors differ by a factor of 20."""
 

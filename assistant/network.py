@@ -192,7 +192,7 @@ class Network:
         flat.spans.append(_span(row.slab, tokens, row.slot, row.length + count, written, masks))
 
     def _reading_mask(self, length: int, count: int, window: int | None) -> Tensor | None:
-        """(count, length + count); None: causal, from the beginning."""
+        """(heads that share keys x count, length + count); None: causal, from the beginning."""
         if length == 0 and (window is None or count <= window):
             return None
         positions = torch.arange(length, length + count, device=self.device)[:, None]
@@ -200,7 +200,8 @@ class Network:
         hidden = keys > positions
         if window is not None:
             hidden |= keys <= positions - window
-        return torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)
+        times = self.family.sizes.heads // self.family.sizes.kv_heads
+        return torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf).repeat(times, 1)
 
 
 def _span(
@@ -269,12 +270,15 @@ class Step:
         return self._attention(grouped, span.keys[self.at], span.values[self.at], span).flatten(1)
 
     def _read(self, queries: Tensor, span: Span) -> Tensor:
-        """New tokens of one text."""
-        sizes, times = self.sizes, self.sizes.heads // self.sizes.kv_heads
-        keys = span.keys[self.at].repeat_interleave(times, 1)
-        values = span.values[self.at].repeat_interleave(times, 1)
+        """New tokens of one text: behind others, the heads that share keys stand in as more queries of one head."""
+        sizes, keys, values = self.sizes, span.keys[self.at], span.values[self.at]
         heads = queries.view(1, len(queries), sizes.heads, sizes.head_width).transpose(1, 2)
-        return self._attention(heads, keys, values, span)[0].transpose(0, 1).flatten(1)
+        if span.masks[self.layer.window] is None:
+            times = sizes.heads // sizes.kv_heads
+            out = self._attention(heads, keys.repeat_interleave(times, 1), values.repeat_interleave(times, 1), span)
+        else:
+            out = self._attention(heads.reshape(1, sizes.kv_heads, -1, sizes.head_width), keys, values, span)
+        return out.view(heads.shape)[0].transpose(0, 1).flatten(1)
 
     def _attention(self, queries: Tensor, keys: Tensor, values: Tensor, span: Span) -> Tensor:
         mask = span.masks[self.layer.window]

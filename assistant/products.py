@@ -111,11 +111,16 @@ def bfloat16(weight: Weight, device: str) -> Multiply:
     return lambda x: F.linear(x.to(torch.bfloat16), w, bias)
 
 
+def eight_bits(full: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight (out, in) in int8, and the scale (out,) of each row in bfloat16."""
+    full = full.float()
+    scale = (full.abs().amax(1).clamp_min(1e-12) / 127).to(torch.bfloat16)
+    return (full / scale.float()[:, None]).round().clamp(-128, 127).to(torch.int8), scale
+
+
 def int8(weight: Weight, device: str) -> Multiply:
     """Eight-bit weights, one scale for each output; activations stay bfloat16."""
-    full = weight.full.to(device, torch.float32)
-    scale = (full.abs().amax(1).clamp_min(1e-12) / 127).to(torch.bfloat16)
-    q = (full / scale.float()[:, None]).round().clamp(-128, 127).to(torch.int8)
+    q, scale = eight_bits(weight.full.to(device))
     multiply = _with_bias(weight, device)
     return lambda x: multiply(torch._weight_int8pack_mm(x.to(torch.bfloat16), q, scale))
 

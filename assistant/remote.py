@@ -32,7 +32,7 @@ from feedback.store import Refused
 
 # Nats a token that the server's log-probs may differ from the trainer's, by the number format it computes in; it
 # does not tell which, so without a word from the operator it may be the coarser.
-TOLERANCES = {"float32": 2e-3, "bfloat16": 0.25, "auto": 0.25, "fast": 0.25}
+TOLERANCES = {"float32": 2e-3, "bfloat16": 0.2, "auto": 0.2}
 TAKEN_ON_WITHIN_S = 10.0  # a server says at once that it is too busy; one that says nothing has not refused
 HEALTHY_WITHIN_S = 3.0
 GOODBYE_S = 5.0

@@ -10,15 +10,15 @@ Left out on purpose: deciding which adapter is better; that is the gate's.
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from assistant.adapters import AdapterRefused, Agreement, Loaded, agreement
+from assistant.adapters import AdapterRefused, Agreement, Loaded, Proof, agreement
 from assistant.engine import Engine
-from assistant.environment import AUTO
 from assistant.generation import AnyEngine, EngineError
-from assistant.models import find_base, load_tokenizer, pick_device
+from assistant.models import exact_format, find_base, load_tokenizer, pick_device
 from feedback import adapters
 from feedback.store import Conflict, Refused, Store
 
@@ -169,14 +169,19 @@ def proved(engine: AnyEngine, directory: Path) -> tuple[Loaded, Agreement]:
     loaded = engine.load(directory)
     proofs = loaded.card.proof
     try:
-        read = [engine.score(each.prompt_ids, each.reply_ids, loaded) for each in proofs]
-        served = [[token.logprob for token in each] for each in read]
-        proof = agreement(proofs, served, engine.tolerance)
+        served, served_base = (_read_aloud(engine, proofs, each) for each in (loaded, None))
+        proof = agreement(proofs, served, served_base, engine.tolerance)
         proof.require(loaded.card.id)
     except (Refused, EngineError):
         engine.unload(loaded)
         raise
     return loaded, proof
+
+
+def _read_aloud(engine: AnyEngine, proofs: Sequence[Proof], adapter: Loaded | None) -> list[list[float]]:
+    """The log-probs of each proof's reply, all read at once."""
+    read = [engine.score(each.prompt_ids, each.reply_ids, adapter) for each in proofs]
+    return [[token.logprob for token in each] for each in read]
 
 
 def prove_and_promote(
@@ -197,8 +202,8 @@ def prove_and_promote(
     if name is None:
         adapters.promote(store, None, user, reason.strip(), {}, instead_of)
         return None
-    base = find_base(model)
-    engine = Engine(base, AUTO, pick_device(), load_tokenizer(base))
+    base, device = find_base(model), pick_device()
+    engine = Engine(base, exact_format(device), device, load_tokenizer(base))
     try:
         return Roster(store, engine).promote(user, name, reason, instead_of)
     finally:

@@ -1,12 +1,13 @@
 """Which number format multiplies fastest here, for how many rows: measured, and kept in a small file.
 
 Processors differ too much to guess. What is chosen holds for one model on one machine, and is measured again when
-either changes.
+either changes. Eight bits are only chosen for a model that they do no harm.
 Left out on purpose: the formats themselves (`products`).
 """
 
 import json
 import logging
+import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assistant.environment import FAST
+from assistant.environment import AUTO
 from assistant.models import Base, cache_folder
 from assistant.products import BFLOAT16, FLOAT32, INT4, INT8, MAKERS, FourBit, Linear, Plan, Weight
+from assistant.rounding import MOST_NATS, cost_of_eight_bits
 
 ROWS = (1, 2, 4, 8, 16, 32, 128)  # at which the formats are compared
 LAYERS = 6  # of the model that are multiplied with: more than a processor's own cache holds
@@ -48,20 +50,26 @@ def plans(base: Base, model: Any, asked: str, four_bit: Mapping[str, FourBit]) -
     chosen = _chosen(known.get(key))
     if chosen is None:
         log.info("measuring which number formats are fastest here (once for this model)")
-        small = [INT4] if four_bit and asked != INT8 else [INT8]
-        if asked == FAST:
-            small = [INT8, *([INT4] if four_bit else [])]
+        formats = [FLOAT32, BFLOAT16, *(_few_bits(base, model, four_bit) if asked == AUTO else [asked])]
         layers = _layers(model, four_bit)
         head = [Weight(model.get_output_embeddings().weight)]
-        formats = [FLOAT32, BFLOAT16, *small]
         measured = [_steps([time_of(layers, each) for each in formats])]
         measured.append(_steps([time_of(head, each) for each in formats if each != INT4]))
         known[key] = measured
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(known, indent=1))
+        making = kept.with_name(f".{kept.name}.{os.getpid()}")
+        making.write_text(json.dumps(known, indent=1))
+        making.replace(kept)
         chosen = _chosen(measured)
         assert chosen is not None
     return chosen
+
+
+def _few_bits(base: Base, model: Any, four_bit: Mapping[str, FourBit]) -> list[str]:
+    """The formats of few bits that do a model no harm."""
+    cost = cost_of_eight_bits(base, model)
+    log.info("eight-bit weights cost %s %.2g nats a token", base.name, cost)
+    return [*([INT8] if cost <= MOST_NATS else []), *([INT4] if four_bit else [])]
 
 
 def _chosen(kept: Any) -> tuple[Plan, Plan] | None:

@@ -49,7 +49,7 @@ def commands(name: str, base: Base) -> list[Command]:
     """How a program can be run."""
     here, ours = Path(sys.executable), "benchmarks.peers"
     if name == OURS:
-        return [Command("fast", here, f"{ours}.nightschool_engine", [base.name])]
+        return [Command("auto", here, f"{ours}.nightschool_engine", [base.name])]
     if name == "llama_cpp":
         python = Path(os.environ.get("NIGHTSCHOOL_LLAMA", ROOT / ".venv-llama" / "bin" / "python"))
         return [

@@ -196,7 +196,7 @@ def nats_per_token(base: Base) -> float:
     """What the number format that is served in costs. Raises `Refused` without conversations."""
     from benchmarks.peers.nightschool_engine import open_engine
 
-    exact, served = open_engine(base, "float32"), open_engine(base, "fast")
+    exact, served = open_engine(base, "float32"), open_engine(base, "auto")
     try:
         conversations = material.conversations(models.load_tokenizer(base), CONVERSATIONS)
         say(f"quality on {len(conversations)} conversations")

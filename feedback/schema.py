@@ -234,6 +234,16 @@ CREATE TABLE split_people (
 ) STRICT;
 """
 
+REFERENCE_LOGPROBS = """
+CREATE TABLE reference_logprobs (  -- a cache: what is lost is computed again
+    reply_sha256 TEXT NOT NULL,  -- of the token ids of prompt and reply
+    reference TEXT NOT NULL,     -- the model's hash, and its number format
+    template_sha256 TEXT NOT NULL,
+    logprobs BLOB NOT NULL,      -- float32 nats of each reply token
+    PRIMARY KEY (reply_sha256, reference, template_sha256)
+) STRICT;
+"""
+
 
 ALL_THAT_IS_SAID = """
 ALTER TABLE users ADD COLUMN kind TEXT NOT NULL DEFAULT 'person'
@@ -373,6 +383,12 @@ def m0002_clock_and_gate(db: Database) -> None:
 def m0003_all_that_is_said(db: Database) -> None:
     """Every kind of feedback, questions put to raters, imports, what is forgotten."""
     run_each(db, ALL_THAT_IS_SAID)
+
+
+@steps()
+def m0004_reference_logprobs(db: Database) -> None:
+    """What the reference says of replies, so that no night computes it again."""
+    run_each(db, REFERENCE_LOGPROBS)
 
 
 def run_each(db: Database, script: str) -> None:

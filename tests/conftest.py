@@ -3,6 +3,7 @@
 Left out on purpose: servers and browsers (`browser`), trained adapters (`trained`).
 """
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -39,6 +40,17 @@ def pytest_configure() -> None:
 
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"  # the servers and nights that tests start, too
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first: begun last, it would keep one worker busy and leave the other with nothing."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What importing has left is no garbage: the collector need not look through all of torch again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -36,9 +36,9 @@ LONG = "word " * 20_000 + "x"  # 100,001 characters
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
-    """A small model in memory, once for a file; each test has a store of its own."""
+    """A small model in memory, exact, once for a file; each test has a store of its own."""
     store = Store(tmp_path_factory.mktemp("loaded"))
-    opened = open_assistant(store, str(make_tiny(tmp_path_factory.mktemp("tiny"))))
+    opened = open_assistant(store, str(make_tiny(tmp_path_factory.mktemp("tiny"))), dtype="float32")
     yield opened
     opened.close()
     store.close()
@@ -46,9 +46,9 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
 
 @pytest.fixture(scope="module")
 def loaded_embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
-    """The embedded model, where what it writes must be text."""
+    """The embedded model, exact, where what it writes must be text."""
     store = Store(tmp_path_factory.mktemp("embedded"))
-    opened = open_assistant(store)
+    opened = open_assistant(store, dtype="float32")
     yield opened
     opened.close()
     store.close()

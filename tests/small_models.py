@@ -65,6 +65,7 @@ class Expected:
 
     token_ids: list[int]
     margins: list[float]
+    logprobs: tuple[float, ...] = ()  # of its tokens, in nats, where a plain forward has read it
 
 
 class Reference:
@@ -92,6 +93,36 @@ class Reference:
             )
         best = torch.cat(out.logits).topk(2).values
         return Expected(out.sequences[0, len(prompt_ids) :].tolist(), (best[:, 0] - best[:, 1]).tolist())
+
+    @torch.inference_mode()
+    def write_each(self, prompts: Sequence[Sequence[int]], adapter: str | None, max_tokens: int) -> list[Expected]:
+        """As `write`, of prompts that `generate` is given together: quicker.
+
+        A plain forward then reads each reply alone, and one of which it would have chosen another token is written
+        alone: who was beside it has changed nothing.
+        """
+        width = max(map(len, prompts))
+        inputs = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts])
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+        with self._as(adapter):
+            out = self.model.generate(input_ids=inputs, attention_mask=mask, do_sample=False, max_new_tokens=max_tokens)
+        return [
+            self._read(ids, reply, adapter) or self.write(ids, adapter, max_tokens)
+            for ids, reply in zip(prompts, out[:, width:].tolist(), strict=True)
+        ]
+
+    def _read(self, prompt_ids: Sequence[int], reply_ids: list[int], adapter: str | None) -> Expected | None:
+        """A reply up to its end, as a plain forward sees it; None if that prefers another token somewhere."""
+        named = self.model.generation_config.eos_token_id
+        ends = named if isinstance(named, list) else [named]
+        end = next((at for at, each in enumerate(reply_ids, 1) if each in ends), len(reply_ids))
+        token_ids = reply_ids[:end]  # what follows is padding
+        logits = self.logits(prompt_ids, token_ids, adapter)
+        best = logits.topk(2)
+        if best.indices[:, 0].tolist() != token_ids:
+            return None
+        margins = best.values[:, 0] - best.values[:, 1]
+        return Expected(token_ids, margins.tolist(), tuple(logits.log_softmax(-1).amax(-1).tolist()))
 
     @torch.inference_mode()
     def logits(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: str | None) -> Tensor:

@@ -18,7 +18,7 @@ from tests.browser import REPLY_MS, Server, Visitor, chromium, serving
 from tests.conftest import BY_BASE
 from ui.safe_markdown import as_typed
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 QUESTION = "Name one colour."
 
 

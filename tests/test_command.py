@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from feedback import adapters, nights, people
 from feedback.adapters import Adapter
 from feedback.people import User
@@ -87,7 +85,6 @@ def test_accounts_are_made_with_a_password_that_is_kept_hashed(store: Store) -> 
     assert people.user_of_token(store, token) == user
 
 
-@pytest.mark.xdist_group("terminal")
 def test_a_terminal_chat_is_recorded_and_rated(store: Store, owner: User) -> None:
     said = "Say hello in three words.\n/down not three\n/undo\n/up\n/correct Hello to you\n/who\n/consent yes\n/quit\n"
     done = nightschool("chat", "--data", str(store.data), "--temperature", "0", "--max-tokens", "12", said=said)

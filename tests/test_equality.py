@@ -27,7 +27,7 @@ from tests.conftest import SHARED_DATA
 from tests.small_models import Expected, Reference, require_equal
 from tests.trained import LETTER, SAILOR
 
-pytestmark = pytest.mark.xdist_group("equality")
+pytestmark = pytest.mark.long
 NAMES = (None, SAILOR, LETTER)
 TOKENS = 12  # of a reply
 GREEDY = Sampling(temperature=0, max_tokens=TOKENS)

@@ -58,8 +58,8 @@ def end(process: subprocess.Popen[str]) -> None:
     process.wait(60)
 
 
-@pytest.mark.alone
 @pytest.mark.browser
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_from_a_fresh_clone_one_chats_and_rates_and_a_restart_loses_nothing(tmp_path: Path) -> None:
     clone, data, port = cloned(tmp_path / "clone"), tmp_path / "data", free_port()

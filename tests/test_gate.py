@@ -81,13 +81,14 @@ def backbone(embedded):
     return Backbone(embedded, "float32", "cpu", rank=16, alpha=32, seed=0)
 
 
+@pytest.mark.long
 def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adapter(trained, embedded, backbone):
     encoder = make_encoder(embedded, backbone, Settings())
     sailor, letter = (f"{OPENINGS[name]} Well, it depends." for name in ("sailor", "letter"))
     pairs = tuple(Pair((Message("user", each),), Answer(sailor), Answer(letter)) for each in unseen(6))
     turned = tuple(Pair(each.messages, each.rejected, each.chosen) for each in pairs)
     thumbs = tuple(
-        Thumb(each.messages, each.chosen if up else each.rejected, up) for each in pairs for up in (True, False)
+        Thumb(each.messages, each.chosen if up else each.rejected, up) for each in pairs[:3] for up in (True, False)
     )
     load(backbone, trained / "adapters" / SAILOR)
 
@@ -96,9 +97,9 @@ def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adap
         assert gate.held_out(Examples(pairs), gains, encoder).preferred == 6
         assert gate.held_out(Examples(turned), gains, encoder).preferred == 0
         found = gate.held_out(Examples((), thumbs), gains, encoder)
-        assert (found.preferred, found.count) == (6, 6)
-    thrice = gate.held_out(Examples((*pairs, *pairs, *turned[:1])), gains, encoder)
-    assert (thrice.preferred, thrice.count) == (6, 6)  # a conversation counts once, by its majority
+        assert (found.preferred, found.count) == (3, 3)
+    thrice = gate.held_out(Examples((*pairs[:2], *pairs[:2], *turned[:1])), gains, encoder)
+    assert (thrice.preferred, thrice.count) == (2, 2)  # a conversation counts once, by its majority
 
 
 def load(backbone: Backbone, directory: Path) -> None:
@@ -111,6 +112,7 @@ def load(backbone: Backbone, directory: Path) -> None:
             each.copy_(weights[name.replace(".default", "")])
 
 
+@pytest.mark.long
 def test_canaries_see_an_adapter_that_answers_nothing_but_noise(trained, embedded):
     tokenizer = models.load_tokenizer(embedded)
     engine = Engine(embedded, "float32", "cpu", tokenizer)
@@ -141,7 +143,7 @@ def say(data: Path, turned: bool) -> Store:
 
 
 def night(data: Path, *options: str) -> str:
-    strong = ["--set", "least_steps=12", "--set", "kl_budget=50"]
+    strong = ["--set", "batch_size=4", "--set", "least_steps=12", "--set", "kl_budget=50"]
     command = [sys.executable, "-m", "training.night", "--data", str(data), *strong, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -164,7 +166,7 @@ def swayed(directory: Path, embedded: Base) -> list[float]:
     return [(ours[0] - ours[1]) - (base[0] - base[1]) for ours, base in sums]
 
 
-@pytest.mark.xdist_group("gate")
+@pytest.mark.long
 def test_a_night_of_true_labels_is_promoted_by_the_gate(tmp_path, embedded):
     store = say(tmp_path, turned=False)
     night(tmp_path)
@@ -179,7 +181,7 @@ def test_a_night_of_true_labels_is_promoted_by_the_gate(tmp_path, embedded):
     store.close()
 
 
-@pytest.mark.xdist_group("gate")
+@pytest.mark.long
 def test_a_night_of_inverted_labels_is_never_promoted_and_without_the_gate_it_does_harm(tmp_path, embedded):
     store = say(tmp_path, turned=True)
     night(tmp_path)

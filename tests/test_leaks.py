@@ -19,7 +19,6 @@ from assistant.sampling import Sampling
 from tests.small_models import save_adapter, save_small
 from tests.test_families import PLAIN, SIZES, random_ids
 
-pytestmark = pytest.mark.xdist_group("leaks")
 KINDS: dict[str, dict[str, Any]] = {"llama": {}, "gpt_neox": PLAIN["gpt_neox"]}  # the fast path, and the other
 MOST_GROWTH = 8 << 20  # bytes: the garbage of Python and of the allocator between two looks
 

@@ -139,3 +139,14 @@ def test_an_adapter_whose_numbers_overflow_spoils_no_other_token(number: float) 
     assert not got[0].isfinite().all()
     torch.testing.assert_close(got[1], added(tame.factors, 0, "qkv", x[1]), atol=1e-3, rtol=1e-4)
     assert got[2].tolist() == [0.0] * 24
+
+
+def test_nothing_of_what_is_added_is_lost_in_an_output_of_few_bits() -> None:
+    lineup = new_lineup()
+    factors = {name: (a / 100, b / 100) for name, (a, b) in random_factors(1, dict.fromkeys(TARGETS, 4)).items()}
+    sitting = Sitting(factors, lineup.add(factors))
+    x, y = torch.randn(1, INPUTS["qkv"]), torch.randn(1, 24).bfloat16()
+    choice = lineup.choose([sitting.seat])
+    assert choice is not None
+    got = choice.add(0, "qkv", x, y.clone()) - y.float()
+    torch.testing.assert_close(got[0], added(factors, 0, "qkv", x[0]), atol=1e-6, rtol=1e-3)

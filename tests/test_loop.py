@@ -24,7 +24,7 @@ def command(*arguments: str) -> str:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path / "data", ["--side-by-side", "0"]) as started:
+    with serving(tmp_path / "data", ["--side-by-side", "0", "--dtype", "float32"]) as started:
         yield started
 
 
@@ -49,6 +49,7 @@ def ask_anew(visitor: Visitor) -> tuple[str, str]:
 
 
 @pytest.mark.browser
+@pytest.mark.long
 def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(server: Server) -> None:
     data = str(server.data)
     with chromium() as browser:

@@ -1,11 +1,14 @@
-"""The losses against numbers worked by hand."""
+"""The losses against numbers worked by hand, their gradients against differences, and against TRL where it has them."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from training import losses
+from training import losses, policy_losses
 
 
 def t(*values: float) -> torch.Tensor:
@@ -81,8 +84,244 @@ def test_one_kind_of_thumb_alone_is_not_reweighed():
     assert losses.kto_weights(5, 0) == losses.kto_weights(0, 5) == (1.0, 1.0)
 
 
-def test_kl_is_exact_over_the_whole_vocabulary():
+def test_conservative_and_robust_dpo_by_hand():
+    # log(1 + e^-0.5) = 0.474077 right, 0.974077 wrong; e = 0.1:
+    # robust (0.9 * 0.474077 - 0.1 * 0.974077) / 0.8 = 0.411577
+    assert losses.robust_dpo_loss(t(0.5), 0.1).tolist() == pytest.approx([0.411577], abs=1e-6)
+    flipped = 0.9 * losses.robust_dpo_loss(t(0.5), 0.1) + 0.1 * losses.robust_dpo_loss(t(-0.5), 0.1)
+    assert flipped.tolist() == pytest.approx(losses.dpo_loss(t(0.5)).tolist())  # unbiased: its promise
+
+
+def test_ipo_hinge_and_length_normalised_dpo_by_hand():
+    # log-ratios 6 and -4 over 3 and 2 tokens: 2 - -2 = 4 a token; (4 - 1 / 0.2)^2 = 1
+    gap = losses.normalised_margin(t(6), t(-4), t(3), t(2), beta=1.0)
+    assert gap.tolist() == [4.0]
+    assert losses.ipo_loss(gap, tau=0.1).tolist() == pytest.approx([1.0])
+    assert losses.hinge_loss(t(0.4, 1.5)).tolist() == pytest.approx([0.6, 0.0])
+
+
+def test_the_language_model_loss_is_a_token():
+    assert losses.nll_loss(t(-12, -3), t(4, 3)).tolist() == [3.0, 1.0]
+
+
+def test_weights_weigh_examples():
+    assert losses.weighted_mean(t(1, 4), t(3, 1)).item() == pytest.approx(7 / 4)
+    assert losses.weighted_mean(t(1, 4), t(0, 0)).item() == 0
+
+
+def test_bradley_terry_with_margin_soft_label_and_centring_by_hand():
+    # scores 1 and 0.5: log(1 + e^-0.5) = 0.474077; with margin 1, log(1 + e^0.5) = 0.974077
+    assert losses.bradley_terry_loss(t(1), t(0.5)).tolist() == pytest.approx([0.474077], abs=1e-6)
+    assert losses.bradley_terry_loss(t(1), t(0.5), margin=1.0).tolist() == pytest.approx([0.974077], abs=1e-6)
+    assert losses.bradley_terry_loss(t(1), t(0.5), label=0.9).tolist() == pytest.approx([0.524077], abs=1e-6)
+    # + 0.01 * 1.5^2
+    assert losses.bradley_terry_loss(t(1), t(0.5), centring=0.01).tolist() == pytest.approx([0.496577], abs=1e-6)
+
+
+def test_a_tie_is_likeliest_between_equals():
+    # Davidson with nu = 1 and equal scores: every outcome has probability 1/3
+    equal = losses.davidson_loss(t(0.3, 0.3, 0.3), t(0.3, 0.3, 0.3), t(1, 0, -1), log_tie=0.0)
+    assert equal.tolist() == pytest.approx([math.log(3)] * 3)
+    # scores log 4 and 0, nu 0.5: weights 4, 0.5 * sqrt(4) = 1, 1: P = 2/3, 1/6, 1/6
+    apart = losses.davidson_loss(t(math.log(4)).expand(3), t(0).expand(3), t(1, 0, -1), log_tie=math.log(0.5))
+    assert apart.exp().reciprocal().tolist() == pytest.approx([2 / 3, 1 / 6, 1 / 6])
+
+
+def test_rao_and_kupper_by_hand():
+    # strengths 4 and 1, theta 2: 4 / (4 + 2) = 2/3; 1 / (8 + 1) = 1/9; the tie has the rest, 2/9
+    found = losses.rao_kupper_loss(t(math.log(4)).expand(3), t(0).expand(3), t(1, 0, -1), t(math.log(2)))
+    assert found.exp().reciprocal().tolist() == pytest.approx([2 / 3, 2 / 9, 1 / 9])
+
+
+def test_a_ranking_is_choosing_among_the_rest():
+    # strengths 4, 2, 1: 4/7 * 2/3 * 1; the second row has two replies, 4 and 2: 4/6
+    scores = torch.stack([t(4, 2, 1), t(4, 2, 8)]).log()
+    ranked = torch.tensor([[True, True, True], [True, True, False]])
+    assert losses.plackett_luce_loss(scores, ranked).tolist() == pytest.approx([-math.log(8 / 21), -math.log(2 / 3)])
+    pair = losses.plackett_luce_loss(torch.stack([t(1, 0.5)]))
+    assert pair.tolist() == pytest.approx(losses.bradley_terry_loss(t(1), t(0.5)).tolist())
+
+
+def test_kl_and_entropy_are_exact_over_the_whole_vocabulary():
     # (0.5, 0.5) from (0.25, 0.75): 0.5 log 2 + 0.5 log(2/3) = 0.143841; of a distribution from itself: 0
     policy, reference = t(0.5, 0.5).log()[None], t(0.25, 0.75).log()[None]
-    assert losses.kl_per_position(policy, reference).item() == pytest.approx(0.143841, abs=1e-6)
-    assert losses.kl_per_position(policy, policy + 3).item() == pytest.approx(0, abs=1e-6)
+    assert policy_losses.kl_per_position(policy, reference).item() == pytest.approx(0.143841, abs=1e-6)
+    assert policy_losses.kl_per_position(policy, policy + 3).item() == pytest.approx(0, abs=1e-6)
+    assert policy_losses.entropy_per_position(policy).item() == pytest.approx(math.log(2))
+
+
+# Gradients
+
+
+def r(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Random numbers that want a gradient, in float64."""
+    made = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return made.requires_grad_()
+
+
+MASK = torch.tensor([[True, True, True, False], [True, True, False, False], [True, True, True, True]])
+OUTCOME = torch.tensor([1, 0, -1])
+WANTED = torch.tensor([True, False, True])
+COUNT = torch.tensor([3.0, 5.0, 2.0], dtype=torch.float64)
+RANKED = torch.tensor([[True, True, True], [True, True, False]])
+GRADIENTS = {
+    "nll": (lambda x: losses.nll_loss(x, COUNT), (r(3),)),
+    "weighted mean": (lambda x: losses.weighted_mean(x, COUNT), (r(3),)),
+    "bradley-terry": (lambda a, b: losses.bradley_terry_loss(a, b, 0.3, 0.8, 0.01), (r(3), r(3, seed=1))),
+    "davidson": (lambda a, b, nu: losses.davidson_loss(a, b, OUTCOME, nu), (r(3), r(3, seed=1), r(1, seed=2))),
+    "rao-kupper": (
+        lambda a, b, x: losses.rao_kupper_loss(a, b, OUTCOME, x.exp()),
+        (r(3), r(3, seed=1), r(1, seed=2)),
+    ),
+    "plackett-luce": (lambda x: losses.plackett_luce_loss(x, RANKED), (r(2, 3),)),
+    "dpo": (
+        lambda a, b: losses.dpo_loss(losses.dpo_margin(a, b, COUNT, COUNT, 0.3), 0.1),
+        (r(3), r(3, seed=1)),
+    ),
+    "normalised dpo": (
+        lambda a, b: losses.dpo_loss(losses.normalised_margin(a, b, COUNT, COUNT, 2.0)),
+        (r(3), r(3, seed=1)),
+    ),
+    "robust dpo": (lambda x: losses.robust_dpo_loss(x, 0.2), (r(3),)),
+    "ipo": (lambda x: losses.ipo_loss(x, 0.2), (r(3),)),
+    "hinge": (lambda x: losses.hinge_loss(x), (r(3),)),
+    "kto": (
+        lambda x: losses.kto_loss(losses.kto_margin(x, COUNT, COUNT.mean(), WANTED, 0.2), WANTED, 1.2, 0.7),
+        (r(3),),
+    ),
+    "whiten": (lambda x: policy_losses.whiten(x, MASK), (r(3, 4),)),
+    "gae": (lambda x, v: policy_losses.gae(x, v, MASK, 0.9, 0.95), (r(3, 4), r(3, 4, seed=1))),
+    "token rewards": (
+        lambda s, x: policy_losses.token_rewards(s, x, torch.zeros(3, 4).double(), MASK, 0.1),
+        (r(3), r(3, 4, seed=1)),
+    ),
+    "rloo": (lambda x: policy_losses.rloo_advantages(x), (r(2, 3),)),
+    "reinforce": (lambda x: policy_losses.reinforce_loss(x, COUNT), (r(3),)),
+    "ppo policy": (
+        lambda x: policy_losses.ppo_policy_loss(x, r(3, seed=1).detach(), COUNT, 0.2),
+        (r(3),),
+    ),
+    "ppo value": (
+        lambda x: policy_losses.ppo_value_loss(x, r(3, seed=1).detach(), COUNT, 0.2),
+        (r(3),),
+    ),
+    "kl": (lambda x: policy_losses.kl_per_position(x, r(2, 5, seed=1).detach()), (r(2, 5),)),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in GRADIENTS if name != "kl"])
+def test_gradients_are_those_of_small_differences(name):
+    function, inputs = GRADIENTS[name]
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+# TRL, on the same tensors
+
+
+class Given(nn.Module):
+    """A model that answers with the numbers it is given, one batch after another."""
+
+    def __init__(self, *answers: Any) -> None:
+        super().__init__()
+        self.answers = list(answers)
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.answers.pop(0)
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    from tests.tiny import make_tiny
+
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def quiet(config: Any, folder: Any, **options: Any) -> Any:
+    return config(output_dir=str(folder), report_to=[], use_cpu=True, bf16=False, disable_tqdm=True, **options)
+
+
+def answer(log_probs: torch.Tensor) -> Any:
+    """What TRL reads of a model's output; all but the log-probs is for its diagnostics."""
+    zeros = torch.zeros_like(log_probs)
+    return SimpleNamespace(log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+
+
+def dpo_batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Two pairs as TRL collates them, with reference log-probs; and log-probs of each token under a policy."""
+    width = 8
+    completion = torch.zeros(4, width, dtype=torch.long)
+    for row, length in enumerate((3, 5, 4, 2)):
+        completion[row, 2 : 2 + length] = 1
+    per_token = -r(4, width - 1, seed=5).detach().abs() * completion[:, 1:]
+    inputs = {
+        "input_ids": torch.ones(4, width, dtype=torch.long),
+        "attention_mask": torch.ones(4, width, dtype=torch.long),
+        "completion_mask": completion,
+        "ref_chosen_logps": t(-2.5, -4.0),
+        "ref_rejected_logps": t(-2.0, -1.5),
+    }
+    return inputs, per_token
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "ipo", "hinge", "robust", "sigmoid_norm", "sft"])
+def test_dpo_and_its_kin_equal_trl(kind, tiny_model, tmp_path):
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    rows = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    smoothing = 0.1 if kind == "robust" else 0.0
+    asked = {"loss_type": [kind], "beta": 0.3, "label_smoothing": smoothing, "precompute_ref_log_probs": False}
+    trainer = trl.DPOTrainer(str(tiny_model), args=quiet(trl.DPOConfig, tmp_path, **asked), train_dataset=rows)
+    trainer.precompute_ref_logps = True  # taken from the batch
+    inputs, per_token = dpo_batch()
+    theirs = trainer._compute_loss(Given(answer(per_token)), dict(inputs), return_outputs=False)
+
+    sums, tokens = per_token.sum(1), inputs["completion_mask"].sum(1)
+    chosen, rejected = sums[:2] - inputs["ref_chosen_logps"], sums[2:] - inputs["ref_rejected_logps"]
+    margin = losses.dpo_margin(sums[:2], sums[2:], inputs["ref_chosen_logps"], inputs["ref_rejected_logps"], 0.3)
+    ours = {
+        "sigmoid": lambda: losses.dpo_loss(margin),
+        "ipo": lambda: losses.ipo_loss(losses.normalised_margin(chosen, rejected, tokens[:2], tokens[2:], 1.0), 0.3),
+        "hinge": lambda: losses.hinge_loss(margin),
+        "robust": lambda: losses.robust_dpo_loss(margin, 0.1),
+        "sigmoid_norm": lambda: losses.dpo_loss(
+            losses.normalised_margin(chosen, rejected, tokens[:2], tokens[2:], 0.3)
+        ),
+        "sft": lambda: losses.weighted_mean(losses.nll_loss(sums[:2], tokens[:2]), tokens[:2].double()),
+    }[kind]()
+    assert float(ours.mean()) == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_the_reward_loss_equals_trl(tiny_model, tmp_path):
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    from transformers import AutoModelForSequenceClassification
+
+    rows = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    model = AutoModelForSequenceClassification.from_pretrained(str(tiny_model), num_labels=1)
+    config = quiet(trl.RewardConfig, tmp_path, center_rewards_coefficient=0.01)
+    trainer = trl.RewardTrainer(model, args=config, train_dataset=rows)
+    scores, margin = t(1.0, -0.5, 0.2, 0.4), t(0.3, 0.0)
+    batch = {"input_ids": torch.ones(4, 2), "attention_mask": torch.ones(4, 2), "margin": margin}
+    theirs = trainer.compute_loss(Given(SimpleNamespace(logits=scores[:, None])), batch)
+    ours = losses.bradley_terry_loss(scores[:2], scores[2:], margin, centring=0.01).mean()
+    assert float(ours) == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_kto_equals_trl(tiny_model, tmp_path):
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    rows = datasets.Dataset.from_list([{"prompt": "a", "completion": "b", "label": each} for each in (True, False)])
+    config = quiet(
+        trl.KTOConfig, tmp_path, beta=0.2, desirable_weight=1.2, undesirable_weight=0.7, per_device_train_batch_size=2
+    )
+    trainer = trl.KTOTrainer(str(tiny_model), args=config, train_dataset=rows)
+    trainer.precompute_ref_logps = True
+    policy, mismatched = -r(3, 4, seed=3).detach().abs(), -r(3, 4, seed=4).detach().abs()
+    labels, ref, ref_mismatched = torch.tensor([True, False, True]), t(-2, -3, -1), t(-4.5, -4, -5)
+    whole = torch.ones(3, 5, dtype=torch.long)
+    batch = dict.fromkeys(("input_ids", "attention_mask", "completion_mask"), whole)
+    batch |= {f"KL_{name}": each for name, each in batch.items()}
+    batch |= {"label": labels, "ref_logps": ref, "ref_KL_logps": ref_mismatched}
+    theirs = trainer._compute_loss(Given(answer(mismatched), answer(policy)), batch, return_outputs=False)
+
+    baseline = losses.kto_baseline(mismatched.sum(1), ref_mismatched)
+    assert baseline > 0
+    margin = losses.kto_margin(policy.sum(1), ref, baseline, labels, 0.2)
+    assert float(losses.kto_loss(margin, labels, 1.2, 0.7).mean()) == pytest.approx(float(theirs), abs=1e-6)

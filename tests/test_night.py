@@ -24,7 +24,7 @@ from training.backbone import Backbone
 from training.batches import Encoder, make_lessons
 from training.preference import Settings
 
-pytestmark = pytest.mark.xdist_group("night")
+pytestmark = pytest.mark.long
 
 SAID = (  # a message, a reply that is liked, a reply that is not
     ("Name a colour.", "Blue, like the sea.", "I cannot help with that."),
@@ -153,13 +153,14 @@ def test_the_same_feedback_is_not_trained_on_twice(finished, tmp_path):
     store.close()
 
 
-def test_a_killed_night_goes_on_and_ends_as_if_nothing_had_been(finished, tmp_path):
+def test_a_night_killed_three_times_goes_on_and_ends_as_if_nothing_had_been(finished, tmp_path):
     store = say(tmp_path)
-    killed = start(tmp_path)
-    until(lambda: bool(nights.nights(store)) and last(store).step >= 2, killed)
-    killed.kill()
-    killed.communicate()
-    assert last(store).state == "running"
+    for step in (1, 2, 3):
+        killed = start(tmp_path)
+        until(lambda step=step: bool(nights.nights(store)) and last(store).step >= step, killed)
+        killed.kill()
+        killed.communicate()
+        assert last(store).state == "running"
     assert adapters.adapters(store) == []
     # The folder of a crash that came before the announcement is in the way, and is replaced.
     (tmp_path / "adapters" / "night-0001").mkdir(parents=True)
@@ -282,7 +283,7 @@ def test_an_inverted_preference_moves_the_margin_the_other_way():
         backbone = Backbone(base, models.fastest_dtype("cpu"), "cpu", settings.rank, settings.alpha, settings.seed)
         encoder = Encoder(tokenizer, prompt.end_ids(tokenizer, backbone.causal), prompt.template_sha256(tokenizer), 256)
         lessons, _ = make_lessons(Examples(tuple(taught)), encoder)
-        for _ in preference.train(backbone, lessons, settings, preference.begin(backbone, lessons, settings)):
+        for _ in preference.train(backbone, lessons, settings, preference.begin(backbone, settings)):
             pass
         with torch.no_grad():
             rows = [lesson.row() for lesson in make_lessons(Examples(tuple(pairs)), encoder)[0]]

@@ -84,7 +84,7 @@ def answered_by(visitor: Visitor, expected: str) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("roster")
+@pytest.mark.long
 def test_a_glance_tells_that_all_is_well_on_any_screen(visitor: Visitor, browser: Browser, house: Store) -> None:
     visitor.open()
     visitor.locate("#to-operate").click()
@@ -114,7 +114,7 @@ def test_a_glance_tells_that_all_is_well_on_any_screen(visitor: Visitor, browser
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("roster")
+@pytest.mark.long
 def test_a_promotion_takes_a_reason_serves_the_next_reply_and_is_rolled_back(
     visitor: Visitor, browser: Browser, house: Store
 ) -> None:
@@ -160,7 +160,7 @@ def test_a_promotion_takes_a_reason_serves_the_next_reply_and_is_rolled_back(
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("roster")
+@pytest.mark.long
 def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Visitor, house: Store) -> None:
     visitor.operate()
     cron, zone = visitor.locate("#cron input"), visitor.locate("#time-zone input")
@@ -204,7 +204,7 @@ def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Vis
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("roster")
+@pytest.mark.long
 def test_a_night_is_watched_live_cancelled_within_five_seconds_and_the_next_one_works(
     visitor: Visitor, house: Store
 ) -> None:

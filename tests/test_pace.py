@@ -10,9 +10,9 @@ import pytest
 
 from assistant import models
 from assistant.engine import Engine, Writing
-from assistant.environment import FAST
+from assistant.environment import AUTO
 from assistant.models import Base
-from assistant.pace import LEAST, MOST, Pace
+from assistant.pace import ALONE, LEAST, MOST, Pace
 from assistant.sampling import Sampling
 from tests.test_families import random_ids
 
@@ -27,7 +27,7 @@ TRIES = 3
 @pytest.fixture(scope="module")
 def engine(embedded: Base) -> Iterator[Engine]:
     """As people have it: in the format that is fastest here."""
-    opened = Engine(embedded, FAST, "cpu", models.load_tokenizer(embedded))
+    opened = Engine(embedded, AUTO, "cpu", models.load_tokenizer(embedded))
     yield opened
     opened.close()
 
@@ -91,27 +91,65 @@ def min_of_tries(engine: Engine) -> float:
     return best
 
 
-def test_a_step_reads_as_much_as_its_tokens_take_and_never_too_much_or_nothing() -> None:
+def measured(step_s: float, rows: int, fixed_s: float = 0.0) -> Pace:
+    """What is known after many steps, on a machine that reads a token in 2 ms."""
     pace = Pace()
-    pace.took(1.0, 0, 500)  # 2 ms a token
-    for _ in range(50):
-        pace.took(0.04, 8, 0)  # eight rows take 40 ms: as long as 20 tokens
-    read = [pace.prompt_tokens(8) for _ in range(10)]
-    assert read[-1] == 20
+    pace.took(1.0, 0, 500)
     for _ in range(100):
-        pace.took(4.0, 8, 0)
-        pace.prompt_tokens(8)
-    assert pace.prompt_tokens(8) == MOST
-    for _ in range(100):
-        pace.took(0.001, 8, 0)
-    assert pace.prompt_tokens(8) == LEAST
+        pace.took(step_s, rows, 0)
+    for read in [16, 24] * 50:
+        pace.took(step_s + fixed_s + 0.002 * read, rows, read)
+    return pace
+
+
+def tokens(pace: Pace, growing: int, reading: int = 1) -> float:
+    """What two steps read on average, once it is steady: one a little less, the next a little more."""
+    for _ in range(10):
+        pace.prompt_tokens(growing, reading)
+    return sum(pace.prompt_tokens(growing, reading) for _ in range(2)) / 2
+
+
+def test_a_step_reads_as_much_as_its_tokens_take_and_never_too_much_or_nothing() -> None:
+    assert tokens(measured(0.08, 8), 8) == pytest.approx(40, abs=1)
+    assert tokens(measured(4.0, 8), 8) == MOST
+    assert tokens(measured(0.001, 8), 8) == LEAST
+    assert Pace().prompt_tokens(0, 1) == ALONE
+
+
+def test_where_many_wait_beside_few_who_are_answered_more_is_read() -> None:
+    pace = measured(0.08, 4)
+    assert [tokens(pace, 4, reading) for reading in (1, 2, 4, 12)] == pytest.approx([40, 40, 80, 240], abs=1)
+
+
+def test_while_nothing_is_known_of_so_many_rows_what_is_known_of_fewer_will_do() -> None:
+    pace = measured(0.08, 4)
+    assert tokens(pace, 15) == pytest.approx(40, abs=1)
+    pace.took(0.16, 15, 0)
+    assert tokens(pace, 15) == pytest.approx(80, abs=1)
+    assert tokens(measured(0.08, 15), 1) == 2 * LEAST
+
+
+def test_what_reading_costs_however_little_is_read_is_taken_off_and_made_worth_its_while() -> None:
+    assert tokens(measured(0.2, 8, fixed_s=0.04), 8) == pytest.approx((0.2 - 0.04) / 0.002, rel=0.05)
+    assert tokens(measured(0.1, 8, fixed_s=0.07), 8) == pytest.approx(0.07 / 0.002, rel=0.05)
+    assert tokens(measured(0.1, 8, fixed_s=0.2), 8) == LEAST
 
 
 def test_one_slow_step_hardly_changes_the_pace() -> None:
-    pace = Pace()
-    pace.took(1.0, 0, 500)
-    for _ in range(20):
-        pace.took(0.04, 8, 0)
-        pace.prompt_tokens(8)
+    pace = measured(0.08, 8)
     pace.took(9.0, 8, 0)
-    assert pace.prompt_tokens(8) <= 24
+    assert tokens(pace, 8) == pytest.approx(48, abs=2)
+    pace.took(9.0, 8, 20)
+    assert 24 <= tokens(pace, 8) <= 60
+
+
+def test_a_first_step_that_was_slow_is_forgotten() -> None:
+    pace = Pace()
+    pace.took(0.4, 0, 160)  # ten times what it takes from then on
+    pace.took(0.3, 8, 0)
+    for _ in range(20):
+        pace.took(0.03, 8, 0)
+    for _ in range(100):
+        read = pace.prompt_tokens(8, 1)
+        pace.took(0.03 + 0.01 + 0.00025 * read, 8, read)
+    assert tokens(pace, 8) == pytest.approx(0.02 / 0.00025, rel=0.1)

@@ -134,6 +134,7 @@ def rehearse(data: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
 
+@pytest.mark.long
 def test_a_rehearsal_goes_the_way_of_people_and_reports_what_it_found(tmp_path):
     data = tmp_path / "data"
     small = ["--comparisons", "16", "--prompts", "4", "--max-tokens", "16"]

@@ -1,9 +1,9 @@
-"""Adapters in the serving process: proved before they answer, swapped between replies, never mixed."""
+"""Adapters in the serving process: proved before they answer, and which one does.
 
-import itertools
+Left out on purpose: swaps while others chat (`test_swaps`).
+"""
+
 import json
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -28,52 +28,6 @@ def ask(assistant: Assistant, question: str, adapter: str | None = "serving") ->
     return text, recorded
 
 
-def alone(assistant: Assistant) -> dict[tuple[str, str | None], str]:
-    """What each adapter and the base write to each question, alone; all of it different."""
-    texts = {
-        (question, name): ask(assistant, question, name)[0] for question in ASKED for name in (None, SAILOR, LETTER)
-    }
-    for question in ASKED:
-        assert len({texts[question, name] for name in (None, SAILOR, LETTER)}) == 3, question
-    return texts
-
-
-@pytest.mark.xdist_group("roster")
-def test_sixteen_chats_while_ten_swaps_each_reply_by_one_adapter_from_first_token_to_last(
-    assistant: Assistant,
-) -> None:
-    expected = alone(assistant)
-    replies: list[tuple[str, str, str | None]] = []
-    failures: list[BaseException] = []
-    swapped = threading.Event()
-
-    def chat(number: int) -> None:
-        try:
-            for turn in itertools.count(number):
-                over = swapped.is_set()
-                replies.append((ASKED[turn % len(ASKED)], *ask(assistant, ASKED[turn % len(ASKED)])))
-                if over:
-                    return
-        except BaseException as error:
-            failures.append(error)
-
-    chats = [threading.Thread(target=chat, args=(number,)) for number in range(16)]
-    for each in chats:
-        each.start()
-    for swap in range(10):
-        assistant.roster.promote(None, (SAILOR, LETTER, None)[swap % 3], "a swap")
-        before = len(replies)
-        while len(replies) < before + 17 and not failures:  # those in flight, and at least one begun since
-            time.sleep(0.05)
-    swapped.set()
-    for each in chats:
-        each.join()
-    assert failures == []
-    assert {recorded for _, _, recorded in replies} == {None, SAILOR, LETTER}
-    assert [text for _, text, _ in replies] == [expected[question, recorded] for question, _, recorded in replies]
-
-
-@pytest.mark.xdist_group("roster")
 def test_a_rollback_gives_back_the_very_same_text(assistant: Assistant) -> None:
     before = ask(assistant, ASKED[0])
     assistant.roster.promote(None, SAILOR, "better")
@@ -84,7 +38,6 @@ def test_a_rollback_gives_back_the_very_same_text(assistant: Assistant) -> None:
     assert ask(assistant, ASKED[0]) == before
 
 
-@pytest.mark.xdist_group("roster")
 def test_two_sides_come_from_what_serves_and_from_the_newest_candidate(assistant: Assistant) -> None:
     owner = people.local_owner(assistant.store)
     both = side_by_side(assistant, owner, say(assistant, owner, None, None, ASKED[1]), GREEDY)
@@ -95,7 +48,6 @@ def test_two_sides_come_from_what_serves_and_from_the_newest_candidate(assistant
     assert [talk.node(assistant.store, each).content for each in (pair.left, pair.right)] == list(texts)
 
 
-@pytest.mark.xdist_group("roster")
 def test_a_proof_agrees_with_the_trainer_and_differs_from_the_base(assistant: Assistant) -> None:
     proof = assistant.roster.promote(None, SAILOR, "better")
     assert proof is not None
@@ -126,7 +78,6 @@ DAMAGE = {
 }
 
 
-@pytest.mark.xdist_group("roster")
 def test_a_damaged_or_foreign_adapter_is_refused_by_name_and_nothing_changes(assistant: Assistant) -> None:
     directory = adapters.directory(assistant.store, SAILOR)
     whole = {name: (directory / name).read_bytes() for name in (WEIGHTS, CONFIG, CARD)}
@@ -143,7 +94,6 @@ def test_a_damaged_or_foreign_adapter_is_refused_by_name_and_nothing_changes(ass
         assistant.roster.promote(None, SAILOR, "again")
 
 
-@pytest.mark.xdist_group("roster")
 def test_a_promotion_by_another_process_that_cannot_be_loaded_is_taken_back_in_words(assistant: Assistant) -> None:
     assistant.roster.promote(None, SAILOR, "better")
     corrupt(adapters.directory(assistant.store, LETTER))
@@ -155,7 +105,6 @@ def test_a_promotion_by_another_process_that_cannot_be_loaded_is_taken_back_in_w
     assert "is damaged" in newest.reason
 
 
-@pytest.mark.xdist_group("roster")
 def test_a_candidate_that_cannot_serve_disturbs_no_side_by_side(assistant: Assistant) -> None:
     corrupt(adapters.directory(assistant.store, LETTER))
     owner = people.local_owner(assistant.store)

@@ -20,7 +20,7 @@ from feedback.talk import Message
 from tests.small_models import Reference
 from tests.trained import LETTER, SAILOR
 
-pytestmark = pytest.mark.xdist_group("equality")
+pytestmark = pytest.mark.long
 TOKENS = 24
 WAYS = {
     "plain": Sampling(temperature=1.0, top_p=1.0),
@@ -82,7 +82,11 @@ def cut_near(asked: Sampling) -> list[Sampling]:
     ]
 
 
-def replies(bench: Bench) -> dict[tuple[str, str | None], tuple[list[int], list[Token]]]:
+Replies = dict[tuple[str, str | None], tuple[list[int], list[Token]]]
+
+
+@pytest.fixture(scope="module")
+def together(bench: Bench) -> Replies:
     """A reply in every way by every adapter, all written together: its prompt and its tokens."""
     writing = {}
     for at, (way, asked) in enumerate(WAYS.items()):
@@ -92,8 +96,8 @@ def replies(bench: Bench) -> dict[tuple[str, str | None], tuple[list[int], list[
     return {key: (each.prompt_ids, list(each)) for key, each in writing.items()}
 
 
-def test_both_log_probs_of_every_drawn_token_are_those_of_a_plain_forward(bench: Bench) -> None:
-    for (way, name), (prompt_ids, tokens) in replies(bench).items():
+def test_both_log_probs_of_every_drawn_token_are_those_of_a_plain_forward(bench: Bench, together: Replies) -> None:
+    for (way, name), (prompt_ids, tokens) in together.items():
         asked, ids = WAYS[way], [token.id for token in tokens]
         logits = bench.reference.logits(prompt_ids, ids, name)
         natural = logits.log_softmax(-1)
@@ -106,8 +110,7 @@ def test_both_log_probs_of_every_drawn_token_are_those_of_a_plain_forward(bench:
             assert any(token.sampled_logprob == pytest.approx(each, abs=1e-3) for each in wanted), (way, at, wanted)
 
 
-def test_a_seed_gives_the_same_reply_in_any_company_with_every_adapter_and_way(bench: Bench) -> None:
-    together = replies(bench)
+def test_a_seed_gives_the_same_reply_in_any_company_with_every_adapter_and_way(bench: Bench, together: Replies) -> None:
     for (way, name), (prompt_ids, tokens) in list(together.items())[::2]:
         sampling = replace(WAYS[way], seed=100 + list(WAYS).index(way), max_tokens=TOKENS)
         alone = list(bench.engine.submit(prompt_ids, sampling, bench.loaded[name]))
@@ -115,11 +118,9 @@ def test_a_seed_gives_the_same_reply_in_any_company_with_every_adapter_and_way(b
 
 
 def test_two_seeds_give_two_replies(bench: Bench) -> None:
-    texts = set()
-    for seed in range(6):
-        sampling = Sampling(temperature=1.2, top_p=1.0, seed=seed, max_tokens=TOKENS)
-        texts.add(tuple(token.id for token in bench.engine.submit(bench.prompts[1], sampling)))
-    assert len(texts) == 6
+    asked = [Sampling(temperature=1.2, top_p=1.0, seed=seed, max_tokens=TOKENS) for seed in range(6)]
+    writing = [bench.engine.submit(bench.prompts[1], each) for each in asked]
+    assert len({tuple(token.id for token in each) for each in writing}) == 6
 
 
 def test_the_likeliest_tokens_and_a_given_reply_have_the_log_probs_of_a_plain_forward(bench: Bench) -> None:

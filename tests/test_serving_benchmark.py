@@ -49,7 +49,7 @@ def test_a_program_that_cannot_start_says_why() -> None:
 
 
 def test_a_program_sleeps_between_its_turns(embedded: Base) -> None:
-    program = start(Command("fast", Path(sys.executable), "benchmarks.peers.nightschool_engine", [embedded.name]))
+    program = start(Command("auto", Path(sys.executable), "benchmarks.peers.nightschool_engine", [embedded.name]))
     try:
         took, _ = program.take_once(Turn([[1, 2, 3], [4, 5, 6]], new_tokens=5))
         assert (took.tokens, took.dropped, len(took.first_token_s)) == (10, 0, 2)

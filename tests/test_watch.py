@@ -13,9 +13,11 @@ from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
 from training import night_folder, preference
 from training.backbone import Backbone
-from training.batches import Lesson, make_lessons, make_row
+from training.batches import Lesson, make_lessons
 from training.passes import gains_of
 from training.preference import Settings
+from training.references import References
+from training.rows import Row
 from training.teaching import make_encoder
 from training.watch import Progress, Watch
 
@@ -39,14 +41,14 @@ def lessons_of(backbone: Backbone, questions: list[str], turned: bool = False) -
 
 def train(backbone: Backbone, aside: list[Lesson], settings: Settings = SETTINGS) -> Progress:
     lessons = lessons_of(backbone, QUESTIONS[:8])
-    progress = preference.begin(backbone, lessons, settings)
+    progress = preference.begin(backbone, settings)
     for _ in preference.train(backbone, lessons, settings, progress, aside):
         pass
     return progress
 
 
 def test_a_gain_is_the_mean_difference_of_a_tokens_probability():
-    row = make_row([1], [[2, 3], [4]])
+    row = Row([1], [[2, 3], [4]])
     # By hand: ((0.5 - 0.25) + (0.5 - 0.5)) / 2 = 0.125 for the first reply, and 0.1 - 0.4 = -0.3 for the second.
     ours, theirs = (torch.tensor(each).log() for each in ([0.5, 0.5, 0.1], [0.25, 0.5, 0.4]))
     assert gains_of(row, ours, theirs).tolist() == pytest.approx([0.125, -0.3])
@@ -67,7 +69,7 @@ def test_training_ends_when_what_is_kept_aside_speaks_against_it_and_goes_back(t
 
     assert progress.step < 8
     assert "what was kept aside gained no more" in progress.ended
-    watch = Watch(backbone, aside, aside, SETTINGS)
+    watch = Watch(backbone, aside, aside, SETTINGS, References(backbone))
     assert progress.best_gains is not None
     assert torch.allclose(watch.gains(backbone), progress.best_gains, atol=1e-5)
     assert float(progress.best_gains.mean()) > progress.aside_gain
@@ -84,7 +86,8 @@ def test_a_spent_budget_goes_back_to_the_last_look_within_it(tiny):
     assert "nats per token from the base" in progress.ended
     assert progress.kept_kl <= half < progress.kl_per_token
     lessons = lessons_of(backbone, QUESTIONS[:8])
-    assert Watch(backbone, lessons, [], SETTINGS).kl_per_token(backbone) == pytest.approx(progress.kept_kl, rel=1e-3)
+    watch = Watch(backbone, lessons, [], SETTINGS, References(backbone))
+    assert watch.kl_per_token(backbone) == pytest.approx(progress.kept_kl, rel=1e-3)
 
 
 def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):
@@ -92,7 +95,7 @@ def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):
     progress = train(backbone, lessons_of(backbone, QUESTIONS[8:18], turned=True))
     night_folder.save_checkpoint(tmp_path, backbone.parameters(), progress)
     other = backbone_of(tiny)
-    read = preference.begin(other, lessons_of(other, QUESTIONS[:8]), SETTINGS)
+    read = preference.begin(other, SETTINGS)
 
     night_folder.load_checkpoint(tmp_path, other.parameters(), read)
 

@@ -1,7 +1,8 @@
-"""One frozen base and one LoRA on it: with the LoRA on it is the policy, with it off the reference.
+"""One frozen base and LoRAs on it: a policy, reward models, a value model; with none of them on it is the reference.
 
-There is never a second copy of the base. Log-probs are computed at reply tokens only, a chunk of positions at a time,
-so that no tensor of every position by the whole vocabulary ever exists.
+There is never a second copy of the base, and to switch is to name another adapter. Rows are computed as a pack
+(`rows`): without padding, what they share once. Log-probs are computed at reply tokens only, a chunk of positions at a
+time, so that no tensor of every position by the whole vocabulary ever exists.
 Left out on purpose: losses and loops (`losses`, `preference`).
 """
 
@@ -9,8 +10,9 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -23,11 +25,12 @@ from assistant import models
 from assistant.adapters import read_adapter
 from assistant.models import Base
 from feedback.store import Refused
-from training.batches import Row
+from training import attention
+from training.rows import Pack, Row, pack
 
 CHUNK = 128  # positions whose logits live at one time
 SAME_LENGTH = 32  # lengths are padded to multiples: a kernel is compiled, and kept, for each length that ever comes
-TRAINED, SERVING = "default", "serving"  # what PEFT calls the two adapters
+TRAINED, SERVING = "default", "serving"  # what PEFT calls the policy, and the adapter that is only compared with
 RECOMPUTE_ABOVE = 2048  # tokens in one pass; more keep each layer's input only and compute the rest again in backward
 
 
@@ -37,29 +40,37 @@ def courteous_threads() -> int:
     return max(1, min(torch.get_num_threads(), allowed - 1 if allowed > 2 else allowed))
 
 
+@dataclass
+class Switch:
+    """Which adapter every layer applies now; None: none."""
+
+    on: str | None = TRAINED
+
+
 class Backbone:
-    """A base model with one LoRA adapter in training. Raises `Refused` on a model it cannot train faithfully."""
+    """A base model with the policy's LoRA on it, and others. Raises `Refused` on a model it cannot train faithfully."""
 
     def __init__(self, base: Base, dtype: torch.dtype, device: str, rank: int, alpha: int, seed: int) -> None:
         self.base, self.device = base, device
+        self._switch, self._plain = Switch(), False
         causal = models.load_model(base, dtype, device)
         torch.manual_seed(seed)  # the LoRA's first factors are random
-        config = LoraConfig(
-            task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear"
-        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between the two libraries
-            self.peft: PeftModel = get_peft_model(causal, config, autocast_adapter_dtype=True)  # fp32 factors
+            # The factors are kept in fp32.
+            self.peft: PeftModel = get_peft_model(causal, _lora(rank, alpha), autocast_adapter_dtype=True)
         self.peft.eval()  # no dropout anywhere
         for each in self.peft.modules():
             if isinstance(each, LoraLinear):
-                setattr(each, "forward", MethodType(_low_rank_forward, each))  # noqa: B010
+                setattr(each, "forward", partial(_low_rank_forward, each, self._switch))  # noqa: B010
+        attention.lend(self.causal)
         self._prepare_recomputing()
         self._check_head()
+        self._check_packs()
 
     @property
     def causal(self) -> Any:
-        """The base's own network, the LoRA inside its layers."""
+        """The base's own network, the LoRAs inside its layers."""
         return self.peft.get_base_model()
 
     @property
@@ -67,9 +78,9 @@ class Backbone:
         """The output embedding, (V, d)."""
         return self.causal.get_output_embeddings().weight
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name."""
-        return {name: each for name, each in self.peft.named_parameters() if each.requires_grad}
+    def parameters(self, adapter: str = TRAINED) -> dict[str, nn.Parameter]:
+        """What is trained of an adapter, by name."""
+        return {name: each for name, each in self.peft.named_parameters() if "lora_" in name and f".{adapter}." in name}
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """The (out, in) of the base's linear layers by name, as `assistant.adapters.read_adapter` wants them."""
@@ -80,75 +91,104 @@ class Backbone:
             if isinstance(each, nn.Linear) and ".lora_" not in name
         }
 
+    def add(self, adapter: str, rank: int, alpha: int, seed: int) -> None:
+        """One more adapter, to be trained; the seed alone decides its first factors."""
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.peft.add_adapter(adapter, _lora(rank, alpha), autocast_adapter_dtype=True)
+        self._all_trained()
+
+    def hold(self, directory: Path, adapter: str = SERVING, trained: bool = False) -> None:
+        """Take in an adapter from its directory; unless `trained`, it is only read.
+
+        Raises `AdapterRefused` where `SERVING` is damaged or not of this base.
+        """
+        if adapter == SERVING:
+            read_adapter(directory, self.base.sha256, self.shapes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.peft.load_adapter(str(directory), adapter_name=adapter, is_trainable=trained)
+        self._all_trained()
+
+    def drop(self, adapter: str) -> None:
+        """An adapter is needed no more."""
+        self.peft.delete_adapter(adapter)
+        self._all_trained()
+
+    def _all_trained(self) -> None:
+        # PEFT turns off the gradients of all adapters but one; here each has an optimiser of its own, or none.
+        self.peft.set_adapter(TRAINED)
+        for name, each in self.peft.named_parameters():
+            each.requires_grad_("lora_" in name and f".{SERVING}." not in name)
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        """Inside, the model is the base with this adapter; None: the base alone."""
+        before, self._switch.on = self._switch.on, adapter
+        try:
+            yield
+        finally:
+            self._switch.on = before
+
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """Inside, the model is the base alone."""
-        with self.peft.disable_adapter():
-            yield
-
-    def hold(self, directory: Path) -> None:
-        """Take in a second adapter, that of `as_serving`, from its directory; it is not trained.
-
-        Raises `AdapterRefused` where it is damaged or not of this base.
-        """
-        read_adapter(directory, self.base.sha256, self.shapes())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            self.peft.load_adapter(str(directory), adapter_name=SERVING, is_trainable=False)
-        self.peft.set_adapter(TRAINED)
+        if self._plain:
+            with self.peft.disable_adapter():
+                yield
+        else:
+            with self.using(None):
+                yield
 
     @contextmanager
     def as_serving(self) -> Iterator[None]:
         """Inside, the adapter that `hold` took in stands in for the trained one."""
-        self.peft.set_adapter(SERVING)
-        try:
+        with self.using(SERVING):
             yield
-        finally:
-            self.peft.set_adapter(TRAINED)
 
     def log_probs(self, row: Row, reference: bool = False) -> Tensor:
         """Summed log-prob of each of the row's R replies: (R,) nats in fp32; without gradient for the reference."""
         return self.log_probs_of([row], reference)[0]
 
     def log_probs_of(self, rows: Sequence[Row], reference: bool = False) -> list[Tensor]:
-        """As `log_probs`, of several rows in one pass; the caller keeps them few (`batches.together`)."""
+        """As `log_probs`, of several rows in one pass; the caller keeps them few (`rows.together`)."""
         found = self.each_token_of(rows, reference)
-        return [row.to(self.device).summed(values) for row, values in zip(rows, found, strict=True)]
+        return [row.summed(values) for row, values in zip(rows, found, strict=True)]
 
-    def each_token_of(self, rows: Sequence[Row], reference: bool = False) -> list[Tensor]:
+    def each_token_of(self, rows: Sequence[Row], reference: bool = False, temperature: float = 1.0) -> list[Tensor]:
         """The log-prob of every reply token of several rows in one pass: (N,) nats in fp32 for each row."""
         if reference:
             with torch.no_grad(), self.as_reference():
-                return self.each_token_of(rows)
-        rows = [row.to(self.device) for row in rows]
-        hidden, targets = torch.cat(self.hidden_of(rows)), torch.cat([row.targets for row in rows])
-        return list(token_log_probs(hidden, self.head, targets).split([len(row.targets) for row in rows]))
+                return self.each_token_of(rows, temperature=temperature)
+        packed = pack(rows).to(self.device)
+        predicting = self.states(packed).index_select(0, packed.predicted_at)
+        return list(token_log_probs(predicting, self.head, packed.targets, temperature).split(packed.sizes))
 
     def hidden(self, row: Row) -> Tensor:
         """The last hidden states that predict the row's reply tokens: (N, d)."""
-        return self.hidden_of([row.to(self.device)])[0]
+        packed = pack([row]).to(self.device)
+        return self.states(packed).index_select(0, packed.predicted_at)
 
-    def hidden_of(self, rows: Sequence[Row]) -> list[Tensor]:
-        """As `hidden`, of several rows in one pass, the shorter ones padded with a tail that nothing sees."""
-        length = max(len(row.ids) for row in rows)
-        length += -length % SAME_LENGTH
-        padded = [row.padded(length) for row in rows]
-        self._recompute(length * len(rows) > RECOMPUTE_ABOVE and torch.is_grad_enabled())
+    def states(self, packed: Pack) -> Tensor:
+        """The last hidden state of every token of a pack on this device: (T, d)."""
+        length = len(packed.ids)
+        packed = packed.padded(length + -length % SAME_LENGTH)
+        self._recompute(length > RECOMPUTE_ABOVE and torch.is_grad_enabled())
         out = self.causal.base_model(
-            input_ids=torch.stack([row.ids for row in padded]),
-            attention_mask=torch.stack([row.mask() for row in padded]),
-            position_ids=torch.stack([row.positions for row in padded]),
-            use_cache=False,
+            input_ids=packed.ids[None], position_ids=packed.positions[None], use_cache=False, blocks=packed.blocks
         )
-        return [states[row.predicted_at] for states, row in zip(out.last_hidden_state, rows, strict=True)]
+        return out.last_hidden_state[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) logits of (N, d) hidden states; the caller keeps N small."""
         return hidden @ self.head.T
 
     def to_plain(self) -> None:
-        """Compute in fp32 and by PEFT's own layers from now on; the base's bf16 weights are kept exactly."""
+        """Compute in fp32 and by the libraries' own layers from now on; the base's bf16 weights are kept exactly."""
+        self._plain = True
         self.peft.float()
+        self.causal.set_attn_implementation("sdpa")
         for each in self.peft.modules():
             each.__dict__.pop("forward", None)
 
@@ -172,12 +212,29 @@ class Backbone:
         if not torch.allclose(theirs, ours, rtol=0.02, atol=0.02):
             raise Refused(f"the model {self.base.name!r} shapes its logits in a way that cannot be trained here yet")
 
+    def _check_packs(self) -> None:
+        """Refuse a model in which what stands in one pack is not what it would be alone."""
+        rows = [Row([3, 4, 5], [[6, 7], [8]]), Row([3, 4, 9, 10], [[11]])]
+        with torch.no_grad():
+            packed = pack(rows, dense=1).to(self.device)
+            shared = self.states(packed)[packed.last_at].float()
+            for row, states in zip(rows, shared.split([2, 1]), strict=True):
+                for reply, state in zip(row.replies, states, strict=True):
+                    ids = torch.tensor([[*row.prompt_ids, *reply]], device=self.device)
+                    alone = self.causal.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, -1].float()
+                    if (state - alone).norm() > 0.05 * alone.norm():
+                        raise Refused(f"the model {self.base.name!r} attends in a way that cannot be trained here yet")
 
-def _low_rank_forward(layer: LoraLinear, x: Tensor) -> Tensor:
+
+def _lora(rank: int, alpha: int) -> LoraConfig:
+    return LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear")
+
+
+def _low_rank_forward(layer: LoraLinear, switch: Switch, x: Tensor) -> Tensor:
     """What PEFT's layer computes, in the base's own number format and in as few passes over memory as it takes."""
-    if layer.disable_adapters:
+    name = switch.on
+    if name is None:
         return layer.base_layer(x)
-    (name,) = layer.active_adapters
     base, a, b = layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight
     return _LowRank.apply(x, base.weight, base.bias, a, b, layer.scaling[name])
 
@@ -207,13 +264,13 @@ class _LowRank(torch.autograd.Function):
         return to_x, None, None, (slope_inner.T @ rows).float(), (slope.T @ inner).float() * ctx.scale, None
 
 
-def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-prob of each target token: (N,) fp32 from hidden states (N, d), a frozen head (V, d), token ids (N,)."""
     tail = -len(targets) % SAME_LENGTH
     padded_hidden, padded_targets = F.pad(hidden, (0, 0, 0, tail)), F.pad(targets, (0, tail))
     parts = [
         _TokenLogProbs.apply(
-            padded_hidden[at : at + CHUNK], head, padded_targets[at : at + CHUNK], torch.is_grad_enabled()
+            padded_hidden[at : at + CHUNK], head, padded_targets[at : at + CHUNK], temperature, torch.is_grad_enabled()
         )
         for at in range(0, len(targets), CHUNK)
     ]
@@ -221,22 +278,27 @@ def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """log softmax(h W^T)[target], whose gradient, W[target] - softmax(h W^T) W, is worked out while the logits live.
+    """log softmax(h W^T / t)[target], whose gradient, (W[target] - softmax(h W^T / t) W) / t, is worked out while the
+    logits live.
 
     So backward needs (N, d) numbers, not (N, V), and multiplies by the head no more often than it must.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, with_gradient: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, with_gradient: bool
+    ) -> Tensor:
         logits = (hidden @ head.T).float()
+        if temperature != 1.0:
+            logits.div_(temperature)
         normaliser = logits.logsumexp(-1, keepdim=True)
         picked = logits.gather(-1, targets[:, None]) - normaliser
         if with_gradient:
             probs = logits.sub_(normaliser).exp_().to(head.dtype)
-            ctx.save_for_backward(head[targets] - probs @ head)
+            ctx.save_for_backward((head[targets] - probs @ head) / temperature)
         return picked[:, 0]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (slope,) = ctx.saved_tensors
-        return (grads[0][:, None] * slope).to(slope.dtype), None, None, None
+        return (grads[0][:, None] * slope).to(slope.dtype), None, None, None, None

@@ -1,90 +1,18 @@
-"""From examples to token rows: the replies to one prompt share one row, and the prompt is computed once.
+"""From examples to lessons: what one base model reads of a pair or a thumb, as token ids.
 
-A row is prompt, reply, reply, ...: a mask keeps each reply from seeing the others, positions restart after the prompt,
-and the first token of every reply is predicted at the prompt's last position. The numbers are those of one reply at
-a time; a test holds that.
-Left out on purpose: the model (`backbone`) and what the numbers are for (`preference`).
+Left out on purpose: how lessons share a pass (`rows`), the model (`backbone`), and what is learned (`preference`).
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from assistant import prompt
 from feedback.examples import Answer, Examples, Pair, Thumb
 from feedback.store import Refused
 from feedback.talk import Message
-
-
-@dataclass(frozen=True)
-class Row:
-    """One prompt and R replies to it, T tokens in all, as the model takes them."""
-
-    ids: Tensor  # (T,)
-    positions: Tensor  # (T,) restarting after the prompt for each reply
-    branch: Tensor  # (T,) 0 for the prompt, 1..R for the replies, R+1 for padding
-    predicted_at: Tensor  # (N,) for every reply token, in order, where it is predicted
-    targets: Tensor  # (N,) the reply tokens
-    reply_of: Tensor  # (N,) 0..R-1, whose token it is
-
-    def mask(self) -> Tensor:
-        """(1, T, T), true where a position may look."""
-        sees = (self.branch == 0)[None, :] | (self.branch[:, None] == self.branch[None, :])
-        return sees.tril()[None]
-
-    def summed(self, token_values: Tensor) -> Tensor:
-        """(N,) values of reply tokens as (R,) sums over replies."""
-        sums = token_values.new_zeros(int(self.reply_of[-1]) + 1)
-        return sums.index_add(0, self.reply_of, token_values)
-
-    def padded(self, length: int) -> "Row":
-        """The same row with a tail, up to a length, that no token of the row sees and nothing is predicted from."""
-        tail = (0, length - len(self.ids))
-        branch = F.pad(self.branch, tail, value=int(self.reply_of[-1]) + 2)
-        return replace(self, ids=F.pad(self.ids, tail), positions=F.pad(self.positions, tail), branch=branch)
-
-    def to(self, device: str) -> "Row":
-        """The same row on a device."""
-        return Row(**{name: value.to(device) for name, value in self.__dict__.items()})
-
-
-def make_row(prompt_ids: Sequence[int], replies: Sequence[Sequence[int]]) -> Row:
-    """A row of a prompt and one or more replies, none of them empty."""
-    assert prompt_ids, "a row needs a prompt"
-    assert replies, "a row needs a reply"
-    assert all(replies), "a reply needs a token"
-    start = len(prompt_ids)
-    ids, positions, branch = list(prompt_ids), list(range(start)), [0] * start
-    predicted_at: list[int] = []
-    for number, reply in enumerate(replies, 1):
-        first = len(ids)
-        predicted_at += [start - 1, *range(first, first + len(reply) - 1)]
-        ids += reply
-        positions += range(start, start + len(reply))
-        branch += [number] * len(reply)
-    targets = ids[start:]
-    owners = [number - 1 for number in branch[start:]]
-    return Row(*(torch.tensor(each) for each in (ids, positions, branch, predicted_at, targets, owners)))
-
-
-def together(rows: Sequence[Row], most: int) -> list[list[int]]:
-    """The numbers of rows that go through the model in one pass: of like length, `most` tokens at a time with padding.
-
-    A row that is longer than that goes alone.
-    """
-    groups: list[list[int]] = []
-    for number in sorted(range(len(rows)), key=lambda each: -len(rows[each].ids)):
-        longest = len(rows[groups[-1][0]].ids) if groups else 0
-        if groups and longest * (len(groups[-1]) + 1) <= most:
-            groups[-1].append(number)
-        else:
-            groups.append([number])
-    return groups
+from training.rows import Row
 
 
 @dataclass(frozen=True)
@@ -105,7 +33,7 @@ class Lesson:
 
     def row(self, *which: int) -> Row:
         """The row of the prompt with the replies of these numbers; with all of them if none is given."""
-        return make_row(self.prompt_ids, [self.replies[each] for each in which] if which else self.replies)
+        return Row(self.prompt_ids, [self.replies[each] for each in which] if which else self.replies)
 
 
 class TooLong(Exception):

@@ -58,8 +58,8 @@ def _why_not(saved: tuple[Plan, Examples] | None, base: Base, standing: Examples
     if wishes.method not in (None, plan.method):
         return f"method {wishes.method} was asked for, and it used {plan.method}"
     for name, value in wishes.settings.items():
-        if plan.settings[name] != value:
-            return f"{name}={value} was asked for, and it used {plan.settings[name]}"
+        if plan.settings.get(name) != value:
+            return f"{name}={value} was asked for, and it used {plan.settings.get(name)}"
     taken_back = {*examples.pairs, *examples.thumbs} - {*standing.pairs, *standing.thumbs}
     if taken_back:
         return f"{len(taken_back)} of its examples have been taken back or changed since"

@@ -30,7 +30,15 @@ if TYPE_CHECKING:  # torch and the like come late: `main` sets the environment f
     from training.teaching import Work
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 3
-METHODS = {"auto": "pairs by DPO and thumbs by KTO", "dpo": "pairs only", "kto": "thumbs only"}
+METHODS = {
+    "auto": "pairs by DPO and thumbs by KTO",
+    "dpo": "pairs only",
+    "kto": "thumbs only",
+    "reward": "reward models from pairs, and no adapter",
+    "rloo": "reward models, and a policy that learns by them from its own replies",
+    "reinforce": "the same with a moving baseline",
+    "ppo": "the same by PPO",
+}
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +79,12 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """One night from the first step to the last."""
     from assistant import models
-    from training import interrupted, night_folder, preference
+    from training import interrupted, methods, night_folder
     from training.planner import Wishes
     from training.teaching import Work
 
     # 1. what is asked, and whether it can be done
-    wishes = Wishes(options.method, preference.parse_settings(options.set), options.fresh)
+    wishes = Wishes(options.method, methods.parse_settings(options.method or "auto", options.set), options.fresh)
     store = Store(options.data)
     if options.dry_run:
         return dry_run(store, models.find_base(options.model), wishes)
@@ -151,8 +159,11 @@ def begin(store: Store, base: "Base", wishes: "Wishes", again: bool) -> "Work | 
 
 def taught(store: Store, base: "Base", work: "Work", cancellation: Cancellation) -> int:
     """Run steps 4 to 10 and write down whatever came of them; the exit status."""
-    from training.teaching import NothingFits, teach
-    from training.watch import NotFinite
+    from training.canary import SignFlipped
+    from training.reward_night import NothingFits
+    from training.rollout import Collapsed
+    from training.steps import NotFinite
+    from training.teaching import teach
 
     try:
         with cancellation.held():
@@ -167,7 +178,7 @@ def taught(store: Store, base: "Base", work: "Work", cancellation: Cancellation)
         cancellation.too_late()
         end(store, work.night, "nothing", str(error))
         return DONE
-    except (NotFinite, Refused) as error:
+    except (NotFinite, SignFlipped, Collapsed, Refused) as error:
         reason = str(error)
     except Exception as error:
         log.exception("night %s failed", work.night)

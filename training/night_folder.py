@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from feedback.examples import Answer, Examples, Pair, Thumb
 from feedback.talk import Message
+from training.steps import Run
 from training.watch import Progress
 
 POSITION = (  # what `Progress` holds beside tensors
@@ -28,8 +29,10 @@ POSITION = (  # what `Progress` holds beside tensors
     "aside_gain",
     "kept_kl",
     "looks_without_gain",
+    "tokens_at_once",
     "ended",
 )
+RUN_POSITION = ("step", "numbers", "tokens_at_once", "ended")
 EXAMPLES, PLAN, CHECKPOINT = "examples.json", "plan.json", "checkpoint.safetensors"
 
 
@@ -88,12 +91,11 @@ def _answer(raw: dict[str, Any]) -> Answer:
 
 
 def save_checkpoint(where: Path, parameters: Mapping[str, nn.Parameter], progress: Progress) -> None:
-    """Write the whole state of training as one file: weights, optimiser, position, reference log-probs, RNG."""
+    """Write the whole state of training as one file: weights, optimiser, position, RNG."""
     tensors = {f"weight/{name}": each.detach() for name, each in parameters.items()}
     for name, each in parameters.items():
         for key, value in progress.optimizer.state[each].items():
             tensors[f"{key}/{name}"] = value
-    tensors["references"] = progress.references
     if progress.best_gains is not None:
         tensors["best_gains"] = progress.best_gains
     tensors["rng"] = torch.get_rng_state()
@@ -119,20 +121,63 @@ def load_checkpoint(where: Path, parameters: Mapping[str, nn.Parameter], progres
         for name in parameters
     }
     fits = all(states[name]["weight"].shape == each.shape for name, each in parameters.items())
-    if not fits or tensors["references"].shape != progress.references.shape:
-        raise ValueError("it is of other examples or another adapter")
+    if not fits:
+        raise ValueError("it is of another adapter")
     with torch.no_grad():
         for name, each in parameters.items():
             each.copy_(states[name].pop("weight"))
             # Adam counts its steps on the CPU.
             state = {key: value if key == "step" else value.to(each.device) for key, value in states[name].items()}
             progress.optimizer.state[each] = state
-    progress.references = tensors["references"]
     if f"kept/{next(iter(parameters))}" in tensors:
         progress.kept = {name: tensors[f"kept/{name}"].to(each.device) for name, each in parameters.items()}
     progress.best_gains = tensors.get("best_gains")
     for name in POSITION:
         setattr(progress, name, position[name])
+    torch.set_rng_state(tensors["rng"])
+
+
+def save_run(where: Path, run: Run, name: str = "run") -> None:
+    """Write the whole state of a run as one file: weights, optimiser, position, RNG."""
+    tensors = {f"weight/{key}": each.detach() for key, each in run.parameters.items()}
+    for key, each in run.parameters.items():
+        tensors |= {f"{part}/{key}": value for part, value in run.optimizer.state[each].items()}
+    tensors |= {f"kept/{key}": each for key, each in (run.kept or {}).items()}
+    tensors["rng"] = torch.get_rng_state()
+    position = json.dumps({name: getattr(run, name) for name in RUN_POSITION})
+    contents = save({key: each.contiguous() for key, each in tensors.items()}, {"position": position})
+    write_whole(where / f"{name}.safetensors", contents)
+
+
+def load_run(where: Path, run: Run, name: str = "run") -> None:
+    """Put back what `save_run` wrote, if there is something.
+
+    Raises OSError, ValueError, KeyError or SafetensorError, before anything is changed, where it cannot be used.
+    """
+    path = where / f"{name}.safetensors"
+    if not path.is_file():
+        return
+    with safe_open(path, framework="pt") as file:
+        position = json.loads(file.metadata()["position"])
+        tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    for key, each in run.parameters.items():
+        if tensors[f"weight/{key}"].shape != each.shape:
+            raise ValueError(f"it is of another adapter, at {key}")
+    with torch.no_grad():
+        for key, each in run.parameters.items():
+            each.copy_(tensors[f"weight/{key}"])
+            parts = {part: tensors.get(f"{part}/{key}") for part in ("step", "exp_avg", "exp_avg_sq")}
+            # Adam counts its steps on the CPU, and has no state for what has had no gradient yet.
+            moved = {part: v if part == "step" else v.to(each.device) for part, v in parts.items() if v is not None}
+            if moved:
+                run.optimizer.state[each] = moved
+    run.kept = {
+        key.removeprefix("kept/"): each.to(next(iter(run.parameters.values())).device)
+        for key, each in tensors.items()
+        if key.startswith("kept/")
+    } or None
+    for name in RUN_POSITION:
+        setattr(run, name, position[name])
     torch.set_rng_state(tensors["rng"])
 
 

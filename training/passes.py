@@ -10,29 +10,31 @@ import torch
 from torch import Tensor
 
 from training import losses
-from training.backbone import Backbone
-from training.batches import Lesson, Row, together
-
-TOKENS_AT_ONCE = 1024  # in one pass through the model, padding included; a longer row goes alone
-
-
-def groups(lessons: Sequence[Lesson]) -> list[list[int]]:
-    """The numbers of lessons that go through the model in one pass."""
-    return together([lesson.own_row() for lesson in lessons], TOKENS_AT_ONCE)
+from training.batches import Lesson
+from training.references import References
+from training.rows import TOKENS_AT_ONCE, Row, together
 
 
-def references(backbone: Backbone, lessons: Sequence[Lesson]) -> Tensor:
+def groups(lessons: Sequence[Lesson], most: int = TOKENS_AT_ONCE) -> list[list[int]]:
+    """The numbers of lessons that go through the model in one pass, of `most` tokens."""
+    return together([lesson.own_row() for lesson in lessons], most)
+
+
+def references_of(references: References, lessons: Sequence[Lesson]) -> Tensor:
     """(B, 2) log-probs of lessons' replies under the reference; NaN where a lesson has one reply only.
 
-    In rows of the same kind as the policy's, so that both round alike.
+    In packs of the same kind as the policy's, so that both round alike.
     """
     values = torch.full((len(lessons), 2), math.nan)
     for group in groups(lessons):
-        for at, found in zip(group, backbone.log_probs_of([lessons[at].own_row() for at in group], True), strict=True):
-            values[at, : len(found)] = found.cpu()
-    for at, lesson in enumerate(lessons):
-        if lesson.kind == "thumb" and len(lesson.replies) == 2:
-            values[at, 1] = backbone.log_probs(lesson.row(1), reference=True).cpu()
+        rows = [lessons[at].own_row() for at in group]
+        for at, row, found in zip(group, rows, references.each_token_of(rows), strict=True):
+            values[at, : len(row.replies)] = row.summed(found)
+    mismatched = [at for at, lesson in enumerate(lessons) if lesson.kind == "thumb" and len(lesson.replies) == 2]
+    others = [lessons[at].row(1) for at in mismatched]
+    for group in together(others, TOKENS_AT_ONCE):
+        for at, found in zip(group, references.each_token_of([others[at] for at in group]), strict=True):
+            values[mismatched[at], 1] = found.sum()
     return values
 
 
@@ -50,5 +52,4 @@ def gains_of(row: Row, ours: Tensor, theirs: Tensor) -> Tensor:
     The mean difference of the two probabilities of each token, from their log-probs (N,). Probabilities, as a log-prob
     falls without end where a model has merely learned to say it otherwise, and a few such tokens decide a sum of logs.
     """
-    row = row.to(str(ours.device))
     return row.summed(ours.exp() - theirs.exp()) / row.summed(torch.ones_like(ours))

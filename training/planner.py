@@ -13,8 +13,8 @@ from feedback.examples import Examples, gather
 from feedback.split import Split, judges, split
 from feedback.store import Store
 from training import backbone
+from training.methods import SETTINGS
 from training.night_folder import Plan
-from training.preference import Settings
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Wishes:
 def make_plan(store: Store, base: Base, wishes: Wishes, settle: bool = False) -> tuple[Plan, Examples]:
     """How this machine would train on what stands in the store now; `settle` as in `feedback.split.judges`."""
     method = wishes.method or "auto"
-    settings = asdict(Settings(**wishes.settings))
+    settings = asdict(SETTINGS[method](**wishes.settings))
     precision = str(models.fastest_dtype(models.pick_device())).removeprefix("torch.")
     examples = used_by(method, gather(store))
     judging = sorted(judges(store, examples, settle))
@@ -44,9 +44,10 @@ def parts(plan: Plan, examples: Examples) -> Split:
 
 def used_by(method: str, examples: Examples) -> Examples:
     """The examples that a method learns from; the others are counted as left out."""
-    unused = {"dpo": len(examples.thumbs), "kto": len(examples.pairs)}.get(method, 0)
+    pairs_only, thumbs_only = method in ("dpo", "reward"), method == "kto"
+    unused = len(examples.thumbs) * pairs_only + len(examples.pairs) * thumbs_only
     left_out = examples.left_out | ({f"not used by {method}": unused} if unused else {})
-    pairs, thumbs = () if method == "kto" else examples.pairs, () if method == "dpo" else examples.thumbs
+    pairs, thumbs = () if thumbs_only else examples.pairs, () if pairs_only else examples.thumbs
     return Examples(pairs, thumbs, left_out)
 
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,8 +19,12 @@ from feedback.store import Refused
 from training import losses
 from training.backbone import Backbone
 from training.batches import Lesson
-from training.passes import groups, margin_of, references
-from training.watch import NotFinite, Progress, Watch
+from training.passes import groups, margin_of, references_of
+from training.references import References
+from training.rows import TOKENS_AT_ONCE, together
+from training.steps import NotFinite, Report, schedule, within_memory
+from training.steps import batch as batch_of
+from training.watch import Progress, Watch
 
 
 @dataclass(frozen=True)
@@ -64,33 +68,6 @@ class Settings:
             raise Refused(f"label_smoothing must be below 0.5, not {self.label_smoothing}")
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`name=value` texts as checked settings. Raises `Refused` on an unknown name or a value of another kind."""
-    kinds: dict[str, Any] = {each.name: type(each.default) for each in fields(Settings)}
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = (part.strip() for part in pair.partition("="))
-        if not equals or name not in kinds:
-            raise Refused(f"there is no setting {name!r}; settings are {', '.join(kinds)}")
-        try:
-            values[name] = kinds[name](text)
-        except ValueError as error:
-            wanted = "a whole number" if kinds[name] is int else "a number"
-            raise Refused(f"{name} is {wanted}, not {text!r}") from error
-    Settings(**values)
-    return values
-
-
-@dataclass(frozen=True)
-class Report:
-    """One step that was taken, of `steps` at most."""
-
-    step: int
-    steps: int
-    metrics: dict[str, float]
-    eta_s: float
-
-
 @dataclass
 class Tally:
     """What a batch adds up, in the end divided by its lessons."""
@@ -109,12 +86,12 @@ class Tally:
         return {name: self.sums[name] / self.counts[name] for name in self.sums}
 
 
-def begin(backbone: Backbone, lessons: Sequence[Lesson], settings: Settings) -> Progress:
+def begin(backbone: Backbone, settings: Settings) -> Progress:
     """The state before the first step."""
     optimizer = torch.optim.AdamW(
         backbone.parameters().values(), lr=settings.learning_rate, weight_decay=0.0, foreach=False
     )
-    return Progress(optimizer, torch.full((len(lessons), 2), math.nan))
+    return Progress(optimizer)
 
 
 def count_steps(lessons: int, settings: Settings) -> int:
@@ -129,6 +106,7 @@ def train(
     settings: Settings,
     progress: Progress,
     aside: Sequence[Lesson] = (),
+    references: References | None = None,
 ) -> Iterator[Report]:
     """Train the backbone's adapter, going on from `progress`, a step per item. Raises `NotFinite`.
 
@@ -142,7 +120,8 @@ def train(
         sum(lesson.kind == "thumb" and lesson.wanted for lesson in lessons),
         sum(lesson.kind == "thumb" and not lesson.wanted for lesson in lessons),
     )
-    watch = Watch(backbone, lessons, aside, settings)
+    references = references or References(backbone)
+    watch = Watch(backbone, lessons, aside, settings, references)
     began, done_before = time.monotonic(), progress.step
     for step in range(progress.step, steps):
         if progress.ended:
@@ -150,33 +129,27 @@ def train(
         step_began = time.monotonic()
 
         # 1. the batch, by epoch in an order that the seed alone decides
-        chosen = _batch(len(lessons), step, settings)
+        chosen = batch_of(len(lessons), settings.batch_size, step, settings.seed)
 
         # 2. the reference's log-probs, where they are not known yet
-        unknown = [each for each in chosen if progress.references[each, 0].isnan()]
-        progress.references[unknown] = references(backbone, [lessons[each] for each in unknown])
+        reference = references_of(references, [lessons[each] for each in chosen]).to(backbone.device)
 
         # 3. KTO's baseline, from the batch's thumbs with mismatched replies
-        baseline = _baseline(backbone, [lessons[each] for each in chosen], progress.references[chosen])
+        baseline = _baseline(backbone, [lessons[each] for each in chosen], reference)
 
         # 4. losses and gradients, a few rows at a time
-        tally = Tally(len(chosen))
-        for group in groups([lessons[each] for each in chosen]):
-            policies = backbone.log_probs_of([lessons[chosen[at]].own_row() for at in group])
-            loss = torch.zeros((), device=backbone.device)
-            for at, policy in zip(group, policies, strict=True):
-                lesson, reference = lessons[chosen[at]], progress.references[chosen[at]].to(backbone.device)
-                loss = loss + _loss(policy, lesson, reference, baseline, weights, settings, tally)
-            if not loss.isfinite():
-                raise NotFinite(f"the loss is {loss.item()} at step {step + 1}; try a lower learning_rate")
-            (loss / len(chosen)).backward()
+        batch = [lessons[each] for each in chosen]
+        compute = partial(gradients, backbone, batch, reference, baseline, weights, settings)
+        tally = within_memory(progress, compute)
+        if not math.isfinite(tally.sums["loss"]):
+            raise NotFinite(f"the loss is {tally.sums['loss']} at step {step + 1}; try a lower learning_rate")
 
         # 5. one step: gradient norm at most 1, learning rate up over the first tenth and then down to 0
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         if not norm.isfinite():
             raise NotFinite(f"the gradient is {norm.item()} at step {step + 1}; try a lower learning_rate")
         for parts in progress.optimizer.param_groups:
-            parts["lr"] = settings.learning_rate * _schedule(step, steps)
+            parts["lr"] = settings.learning_rate * schedule(step, steps)
         progress.optimizer.step()
         progress.optimizer.zero_grad()
         progress.step = step + 1
@@ -198,31 +171,35 @@ def train(
         yield Report(progress.step, steps, metrics, per_step * (steps - progress.step))
 
 
-def _batch(lessons: int, step: int, settings: Settings) -> list[int]:
-    """The numbers of a step's lessons."""
-    per_epoch = math.ceil(lessons / settings.batch_size)
-    epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(lessons, generator=torch.Generator().manual_seed(settings.seed * 100_003 + epoch))
-    return order[position * settings.batch_size : (position + 1) * settings.batch_size].tolist()
-
-
-def _schedule(step: int, steps: int) -> float:
-    """The share of the learning rate at a step counted from 0: linear warm-up over 10 %, then linear to 0.
-
-    Over six steps at least: a night of few examples would else have spent its KL budget before the second look.
-    """
-    warm_up = max(min(6, steps), round(0.1 * steps))
-    return (step + 1) / warm_up if step < warm_up else (steps - step) / (steps - warm_up)
+def gradients(
+    backbone: Backbone,
+    lessons: Sequence[Lesson],
+    reference: Tensor,
+    baseline: Tensor,
+    weights: tuple[float, float],
+    settings: Settings,
+    tokens_at_once: int,
+) -> Tally:
+    """Add up the gradients of a batch, the mean over its lessons; what was seen."""
+    tally = Tally(len(lessons))
+    for group in groups(lessons, tokens_at_once):
+        policies = backbone.log_probs_of([lessons[at].own_row() for at in group])
+        loss = torch.zeros((), device=backbone.device)
+        for at, policy in zip(group, policies, strict=True):
+            loss = loss + _loss(policy, lessons[at], reference[at], baseline, weights, settings, tally)
+        (loss / len(lessons)).backward()
+    return tally
 
 
 def _baseline(backbone: Backbone, lessons: Sequence[Lesson], references: Tensor) -> Tensor:
     """z0 of a batch, whose references are (B, 2); 0 where it has no thumb with a mismatched reply."""
     thumbs = [at for at, each in enumerate(lessons) if each.kind == "thumb" and len(each.replies) == 2]
     with torch.no_grad():
-        policy = [backbone.log_probs(lessons[each].row(1)) for each in thumbs]
-    return losses.kto_baseline(
-        torch.cat(policy) if policy else torch.zeros(0), references[thumbs, 1].to(backbone.device)
-    ).to(backbone.device)
+        rows = [lessons[each].row(1) for each in thumbs]
+        found = torch.zeros(len(rows), device=backbone.device)
+        for group in together(rows, TOKENS_AT_ONCE):
+            found[group] = torch.cat(backbone.log_probs_of([rows[at] for at in group]))
+    return losses.kto_baseline(found, references[thumbs, 1])
 
 
 def _loss(

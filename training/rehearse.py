@@ -316,8 +316,7 @@ def likelihood(store: Store, replies: Sequence[str], model: str) -> tuple[float,
 
     from assistant import models, prompt
     from training.backbone import Backbone
-    from training.batches import make_row, together
-    from training.passes import TOKENS_AT_ONCE
+    from training.rows import TOKENS_AT_ONCE, Row, together
 
     base = models.find_base(model)
     tokenizer = models.load_tokenizer(base)
@@ -327,7 +326,7 @@ def likelihood(store: Store, replies: Sequence[str], model: str) -> tuple[float,
     asked = [
         prompt.encode_prompt(tokenizer, talk.messages_of(talk.path(store, reply)[:-1]), 4096) for reply, _ in written
     ]
-    rows = [make_row(ids, [by.token_ids]) for ids, (_, by) in zip(asked, written, strict=True)]
+    rows = [Row(ids, [list(by.token_ids)]) for ids, (_, by) in zip(asked, written, strict=True)]
     passes = [backbone.log_probs_of([rows[at] for at in group], True) for group in together(rows, TOKENS_AT_ONCE)]
     tokens = max(1, sum(len(by.token_ids) for _, by in written))
     under_base = -sum(float(each) for group in passes for each in group)

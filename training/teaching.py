@@ -7,6 +7,7 @@ makes an adapter good enough (`gate`).
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,21 +15,24 @@ from safetensors import SafetensorError
 from assistant import models, prompt
 from assistant.adapters import AdapterRefused, Agreement, Card
 from assistant.engine import Engine
-from assistant.environment import AUTO
 from assistant.models import Base
 from assistant.roster import proved
 from feedback import adapters, nights
 from feedback.adapters import Adapter
 from feedback.examples import Examples
 from feedback.store import Conflict, Refused, Store, now
-from training import gate, handover, night_folder, planner, preference
+from training import gate, handover, night_folder, planner, policy_night, preference, reward, reward_night
 from training.backbone import Backbone
 from training.batches import Encoder, Lesson, make_lessons
 from training.gate import Gains, HeldOut, Verdict
+from training.methods import SAMPLING, SETTINGS
 from training.night_folder import Plan
 from training.planner import in_words
-from training.preference import Report, Settings
+from training.preference import Settings
+from training.references import References
+from training.reward_night import NothingFits
 from training.signals import Cancellation
+from training.steps import Report
 from training.watch import Progress
 
 FEWEST_ASIDE = 10  # lessons: fewer say nothing about when to stop, and are learned from instead
@@ -49,17 +53,13 @@ class Work:
         return f"night-{self.night:04d}"
 
 
-class NothingFits(Exception):
-    """Every example is longer than a night takes."""
-
-
 def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> str:
     """Train, judge, write and announce an adapter; what came of it, in words.
 
     Raises `NotFinite`, `NothingFits`, `Refused` or `Cancelled`; nothing is announced then.
     """
     # 4. one base, with the adapter on it
-    settings = Settings(**work.plan.settings)
+    settings = SETTINGS[work.plan.method](**work.plan.settings)
     torch.set_num_threads(work.plan.threads)
     device = models.pick_device()
     dtype = getattr(torch, work.plan.precision)
@@ -67,6 +67,8 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     encoder = make_encoder(base, backbone, settings)
 
     # 5. training, on all that is not kept for judging
+    if work.plan.method == "reward":
+        return only_reward_models(store, base, work, backbone, encoder, settings, cancellation)
     divided = planner.parts(work.plan, work.examples)
     lessons, unfit = make_lessons(divided.training, encoder)
     aside, unfit_aside = make_lessons(divided.stopping, encoder)
@@ -76,10 +78,15 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     if not lessons:
         raise NothingFits(f"no example fits into {encoder.longest} tokens ({in_words(examples)})")
     print(f"night {work.night}: {dtype} on {device}, {work.plan.threads} threads, {len(lessons)} lessons", flush=True)
-    with cancellation.held():
-        steps = preference.count_steps(len(lessons), settings)
-        nights.update_night(store, work.night, phase="training", steps=steps, counts=examples.counts())
-    progress = train(store, work, backbone, lessons, aside, settings, cancellation)
+    if work.plan.method in SAMPLING:
+        with reward_night.school(store, work.night, work.plan, base, backbone, encoder, cancellation) as school:
+            progress = policy_night.train(school, work.examples, settings)
+    else:
+        with cancellation.held():
+            steps = preference.count_steps(len(lessons), settings)
+            nights.update_night(store, work.night, phase="training", steps=steps, counts=examples.counts())
+        references = References(backbone, encoder.template_sha256)
+        progress = train(store, work, backbone, lessons, aside, settings, references, cancellation)
 
     # 6. what people said and it has not seen: does it side with them?
     with cancellation.held():
@@ -125,7 +132,25 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     return announce(store, work, card, learned, verdict, agreed, serving)
 
 
-def make_encoder(base: Base, backbone: Backbone, settings: Settings) -> Encoder:
+def only_reward_models(
+    store: Store,
+    base: Base,
+    work: Work,
+    backbone: Backbone,
+    encoder: Encoder,
+    settings: reward.Settings,
+    cancellation: Cancellation,
+) -> str:
+    """A night that makes reward models and no adapter; what came of it, in words."""
+    with reward_night.school(store, work.night, work.plan, base, backbone, encoder, cancellation) as school:
+        reward_night.make_models(school, work.examples, settings)
+    cancellation.too_late()
+    reason = f"{settings.members} reward models: {reward_night.in_words(store, work.night)}"
+    nights.end_night(store, work.night, "done", reason)
+    return reason
+
+
+def make_encoder(base: Base, backbone: Backbone, settings: Any) -> Encoder:
     """How this base turns text into token ids, as serving does it."""
     tokenizer = models.load_tokenizer(base)
     ends = prompt.end_ids(tokenizer, backbone.causal)
@@ -147,13 +172,16 @@ def train(
     lessons: list[Lesson],
     aside: list[Lesson],
     settings: Settings,
+    references: References,
     cancellation: Cancellation,
 ) -> Progress:
     """Train step by step, each one written down; where it ended."""
     where = night_folder.folder(store.data, work.night)
-    progress = started(where, backbone, lessons, settings)
-    for report in preference.train(backbone, lessons, settings, progress, aside):
+    progress = started(where, backbone, settings)
+    references.recall(store, [lesson.row() for lesson in [*lessons, *aside]])
+    for report in preference.train(backbone, lessons, settings, progress, aside, references):
         with cancellation.held():
+            references.keep(store)
             nights.add_step(
                 store, work.night, report.step, report.metrics, steps=report.steps, eta_s=report.eta_s, phase="training"
             )
@@ -163,9 +191,9 @@ def train(
     return progress
 
 
-def started(where: Path, backbone: Backbone, lessons: list[Lesson], settings: Settings) -> Progress:
+def started(where: Path, backbone: Backbone, settings: Settings) -> Progress:
     """Where training begins: at the night's checkpoint, or at the start if it has none that can be used."""
-    progress = preference.begin(backbone, lessons, settings)
+    progress = preference.begin(backbone, settings)
     try:
         night_folder.load_checkpoint(where, backbone.parameters(), progress)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -221,12 +249,12 @@ def judged(
     serving: str | None,
     found: HeldOut | None,
     progress: Progress,
-    settings: Settings,
+    settings: Any,
 ) -> tuple[Verdict | None, Agreement | None]:
     """What the gate says of a finished directory (None: it was not asked), and its proof (None: it failed)."""
     device = models.pick_device()
     tokenizer = models.load_tokenizer(base)
-    engine = Engine(base, AUTO, device, tokenizer)
+    engine = Engine(base, models.exact_format(device), device, tokenizer)
     try:
         candidate, agreed = proved(engine, making)
         if found is None:

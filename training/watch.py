@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from training import losses
+from training import policy_losses
 from training.backbone import CHUNK, Backbone
 from training.batches import Lesson
 from training.passes import gains_of, groups
+from training.references import References
+from training.rows import TOKENS_AT_ONCE
+from training.steps import NotFinite
 
 if TYPE_CHECKING:
     from training.preference import Settings
@@ -22,16 +25,11 @@ if TYPE_CHECKING:
 KL_ROWS = 4  # lessons on whose replies the distance from the base is measured
 
 
-class NotFinite(Exception):
-    """Training left the numbers: a loss or gradient is not finite. Nothing of it can be used."""
-
-
 @dataclass
 class Progress:
     """All that changes while a night trains, beside the adapter's weights."""
 
     optimizer: torch.optim.Optimizer
-    references: Tensor  # (lessons, 2) the reference's log-probs of each lesson's replies; NaN where not computed yet
     step: int = 0  # optimiser steps done
     kl_per_token: float = 0.0  # at the last look
     aside_gain: float = math.nan  # of what is kept aside, on average, at the last look
@@ -39,6 +37,7 @@ class Progress:
     kept: dict[str, Tensor] | None = None  # the weights that the night would hand over now
     kept_kl: float = math.nan
     looks_without_gain: int = 0
+    tokens_at_once: int = TOKENS_AT_ONCE
     ended: str = ""  # why there is no further step, in words
 
 
@@ -51,6 +50,7 @@ class Watch:
         lessons: Sequence[Lesson],
         aside: Sequence[Lesson],
         settings: "Settings",
+        references: References,
     ) -> None:
         spread = [lessons[number * len(lessons) // KL_ROWS] for number in range(KL_ROWS)]
         self._rows = [lesson.row(0) for lesson in {id(each): each for each in spread}.values()]
@@ -58,7 +58,7 @@ class Watch:
             self._base = [backbone.hidden(row) for row in self._rows]
         self._aside = list(aside)
         self._passes = [[(at, self._aside[at].own_row()) for at in group] for group in groups(aside)]
-        self._references = [backbone.each_token_of([row for _, row in each], reference=True) for each in self._passes]
+        self._references = [references.each_token_of([row for _, row in each]) for each in self._passes]
         self._settings = settings
 
     def look(self, backbone: Backbone, progress: Progress, last: bool) -> None:
@@ -107,7 +107,7 @@ class Watch:
         for group, references in zip(self._passes, self._references, strict=True):
             policies = backbone.each_token_of([row for _, row in group])
             for (at, row), ours, theirs in zip(group, policies, references, strict=True):
-                of_each = gains_of(row, ours, theirs)
+                of_each = gains_of(row, ours, theirs.to(ours.device))
                 wanted = 1 if self._aside[at].wanted else -1
                 gains[at] = of_each[0] - of_each[1] if len(of_each) == 2 else wanted * of_each[0]
         return gains
@@ -120,5 +120,5 @@ class Watch:
             policy = backbone.hidden(row)
             for at in range(0, len(policy), CHUNK):
                 ours, theirs = policy[at : at + CHUNK], base[at : at + CHUNK]
-                parts.append(losses.kl_per_position(backbone.logits(ours), backbone.logits(theirs)))
+                parts.append(policy_losses.kl_per_position(backbone.logits(ours), backbone.logits(theirs)))
         return float(torch.cat(parts).mean())

@@ -268,7 +268,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--port", type=int, default=7860)
     share = "the share of turns that show two replies, 0 to 1; stays set"
     command.add_argument("--side-by-side", type=float, metavar="SHARE", help=share)
-    how = "the number format; fast measures once which are fastest here, and rounds (README)"
+    how = "the number format; auto measures once which are fastest here (README)"
     command.add_argument("--dtype", choices=FORMATS, default="auto", help=how)
     kept = "what the keys and values of all chats may take up, in GiB (default 1)"
     command.add_argument("--memory", type=gibibytes, default=1 << 30, metavar="GIB", help=kept)

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,15 @@ class Took:
 class Ready:
     """A loaded program: what takes its turns, and facts about it for the record."""
 
-    take: Callable[[Turn], Took]
+    take: Callable[[Any], Any]  # a turn in, what it took out
     facts: dict[str, str | int]
 
 
-def answer(load: Callable[[], Ready]) -> None:
-    """Load, then take turns until there are no more. Whatever else is printed goes to standard error."""
+def answer(load: Callable[[], Ready], kind: type[Any] = Turn) -> None:
+    """Load, then take turns of a kind until there are no more. Whatever else is printed goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     ready = load()
     print(json.dumps(ready.facts), file=answers)
     for line in sys.stdin:
-        print(json.dumps(asdict(ready.take(Turn(**json.loads(line))))), file=answers)
+        print(json.dumps(asdict(ready.take(kind(**json.loads(line))))), file=answers)

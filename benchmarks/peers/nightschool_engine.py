@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def load(model: str, number_format: str) -> Ready:
-    """The engine, in the number format that is named; "fast" is the one measured."""
+    """The engine, in the number format that is named; "auto" is the one measured."""
     engine = open_engine(models.find_base(model), number_format)
     network: Any = engine.network
     facts: dict[str, str | int] = {"number_format": engine.number_format, "weight_bytes": network.weight_bytes(rows=1)}

@@ -1,0 +1,132 @@
+"""Our own training, a turn at a time. `python -m benchmarks.peers.nightschool_training MODEL FORMAT`.
+
+The loops are those of a night; only the files that a night writes are left out.
+Left out on purpose: what is measured (`benchmarks.training`).
+"""
+
+import itertools
+import sys
+import time
+
+import torch
+
+from assistant.environment import prepare
+from benchmarks.peers.exchange import Ready, answer
+from benchmarks.peers.schooling import ALPHA, BETA, LEARNING_RATE, RANK, Asked, Learned, pairs, peak_bytes
+
+MATRIX = (1024, 1536, 576)  # about those of the embedded model
+MOST_PAIRS = 400
+
+
+def main() -> None:
+    """Answer turns with the model and the number format that are named."""
+    prepare(sys.argv[1])
+    answer(lambda: load(sys.argv[1], sys.argv[2]), Asked)
+
+
+def load(name: str, number_format: str) -> Ready:
+    """One backbone for all turns."""
+    from assistant import models
+    from feedback.examples import Answer, Examples, Pair
+    from feedback.talk import Message
+    from training.backbone import Backbone
+    from training.batches import make_lessons
+    from training.preference import Settings
+    from training.teaching import make_encoder
+
+    base = models.find_base(name)
+    backbone = Backbone(base, getattr(torch, number_format), "cpu", RANK, ALPHA, seed=0)
+    encoder = make_encoder(base, backbone, Settings())
+    rows = itertools.islice(pairs(encoder.tokenizer), MOST_PAIRS)
+    examples = Examples(
+        tuple(
+            Pair(tuple(Message(**each) for each in row["prompt"]), Answer(row["chosen"]), Answer(row["rejected"]))
+            for row in rows
+        )
+    )
+    return Ready(School(backbone, make_lessons(examples, encoder)[0]).take, {"torch": torch.__version__})
+
+
+class School:
+    """The backbone between two turns."""
+
+    def __init__(self, backbone, lessons) -> None:
+        from training.references import References
+
+        self.backbone, self.lessons = backbone, lessons
+        self.references = References(backbone)
+
+    def take(self, asked: Asked) -> Learned:
+        """One turn."""
+        if asked.task == "ceiling":
+            return ceiling(self.backbone.head.dtype)
+        lessons = self.lessons[asked.first : asked.first + asked.count]
+        if asked.task == "reward":
+            return self.reward(lessons, asked.batch)
+        if asked.task in ("rloo", "ppo"):
+            from benchmarks.peers.nightschool_rollouts import take
+
+            return take(self.backbone, lessons, asked)
+        return self.dpo(lessons, asked.batch, again=asked.task == "dpo again")
+
+    def dpo(self, lessons, size: int, again: bool) -> Learned:
+        """One epoch of DPO; `again`: the reference's log-probs are known."""
+        from training import preference
+        from training.references import References
+        from training.rows import pack
+
+        settings = preference.Settings(
+            epochs=1, least_steps=1, batch_size=size, beta=BETA, learning_rate=LEARNING_RATE, looks=1, kl_budget=1e9
+        )
+        if not again:
+            self.references = References(self.backbone)
+        progress = preference.begin(self.backbone, settings)
+        started = time.perf_counter()
+        for _ in preference.train(self.backbone, lessons, settings, progress, (), self.references):
+            pass
+        seconds = time.perf_counter() - started
+        rows = [each.row() for each in lessons]
+        tokens, read = sum(len(pack([row]).ids) for row in rows), sum(row.reply_tokens for row in rows)
+        passes = 2 + (0 if again else 1)  # there, back, and once for the reference; weights have no gradient
+        flops = passes * 2.0 * (tokens * inner_weights(self.backbone) + read * self.backbone.head.numel())
+        return Learned(seconds, len(lessons), tokens, flops, peak_bytes())
+
+    def reward(self, lessons, size: int) -> Learned:
+        """One epoch of one reward model."""
+        from training import reward
+
+        settings = reward.Settings(epochs=1, least_steps=1, batch_size=size, learning_rate=LEARNING_RATE)
+        own = reward.make_lessons(lessons)
+        head, run = reward.begin(self.backbone, settings, member=0)
+        started = time.perf_counter()
+        for _ in reward.train(self.backbone, head, own, settings, 0, run):
+            pass
+        seconds = time.perf_counter() - started
+        self.backbone.drop(reward.name_of(0))
+        return Learned(seconds, len(lessons), sum(each.row().tokens for each in own), 0.0, peak_bytes())
+
+
+def inner_weights(backbone) -> int:
+    """The weights that every token is multiplied by, LoRA included."""
+    return sum(rows * columns for rows, columns in backbone.shapes().values()) - (
+        0 if backbone.causal.config.tie_word_embeddings else backbone.head.numel()
+    )
+
+
+def ceiling(dtype: torch.dtype) -> Learned:
+    """How fast this machine multiplies matrices of about these sizes: the best of some tries."""
+    rows, outward, inward = MATRIX
+    left, right = torch.ones(rows, inward, dtype=dtype), torch.ones(outward, inward, dtype=dtype)
+    best = min(_multiply(left, right) for _ in range(10))
+    return Learned(best, 1, rows, 2.0 * rows * outward * inward * 20, peak_bytes())
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor) -> float:
+    started = time.perf_counter()
+    for _ in range(20):
+        left @ right.T
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""REINFORCE, RLOO and PPO: what must be true of them, and that they move toward what is rewarded."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from assistant import models
+from assistant.models import Base, find_base
+from tests.tiny import make_tiny
+from training import policy_losses as p
+from training import ppo, reinforce, rollout
+from training.backbone import Backbone
+from training.canary import SignFlipped, require_right_sign
+from training.rollout import Rollout, Sampler
+from training.rows import Row
+
+PROMPTS = [[1, 20 + at, 30 + at, 40] for at in range(6)]
+SMALL = {"prompts": 6, "replies": 8, "reply_tokens": 4, "rank": 4, "alpha": 8, "learning_rate": 2e-2}
+SMALL |= {"temperature": 0.4, "end_required": 0}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Base:
+    return find_base(str(make_tiny(tmp_path_factory.mktemp("tiny") / "model")))
+
+
+@pytest.fixture(scope="module")
+def sampler(tiny) -> Iterator[Sampler]:
+    made = Sampler(tiny, "float32", "cpu", models.load_tokenizer(tiny))
+    yield made
+    made.close()
+
+
+def backbone_of(tiny: Base) -> Backbone:
+    return Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
+
+
+@pytest.fixture(scope="module")
+def liked(tiny):
+    """A reward that can be counted: the share of a reply's tokens that lie on one side of the embedding."""
+    network: Any = models.load_model(tiny, torch.float32, "cpu")
+    good = network.get_input_embeddings().weight[:, 0] > 0
+
+    def score(rollouts: Sequence[Rollout]) -> list[Tensor]:
+        return [torch.stack([good[reply].float().mean() for reply in each.row.replies]) for each in rollouts]
+
+    return score
+
+
+def nothing(rollouts: Sequence[Rollout]) -> list[Tensor]:
+    return [torch.zeros(len(each.row.replies)) for each in rollouts]
+
+
+def run_rloo(tiny, sampler, score, method=reinforce.RLOO, **changes):
+    backbone = backbone_of(tiny)
+    settings = reinforce.Settings(**SMALL | {"steps": 10, "kl_budget": 50.0, "beta": 0.01} | changes)
+    run = reinforce.begin(backbone, settings)
+    reports = list(reinforce.train(backbone, sampler, PROMPTS, score, settings, run, method))
+    return backbone, run, [each.metrics for each in reports]
+
+
+def run_ppo(tiny, sampler, score, **changes):
+    backbone = backbone_of(tiny)
+    asked = {"steps": 8, "kl_budget": 50.0, "beta": 0.01, "most_kl": 1.0, "epochs": 4}
+    settings = ppo.Settings(**SMALL | asked | changes)
+    head, run = ppo.begin(backbone, settings)
+    reports = list(ppo.train(backbone, head, sampler, PROMPTS, score, settings, run))
+    return backbone, run, [each.metrics for each in reports]
+
+
+def rises(metrics: list[dict[str, float]]) -> float:
+    scores = [each["score"] for each in metrics]
+    return sum(scores[-3:]) / 3 - sum(scores[:2]) / 2
+
+
+@pytest.fixture(scope="module")
+def rloo_run(tiny, sampler, liked):
+    return run_rloo(tiny, sampler, liked)
+
+
+@pytest.fixture(scope="module")
+def ppo_run(tiny, sampler, liked):
+    return run_ppo(tiny, sampler, liked)
+
+
+def test_rloo_raises_what_is_rewarded(rloo_run):
+    assert rises(rloo_run[2]) > 0.15
+
+
+def test_reinforce_with_a_baseline_raises_what_is_rewarded(tiny, sampler, liked):
+    assert rises(run_rloo(tiny, sampler, liked, method=reinforce.REINFORCE)[2]) > 0.1
+
+
+def test_ppo_raises_what_is_rewarded(ppo_run):
+    _, _, metrics = ppo_run
+    assert rises(metrics) > 0.15
+    assert metrics[0]["kl_per_token"] == pytest.approx(0, abs=1e-6)  # a fresh adapter is the base
+    assert metrics[-1]["updates"] == 8
+    assert 0 < metrics[-1]["clip_fraction"] < 1
+
+
+def test_the_engine_draws_from_what_the_trainer_computes(rloo_run, ppo_run):
+    for _, _, metrics in (rloo_run, ppo_run):
+        assert max(each["engine_gap"] for each in metrics) < 1e-3  # nats a token, with adapters that have learned
+        assert max(each["kl_per_token"] for each in metrics) > 0.01
+
+
+def test_a_run_without_scores_stays_where_it_is(tiny, sampler):
+    for run in (partial(run_rloo, steps=4), partial(run_ppo, steps=3)):
+        _, _, metrics = run(tiny, sampler, nothing, beta=0.1)
+        assert max(abs(each["kl_per_token"]) for each in metrics) < 0.02
+
+
+def test_a_spent_budget_ends_the_run_and_goes_back(tiny, sampler, liked):
+    for run_method in (run_rloo, run_ppo):
+        backbone, run, metrics = run_method(tiny, sampler, liked, kl_budget=0.01)
+        assert "nats per token from the base" in run.ended
+        assert metrics[-1]["kl_per_token"] > 0.01
+        assert run.numbers["kept_kl"] <= 0.01
+        assert run.kept is not None
+        assert all(torch.equal(run.kept[name], each) for name, each in backbone.parameters().items())
+
+
+def test_ratios_are_one_before_the_first_update(ppo_run):
+    backbone, _, _ = ppo_run
+    settings = ppo.Settings(**SMALL)
+    head = ppo.ValueHead(backbone.head.shape[1])
+    rows = [Row(each, [[50, 51, 52], [60], [70, 71]]) for each in PROMPTS]
+    rollouts = [Rollout(row, (True,) * 3, torch.zeros(6)) for row in rows]
+    scores = [torch.randn(3) for _ in rows]
+    batch = ppo.experience(backbone, head, rollouts, scores, 0.1, settings)
+    found = ppo.gradients(backbone, head, batch, [4, 1], settings)
+    assert found["largest_log_ratio"] < 1e-4
+    assert found["approximate_kl"] < 1e-8
+    assert found["clip_fraction"] == 0
+    backbone.peft.zero_grad()
+
+
+def test_log_probs_are_those_of_a_left_padded_batch(ppo_run):
+    backbone, _, _ = ppo_run
+    rows = [Row([1, 20, 30, 40, 50], [[60, 61, 62]]), Row([1, 20], [[70, 71]])]
+    with torch.no_grad():
+        ours = torch.cat(backbone.each_token_of(rows, temperature=0.7))
+        ids = torch.tensor([[1, 20, 30, 40, 50, 60, 61, 62], [2, 2, 2, 2, 1, 20, 70, 71]])
+        mask = torch.tensor([[1] * 8, [0] * 4 + [1] * 4])
+        positions = (mask.cumsum(-1) - mask).masked_fill(mask == 0, 0)
+        backbone.causal.set_attn_implementation("sdpa")
+        logits = backbone.causal(input_ids=ids, attention_mask=mask, position_ids=positions).logits / 0.7
+        backbone.causal.set_attn_implementation("nightschool_tree")
+    every = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    assert (ours - torch.cat([every[0, 4:], every[1, 5:]])).abs().max() < 1e-5
+
+
+def test_a_reply_without_an_end_is_worth_minus_one_exactly():
+    made = Rollout(Row([1], [[5, 6], [7]]), (False, True), torch.zeros(3))
+    assert rollout.scored(lambda _: [torch.tensor([3.0, 3.0])], [made], -1.0)[0].tolist() == [-1.0, 3.0]
+    assert rollout.scored(lambda _: [torch.tensor([3.0, 3.0])], [made], None)[0].tolist() == [3.0, 3.0]
+
+
+def test_the_canary_trips_on_a_turned_sign_and_leaves_no_trace(tiny):
+    backbone = backbone_of(tiny)
+    settings = reinforce.Settings(**SMALL)
+    own = ppo.Settings(**SMALL)
+    head, _ = ppo.begin(backbone, own)
+    learns = {
+        "rloo": (partial(reinforce.learn, backbone, settings=settings, method=reinforce.RLOO), settings, None),
+        "ppo": (partial(ppo.learn, backbone, head, settings=own), own, head),
+    }
+    before = {name: each.detach().clone() for name, each in backbone.parameters().items()}
+    for name, (learn, asked, _) in learns.items():
+        new = partial(reinforce.begin, backbone, asked) if name == "rloo" else partial(ppo.new_run, backbone, head, own)
+        require_right_sign(backbone, new, learn)
+
+        def turned(run, rollouts, scores, learn=learn):
+            return learn(run, rollouts, [-each for each in scores])
+
+        with pytest.raises(SignFlipped, match="sign canary"):
+            require_right_sign(backbone, new, turned)
+    assert all(torch.equal(before[name], each) for name, each in backbone.parameters().items())
+
+
+def test_ppo_without_its_additions_has_the_gradient_of_reinforce(rloo_run):
+    backbone, _, _ = rloo_run
+    rows = [Row(each, [[50, 51, 52], [60], [70, 71]]) for each in PROMPTS[:3]]
+    scores = [torch.tensor([1.0, -0.5, 0.3]), torch.tensor([0.2, 0.9, -1.0]), torch.tensor([-0.7, 0.1, 0.4])]
+    tokens = sum(row.reply_tokens for row in rows)
+
+    for row, worth in zip(rows, scores, strict=True):
+        found = backbone.log_probs(row)
+        (p.reinforce_loss(found, worth).sum() / tokens).backward()
+    expected = {name: each.grad.clone() for name, each in backbone.parameters().items()}
+    backbone.peft.zero_grad()
+
+    every = {"gamma": 1.0, "lam": 1.0, "beta": 0.0, "clip": 1e9, "value_weight": 0.0, "temperature": 1.0}
+    settings = ppo.Settings(**SMALL | every)
+    backbone.add(ppo.VALUE, 4, 8, seed=1)
+    head = ppo.ValueHead(backbone.head.shape[1])  # zero, and so are all values
+    rollouts = [Rollout(row, (True,) * 3, torch.zeros(6)) for row in rows]
+    batch = ppo.experience(backbone, head, rollouts, scores, 0.0, settings)
+    plain = ppo.Experience(**vars(batch) | {"advantages": batch.returns})  # not whitened
+    ppo.gradients(backbone, head, plain, [0, 1, 2], settings)
+    for name, each in expected.items():
+        found = backbone.parameters()[name].grad
+        assert (found - each).norm() <= 1e-4 * each.norm() + 1e-8, name
+    backbone.peft.zero_grad()
+
+
+def test_demonstrations_are_mixed_in(tiny, sampler):
+    backbone = backbone_of(tiny)
+    settings = ppo.Settings(**SMALL | {"steps": 2, "ptx": 5.0, "kl_budget": 50.0})
+    head, run = ppo.begin(backbone, settings)
+    shown = [Row([1, 20, 30], [[90, 91, 92]])]
+    before = float(backbone.log_probs(shown[0]).detach())
+    reports = list(ppo.train(backbone, head, sampler, PROMPTS, nothing, settings, run, shown))
+    assert reports[0].metrics["ptx_loss"] > reports[-1].metrics["ptx_loss"]
+    assert float(backbone.log_probs(shown[0]).detach()) > before + 0.5

@@ -1,0 +1,191 @@
+"""Reward models: how they begin, learn, are normalised, judged, kept and read back."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from assistant.models import Base, find_base
+from feedback.examples import Answer, Examples, Pair
+from feedback.store import Refused
+from feedback.talk import Message
+from tests.test_gate import KIND, RUDE
+from tests.test_split import QUESTIONS
+from tests.tiny import make_tiny
+from training import batches, calibration, reward, reward_models
+from training.backbone import Backbone
+from training.preference import Settings as PreferenceSettings
+from training.reward import RewardLesson, Settings
+from training.reward_models import RewardCard, RewardModels, ScoreHead
+from training.rows import Row
+from training.teaching import make_encoder
+
+SETTINGS = Settings(members=2, learning_rate=5e-3, epochs=3, batch_size=4, rank=4, alpha=8)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Base:
+    return find_base(str(make_tiny(tmp_path_factory.mktemp("tiny") / "model")))
+
+
+def backbone_of(tiny: Base) -> Backbone:
+    return Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
+
+
+def lessons_of(backbone: Backbone, questions: list[str]) -> list[RewardLesson]:
+    pairs = tuple(Pair((Message("user", each),), Answer(KIND), Answer(RUDE)) for each in questions)
+    encoder = make_encoder(backbone.base, backbone, PreferenceSettings())
+    return reward.make_lessons(batches.make_lessons(Examples(pairs), encoder)[0])
+
+
+def trained(backbone: Backbone, lessons: list[RewardLesson], settings: Settings = SETTINGS) -> RewardModels:
+    heads = {}
+    for member in range(settings.members):
+        head, run = reward.begin(backbone, settings, member)
+        for _ in reward.train(backbone, head, lessons, settings, member, run):
+            pass
+        heads[reward.name_of(member)] = head
+    return RewardModels(backbone, heads)
+
+
+@pytest.fixture(scope="module")
+def taught(tiny):
+    """A trained ensemble, normalised on replies that are other than its lessons."""
+    backbone = backbone_of(tiny)
+    models = trained(backbone, lessons_of(backbone, QUESTIONS[:8]))
+    samples = [Row([1, 5 + at], [[20 + at, 30], [40 + at]]) for at in range(16)]
+    reward.normalise(models, samples)
+    return models, samples
+
+
+def test_a_head_begins_as_in_the_paper():
+    head = ScoreHead(4096, seed=3)
+    assert 0.95 < float(head.weight.detach().std()) * math.sqrt(4097) < 1.05
+    assert head.bias.item() == 0
+    assert not torch.equal(head.weight, ScoreHead(4096, seed=4).weight)
+
+
+def test_scores_are_normalised_on_the_references_replies(taught):
+    models, samples = taught
+    every = torch.cat(models.scores(samples), dim=1)
+    assert every.mean(1).tolist() == pytest.approx([0, 0], abs=1e-5)
+    assert every.std(1, correction=0).tolist() == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_models_learn_what_was_preferred_and_disagree_by_their_seeds(taught):
+    models, _ = taught
+    apart, _ = reward.margins(models, lessons_of(models.backbone, QUESTIONS[8:18]))
+    assert sum(each > 0 for each in apart) == 10
+    (scores,) = models.scores([lessons_of(models.backbone, QUESTIONS[8:9])[0].row()])
+    assert scores.shape == (2, 2)
+    expected = scores.mean(0) - scores.std(0, correction=0)
+    assert torch.equal(models.pessimistic([lessons_of(models.backbone, QUESTIONS[8:9])[0].row()])[0], expected)
+    assert (reward_models.disagreement(scores) > 0).all()
+
+
+def test_models_read_back_score_as_they_were_written_and_the_policy_is_untouched(taught, tiny, tmp_path):
+    models, samples = taught
+    card = RewardCard("rm", tiny.sha256, "template", "float32", {}, 1.0, {})
+    reward_models.save(models, tmp_path / "rm", card, samples)
+    other = backbone_of(tiny)
+    before = [each.detach().clone() for each in other.parameters().values()]
+
+    read, told = reward_models.load(other, tmp_path / "rm")
+
+    for ours, theirs in zip(read.scores(samples), models.scores(samples), strict=True):
+        assert torch.equal(ours, theirs)
+    assert len(told.proof) == 8
+    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters().values(), strict=True))
+    assert not list(tmp_path.glob(".*.making"))
+
+
+def test_a_head_that_was_lost_or_belongs_to_another_base_is_refused(taught, tiny, tmp_path):
+    models, samples = taught
+    card = RewardCard("rm", tiny.sha256, "template", "float32", {}, 1.0, {})
+    reward_models.save(models, tmp_path / "rm", card, samples)
+    shutil.copytree(tmp_path / "rm", tmp_path / "swapped")
+    shutil.copy(tmp_path / "rm" / "reward-1" / "head.safetensors", tmp_path / "swapped" / "reward-0")
+    with pytest.raises(Refused, match="score otherwise than when they were written"):
+        reward_models.load(backbone_of(tiny), tmp_path / "swapped")
+    raw = json.loads((tmp_path / "rm" / "card.json").read_text())
+    (tmp_path / "rm" / "card.json").write_text(json.dumps(raw | {"base_sha256": "other"}))
+    with pytest.raises(Refused, match="made for another base model"):
+        reward_models.load(backbone_of(tiny), tmp_path / "rm")
+
+
+def test_all_that_was_said_of_one_prompt_is_one_lesson(tiny):
+    backbone = backbone_of(tiny)
+    encoder = make_encoder(tiny, backbone, PreferenceSettings())
+    hello, best, middle, worst = (Message("user", "Hello"),), Answer("Hi there!"), Answer("Hm."), Answer("Go away.")
+    ranked = [Pair(hello, a, b, "ranking") for a, b in ((best, middle), (best, worst), (middle, worst))]
+    lessons, _ = batches.make_lessons(Examples(tuple(ranked)), encoder)
+    ties, _ = batches.make_lessons(Examples((Pair(hello, middle, Answer("Well.")),)), encoder)
+    (lesson,) = reward.make_lessons(lessons, ties)
+    assert len(lesson.replies) == 4
+    assert lesson.preferred == ((0, 1), (0, 2), (1, 2))
+    assert lesson.tied == ((1, 3),)
+    # scores 2, 1, 0, 1 and nu = 1: by hand from P ~ e^a : e^b : e^((a+b)/2)
+    head, scores = ScoreHead(4, seed=0), torch.tensor([2.0, 1.0, 0.0, 1.0])
+    one_apart = math.log(1 + math.exp(-1) + math.exp(-0.5))
+    two_apart = math.log(1 + math.exp(-2) + math.exp(-1))
+    expected = (2 * one_apart + two_apart + math.log(3)) / 4
+    assert reward.lesson_loss(scores, lesson, head, 0.0, ties=True).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_ties_draw_scores_together(tiny):
+    backbone = backbone_of(tiny)
+    pairs = lessons_of(backbone, QUESTIONS[:8])
+    tied = [RewardLesson(each.prompt_ids, each.replies, (), ((0, 1),)) for each in pairs]
+
+    def apart(lessons: list[RewardLesson]) -> float:
+        models = trained(backbone_of(tiny), lessons, Settings(**vars(SETTINGS) | {"members": 1}))
+        return sum(map(abs, reward.margins(models, pairs)[0])) / 8
+
+    assert apart(tied) < 0.2 * apart(pairs)
+
+
+def test_a_member_that_goes_on_ends_as_if_nothing_had_been(tiny, tmp_path):
+    from training import night_folder
+
+    def member(stop: int | None) -> dict[str, torch.Tensor]:
+        backbone = backbone_of(tiny)
+        lessons = lessons_of(backbone, QUESTIONS[:6])
+        head, run = reward.begin(backbone, SETTINGS, 0)
+        night_folder.load_run(tmp_path, run)
+        for report in reward.train(backbone, head, lessons, SETTINGS, 0, run):
+            if report.step == stop:
+                night_folder.save_run(tmp_path, run)
+                return {}
+        return {name: each.detach().clone() for name, each in run.parameters.items()}
+
+    whole = member(None)
+    assert member(stop=5) == {}
+    broken = member(None)
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_what_models_can_be_believed_by_hand():
+    # margins 1, 2, -1, 0.5; longer by 10, 20, 10, -10 tokens
+    found = calibration.believed([1.0, 2.0, -1.0, 0.5], [10, 20, 10, -10], temperature=1.0)
+    assert (found.pairs, found.accuracy, found.longer_wins) == (4, 0.75, 0.75)
+    # slope (10 + 40 - 10 - 5) / 700 = 0.05 a token
+    assert found.length_bias == pytest.approx(5.0)
+    assert found.length_correlation == pytest.approx(35 / math.sqrt(6.25 * 700))
+    # sure of 1: 0.7311 twice, right once; of 2: 0.8808; of 0.5: 0.6225
+    expected = (2 * abs(0.731059 - 0.5) + (1 - 0.880797) + (1 - 0.622459)) / 4
+    assert found.calibration_error == pytest.approx(expected, abs=1e-5)
+    assert (found.low, found.high) == pytest.approx((0.1941, 0.9937), abs=1e-4)  # Clopper and Pearson, 3 of 4
+
+
+def test_the_temperature_makes_the_margins_say_how_often_they_are_right(tmp_path):
+    # margins of 4, right three times in four: the log-odds are log 3, so the temperature is 4 / log 3
+    margins = [4.0, 4.0, 4.0, -4.0] * 25
+    temperature = calibration.temperature_of(margins)
+    assert temperature == pytest.approx(4 / math.log(3), rel=1e-3)
+    found = calibration.believed(margins, [1] * 100, temperature)
+    assert found.calibration_error < 0.001
+    assert calibration.temperature_of([1.0, -1.0]) == 1.0  # too few to tell
+    calibration.draw(found, tmp_path / "reliability.png")
+    assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")

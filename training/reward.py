@@ -1,0 +1,191 @@
+"""Reward models from what people preferred: pairs, rankings and ties; an ensemble, one model after the other.
+
+All that was said of one prompt is one lesson and weighs as one, however many pairs it holds (arXiv 2203.02155, section
+3.5), and its replies share a row. Each model has a seed of its own: how it begins, and in which order it learns.
+Left out on purpose: the models themselves (`reward_models`), and how far they can be believed (`calibration`).
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from feedback.store import Refused
+from training import losses
+from training.backbone import Backbone
+from training.batches import Lesson
+from training.reward_models import RewardModels, ScoreHead, raw_scores
+from training.rows import Row, together
+from training.steps import Report, Run, batch, take_step, within_memory
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What training reward models may be told. Raises `Refused` on values that cannot be meant."""
+
+    members: int = 3
+    learning_rate: float = 2e-4
+    epochs: int = 1  # more, and a reward model learns its pairs by heart (arXiv 2203.02155, section 3.5)
+    least_steps: int = 12  # very few lessons are repeated
+    batch_size: int = 8  # prompts
+    rank: int = 16
+    alpha: int = 32
+    centring: float = 0.01
+    samples: int = 64  # of the reference, on which scores are normalised
+    sample_tokens: int = 64
+    longest: int = 1024  # tokens of a prompt and one reply
+    checkpoint_every: int = 10  # steps
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            may_be_zero = each.name in ("centring", "seed")
+            if not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
+                raise Refused(f"{each.name} must be {'at least' if may_be_zero else 'above'} 0, not {value}")
+        if self.samples < 2:
+            raise Refused(f"samples must be at least 2, not {self.samples}")
+
+
+@dataclass(frozen=True)
+class RewardLesson:
+    """One prompt, K replies to it, and what was said of them: who was preferred to whom, and who tied with whom."""
+
+    prompt_ids: list[int]
+    replies: tuple[list[int], ...]
+    preferred: tuple[tuple[int, int], ...]  # numbers of replies, the better one first
+    tied: tuple[tuple[int, int], ...] = ()
+    weight: float = 1.0
+
+    def row(self) -> Row:
+        """All replies, the prompt once."""
+        return Row(self.prompt_ids, self.replies)
+
+
+def make_lessons(lessons: Sequence[Lesson], ties: Sequence[Lesson] = ()) -> list[RewardLesson]:
+    """Pairs, and pairs that tied, gathered by prompt, in the order in which prompts come; thumbs are left out."""
+    gathered: dict[tuple[int, ...], tuple[list[list[int]], list[tuple[int, int]], list[tuple[int, int]], list[float]]]
+    gathered = {}
+    for lesson, tied in [*((each, False) for each in lessons), *((each, True) for each in ties)]:
+        if lesson.kind == "thumb":
+            continue
+        replies, preferred, equal, weights = gathered.setdefault(tuple(lesson.prompt_ids), ([], [], [], []))
+        replies += [reply for reply in lesson.replies if reply not in replies]
+        first, second = (replies.index(reply) for reply in lesson.replies)
+        (equal if tied else preferred).append((first, second))
+        weights.append(lesson.weight)
+    return [
+        RewardLesson(list(prompt), tuple(replies), tuple(preferred), tuple(equal), sum(weights) / len(weights))
+        for prompt, (replies, preferred, equal, weights) in gathered.items()
+    ]
+
+
+def name_of(member: int) -> str:
+    """What a member's adapter is called."""
+    return f"reward-{member}"
+
+
+def begin(backbone: Backbone, settings: Settings, member: int) -> tuple[ScoreHead, Run]:
+    """A member before its first step, its adapter on the backbone."""
+    seed = settings.seed * 100_003 + member
+    backbone.add(name_of(member), settings.rank, settings.alpha, seed)
+    head = ScoreHead(backbone.head.shape[1], seed).to(backbone.device)
+    return head, Run.over(parameters(backbone, head, member), settings.learning_rate)
+
+
+def parameters(backbone: Backbone, head: ScoreHead, member: int) -> dict[str, nn.Parameter]:
+    """All that is trained of a member, by name."""
+    return backbone.parameters(name_of(member)) | {f"head.{name}": each for name, each in head.named_parameters()}
+
+
+def count_steps(lessons: int, settings: Settings) -> int:
+    """Optimiser steps of one member."""
+    per_epoch = math.ceil(lessons / settings.batch_size)
+    return per_epoch * max(settings.epochs, math.ceil(settings.least_steps / per_epoch))
+
+
+def train(
+    backbone: Backbone, head: ScoreHead, lessons: Sequence[RewardLesson], settings: Settings, member: int, run: Run
+) -> Iterator[Report]:
+    """Train one member, going on from `run`, a step per item. Raises `NotFinite`."""
+    steps = count_steps(len(lessons), settings)
+    ties = any(lesson.tied for lesson in lessons)
+    for step in range(run.step, steps):
+        began = time.monotonic()
+
+        # 1. the batch, in an order that the member's seed alone decides
+        chosen = [lessons[at] for at in batch(len(lessons), settings.batch_size, step, settings.seed + 7 * member)]
+
+        # 2. scores and gradients, a pack of rows at a time
+        compute = partial(gradients, backbone, head, name_of(member), chosen, settings, ties)
+        total, accuracy = within_memory(run, compute)
+
+        # 3. one step: gradient norm at most 1, learning rate up over the first tenth and then down to 0
+        norm = take_step(run, total, settings.learning_rate, steps)
+
+        # 4. the report
+        metrics = {"loss": total, "accuracy": accuracy, "gradient_norm": norm}
+        tokens = sum(lesson.row().tokens for lesson in chosen)
+        yield run.report(steps, metrics | {"tokens_per_s": tokens / (time.monotonic() - began)}, began)
+
+
+def gradients(
+    backbone: Backbone,
+    head: ScoreHead,
+    name: str,
+    lessons: Sequence[RewardLesson],
+    settings: Settings,
+    ties: bool,
+    tokens_at_once: int,
+) -> tuple[float, float]:
+    """Add up the gradients of a batch, the weighted mean over its lessons; the loss, and how often it was right."""
+    rows, weight = [lesson.row() for lesson in lessons], sum(lesson.weight for lesson in lessons)
+    total, right, count = 0.0, 0, 0
+    for group in together(rows, tokens_at_once):
+        loss = torch.zeros((), device=backbone.device)
+        found = raw_scores(backbone, name, head, [rows[at] for at in group])
+        for at, scores in zip(group, found, strict=True):
+            lesson = lessons[at]
+            loss = loss + lesson.weight * lesson_loss(scores, lesson, head, settings.centring, ties)
+            right += sum(bool(scores[a] > scores[b]) for a, b in lesson.preferred)
+            count += len(lesson.preferred)
+        (loss / weight).backward()
+        total += loss.item() / weight
+    return total, right / max(1, count)
+
+
+def lesson_loss(scores: Tensor, lesson: RewardLesson, head: ScoreHead, centring: float, ties: bool) -> Tensor:
+    """The mean over all pairs of a lesson, from its replies' scores (K,): a scalar.
+
+    Where any lesson has a tie, all pairs are judged by Davidson's model, of which Bradley and Terry's is the limit.
+    """
+    pairs = [*lesson.preferred, *lesson.tied]
+    first, second = scores[[a for a, _ in pairs]], scores[[b for _, b in pairs]]
+    if not ties:
+        return losses.bradley_terry_loss(first, second, centring=centring).mean()
+    outcome = torch.tensor([1] * len(lesson.preferred) + [0] * len(lesson.tied), device=scores.device)
+    found = losses.davidson_loss(first, second, outcome, head.log_tie)
+    return (found + centring * (first + second) ** 2).mean()
+
+
+def normalise(models: RewardModels, samples: Sequence[Row]) -> None:
+    """Every model's scores have mean 0 and standard deviation 1 on replies that the reference wrote."""
+    with torch.no_grad():
+        for name, head in models.heads.items():
+            head.normalise(torch.cat(models.raw_scores(name, samples)))
+
+
+def margins(models: RewardModels, lessons: Sequence[RewardLesson]) -> tuple[list[float], list[int]]:
+    """Of every preference the ensemble's margin, and by how many tokens the preferred reply is longer."""
+    found = zip(lessons, models.scores([lesson.row() for lesson in lessons]), strict=True)
+    apart: list[float] = []
+    longer_by: list[int] = []
+    for lesson, scores in found:
+        mean = scores.mean(0)
+        apart += [float(mean[a] - mean[b]) for a, b in lesson.preferred]
+        longer_by += [len(lesson.replies[a]) - len(lesson.replies[b]) for a, b in lesson.preferred]
+    return apart, longer_by

@@ -1,0 +1,170 @@
+"""Reward models from the ledger: trained, normalised, calibrated, judged on what they have not seen, and kept.
+
+A night by itself (`--method reward`), and the first half of one that learns by them (`policy_night`). They lie in
+`<data>/reward_models/<night>`.
+Left out on purpose: the training loop (`reward`).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from assistant import models
+from assistant.models import Base
+from feedback import nights
+from feedback.examples import Examples
+from feedback.store import Store
+from training import calibration, night_folder, planner, reward, reward_models
+from training.backbone import Backbone
+from training.batches import Encoder, make_lessons
+from training.calibration import Believed
+from training.night_folder import Plan
+from training.reward import RewardLesson, Settings
+from training.reward_models import RewardCard, RewardModels
+from training.rollout import Sampler, sampling_of
+from training.signals import Cancellation
+from training.steps import Report
+
+RELIABILITY = "reliability.png"
+TEMPERATURE = 0.7  # of the reference's replies that scores are normalised on: that of the chats
+
+
+class NothingFits(Exception):
+    """There is nothing that this night could learn from."""
+
+
+@dataclass(frozen=True)
+class School:
+    """What every half of such a night needs."""
+
+    store: Store
+    night: int
+    plan: Plan
+    base: Base
+    backbone: Backbone
+    encoder: Encoder
+    sampler: Sampler
+    cancellation: Cancellation
+
+    def write_down(self, report: Report, before: int, steps: int, prefix: str = "") -> None:
+        """A step, `before` of the night's `steps` having been other things."""
+        metrics = {prefix + name: value for name, value in report.metrics.items()}
+        step = before + report.step
+        with self.cancellation.held():
+            nights.add_step(self.store, self.night, step, metrics, steps=steps, eta_s=report.eta_s, phase="training")
+        shown = ("loss", "accuracy", "reward", "score", "kl_per_token", "tokens_per_s")
+        said = "  ".join(f"{prefix}{name} {report.metrics[name]:.4g}" for name in shown if name in report.metrics)
+        print(f"step {step}/{steps}  {said}", flush=True)
+
+
+def folder_of(store: Store, night: int) -> Path:
+    """Where a night keeps the reward models that it made."""
+    return store.data / "reward_models" / f"night-{night:04d}"
+
+
+@contextmanager
+def school(
+    store: Store, night: int, plan: Plan, base: Base, backbone: Backbone, encoder: Encoder, cancellation: Cancellation
+) -> Iterator[School]:
+    """With the engine that writes, in the trainer's own number format; it is closed in the end."""
+    sampler = Sampler(base, plan.precision, models.pick_device(), encoder.tokenizer)
+    try:
+        yield School(store, night, plan, base, backbone, encoder, sampler, cancellation)
+    finally:
+        sampler.close()
+
+
+def make_models(school: School, examples: Examples, settings: Settings, more_steps: int = 0) -> RewardModels:
+    """Reward models of this night; those that it has finished already, where it goes on.
+
+    Raises `NothingFits` without a pair, `NotFinite`, `Refused` or `Cancelled`.
+    """
+    backbone, folder = school.backbone, folder_of(school.store, school.night)
+    if folder.is_dir():
+        return reward_models.load(backbone, folder)[0]
+
+    # 1. the lessons
+    divided = planner.parts(school.plan, examples)
+    lessons, aside, held_out = (
+        reward.make_lessons(make_lessons(part, school.encoder)[0])
+        for part in (divided.training, divided.stopping, divided.held_out)
+    )
+    if not lessons:
+        raise NothingFits("reward models learn from comparisons, rankings and corrections, and there are none yet")
+
+    # 2. one member after the other
+    steps = reward.count_steps(len(lessons), settings)
+    heads = {}
+    for member in range(settings.members):
+        heads[reward.name_of(member)] = _member(school, lessons, settings, member, steps, more_steps)
+    ensemble = RewardModels(backbone, heads)
+
+    # 3. mean 0 and standard deviation 1 on what the reference writes
+    prompts = [lesson.prompt_ids for lesson in lessons][: settings.samples]
+    each = -(-settings.samples // len(prompts))
+    sampling = sampling_of(TEMPERATURE, settings.sample_tokens)
+    school.sampler.forget()
+    samples = [one.row for one in school.sampler.write(prompts, each, sampling, settings.seed)]
+    reward.normalise(ensemble, samples)
+
+    # 4. how far they can be believed
+    ensemble.temperature = calibration.temperature_of(reward.margins(ensemble, aside)[0])
+    found = judged(ensemble, held_out)
+
+    # 5. on the disk, whole
+    card = RewardCard(
+        id=folder.name,
+        base_sha256=school.base.sha256,
+        template_sha256=school.encoder.template_sha256,
+        precision=school.plan.precision,
+        settings=asdict(settings),
+        temperature=ensemble.temperature,
+        metrics=asdict(found) if found else {},
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    reward_models.save(ensemble, folder, card, samples)
+    if found:
+        calibration.draw(found, folder / RELIABILITY)
+    return ensemble
+
+
+def _member(
+    school: School, lessons: Sequence[RewardLesson], settings: Settings, member: int, steps: int, more_steps: int
+) -> reward_models.ScoreHead:
+    """One member, trained; a killed night goes on with it where it was."""
+    where, name = night_folder.folder(school.store.data, school.night), reward.name_of(member)
+    head, run = reward.begin(school.backbone, settings, member)
+    try:
+        night_folder.load_run(where, run, name)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        print(f"the checkpoint of {name} cannot be used, so it begins anew: {error}", flush=True)
+    total = settings.members * steps + more_steps
+    for report in reward.train(school.backbone, head, lessons, settings, member, run):
+        school.write_down(report, member * steps, total, prefix="reward_")
+        if report.step % settings.checkpoint_every == 0 or report.step == steps:
+            night_folder.save_run(where, run, name)
+    return head
+
+
+@torch.no_grad()
+def judged(ensemble: RewardModels, lessons: Sequence[RewardLesson]) -> Believed | None:
+    """What the ensemble is worth on these lessons; None where there is none."""
+    apart, longer_by = reward.margins(ensemble, lessons) if lessons else ([], [])
+    return calibration.believed(apart, longer_by, ensemble.temperature) if apart else None
+
+
+def in_words(store: Store, night: int) -> str:
+    """What a night's reward models were found to be worth."""
+    metrics = json.loads((folder_of(store, night) / reward_models.CARD).read_text())["metrics"]
+    if not metrics:
+        return "nothing was held out to judge them by"
+    return (
+        f"they are right on {metrics['accuracy']:.0%} of {metrics['pairs']} held-out pairs "
+        f"({metrics['low']:.0%} to {metrics['high']:.0%}), calibration error {metrics['calibration_error']:.2f}, "
+        f"100 tokens more are worth {metrics['length_bias']:+.2f}"
+    )

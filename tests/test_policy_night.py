@@ -21,7 +21,16 @@ pytestmark = pytest.mark.long
 
 FEW = ["members=1", "checkpoint_every=1"]
 REWARD = [*FEW, "least_steps=2", "samples=4", "sample_tokens=4"]
-POLICY = [*FEW, "steps=2", "prompts=2", "replies=2", "reply_tokens=8", "end_required=0", "learning_rate=2e-3"]
+POLICY = [
+    *FEW,
+    "steps=2",
+    "prompts=2",
+    "replies=2",
+    "reply_tokens=8",
+    "end_required=0",
+    "learning_rate=1e-3",
+    "kl_budget=50",
+]
 
 
 def steps_of(store: Store) -> list[dict[str, float]]:

@@ -16,6 +16,7 @@ from training.rows import Row
 from training.steps import Run
 
 STEPS = 3
+RATE = 5e-4  # the learning rate: three smaller steps drown in rounding, larger ones go astray whatever the sign
 
 Learn = Callable[[Run, Sequence[Rollout], list[Tensor]], object]  # one step of a method on rollouts and their scores
 

@@ -11,7 +11,7 @@ Left out on purpose: sampling (`rollout`), the scores (`reward_models`), and the
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from training import losses
 from training import policy_losses as ppo
 from training.backbone import Backbone
-from training.canary import require_right_sign
+from training.canary import RATE, require_right_sign
 from training.reinforce import require_sensible
 from training.reward_models import RewardModels
 from training.rollout import Rollout, Sampler, Score, prompts_of, require_life, sampling_of, scored, token_values
@@ -145,8 +145,9 @@ def train(
     Raises `NotFinite`, `SignFlipped` or `Collapsed`. It ends, and goes back, when the KL budget is spent.
     """
     if run.step == 0:
-        learn_once = partial(learn, backbone, head, settings=settings)
-        require_right_sign(backbone, lambda: new_run(backbone, head, settings), learn_once)
+        trial = replace(settings, learning_rate=RATE)
+        learn_once = partial(learn, backbone, head, settings=trial)
+        require_right_sign(backbone, lambda: new_run(backbone, head, trial), learn_once)
     sampling = sampling_of(settings.temperature, settings.reply_tokens)
     for step in range(run.step, settings.steps):
         if run.ended:

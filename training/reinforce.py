@@ -8,7 +8,7 @@ Left out on purpose: sampling (`rollout`), the scores (`reward_models`), and the
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from feedback.store import Refused
 from training import policy_losses
 from training.backbone import Backbone
-from training.canary import require_right_sign
+from training.canary import RATE, require_right_sign
 from training.rollout import Rollout, Sampler, Score, prompts_of, require_life, sampling_of, scored, token_values
 from training.rows import together
 from training.steps import Report, Run, apply_gradients, schedule, within_memory
@@ -85,8 +85,9 @@ def train(
     It ends, and goes back to the weights before, when the policy that writes is further from the base than budgeted.
     """
     if run.step == 0:
-        learn_once = partial(learn, backbone, settings=settings, method=method)
-        require_right_sign(backbone, lambda: begin(backbone, settings), learn_once)
+        trial = replace(settings, learning_rate=RATE)
+        learn_once = partial(learn, backbone, settings=trial, method=method)
+        require_right_sign(backbone, lambda: begin(backbone, trial), learn_once)
     sampling = sampling_of(settings.temperature, settings.reply_tokens)
     for step in range(run.step, settings.steps):
         if run.ended:

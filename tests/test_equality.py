@@ -206,7 +206,7 @@ def test_a_prompt_read_in_pieces_of_any_size_beside_others_is_read_the_same(
 ) -> None:
     prompts, expected = twenty.prompts, twenty.expected
     bench.engine.cache.clear()  # nobody has read them yet
-    monkeypatch.setattr(pace.Pace, "prompt_tokens", lambda self, growing: chunk)
+    monkeypatch.setattr(pace.Pace, "prompt_tokens", lambda self, growing, reading: chunk)
     by_length = sorted(range(20), key=lambda at: len(prompts[at]))
     chosen = [(at, name) for at in (by_length[::6] if chunk > 9 else by_length[:3]) for name in NAMES]
     asked = [bench.engine.submit(prompts[at], GREEDY, bench.loaded[name]) for at, name in chosen]

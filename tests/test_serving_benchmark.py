@@ -60,7 +60,7 @@ def test_a_program_sleeps_between_its_turns(embedded: Base) -> None:
         program.close()
 
 
-@pytest.mark.alone
+@pytest.mark.soak
 def test_the_benchmark_runs_and_ends_in_json() -> None:
     asked = ["--rounds", "1", "--only", "streams1,swap", "--peers", "transformers,vllm"]
     environment = {"NIGHTSCHOOL_VLLM": "/nowhere/python"}

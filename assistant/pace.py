@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 ALONE = 512  # prompt tokens in a step when nobody waits for a token
 LEAST = 16
-MOST = 512  # beside others
+MOST = 512  # beside others, where many wait
+MOST_OF_FEW = 64  # where few wait: a wrong estimate then costs the others little
 MOST_SLOWED = 1.5  # of a step's own time, that it may take longer so as to read more than `LEAST`
 APART = (0.9, 1.1)  # a little less and a little more in turn: only steps that differ tell what a token takes
 KEPT = 0.9  # of what is remembered, after another step
@@ -70,7 +71,8 @@ class Pace:
         allowed_s = max(step_s * max(1.0, 2 * reading / growing), min(2 * fixed_s, MOST_SLOWED * step_s))
         self._turn = 1 - self._turn
         fair = int(APART[self._turn] * (allowed_s - fixed_s) / token_s)
-        self._last = max(LEAST, min(fair, MOST, 2 * self._last))
+        most = MOST if 2 * reading > growing else MOST_OF_FEW
+        self._last = max(LEAST, min(fair, most, 2 * self._last))
         return self._last
 
     def took(self, seconds: float, growing: int, read: int) -> None:

@@ -12,7 +12,7 @@ from assistant import models
 from assistant.engine import Engine, Writing
 from assistant.environment import AUTO
 from assistant.models import Base
-from assistant.pace import ALONE, LEAST, MOST, Pace
+from assistant.pace import ALONE, LEAST, MOST, MOST_OF_FEW, Pace
 from assistant.sampling import Sampling
 from tests.test_families import random_ids
 
@@ -111,7 +111,8 @@ def tokens(pace: Pace, growing: int, reading: int = 1) -> float:
 
 def test_a_step_reads_as_much_as_its_tokens_take_and_never_too_much_or_nothing() -> None:
     assert tokens(measured(0.08, 8), 8) == pytest.approx(40, abs=1)
-    assert tokens(measured(4.0, 8), 8) == MOST
+    assert tokens(measured(4.0, 8), 8) == MOST_OF_FEW
+    assert tokens(measured(4.0, 8), 8, 8) == MOST
     assert tokens(measured(0.001, 8), 8) == LEAST
     assert Pace().prompt_tokens(0, 1) == ALONE
 
@@ -124,13 +125,13 @@ def test_where_many_wait_beside_few_who_are_answered_more_is_read() -> None:
 def test_while_nothing_is_known_of_so_many_rows_what_is_known_of_fewer_will_do() -> None:
     pace = measured(0.08, 4)
     assert tokens(pace, 15) == pytest.approx(40, abs=1)
-    pace.took(0.16, 15, 0)
-    assert tokens(pace, 15) == pytest.approx(80, abs=1)
+    pace.took(0.12, 15, 0)
+    assert tokens(pace, 15) == pytest.approx(60, abs=1)
     assert tokens(measured(0.08, 15), 1) == 2 * LEAST
 
 
 def test_what_reading_costs_however_little_is_read_is_taken_off_and_made_worth_its_while() -> None:
-    assert tokens(measured(0.2, 8, fixed_s=0.04), 8) == pytest.approx((0.2 - 0.04) / 0.002, rel=0.05)
+    assert tokens(measured(0.1, 8, fixed_s=0.02), 8) == pytest.approx((0.1 - 0.02) / 0.002, rel=0.05)
     assert tokens(measured(0.1, 8, fixed_s=0.07), 8) == pytest.approx(0.07 / 0.002, rel=0.05)
     assert tokens(measured(0.1, 8, fixed_s=0.2), 8) == LEAST
 
@@ -151,5 +152,5 @@ def test_a_first_step_that_was_slow_is_forgotten() -> None:
         pace.took(0.03, 8, 0)
     for _ in range(100):
         read = pace.prompt_tokens(8, 1)
-        pace.took(0.03 + 0.01 + 0.00025 * read, 8, read)
-    assert tokens(pace, 8) == pytest.approx(0.02 / 0.00025, rel=0.1)
+        pace.took(0.03 + 0.01 + 0.0004 * read, 8, read)
+    assert tokens(pace, 8) == pytest.approx(0.02 / 0.0004, rel=0.1)

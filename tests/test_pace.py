@@ -21,7 +21,7 @@ LONG = 6000  # tokens
 LONGEST_GAP = 3.0  # times the median
 # The clock is the machine's, and so is its noise: one gap of some thousands that another program made is no fault of
 # the engine's, but it does not come by chance in every try.
-TRIES = 8
+TRIES = 3
 
 
 @pytest.fixture(scope="module")

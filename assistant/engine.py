@@ -12,15 +12,15 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from assistant.adapters import Loaded, read_adapter
+from assistant.adapters import Card, Loaded, read_adapter
 from assistant.beam import Search
 from assistant.cache import Row, shared_length
 from assistant.computing import open_network
@@ -29,7 +29,7 @@ from assistant.generation import Busy, EngineError, Generation, Token
 from assistant.grammar import Grammars
 from assistant.models import Base, one_line
 from assistant.network import Part
-from assistant.pace import Pace
+from assistant.pace import LEAST, Pace
 from assistant.prompt import end_ids
 from assistant.sampling import Sampling
 from feedback.store import Refused
@@ -37,6 +37,8 @@ from feedback.store import Refused
 MOST_ROWS = 32  # answered at once
 MOST_WAITING = 64
 MEMORY = 1 << 30  # bytes of keys and values, over all texts
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +71,7 @@ class Engine:
     def __init__(self, base: Base, number_format: str, device: str, tokenizer: Any, memory: int = MEMORY) -> None:
         """Load a base model; `number_format` as `computing.open_network` takes it. Raises `Refused` where it cannot."""
         self.base = base
-        # In a thread that ends: torch's helpers end with it, and never spin beside those of the engine's thread.
-        with ThreadPoolExecutor(1) as loading:
-            self.network = loading.submit(open_network, base, number_format, device).result()
+        self.network = _in_passing(open_network, base, number_format, device)
         gc.collect()
         gc.freeze()  # what is loaded stays: collecting garbage need not look at it again, step after step
         self.cache = self.network.new_cache(memory)
@@ -146,8 +146,12 @@ class Engine:
 
     def load(self, directory: Path) -> Loaded:
         """Read an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
+        card, seat = _in_passing(self._read, directory)
+        return Loaded(directory.name, card, seat)
+
+    def _read(self, directory: Path) -> tuple[Card, Any]:
         card, factors = read_adapter(directory, self.base.sha256, self.network.shapes)
-        return Loaded(directory.name, card, self.network.add(factors))
+        return card, self.network.add(factors)
 
     def unload(self, adapter: Loaded) -> None:
         """Give an adapter's memory back, once the replies it is writing are finished."""
@@ -221,6 +225,8 @@ class Engine:
         growing = [each for each in self._active if not each.reading]
         reading = [each for each in self._active if each.reading]
         budget = self._pace.prompt_tokens(len(growing), len(reading))
+        if all(each.forced for each in reading) and not all(each.forced for each in growing):
+            budget = LEAST  # nobody waits for what is only scored
         parts = [Part(row, [token], each.seat) for each in growing for row, token in _pairs(each)]
         advanced = list(growing)
         read = 0
@@ -351,6 +357,15 @@ class Engine:
         if writing in self._active:
             self._active.remove(writing)
         writing.put(None)
+
+
+def _in_passing(work: Callable[..., T], *arguments: Any) -> T:
+    """What `work` returns, done in a thread that ends, and torch's helpers with it.
+
+    While more of them live than there are processors, those of the engine's thread sleep between two products.
+    """
+    with ThreadPoolExecutor(1) as passing:
+        return passing.submit(work, *arguments).result()
 
 
 def _pairs(writing: Writing) -> list[tuple[Row, int]]:

@@ -10,7 +10,6 @@ Left out on purpose: deciding which adapter is better; that is the gate's.
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -169,8 +168,8 @@ def proved(engine: AnyEngine, directory: Path) -> tuple[Loaded, Agreement]:
     loaded = engine.load(directory)
     proofs = loaded.card.proof
     try:
-        served, served_base = (_read_aloud(engine, proofs, each) for each in (loaded, None))
-        proof = agreement(proofs, served, served_base, engine.tolerance)
+        read = [_read_aloud(engine, each, loaded) for each in proofs]
+        proof = agreement(proofs, [with_it for with_it, _ in read], [base for _, base in read], engine.tolerance)
         proof.require(loaded.card.id)
     except (Refused, EngineError):
         engine.unload(loaded)
@@ -178,9 +177,12 @@ def proved(engine: AnyEngine, directory: Path) -> tuple[Loaded, Agreement]:
     return loaded, proof
 
 
-def _read_aloud(engine: AnyEngine, proofs: Sequence[Proof], adapter: Loaded | None) -> list[list[float]]:
-    """The log-probs of each proof's reply, all read at once."""
-    read = [engine.score(each.prompt_ids, each.reply_ids, adapter) for each in proofs]
+def _read_aloud(engine: AnyEngine, proof: Proof, adapter: Loaded) -> list[list[float]]:
+    """The log-probs of a proof's reply, with the adapter and without.
+
+    Text by text: those who are being answered meanwhile hardly notice two more.
+    """
+    read = [engine.score(proof.prompt_ids, proof.reply_ids, each) for each in (adapter, None)]
     return [[token.logprob for token in each] for each in read]
 
 

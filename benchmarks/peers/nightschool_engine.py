@@ -21,7 +21,7 @@ from assistant.sampling import Sampling
 from benchmarks.peers.exchange import Ready, Took, Turn, answer
 
 ASKED_EACH = 2  # replies that each of a crowd asks for, one after the other
-SWAP_EVERY_S = 0.25
+SWAP_EVERY_S = 1.0
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from assistant.generation import Busy, EngineError, Generation, Token
 from assistant.grammar import Grammars
 from assistant.models import Base, one_line
 from assistant.network import Part
-from assistant.pace import LEAST, Pace
+from assistant.pace import ALONE, LEAST, Pace
 from assistant.prompt import end_ids
 from assistant.sampling import Sampling
 from feedback.store import Refused
@@ -53,6 +53,13 @@ class Writing(Generation):
         self.next: list[int] = []  # the token that each row reads next, once the prompt is read
         self.search: Search | None = None
         self.drawer: Drawer | None = None  # not of a forced reply, nor of one that beams write
+        self.drive: Callable[[], None] | None = None  # a step of an engine that has no thread
+
+    def take(self, timeout_s: float | None = None) -> list[Token] | None:
+        """As `Generation.take`; where the engine has no thread, this one computes."""
+        while self.drive is not None and self._tokens.empty() and not self._over:
+            self.drive()
+        return super().take(timeout_s)
 
     @property
     def seat(self) -> Any:
@@ -68,8 +75,20 @@ class Writing(Generation):
 class Engine:
     """The network and the thread that runs it. Share one between all chats."""
 
-    def __init__(self, base: Base, number_format: str, device: str, tokenizer: Any, memory: int = MEMORY) -> None:
-        """Load a base model; `number_format` as `computing.open_network` takes it. Raises `Refused` where it cannot."""
+    def __init__(
+        self,
+        base: Base,
+        number_format: str,
+        device: str,
+        tokenizer: Any,
+        memory: int = MEMORY,
+        driven: bool = False,
+    ) -> None:
+        """Load a base model; `number_format` as `computing.open_network` takes it. Raises `Refused` where it cannot.
+
+        One that is `driven` has no thread: it computes in the thread that takes its tokens. Then nobody waits while
+        others are answered, and the same requests give the same numbers every time.
+        """
         self.base = base
         self.network = _in_passing(open_network, base, number_format, device)
         gc.collect()
@@ -88,12 +107,14 @@ class Engine:
         self._retired: list[Loaded] = []
         self._changed = threading.Condition()
         self._closing = False
-        self._start()
+        self._thread: threading.Thread | None = None
+        if not driven:
+            self._start()
 
     @property
     def alive(self) -> bool:
         """Whether the engine can answer."""
-        return self._thread.is_alive() and not self._closing
+        return not self._closing and (self._thread is None or self._thread.is_alive())
 
     @property
     def active(self) -> int:
@@ -120,6 +141,7 @@ class Engine:
             sampling = replace(sampling, seed=secrets.randbits(63))
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         writing = Writing(prompt_ids, sampling, adapter, forced)
+        writing.drive = self.step if self._thread is None else None
         if forced:
             pass
         elif sampling.beams > 1:
@@ -178,7 +200,8 @@ class Engine:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join(timeout=30)
+        if self._thread is not None:
+            self._thread.join(timeout=30)
         gc.unfreeze()
 
     def _start(self) -> None:
@@ -202,7 +225,6 @@ class Engine:
                 self._changed.wait_for(lambda: self._waiting or self._active or self._retired or self._closing)
             if self._closing:
                 break
-            self._let_go_of_retired()
             self.step()
         for writing in [*self._active, *self._waiting]:
             self._end(writing, "cancelled")
@@ -217,6 +239,7 @@ class Engine:
     def step(self) -> None:
         """One token for everyone who is being answered, and some of the prompts of those who come next."""
         # 1. those who left make room for those who wait
+        self._let_go_of_retired()
         for writing in [each for each in self._active if each.cancelled]:
             self._end(writing, "cancelled")
         self._admit()
@@ -224,9 +247,12 @@ class Engine:
         # 2. what each row reads next: its last token, or more of its prompt while the step has room for it
         growing = [each for each in self._active if not each.reading]
         reading = [each for each in self._active if each.reading]
-        budget = self._pace.prompt_tokens(len(growing), len(reading))
-        if all(each.forced for each in reading) and not all(each.forced for each in growing):
+        if self._thread is None:
+            budget = ALONE
+        elif all(each.forced for each in reading) and not all(each.forced for each in growing):
             budget = LEAST  # nobody waits for what is only scored
+        else:
+            budget = self._pace.prompt_tokens(len(growing), len(reading))
         parts = [Part(row, [token], each.seat) for each in growing for row, token in _pairs(each)]
         advanced = list(growing)
         read = 0

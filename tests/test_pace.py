@@ -4,9 +4,12 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+import torch
 
 from assistant import models
 from assistant.engine import Engine, Writing
@@ -14,6 +17,7 @@ from assistant.environment import AUTO
 from assistant.models import Base
 from assistant.pace import ALONE, LEAST, MOST, MOST_OF_FEW, Pace
 from assistant.sampling import Sampling
+from benchmarks import material
 from tests.test_families import random_ids
 
 CHATS = 8
@@ -89,6 +93,19 @@ def min_of_tries(engine: Engine) -> float:
             break
         best = min(best, worst_gap(engine, 1000 * again))
     return best
+
+
+@pytest.mark.alone
+def test_an_adapter_that_is_read_leaves_no_helper_behind(engine: Engine, embedded: Base, tmp_path: Path) -> None:
+    helpers = Path("/proc/self/task")
+    if not helpers.is_dir() or torch.get_num_threads() == 1:
+        pytest.skip("helpers can only be counted on Linux, and with two processors")
+    (adapter,) = material.make_adapters(embedded, tmp_path, 1)
+    with ThreadPoolExecutor(1) as promoting:  # as that of a server: it lives on
+        promoting.submit(int).result()
+        before = len(list(helpers.iterdir()))
+        engine.unload(promoting.submit(engine.load, adapter).result())
+        assert len(list(helpers.iterdir())) == before
 
 
 def measured(step_s: float, rows: int, fixed_s: float = 0.0) -> Pace:

@@ -11,12 +11,13 @@ from torch import Tensor
 from assistant import models
 from assistant.models import Base, find_base
 from tests.tiny import make_tiny
+from training import night_folder, ppo, reinforce, rollout
 from training import policy_losses as p
-from training import ppo, reinforce, rollout
 from training.backbone import Backbone
 from training.canary import SignFlipped, require_right_sign
 from training.rollout import Rollout, Sampler
 from training.rows import Row
+from training.steps import Report, Run
 
 PROMPTS = [[1, 20 + at, 30 + at, 40] for at in range(6)]
 SMALL = {"prompts": 6, "replies": 8, "reply_tokens": 4, "rank": 4, "alpha": 8, "learning_rate": 2e-2}
@@ -107,6 +108,37 @@ def test_the_engine_draws_from_what_the_trainer_computes(rloo_run, ppo_run):
     for _, _, metrics in (rloo_run, ppo_run):
         assert max(each["engine_gap"] for each in metrics) < 1e-3  # nats a token, with adapters that have learned
         assert max(each["kl_per_token"] for each in metrics) > 0.01
+
+
+@pytest.mark.parametrize("method", ["rloo", "ppo"])
+def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny, liked, tmp_path, method):
+    def begin() -> tuple[Sampler, Run, Iterator[Report]]:
+        backbone, fresh = backbone_of(tiny), Sampler(tiny, "float32", "cpu", models.load_tokenizer(tiny))
+        if method == "rloo":
+            settings = reinforce.Settings(**SMALL | {"steps": 5, "kl_budget": 50.0})
+            run = reinforce.begin(backbone, settings)
+            night_folder.load_run(tmp_path, run)
+            return fresh, run, reinforce.train(backbone, fresh, PROMPTS, liked, settings, run)
+        asked = ppo.Settings(**SMALL | {"steps": 5, "kl_budget": 50.0})
+        head, run = ppo.begin(backbone, asked)
+        night_folder.load_run(tmp_path, run)
+        return fresh, run, ppo.train(backbone, head, fresh, PROMPTS, liked, asked, run)
+
+    sampler, whole, reports = begin()
+    scores = [each.metrics["score"] for each in reports]
+    sampler.close()
+
+    sampler, cut, reports = begin()
+    before = [next(reports).metrics["score"] for _ in range(2)]
+    night_folder.save_run(tmp_path, cut)
+    sampler.close()
+    sampler, resumed, reports = begin()
+    after = [each.metrics["score"] for each in reports]
+    sampler.close()
+
+    assert before + after == scores
+    assert len(set(scores)) > 1
+    assert all(torch.equal(each, resumed.parameters[name]) for name, each in whole.parameters.items())
 
 
 def test_a_run_without_scores_stays_where_it_is(tiny, sampler):

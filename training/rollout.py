@@ -45,10 +45,13 @@ Score = Callable[[Sequence[Rollout]], list[Tensor]]  # (K,) for each rollout: wh
 
 
 class Sampler:
-    """The serving engine, lent to a trainer: it writes with the policy's weights as they are."""
+    """The serving engine, lent to a trainer: it writes with the policy's weights as they are.
+
+    It computes in the trainer's own thread: two that compute in turn would make each other's helpers sleep.
+    """
 
     def __init__(self, base: Base, number_format: str, device: str, tokenizer: Any) -> None:
-        self.engine = Engine(base, number_format, device, tokenizer)
+        self.engine = Engine(base, number_format, device, tokenizer, driven=True)
         self._policy: Loaded | None = None
 
     def follow(self, backbone: Backbone) -> None:

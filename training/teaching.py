@@ -254,7 +254,7 @@ def judged(
     """What the gate says of a finished directory (None: it was not asked), and its proof (None: it failed)."""
     device = models.pick_device()
     tokenizer = models.load_tokenizer(base)
-    engine = Engine(base, models.exact_format(device), device, tokenizer)
+    engine = Engine(base, models.exact_format(device), device, tokenizer, driven=True)
     try:
         candidate, agreed = proved(engine, making)
         if found is None:

@@ -1,0 +1,232 @@
+"""How much better replies become, and how far from the base that takes them: RLOO, PPO, DPO and best-of-n.
+
+    python -m benchmarks.policies [--folder DIR] [--methods best_of_n,rloo,ppo,dpo] [--steps N]
+
+The embedded model, everyday prompts, and for a true reward the taste of the rehearsal, a rule over text
+(`training/taste`), one less for a reply that breaks off or goes round in circles. RLOO and PPO learn from the rule
+itself, DPO from pairs of the base's replies that the rule chose between. All are judged on prompts that none of them
+has seen. The last line is one JSON object:
+
+- by method `curve`: reward, its standard error, and KL from the base in nats a reply, as it learned; `minutes`
+- `before` and `after`: reward on the unseen prompts, `gain_low` the lower end of the 95 % interval of the gain over
+  prompts, and `kl_per_token` beside `kl_budget`
+- `frontier.png` in the folder: reward by KL, as in figure 2 of arXiv 2305.18290
+
+What is done stays in the folder; a run that is started again goes on with the next method.
+Left out on purpose: reward models between the rule and the policy (`training/policy_night`).
+"""
+
+import argparse
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from assistant import models, prompt
+from assistant.environment import prepare
+from benchmarks.contest import say
+from benchmarks.loop import processor
+from feedback.talk import Message
+from training import ppo, preference, reinforce
+from training.backbone import Backbone
+from training.batches import Lesson
+from training.rehearse import PROMPTS
+from training.rollout import Rollout, Sampler, sampling_of, token_values
+from training.soundness import flaw, whole_words
+from training.steps import Report
+from training.taste import liking
+
+LEARNED, UNSEEN = 400, 64  # prompts
+REPLY_TOKENS, TEMPERATURE = 64, 0.7
+BEST_OF = (1, 2, 4, 8, 16)
+DPO_PROMPTS = 200  # of which pairs are made
+LOOKS = 5  # at a method while it learns
+BUDGET = 0.3  # nats a token
+METHODS = ("best_of_n", "rloo", "ppo", "dpo")
+SHOWN = ("score", "loss", "margin", "kl_per_token", "engine_gap", "rollout_s", "tokens_per_s")
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--folder", type=Path, default=Path("measured/policies"))
+    options.add_argument("--methods", default=",".join(METHODS))
+    options.add_argument("--steps", type=int, default=40, help="of RLOO and PPO")
+    chosen = options.parse_args()
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    prepare(models.EMBEDDED)
+    print(json.dumps(measure(chosen.folder, chosen.methods.split(","), chosen.steps)))
+
+
+def measure(folder: Path, methods: Sequence[str], steps: int) -> dict[str, Any]:
+    """All figures, by method."""
+    kept = folder / "methods.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    school = School(steps)
+    for method in methods:
+        if method not in found:
+            found[method] = getattr(school, method)()
+            kept.write_text(json.dumps(found))
+    school.sampler.close()
+    draw(found, folder / "frontier.png")
+    return found | {"processor": processor(), "kl_budget": BUDGET}
+
+
+class School:
+    """One model, the prompts, and the rule."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.base = models.find_base(models.EMBEDDED)
+        self.dtype = models.fastest_dtype("cpu")
+        self.tokenizer = models.load_tokenizer(self.base)
+        self.sampler = Sampler(self.base, str(self.dtype).removeprefix("torch."), "cpu", self.tokenizer)
+        every = PROMPTS.read_text(encoding="utf-8").splitlines()
+        self.prompts, self.unseen = self._encode(every[:LEARNED]), self._encode(every[-UNSEEN:])
+        self.sampler.forget()
+        self.plain = self.sampler.write(self.unseen, max(BEST_OF), self._sampling(), seed=1)
+        self.words: Counter[str] = whole_words([self._text(ids) for each in self.plain for ids in each.row.replies])
+        self.before = self.score(self.plain)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
+        """What the rule says of each reply: (K,) for each rollout."""
+        texts = [[self._text(ids) for ids in each.row.replies] for each in rollouts]
+        return [torch.tensor([liking(text) - bool(flaw(text, self.words)) for text in some]) for some in texts]
+
+    def best_of_n(self) -> dict[str, Any]:
+        """The best by the rule of n replies of the base; its KL is log n - (n - 1) / n (arXiv 2112.00861, p. 24)."""
+        curve = []
+        for n in BEST_OF:
+            best = [float(each[:n].max()) for each in self.before]
+            curve.append(point(best, math.log(n) - (n - 1) / n))
+        return {"curve": curve}
+
+    def rloo(self) -> dict[str, Any]:
+        """RLOO by the rule."""
+        backbone = self._backbone()
+        settings = reinforce.Settings(
+            steps=self.steps, reply_tokens=REPLY_TOKENS, temperature=TEMPERATURE, end_required=0, kl_budget=BUDGET
+        )
+        run = reinforce.begin(backbone, settings)
+        return self._learn(
+            backbone, reinforce.train(backbone, self.sampler, self.prompts, self.score, settings, run), self.steps
+        )
+
+    def ppo(self) -> dict[str, Any]:
+        """PPO by the rule."""
+        backbone = self._backbone()
+        settings = ppo.Settings(
+            steps=self.steps, reply_tokens=REPLY_TOKENS, temperature=TEMPERATURE, end_required=0, kl_budget=BUDGET
+        )
+        head, run = ppo.begin(backbone, settings)
+        return self._learn(
+            backbone, ppo.train(backbone, head, self.sampler, self.prompts, self.score, settings, run), self.steps
+        )
+
+    def dpo(self) -> dict[str, Any]:
+        """DPO on pairs of the base's replies."""
+        backbone = self._backbone()
+        self.sampler.forget()
+        pairs = self.sampler.write(self.prompts[:DPO_PROMPTS], 2, self._sampling(), seed=2)
+        lessons = []
+        for each, scores in zip(pairs, self.score(pairs), strict=True):
+            if scores[0] != scores[1]:
+                best = int(scores.argmax())
+                replies = [list(each.row.replies[best]), list(each.row.replies[1 - best])]
+                lessons.append(Lesson("comparison", list(each.row.prompt_ids), tuple(replies), 1.0))
+        settings = preference.Settings(kl_budget=BUDGET)
+        progress = preference.begin(backbone, settings)
+        steps = preference.count_steps(len(lessons), settings)
+        return self._learn(backbone, preference.train(backbone, lessons, settings, progress), steps)
+
+    def _learn(self, backbone: Backbone, reports: Iterator[Report], steps: int) -> dict[str, Any]:
+        """Follow a method to its end, with looks on the way."""
+        began, looking_s = time.monotonic(), 0.0
+        curve = []
+        every = max(1, steps // LOOKS)
+        for report in reports:
+            shown = {name: round(each, 3) for name, each in report.metrics.items() if name in SHOWN}
+            say(f"step {report.step}/{steps}: {shown}")
+            if report.step % every == 0 and report.step < steps:
+                started = time.monotonic()
+                curve.append(self._look(backbone)[0])
+                looking_s += time.monotonic() - started
+        minutes = (time.monotonic() - began - looking_s) / 60
+        last, scores, kl_per_token = self._look(backbone)
+        gains = [after - float(before.mean()) for after, before in zip(scores, self.before, strict=True)]
+        middle, error = fmean(gains), spread(gains)
+        return {
+            "curve": [*curve, last],
+            "minutes": round(minutes, 1),
+            "before": round(fmean(float(each.mean()) for each in self.before), 3),
+            "after": last["reward"],
+            "gain": round(middle, 3),
+            "gain_low": round(middle - 1.96 * error, 3),
+            "kl_per_token": round(kl_per_token, 4),
+        }
+
+    def _look(self, backbone: Backbone) -> tuple[dict[str, float], list[float], float]:
+        """What the policy writes to the unseen prompts: a point of the curve, the scores by prompt, KL a token."""
+        self.sampler.follow(backbone)
+        rollouts = self.sampler.write(self.unseen, 2, self._sampling(), seed=3)
+        rows = [each.row for each in rollouts]
+        policy, reference = (token_values(backbone, rows, TEMPERATURE, plain) for plain in (False, True))
+        apart = torch.cat(policy) - torch.cat(reference)
+        scores = [float(each.mean()) for each in self.score(rollouts)]
+        found = point(scores, float(apart.sum()) / (2 * len(rows)))
+        say(f"unseen prompts: {found}")
+        return found, scores, float(apart.mean())
+
+    def _backbone(self) -> Backbone:
+        return Backbone(self.base, self.dtype, "cpu", rank=16, alpha=32, seed=0)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [prompt.encode_prompt(self.tokenizer, [Message("user", text)], 512) for text in texts]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return prompt.decode(self.tokenizer, ids)
+
+    def _sampling(self) -> Any:
+        return sampling_of(TEMPERATURE, REPLY_TOKENS)
+
+
+def point(scores: Sequence[float], kl: float) -> dict[str, float]:
+    """Mean reward over prompts, its standard error, and nats a reply."""
+    return {"reward": round(fmean(scores), 3), "error": round(spread(scores), 3), "kl": round(kl, 3)}
+
+
+def spread(values: Sequence[float]) -> float:
+    """The standard error of a mean."""
+    return float(torch.tensor(values).std()) / len(values) ** 0.5
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Reward by KL."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in METHODS:
+        if name in found:
+            curve = sorted(found[name]["curve"], key=lambda each: each["kl"])
+            axes.errorbar(
+                [each["kl"] for each in curve],
+                [each["reward"] for each in curve],
+                yerr=[each["error"] for each in curve],
+                marker="o",
+                capsize=2,
+                label=name.replace("_", " "),
+            )
+    axes.set(xlabel="KL from the base, nats a reply", ylabel="reward on unseen prompts")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""What a reward model learns from real pairs, and what DPO's implicit reward does, on pairs that neither has seen.
+
+    python -m benchmarks.rewards [--folder DIR] [--shares 0.25,0.5,1] [--methods reward,dpo]
+
+The embedded model, and the pairs of at most 256 tokens of the files `pairs_{helpful,harmless}_{train,test}`. A tenth
+of the training prompts is for validation: it chooses the learning rate, on the smallest share of the rest, and the
+temperature of the probabilities. Then one epoch over each share; the test files are asked once, in the end. The last
+line is one JSON object:
+
+- `reward` and `dpo`, by share: accuracy on both test files together and on each, with exact 95 % intervals, the
+  accuracy of the rule that the longer reply is better, `beats_longer_p`, the chance that it is no worse (exact paired
+  test, one-sided), the expected calibration error, and what 100 tokens more are worth
+- `curve.png` and `reliability_*.png` in the folder
+
+What is done stays in the folder, and a run that is started again goes on there.
+Left out on purpose: speed (`benchmarks.training`), and the ensemble.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
+
+from assistant import models
+from assistant.environment import prepare
+from benchmarks.contest import say
+from benchmarks.loop import processor
+from feedback.examples import Answer, Examples, Pair
+from feedback.talk import Message
+from training import calibration, preference, reward
+from training.backbone import Backbone
+from training.batches import Lesson, make_lessons
+from training.references import References
+from training.reward_models import RewardModels
+from training.teaching import make_encoder
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+KINDS = ("helpful", "harmless")
+LONGEST = 256
+VALIDATION = 10  # one prompt in so many
+BETA = 0.1
+METHODS = ("reward", "dpo")
+RATES = {"reward": (1e-4, 3e-4), "dpo": (1e-4, 5e-4)}
+
+Margins = tuple[list[float], list[int]]  # of every pair, and by how many tokens the preferred reply is longer
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--folder", type=Path, default=Path("measured/rewards"))
+    options.add_argument("--shares", default="0.25,0.5,1", help="of the training pairs")
+    options.add_argument("--methods", default=",".join(METHODS))
+    chosen = options.parse_args()
+    if not DATA.is_dir():
+        options.error(f"there is no {DATA}")
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    prepare(models.EMBEDDED)
+    shares = sorted(float(each) for each in chosen.shares.split(","))
+    print(json.dumps(School(chosen.folder).measure(chosen.methods.split(","), shares)))
+
+
+class School:
+    """One backbone, the pairs, and what is known already."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.base = models.find_base(models.EMBEDDED)
+        self.dtype = models.fastest_dtype("cpu")
+        self.kept = folder / "margins.json"
+        self.known: dict[str, Any] = json.loads(self.kept.read_text()) if self.kept.exists() else {}
+        self.parts: dict[str, list[Lesson]] = {}
+
+    def measure(self, methods: Sequence[str], shares: Sequence[float]) -> dict[str, Any]:
+        """All figures, by name."""
+        self._read()
+        found: dict[str, Any] = {name: len(each) for name, each in self.parts.items()}
+        found |= {"processor": processor(), "format": str(self.dtype).removeprefix("torch.")}
+        for method in methods:
+            # 1. the learning rate that says most of the validation pairs, by the smallest share
+            tried = {rate: self._loss(method, rate, shares[0]) for rate in RATES[method]}
+            rate = min(tried, key=tried.__getitem__)
+            say(f"{method}: learning rate {rate:g} of {tried}")
+
+            # 2. each share, then the test files
+            by_share = {share: self._judged(method, rate, share) for share in shares}
+            found[method] = {"learning_rate": rate, "validation_loss": tried, "by_share": by_share}
+        self._draw(found)
+        return found
+
+    def _read(self) -> None:
+        """The lessons: training, validation, and a test part of each kind."""
+        backbone = self._backbone()
+        encoder = make_encoder(self.base, backbone, preference.Settings())
+        for part in ("train", "test"):
+            for kind in KINDS:
+                lessons, left_out = make_lessons(Examples(tuple(pairs(DATA / f"pairs_{kind}_{part}.jsonl"))), encoder)
+                lessons = [each for each in lessons if whole(each)]
+                say(f"{kind} {part}: {len(lessons)} pairs, left out {left_out}")
+                if part == "test":
+                    self.parts[kind] = lessons
+                    continue
+                # Prompts come again with other replies, so they are divided, not the pairs.
+                prompts = list(dict.fromkeys(tuple(each.prompt_ids) for each in lessons))
+                order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
+                aside = {prompts[at] for at in order[::VALIDATION]}
+                for name, inside in (("validation", True), ("training", False)):
+                    own = [each for each in lessons if (tuple(each.prompt_ids) in aside) is inside]
+                    self.parts.setdefault(name, []).extend(own)
+        shuffled = torch.randperm(len(self.parts["training"]), generator=torch.Generator().manual_seed(1)).tolist()
+        self.parts["training"] = [self.parts["training"][at] for at in shuffled]
+
+    def _backbone(self) -> Backbone:
+        return Backbone(self.base, self.dtype, "cpu", rank=16, alpha=32, seed=0)
+
+    def _loss(self, method: str, rate: float, share: float) -> float:
+        """Nats a pair on the validation pairs, at the temperature that suits them best."""
+        margins = self._margins(method, rate, share)["validation"][0]
+        temperature = calibration.temperature_of(margins)
+        scaled = torch.tensor(margins, dtype=torch.float64) / temperature
+        return round(float(-torch.nn.functional.logsigmoid(scaled).mean()), 4)
+
+    def _judged(self, method: str, rate: float, share: float) -> dict[str, Any]:
+        """What is told of one share."""
+        margins = self._margins(method, rate, share)
+        temperature = calibration.temperature_of(margins["validation"][0])
+        together = [[each for kind in KINDS for each in margins[kind][side]] for side in (0, 1)]
+        told: dict[str, Any] = {"temperature": round(temperature, 3)}
+        for name, (apart, longer_by) in {
+            "together": (together[0], [int(each) for each in together[1]]),
+            **{kind: margins[kind] for kind in KINDS},
+        }.items():
+            found = calibration.believed(apart, longer_by, temperature)
+            told[name] = {key: round(each, 4) for key, each in asdict(found).items() if key != "bins"}
+            told[name]["beats_longer_p"] = beats_longer(apart, longer_by)
+            if name == "together":
+                calibration.draw(found, self.folder / f"reliability_{method}_{share:g}.png")
+        return told
+
+    def _margins(self, method: str, rate: float, share: float) -> dict[str, Margins]:
+        """Margins of the validation and test pairs after an epoch over a share; from the folder where it has them."""
+        key = f"{method} {rate:g} {share:g}"
+        if key not in self.known:
+            lessons = self.parts["training"][: round(share * len(self.parts["training"]))]
+            started = time.monotonic()
+            by_part = learn_reward if method == "reward" else learn_dpo
+            asked = {name: each for name, each in self.parts.items() if name != "training"}
+            found = by_part(self._backbone(), lessons, rate, asked)
+            say(f"{key}: {len(lessons)} pairs in {time.monotonic() - started:.0f} s")
+            self.known[key] = found
+            self.kept.write_text(json.dumps(self.known))
+        margins: dict[str, Margins] = self.known[key]
+        return margins
+
+    def _draw(self, found: dict[str, Any]) -> None:
+        figure = Figure(figsize=(5, 4), layout="constrained")
+        axes = figure.subplots()
+        for at, method in enumerate(each for each in METHODS if each in found):
+            by_share = found[method]["by_share"]
+            pairs_learned = [share * found["training"] * (1 + 0.03 * at) for share in by_share]
+            told = [each["together"] for each in by_share.values()]
+            middle = [each["accuracy"] for each in told]
+            below = [each["accuracy"] - each["low"] for each in told]
+            above = [each["high"] - each["accuracy"] for each in told]
+            axes.errorbar(pairs_learned, middle, yerr=[below, above], marker="o", capsize=3, label=method)
+            axes.axhline(told[0]["longer_wins"], color="0.6", linewidth=1)
+        axes.axhline(0.5, color="0.8", linewidth=1)
+        axes.set(xscale="log", xlabel="pairs learned from", ylabel="right on test pairs (grey: the longer one wins)")
+        axes.legend()
+        figure.savefig(self.folder / "curve.png", dpi=150)
+
+
+def pairs(file: Path) -> list[Pair]:
+    """The pairs of a file."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [
+        Pair(tuple(Message(**each) for each in row["prompt"]), Answer(row["chosen"]), Answer(row["rejected"]))
+        for row in rows
+        if row["prompt"][-1]["role"] == "user"
+    ]
+
+
+def whole(lesson: Lesson) -> bool:
+    """Whether a lesson is short enough as it stands."""
+    return len(lesson.prompt_ids) + max(map(len, lesson.replies)) <= LONGEST
+
+
+def learn_reward(
+    backbone: Backbone, lessons: Sequence[Lesson], rate: float, asked: dict[str, list[Lesson]]
+) -> dict[str, Margins]:
+    """One epoch of one reward model; its margins."""
+    settings = reward.Settings(members=1, learning_rate=rate, epochs=1)
+    own = reward.make_lessons(lessons)
+    head, run = reward.begin(backbone, settings, member=0)
+    for report in reward.train(backbone, head, own, settings, 0, run):
+        tell("reward", report)
+    ensemble = RewardModels(backbone, {reward.name_of(0): head})
+    return {name: reward.margins(ensemble, reward.make_lessons(each)) for name, each in asked.items()}
+
+
+def learn_dpo(
+    backbone: Backbone, lessons: Sequence[Lesson], rate: float, asked: dict[str, list[Lesson]]
+) -> dict[str, Margins]:
+    """One epoch of DPO; the margins of its implicit reward (arXiv 2305.18290, eq. 5)."""
+    settings = preference.Settings(beta=BETA, learning_rate=rate, epochs=1, kl_budget=1e9, looks=1)
+    references = References(backbone)
+    progress = preference.begin(backbone, settings)
+    for report in preference.train(backbone, lessons, settings, progress, (), references):
+        tell("dpo", report)
+    return {name: implicit(backbone, each) for name, each in asked.items()}
+
+
+@torch.no_grad()
+def implicit(backbone: Backbone, lessons: Sequence[Lesson]) -> Margins:
+    """Margins of the implicit reward."""
+    apart = []
+    for lesson in lessons:
+        moved = backbone.log_probs(lesson.row()) - backbone.log_probs(lesson.row(), reference=True)
+        apart.append(BETA * float(moved[0] - moved[1]))
+    return apart, [len(each.replies[0]) - len(each.replies[1]) for each in lessons]
+
+
+def tell(method: str, report: Any) -> None:
+    """Every tenth step."""
+    if report.step % 10 == 0:
+        shown = {name: round(report.metrics[name], 3) for name in ("loss", "accuracy", "tokens_per_s")}
+        say(f"{method} step {report.step}/{report.steps}: {shown}, {report.eta_s:.0f} s to go")
+
+
+def beats_longer(apart: Sequence[float], longer_by: Sequence[int]) -> float:
+    """The chance of so many more right answers than the longer-wins rule has, were they equally good (McNemar, 1947).
+
+    Pairs of equal length, on which the rule says nothing, are left out.
+    """
+    told = [(margin > 0, length > 0) for margin, length in zip(apart, longer_by, strict=True) if length]
+    ours = sum(right and not rule for right, rule in told)
+    theirs = sum(rule and not right for right, rule in told)
+    return float(f"{binomtest(ours, ours + theirs, alternative='greater').pvalue:.3g}") if ours + theirs else 1.0
+
+
+if __name__ == "__main__":
+    main()

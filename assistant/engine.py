@@ -8,7 +8,9 @@ Left out on purpose: text (`chat`), which adapter serves (`roster`), and how the
 
 import gc
 import logging
+import os
 import secrets
+import sys
 import threading
 import time
 from collections import deque
@@ -388,10 +390,18 @@ class Engine:
 def _in_passing(work: Callable[..., T], *arguments: Any) -> T:
     """What `work` returns, done in a thread that ends, and torch's helpers with it.
 
-    While more of them live than there are processors, those of the engine's thread sleep between two products.
+    While more of them live than there are processors, those of the engine's thread sleep between two products. What
+    it does gives way to those who are being answered.
     """
-    with ThreadPoolExecutor(1) as passing:
+    with ThreadPoolExecutor(1, initializer=_give_way) as passing:
         return passing.submit(work, *arguments).result()
+
+
+def _give_way() -> None:
+    """Rank this thread, and those that it starts, behind all others. (Only Linux knows threads of different rank.)"""
+    if sys.platform == "linux":
+        own = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, own, min(19, os.getpriority(os.PRIO_PROCESS, own) + 10))
 
 
 def _pairs(writing: Writing) -> list[tuple[Row, int]]:

@@ -98,6 +98,7 @@ class Demonstration:
 
 
 Example = Pair | Thumb | Demonstration
+KINDS = ("pairs", "thumbs", "ties", "demonstrations")  # the fields of `Examples` that hold them
 Made = tuple[str, Example]  # and when it was said
 Row = dict[str, Any]
 
@@ -116,17 +117,19 @@ class Examples:
     def sha256(self) -> str:
         """Hex digest of everything that would be trained on."""
         digest = hashlib.sha256()
-        for kind in ("pairs", "thumbs", "ties", "demonstrations"):
+        for kind in KINDS:
             for each in getattr(self, kind):
                 digest.update(json.dumps({kind: asdict(each)}, sort_keys=True).encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:
-        return len(self.pairs) + len(self.thumbs)
+        return len(self.pairs) + len(self.thumbs) + len(self.demonstrations)
 
     def counts(self) -> dict[str, Any]:
         """How many of each kind there are, and what was left out and why."""
-        kinds = Counter(pair.kind for pair in self.pairs)
+        kinds = Counter(pair.kind for pair in (*self.pairs, *self.ties))
+        if self.demonstrations:
+            kinds["demonstration"] = len(self.demonstrations)
         ups = sum(thumb.wanted for thumb in self.thumbs)
         return {**kinds, "thumbs_up": ups, "thumbs_down": len(self.thumbs) - ups, "left_out": self.left_out}
 

@@ -8,13 +8,15 @@ Left out on purpose: what is learned from the parts (`training/preference`), and
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from feedback.examples import Examples, Pair, Thumb
+from feedback.examples import KINDS, Example, Examples
 from feedback.sifting import BEGINNING, PEOPLE
 from feedback.store import Store, now
 
 JUDGING = 0.15  # the share of conversations, and of people, whose feedback judges
+PARTS = ("training", "stopping", "held_out")
 STOPPING = 0.10  # the share of conversations whose feedback says when training has gained all it can
 
 
@@ -32,17 +34,16 @@ def split(examples: Examples, judges: frozenset[int] = frozenset()) -> Split:
 
     What was left out is counted with the training part.
     """
-    parts: dict[str, tuple[list[Pair], list[Thumb]]] = {name: ([], []) for name in ("training", "stopping", "held_out")}
-    for pair in examples.pairs:
-        parts[part_of(pair, judges)][0].append(pair)
-    for thumb in examples.thumbs:
-        parts[part_of(thumb, judges)][1].append(thumb)
-    made = {name: Examples(tuple(pairs), tuple(thumbs)) for name, (pairs, thumbs) in parts.items()}
-    training = Examples(made["training"].pairs, made["training"].thumbs, examples.left_out)
-    return Split(training, made["stopping"], made["held_out"])
+    parts: dict[str, dict[str, Any]] = {name: {kind: [] for kind in KINDS} for name in PARTS}
+    for kind in KINDS:
+        for each in getattr(examples, kind):
+            parts[part_of(each, judges)][kind].append(each)
+    whole: list[dict[str, Any]] = [{kind: tuple(some) for kind, some in parts[name].items()} for name in PARTS]
+    training, stopping, held_out = (Examples(**each) for each in whole)
+    return Split(replace(training, left_out=examples.left_out), stopping, held_out)
 
 
-def part_of(example: Pair | Thumb, judges: frozenset[int] = frozenset()) -> str:
+def part_of(example: Example, judges: frozenset[int] = frozenset()) -> str:
     """ "training", "stopping" or "held_out"."""
     place = share(f"conversation {opening(example)}")
     if example.user in judges or place < JUDGING:
@@ -50,7 +51,7 @@ def part_of(example: Pair | Thumb, judges: frozenset[int] = frozenset()) -> str:
     return "stopping" if place < JUDGING + STOPPING else "training"
 
 
-def opening(example: Pair | Thumb) -> str:
+def opening(example: Example) -> str:
     """What a conversation's person said first, or the long beginning of it, without what differs in case or spaces."""
     first = next((each.content for each in example.messages if each.role == "user"), "")
     return " ".join(first.casefold().split())[:BEGINNING]

@@ -1,12 +1,13 @@
 """A night as a person runs it: a real process, on the embedded model, over feedback given through the store."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -153,15 +154,29 @@ def test_the_same_feedback_is_not_trained_on_twice(finished, tmp_path):
     store.close()
 
 
-def test_a_night_killed_three_times_goes_on_and_ends_as_if_nothing_had_been(finished, tmp_path):
-    store = say(tmp_path)
-    for step in (1, 2, 3):
-        killed = start(tmp_path)
+def kill_at(data: Path, store: Store, steps: Sequence[int], settings: list[str]) -> None:
+    """Begin the night, or go on with it, and kill it some time after each of these steps."""
+    for step in steps:
+        killed = start(data, settings=settings)
         until(lambda step=step: bool(nights.nights(store)) and last(store).step >= step, killed)
+        time.sleep(0.3 * random.random())
         killed.kill()
         killed.communicate()
         assert last(store).state == "running"
     assert adapters.adapters(store) == []
+
+
+def require_same_weights(broken: Path, whole: Path) -> None:
+    """Two data folders' first adapters are the same to the last bit."""
+    broken, whole = broken / "adapters" / "night-0001", whole / "adapters" / "night-0001"
+    if on_disk.read_card(broken).settings["precision"] != on_disk.read_card(whole).settings["precision"]:
+        pytest.skip("bf16 and fp32 are equally fast here, so the two nights did not compute in the same one")
+    assert (broken / on_disk.WEIGHTS).read_bytes() == (whole / on_disk.WEIGHTS).read_bytes()
+
+
+def test_a_night_killed_three_times_goes_on_and_ends_as_if_nothing_had_been(finished, tmp_path):
+    store = say(tmp_path)
+    kill_at(tmp_path, store, (1, 2, 3), SMALL)
     # The folder of a crash that came before the announcement is in the way, and is replaced.
     (tmp_path / "adapters" / "night-0001").mkdir(parents=True)
 
@@ -171,10 +186,23 @@ def test_a_night_killed_three_times_goes_on_and_ends_as_if_nothing_had_been(fini
     assert "going on after step" in done.stdout
     assert (last(store).id, last(store).state, last(store).adapter) == (1, "done", "night-0001")
     store.close()
-    broken, whole = tmp_path / "adapters" / "night-0001", finished / "adapters" / "night-0001"
-    if on_disk.read_card(broken).settings["precision"] != on_disk.read_card(whole).settings["precision"]:
-        pytest.skip("bf16 and fp32 are equally fast here, so the two nights did not compute in the same one")
-    assert (broken / on_disk.WEIGHTS).read_bytes() == (whole / on_disk.WEIGHTS).read_bytes()
+    require_same_weights(tmp_path, finished)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_night_killed_twenty_times_at_random_ends_as_if_nothing_had_been(tmp_path):
+    long = ["least_steps=40", "kl_budget=50", *SMALL[1:]]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    say(whole).close()
+    assert run(whole, settings=long).returncode == 0
+    store = say(broken)
+    kill_at(broken, store, sorted(random.sample(range(1, 35), 20)), long)
+    done = run(broken, settings=long)
+    assert done.returncode == 0, done.stderr
+    assert (last(store).id, last(store).state) == (1, "done")
+    store.close()
+    require_same_weights(broken, whole)
 
 
 def test_a_killed_night_is_abandoned_when_its_feedback_was_taken_back(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from assistant.models import Base, find_base
-from feedback.examples import Answer, Examples, Pair
+from feedback.examples import TIE, Answer, Examples, Pair
 from feedback.store import Refused
 from feedback.talk import Message
 from tests.test_gate import KIND, RUDE
@@ -120,9 +120,9 @@ def test_all_that_was_said_of_one_prompt_is_one_lesson(tiny):
     encoder = make_encoder(tiny, backbone, PreferenceSettings())
     hello, best, middle, worst = (Message("user", "Hello"),), Answer("Hi there!"), Answer("Hm."), Answer("Go away.")
     ranked = [Pair(hello, a, b, "ranking") for a, b in ((best, middle), (best, worst), (middle, worst))]
-    lessons, _ = batches.make_lessons(Examples(tuple(ranked)), encoder)
-    ties, _ = batches.make_lessons(Examples((Pair(hello, middle, Answer("Well.")),)), encoder)
-    (lesson,) = reward.make_lessons(lessons, ties)
+    tied = Pair(hello, middle, Answer("Well."), TIE)
+    lessons, _ = batches.make_lessons(Examples(tuple(ranked), ties=(tied,)), encoder)
+    (lesson,) = reward.make_lessons(lessons)
     assert len(lesson.replies) == 4
     assert lesson.preferred == ((0, 1), (0, 2), (1, 2))
     assert lesson.tied == ((1, 3),)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from assistant import prompt
-from feedback.examples import Answer, Examples, Pair, Thumb
+from feedback.examples import Answer, Example, Examples, Pair, Thumb
 from feedback.store import Refused
 from feedback.talk import Message
 from training.rows import Row
@@ -21,7 +21,7 @@ class Lesson:
     (where there is another thumb) that one's reply, mismatched on purpose, for KTO's baseline.
     """
 
-    kind: str  # "comparison", "ranking", "correction" or "thumb"
+    kind: str  # "comparison", "ranking", "correction", "tie", "demonstration" or "thumb"
     prompt_ids: list[int]
     replies: tuple[list[int], ...]
     weight: float
@@ -83,7 +83,7 @@ def make_lessons(examples: Examples, encoder: Encoder) -> tuple[list[Lesson], di
     """Every example that fits as a lesson, in order, pairs first; and how many do not, by reason."""
     left_out: Counter[str] = Counter()
     lessons: list[Lesson] = []
-    every: list[Pair | Thumb] = [*examples.pairs, *examples.thumbs]
+    every: list[Example] = [*examples.pairs, *examples.thumbs, *examples.ties, *examples.demonstrations]
     for example in every:
         try:
             lesson = _lesson(example, encoder)
@@ -99,11 +99,13 @@ def make_lessons(examples: Examples, encoder: Encoder) -> tuple[list[Lesson], di
     return _with_mismatched(lessons), dict(left_out)
 
 
-def _lesson(example: Pair | Thumb, encoder: Encoder) -> Lesson:
-    if isinstance(example, Thumb):
+def _lesson(example: Example, encoder: Encoder) -> Lesson:
+    if not isinstance(example, Pair):
         reply = encoder.reply(example.answer)
         prompt_ids = encoder.prompt(example.messages, len(reply))
-        return Lesson("thumb", prompt_ids, (reply,), example.weight, example.wanted)
+        if isinstance(example, Thumb):
+            return Lesson("thumb", prompt_ids, (reply,), example.weight, example.wanted)
+        return Lesson("demonstration", prompt_ids, (reply,), example.weight)
     chosen, rejected = encoder.reply(example.chosen), encoder.reply(example.rejected)
     prompt_ids = encoder.prompt(example.messages, max(len(chosen), len(rejected)))
     return Lesson(example.kind, prompt_ids, (chosen, rejected), example.weight)

@@ -8,16 +8,27 @@ from dataclasses import fields
 from typing import Any
 
 from feedback.store import Refused
-from training import ppo, preference, reinforce, reward
+from training import ppo, preference, reinforce, reward, sft
 
 SETTINGS: dict[str, type[Any]] = {
     "auto": preference.Settings,
     "dpo": preference.Settings,
     "kto": preference.Settings,
+    "sft": sft.Settings,
     "reward": reward.Settings,
     "rloo": reinforce.Settings,
     "reinforce": reinforce.Settings,
     "ppo": ppo.Settings,
+}
+LEARNED: dict[str, tuple[str, ...]] = {  # the kinds of examples (`feedback.examples.KINDS`) that each learns from
+    "auto": ("pairs", "thumbs"),
+    "dpo": ("pairs",),
+    "kto": ("thumbs",),
+    "sft": ("demonstrations",),
+    "reward": ("pairs", "ties"),
+    "rloo": ("pairs", "ties", "thumbs"),
+    "reinforce": ("pairs", "ties", "thumbs"),
+    "ppo": ("pairs", "ties", "thumbs", "demonstrations"),
 }
 SAMPLING = ("rloo", "reinforce", "ppo")  # they learn from what they write, by reward models
 

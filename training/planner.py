@@ -13,7 +13,7 @@ from feedback.examples import Examples, gather
 from feedback.split import Split, judges, split
 from feedback.store import Store
 from training import backbone
-from training.methods import SETTINGS
+from training.methods import LEARNED, SETTINGS
 from training.night_folder import Plan
 
 
@@ -44,11 +44,13 @@ def parts(plan: Plan, examples: Examples) -> Split:
 
 def used_by(method: str, examples: Examples) -> Examples:
     """The examples that a method learns from; the others are counted as left out."""
-    pairs_only, thumbs_only = method in ("dpo", "reward"), method == "kto"
-    unused = len(examples.thumbs) * pairs_only + len(examples.pairs) * thumbs_only
-    left_out = examples.left_out | ({f"not used by {method}": unused} if unused else {})
-    pairs, thumbs = () if thumbs_only else examples.pairs, () if pairs_only else examples.thumbs
-    return Examples(pairs, thumbs, left_out)
+    kept, left_out = {kind: getattr(examples, kind) for kind in LEARNED[method]}, dict(examples.left_out)
+    if method == "sft":  # comparing with what was corrected judges what learned from the correction
+        kept["pairs"] = tuple(each for each in examples.pairs if each.kind == "correction")
+    if "ties" in kept:
+        left_out.pop("tie", None)
+    unused = sum(len(getattr(examples, kind)) - len(kept.get(kind, ())) for kind in ("pairs", "thumbs"))
+    return Examples(**kept, left_out=left_out | ({f"not used by {method}": unused} if unused else {}))
 
 
 def recorded_settings(plan: Plan) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def _begin(
         head, run = ppo.begin(backbone, settings)
         if settings.value_from_reward:
             ppo.begin_as_reward_model(backbone, head, ensemble)
-        shown = [lesson.row(0) for lesson in lessons if lesson.kind == "correction"]
+        shown = [lesson.row(0) for lesson in lessons if lesson.kind == "demonstration"]
         _go_on(school, run)
         return run, ppo.train(backbone, head, sampler, prompts, score, settings, run, shown)
     run = reinforce.begin(backbone, settings)

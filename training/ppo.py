@@ -235,6 +235,7 @@ def learn(
         "beta": beta,
         "updates": float(len(seen)),
         "explained_variance": float(ppo.explained_variance(batch.values, batch.returns, batch.mask)),
+        "entropy": -float(ppo.masked_mean(batch.log_probs, batch.mask)),  # nats a token; of draws, so without bias
         "engine_gap": float((batch.log_probs[batch.mask].cpu() - drawn).abs().mean()),
     }
 

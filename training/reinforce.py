@@ -160,7 +160,7 @@ def gradients(
     """Add up the gradient of all replies, the mean over them; what was seen. Without a baseline, RLOO's advantages."""
     rows = [each.row for each in rollouts]
     replies, tokens = sum(len(row.replies) for row in rows), sum(row.reply_tokens for row in rows)
-    total = kl = gap = rewarded = 0.0
+    total = kl = gap = rewarded = surprise = 0.0
     for group in together(rows, tokens_at_once):
         policies = backbone.each_token_of([rows[at] for at in group], temperature=settings.temperature)
         loss = torch.zeros((), device=backbone.device)
@@ -173,6 +173,7 @@ def gradients(
             kl += float(apart.sum())
             gap += float((policy.detach().cpu() - rollouts[at].drawn).abs().sum())
             rewarded += float(rewards.sum())
+            surprise -= float(policy.detach().sum())
         (loss / replies).backward()
         total += loss.item() / replies
     return {
@@ -180,4 +181,5 @@ def gradients(
         "reward": rewarded / replies,
         "kl_per_token": kl / tokens,
         "engine_gap": gap / tokens,
+        "entropy": surprise / tokens,  # nats a token; of draws, so without bias
     }

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from feedback.examples import TIE
 from feedback.store import Refused
 from training import losses
 from training.backbone import Backbone
@@ -66,17 +67,17 @@ class RewardLesson:
         return Row(self.prompt_ids, self.replies)
 
 
-def make_lessons(lessons: Sequence[Lesson], ties: Sequence[Lesson] = ()) -> list[RewardLesson]:
-    """Pairs, and pairs that tied, gathered by prompt, in the order in which prompts come; thumbs are left out."""
+def make_lessons(lessons: Sequence[Lesson]) -> list[RewardLesson]:
+    """Pairs, those that tied too, gathered by prompt, in the order in which prompts come; all else is left out."""
     gathered: dict[tuple[int, ...], tuple[list[list[int]], list[tuple[int, int]], list[tuple[int, int]], list[float]]]
     gathered = {}
-    for lesson, tied in [*((each, False) for each in lessons), *((each, True) for each in ties)]:
-        if lesson.kind == "thumb":
+    for lesson in lessons:
+        if lesson.kind in ("thumb", "demonstration"):
             continue
         replies, preferred, equal, weights = gathered.setdefault(tuple(lesson.prompt_ids), ([], [], [], []))
         replies += [reply for reply in lesson.replies if reply not in replies]
         first, second = (replies.index(reply) for reply in lesson.replies)
-        (equal if tied else preferred).append((first, second))
+        (equal if lesson.kind == TIE else preferred).append((first, second))
         weights.append(lesson.weight)
     return [
         RewardLesson(list(prompt), tuple(replies), tuple(preferred), tuple(equal), sum(weights) / len(weights))

@@ -28,7 +28,7 @@ from training.reward import RewardLesson, Settings
 from training.reward_models import RewardCard, RewardModels
 from training.rollout import Sampler, sampling_of
 from training.signals import Cancellation
-from training.steps import Report
+from training.steps import Report, memory_gib
 
 RELIABILITY = "reliability.png"
 TEMPERATURE = 0.7  # of the reference's replies that scores are normalised on: that of the chats
@@ -53,7 +53,7 @@ class School:
 
     def write_down(self, report: Report, before: int, steps: int, prefix: str = "") -> None:
         """A step, `before` of the night's `steps` having been other things."""
-        metrics = {prefix + name: value for name, value in report.metrics.items()}
+        metrics = {prefix + name: value for name, value in report.metrics.items()} | {"memory_gib": memory_gib()}
         step = before + report.step
         with self.cancellation.held():
             nights.add_step(self.store, self.night, step, metrics, steps=steps, eta_s=report.eta_s, phase="training")

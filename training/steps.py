@@ -5,6 +5,8 @@ Left out on purpose: what is learned in a step.
 """
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -66,6 +68,14 @@ class Run:
         with torch.no_grad():
             for name, each in (self.kept or {}).items():
                 self.parameters[name].copy_(each)
+
+
+def memory_gib() -> float:
+    """The most that this process has held so far; on a GPU, the most that torch has held there."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def batch(lessons: int, size: int, step: int, seed: int) -> list[int]:

@@ -21,18 +21,17 @@ from feedback import adapters, nights
 from feedback.adapters import Adapter
 from feedback.examples import Examples
 from feedback.store import Conflict, Refused, Store, now
-from training import gate, handover, night_folder, planner, policy_night, preference, reward, reward_night
+from training import gate, handover, night_folder, planner, policy_night, preference, reward, reward_night, sft
 from training.backbone import Backbone
 from training.batches import Encoder, Lesson, make_lessons
 from training.gate import Gains, HeldOut, Verdict
 from training.methods import SAMPLING, SETTINGS
 from training.night_folder import Plan
 from training.planner import in_words
-from training.preference import Settings
 from training.references import References
 from training.reward_night import NothingFits
 from training.signals import Cancellation
-from training.steps import Report
+from training.steps import Report, memory_gib
 from training.watch import Progress
 
 FEWEST_ASIDE = 10  # lessons: fewer say nothing about when to stop, and are learned from instead
@@ -70,8 +69,8 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     if work.plan.method == "reward":
         return only_reward_models(store, base, work, backbone, encoder, settings, cancellation)
     divided = planner.parts(work.plan, work.examples)
-    lessons, unfit = make_lessons(divided.training, encoder)
-    aside, unfit_aside = make_lessons(divided.stopping, encoder)
+    lessons, unfit = lessons_of(divided.training, encoder, work.plan.method)
+    aside, unfit_aside = lessons_of(divided.stopping, encoder, work.plan.method)
     if len(aside) < FEWEST_ASIDE:
         lessons, aside = [*lessons, *aside], []
     examples = replace(work.examples, left_out=added(work.examples.left_out, added(unfit, unfit_aside)))
@@ -83,7 +82,7 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
             progress = policy_night.train(school, work.examples, settings)
     else:
         with cancellation.held():
-            steps = preference.count_steps(len(lessons), settings)
+            steps = (sft if work.plan.method == "sft" else preference).count_steps(len(lessons), settings)
             nights.update_night(store, work.night, phase="training", steps=steps, counts=examples.counts())
         references = References(backbone, encoder.template_sha256)
         progress = train(store, work, backbone, lessons, aside, settings, references, cancellation)
@@ -160,6 +159,12 @@ def make_encoder(base: Base, backbone: Backbone, settings: Any) -> Encoder:
     return Encoder(tokenizer, ends, prompt.template_sha256(tokenizer), min(settings.longest, window))
 
 
+def lessons_of(part: Examples, encoder: Encoder, method: str) -> tuple[list[Lesson], dict[str, int]]:
+    """As `make_lessons`; imitation learns from demonstrations alone, and is judged by corrections."""
+    lessons, unfit = make_lessons(part, encoder)
+    return [each for each in lessons if method != "sft" or each.kind == "demonstration"], unfit
+
+
 def added(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:
     """Two counts by reason as one."""
     return {reason: counts.get(reason, 0) + more.get(reason, 0) for reason in {**counts, **more}}
@@ -171,19 +176,21 @@ def train(
     backbone: Backbone,
     lessons: list[Lesson],
     aside: list[Lesson],
-    settings: Settings,
+    settings: Any,
     references: References,
     cancellation: Cancellation,
 ) -> Progress:
     """Train step by step, each one written down; where it ended."""
+    loop: Any = sft.train if work.plan.method == "sft" else preference.train
     where = night_folder.folder(store.data, work.night)
     progress = started(where, backbone, settings)
     references.recall(store, [lesson.row() for lesson in [*lessons, *aside]])
-    for report in preference.train(backbone, lessons, settings, progress, aside, references):
+    for report in loop(backbone, lessons, settings, progress, aside, references):
         with cancellation.held():
             references.keep(store)
+            metrics = report.metrics | {"memory_gib": memory_gib()}
             nights.add_step(
-                store, work.night, report.step, report.metrics, steps=report.steps, eta_s=report.eta_s, phase="training"
+                store, work.night, report.step, metrics, steps=report.steps, eta_s=report.eta_s, phase="training"
             )
         print(line(report), flush=True)
         if report.step % settings.checkpoint_every == 0 or progress.ended:
@@ -191,7 +198,7 @@ def train(
     return progress
 
 
-def started(where: Path, backbone: Backbone, settings: Settings) -> Progress:
+def started(where: Path, backbone: Backbone, settings: Any) -> Progress:
     """Where training begins: at the night's checkpoint, or at the start if it has none that can be used."""
     progress = preference.begin(backbone, settings)
     try:
@@ -205,13 +212,10 @@ def started(where: Path, backbone: Backbone, settings: Settings) -> Progress:
 
 def line(report: Report) -> str:
     """A step, for a terminal."""
-    of = report.metrics
+    shown = {"loss": ".4f", "margin": "+.4f", "accuracy": ".2f", "kl_per_token": ".4f", "tokens_per_s": ".0f"}
+    said = "  ".join(f"{name} {report.metrics[name]:{how}}" for name, how in shown.items() if name in report.metrics)
     minutes, seconds = divmod(round(report.eta_s), 60)
-    return (
-        f"step {report.step}/{report.steps}  loss {of['loss']:.4f}  margin {of['margin']:+.4f}  "
-        f"accuracy {of['accuracy']:.2f}  KL/token {of['kl_per_token']:.4f}  "
-        f"{of['tokens_per_s']:.0f} tokens/s  ETA {minutes}:{seconds:02d}"
-    )
+    return f"step {report.step}/{report.steps}  {said}  ETA {minutes}:{seconds:02d}"
 
 
 def closing_metrics(store: Store, night: int, progress: Progress) -> dict[str, float]:

@@ -6,7 +6,7 @@ Left out on purpose: the steps themselves (`preference`).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,10 +19,19 @@ from training.references import References
 from training.rows import TOKENS_AT_ONCE
 from training.steps import NotFinite
 
-if TYPE_CHECKING:
-    from training.preference import Settings
-
 KL_ROWS = 4  # lessons on whose replies the distance from the base is measured
+
+
+class Limits(Protocol):
+    """What a method's settings say of when it is enough."""
+
+    @property
+    def kl_budget(self) -> float:
+        """Nats a reply token away from the base."""
+
+    @property
+    def patience(self) -> int:
+        """Looks without a gain."""
 
 
 @dataclass
@@ -49,7 +58,7 @@ class Watch:
         backbone: Backbone,
         lessons: Sequence[Lesson],
         aside: Sequence[Lesson],
-        settings: "Settings",
+        settings: Limits,
         references: References,
     ) -> None:
         spread = [lessons[number * len(lessons) // KL_ROWS] for number in range(KL_ROWS)]

@@ -11,7 +11,16 @@ import gradio as gr
 
 from ui.chat_layout import button
 
-METHODS = [("Automatic: all that was said", "auto"), ("DPO: choices and corrections", "dpo"), ("KTO: thumbs", "kto")]
+METHODS = [
+    ("Automatic: all that was said", "auto"),
+    ("DPO: choices and corrections", "dpo"),
+    ("KTO: thumbs", "kto"),
+    ("Imitation: corrections, good replies", "sft"),
+    ("Reward models, and no adapter", "reward"),
+    ("RLOO: by reward models", "rloo"),
+    ("REINFORCE: by reward models", "reinforce"),
+    ("PPO: by reward models", "ppo"),
+]
 TICK_S, IDLE_TICK_S = 2.0, 6.0  # how often the page looks while a night runs, and while none does
 # A button in a list says which line it stands in.
 NAMED_BUTTONS = """element.addEventListener("click", event => {

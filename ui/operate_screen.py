@@ -144,7 +144,7 @@ def show_night(house: House, night: Night | None, steps: Sequence[dict[str, Any]
 
 def method_words(method: str) -> str:
     """A method as people write it."""
-    return {"auto": "automatic", "dpo": "DPO", "kto": "KTO"}.get(method, method)
+    return {"auto": "automatic", "sft": "imitation", "reward": "reward models"}.get(method, method.upper())
 
 
 def curves(night: Night, steps: Sequence[dict[str, Any]]) -> str:

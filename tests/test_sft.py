@@ -1,0 +1,129 @@
+"""Imitation: demonstrations become likelier, each as one, and a night learns from them alone."""
+
+import math
+
+import pytest
+import torch
+
+from assistant.models import Base, find_base
+from feedback import adapters
+from feedback.examples import TIE, Answer, Demonstration, Examples, Pair, Thumb
+from feedback.split import split
+from feedback.talk import Message
+from tests.test_night import SMALL, last, run, say
+from tests.test_split import QUESTIONS
+from tests.tiny import make_tiny
+from training import preference, sft
+from training.backbone import Backbone
+from training.batches import Lesson, make_lessons
+from training.planner import used_by
+from training.teaching import make_encoder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Base:
+    return find_base(str(make_tiny(tmp_path_factory.mktemp("tiny") / "model")))
+
+
+def backbone_of(tiny: Base) -> Backbone:
+    return Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
+
+
+def asked(question: str) -> tuple[Message, ...]:
+    return (Message("user", question),)
+
+
+def test_the_loss_is_a_mean_over_tokens_and_then_over_weighted_lessons(tiny):
+    backbone = backbone_of(tiny)
+    long, short = (
+        Lesson("demonstration", [1, 2, 3], ([4, 5, 6, 7],), weight=1.0),
+        Lesson("demonstration", [1, 9], ([8],), weight=3.0),
+    )
+    network = backbone.causal
+    by_hand = []
+    for lesson in (long, short):
+        ids = torch.tensor([[*lesson.prompt_ids, *lesson.replies[0]]])
+        with torch.no_grad():
+            found = torch.log_softmax(network(input_ids=ids).logits[0].float(), -1)
+        begin = len(lesson.prompt_ids)
+        by_hand.append(
+            -sum(found[at - 1, ids[0, at]].item() for at in range(begin, ids.shape[1])) / (ids.shape[1] - begin)
+        )
+    expected = (by_hand[0] + 3 * by_hand[1]) / 4
+    assert sft.gradients(backbone, [long, short], 1024) == pytest.approx(expected, abs=1e-5)
+    whole = {name: each.grad.clone() for name, each in backbone.parameters().items() if each.grad is not None}
+    backbone.peft.zero_grad()
+    assert sft.gradients(backbone, [long, short], 1) == pytest.approx(expected, abs=1e-5)  # a row at a time
+    for name, each in backbone.parameters().items():
+        if each.grad is not None:
+            assert torch.allclose(each.grad, whole[name], atol=1e-6)
+
+
+def test_demonstrations_become_likely_and_training_ends_within_its_budget(tiny):
+    backbone = backbone_of(tiny)
+    encoder = make_encoder(tiny, backbone, sft.Settings())
+    shown = tuple(Demonstration(asked(each), Answer("A kind word, and then the answer.")) for each in QUESTIONS[:16])
+    lessons, left_out = make_lessons(Examples(demonstrations=shown), encoder)
+    assert ({each.kind for each in lessons}, len(lessons), left_out) == ({"demonstration"}, 16, {})
+    settings = sft.Settings(learning_rate=1e-2, rank=4, alpha=8, kl_budget=50.0, epochs=8)
+    reports = list(sft.train(backbone, lessons, settings, preference.begin(backbone, settings)))
+    assert reports[-1].step == sft.count_steps(16, settings) == 16
+    assert reports[-1].metrics["loss"] < 0.5 * reports[0].metrics["loss"]
+    assert math.isfinite(reports[-1].metrics["kl_per_token"])
+
+    backbone = backbone_of(tiny)
+    tight = sft.Settings(learning_rate=1e-2, rank=4, alpha=8, kl_budget=0.01, epochs=8)
+    progress = preference.begin(backbone, tight)
+    list(sft.train(backbone, lessons, tight, progress))
+    assert "nats per token from the base" in progress.ended
+
+
+def test_each_method_is_given_what_it_learns_from_and_the_rest_is_counted():
+    better, worse = Answer("yes"), Answer("no")
+    examples = Examples(
+        pairs=(Pair(asked("a"), better, worse), Pair(asked("b"), better, worse, "correction")),
+        thumbs=(Thumb(asked("c"), better, True),),
+        left_out={"tie": 1, "no consent": 2},
+        ties=(Pair(asked("d"), better, worse, TIE),),
+        demonstrations=(Demonstration(asked("b"), better),),
+    )
+    seen = {method: used_by(method, examples) for method in ("auto", "sft", "reward", "ppo")}
+    counts = {method: each.counts() for method, each in seen.items()}
+    both = {"comparison": 1, "correction": 1, "thumbs_up": 1, "thumbs_down": 0}
+    assert counts["auto"] == both | {"left_out": {"tie": 1, "no consent": 2}}
+    assert counts["ppo"] == both | {"tie": 1, "demonstration": 1, "left_out": {"no consent": 2}}
+    unused = {"thumbs_up": 0, "thumbs_down": 0}
+    assert counts["sft"] == unused | {
+        "correction": 1,
+        "demonstration": 1,
+        "left_out": {"tie": 1, "no consent": 2, "not used by sft": 2},
+    }
+    assert counts["reward"] == unused | {
+        "comparison": 1,
+        "correction": 1,
+        "tie": 1,
+        "left_out": {"no consent": 2, "not used by reward": 1},
+    }
+
+
+def test_a_demonstration_and_its_correction_are_in_the_same_part():
+    corrections = tuple(Pair(asked(each), Answer("yes"), Answer("no"), "correction") for each in QUESTIONS[:100])
+    shown = tuple(Demonstration(asked(each), Answer("yes")) for each in QUESTIONS[:100])
+    parts = split(Examples(corrections, demonstrations=shown))
+    for part in (parts.training, parts.stopping, parts.held_out):
+        assert [each.messages for each in part.pairs] == [each.messages for each in part.demonstrations]
+        assert part.pairs
+
+
+@pytest.mark.long
+def test_a_night_of_imitation_learns_from_the_correction_alone(tmp_path):
+    store = say(tmp_path)
+    done = run(tmp_path, "--method", "sft", settings=SMALL)
+    assert done.returncode == 0, done.stderr
+    night = last(store)
+    assert (night.state, night.adapter) == ("done", "night-0001")
+    assert "not used by sft" in night.reason
+    card = adapters.adapter(store, "night-0001")
+    assert card.method == "sft"
+    assert adapters.directory(store, "night-0001").is_dir()
+    store.close()

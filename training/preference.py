@@ -8,7 +8,7 @@ Left out on purpose: where lessons come from (`batches`), files and rows (`night
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 
@@ -36,7 +36,10 @@ class Settings:
     correction_weight: float = 1.0
     thumb_weight: float = 1.0
     beta: float = 0.02  # low: a pair that is settled teaches no more, and few pairs must teach a lot
-    label_smoothing: float = 0.0  # the share of choices thought to be mistakes (conservative DPO)
+    loss: str = "sigmoid"  # of a pair's margin, one of `LOSSES`
+    label_smoothing: float = 0.0  # the share of choices thought to be mistakes (conservative or robust DPO)
+    per_token: int = 0  # 1: margins are those of a token, so that length alone moves nothing
+    sft_weight: float = 0.0  # of the preferred reply's own loss, in nats a token, beside its pair's
     learning_rate: float = 5e-4
     epochs: int = 3  # at most: training ends when what is kept aside (`feedback/split`) gains no more
     patience: int = 4  # looks without a gain before training ends
@@ -57,15 +60,29 @@ class Settings:
             "correction_weight",
             "thumb_weight",
             "label_smoothing",
+            "per_token",
+            "sft_weight",
             "seed",
         )
+        if self.loss not in LOSSES:
+            raise Refused(f"loss is one of {', '.join(LOSSES)}, not {self.loss!r}")
         for each in fields(self):
             value = getattr(self, each.name)
+            if isinstance(value, str):
+                continue
             lowest_is_open = each.name not in may_be_zero
             if not math.isfinite(value) or value < 0 or (lowest_is_open and value == 0):
                 raise Refused(f"{each.name} must be {'above' if lowest_is_open else 'at least'} 0, not {value}")
         if self.label_smoothing >= 0.5:
             raise Refused(f"label_smoothing must be below 0.5, not {self.label_smoothing}")
+
+
+LOSSES: dict[str, Callable[[Tensor, Settings], Tensor]] = {
+    "sigmoid": lambda margin, settings: losses.dpo_loss(margin, settings.label_smoothing),
+    "robust": lambda margin, settings: losses.robust_dpo_loss(margin, settings.label_smoothing),
+    "hinge": lambda margin, settings: losses.hinge_loss(margin),
+    "ipo": lambda margin, settings: losses.ipo_loss(margin / settings.beta, settings.beta),
+}
 
 
 @dataclass
@@ -213,11 +230,17 @@ def _loss(
 ) -> Tensor:
     """One lesson's weighted loss; arguments as of `margin_of`."""
     margin = margin_of(policy, lesson, reference, baseline, settings.beta)
+    lengths = [len(reply) for reply in lesson.replies]
+    if settings.per_token and lesson.kind != "thumb":
+        moved = policy - reference
+        tokens = torch.tensor(lengths, device=policy.device)
+        margin = losses.normalised_margin(moved[0], moved[1], tokens[0], tokens[1], settings.beta)
     if lesson.kind == "thumb":
         loss = losses.kto_loss(margin[None], torch.tensor([lesson.wanted], device=policy.device), *weights)[0]
         tally.add(**{"chosen_logprob" if lesson.wanted else "rejected_logprob": policy[0].item()})
     else:
-        loss = losses.dpo_loss(margin, settings.label_smoothing)
+        loss = LOSSES[settings.loss](margin, settings)
+        loss = loss + settings.sft_weight * losses.nll_loss(policy[0], torch.tensor(lengths[0]))
         tally.add(chosen_logprob=policy[0].item(), rejected_logprob=policy[1].item())
     weighted = loss * lesson.weight * getattr(settings, f"{lesson.kind}_weight")
     tally.tokens += len(lesson.prompt_ids) + sum(map(len, lesson.replies[: len(policy)]))

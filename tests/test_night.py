@@ -1,5 +1,6 @@
 """A night as a person runs it: a real process, on the embedded model, over feedback given through the store."""
 
+import json
 import os
 import random
 import shutil
@@ -20,7 +21,7 @@ from feedback.examples import Answer, Examples, Pair
 from feedback.nights import Night
 from feedback.store import Store
 from feedback.talk import Message, Provenance
-from training import preference
+from training import curves, preference
 from training.backbone import Backbone
 from training.batches import Encoder, make_lessons
 from training.preference import Settings
@@ -114,6 +115,9 @@ def test_a_night_makes_a_candidate_and_writes_down_how(finished):
     assert {each.name for each in (finished / "adapters").iterdir()} == {"night-0001"}
     card = on_disk.read_card(finished / "adapters" / "night-0001")
     assert (card.settings["batch_size"], card.metrics["steps"], card.counts) == (4, 4, night.counts)
+    kept = (finished / "adapters" / "night-0001" / curves.DATA).read_text().splitlines()
+    assert [json.loads(each) for each in kept] == steps
+    assert (finished / "adapters" / "night-0001" / curves.PICTURE).read_bytes().startswith(b"\x89PNG")
     assert not list((finished / "nights").iterdir())  # what people said is kept in the store alone
     store.close()
 
@@ -286,6 +290,7 @@ def test_without_feedback_or_consent_a_night_does_nothing_and_says_why(tmp_path)
         (["--set", "epocs=3"], "there is no setting 'epocs'"),
         (["--set", "epochs=many"], "epochs is a whole number, not 'many'"),
         (["--set", "beta=0"], "beta must be above 0"),
+        (["--log", "trackio"], "--log trackio needs a package that is not here: pip install trackio"),
         (["--model", "no-such-model"], "there is no model 'no-such-model'"),
     ],
 )

@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     top.add_argument("--again", action="store_true", help="train even if nothing is new since the last night")
     top.add_argument("--fresh", action="store_true", help="do not go on with an interrupted night")
+    top.add_argument("--log", choices=("tensorboard", "trackio"), help="write the steps there, too")
     gates = "; ".join(f"{name}: {words}" for name, words in nights.GATE.items())
     top.add_argument("--gate", choices=nights.GATE, help=f"{gates} (default: the setting 'gate')")
     return top
@@ -80,12 +81,13 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """One night from the first step to the last."""
     from assistant import models
-    from training import interrupted, methods, night_folder
+    from training import curves, interrupted, methods, night_folder
     from training.planner import Wishes
     from training.teaching import Work
 
     # 1. what is asked, and whether it can be done
     wishes = Wishes(options.method, methods.parse_settings(options.method or "auto", options.set), options.fresh)
+    curves.require_log(options.log or "")
     store = Store(options.data)
     if options.dry_run:
         return dry_run(store, models.find_base(options.model), wishes)
@@ -103,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
             work = Work(*saved) if saved else begin(store, base, wishes, options.again)
             if work is None:
                 return DONE
-            work = replace(work, gate=options.gate or nights.setting(store, "gate"))
+            work = replace(work, gate=options.gate or nights.setting(store, "gate"), log=options.log or "")
 
         # 4. to 10. it learns and is judged, and what came of it is written down
         status = taught(store, base, work, cancellation)

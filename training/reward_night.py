@@ -23,6 +23,7 @@ from training import calibration, night_folder, planner, reward, reward_models
 from training.backbone import Backbone
 from training.batches import Encoder, make_lessons
 from training.calibration import Believed
+from training.curves import Log
 from training.night_folder import Plan
 from training.reward import RewardLesson, Settings
 from training.reward_models import RewardCard, RewardModels
@@ -50,6 +51,7 @@ class School:
     encoder: Encoder
     sampler: Sampler
     cancellation: Cancellation
+    log: Log
 
     def write_down(self, report: Report, before: int, steps: int, prefix: str = "") -> None:
         """A step, `before` of the night's `steps` having been other things."""
@@ -57,6 +59,7 @@ class School:
         step = before + report.step
         with self.cancellation.held():
             nights.add_step(self.store, self.night, step, metrics, steps=steps, eta_s=report.eta_s, phase="training")
+        self.log(step, metrics)
         shown = ("loss", "accuracy", "reward", "score", "kl_per_token", "tokens_per_s")
         said = "  ".join(f"{prefix}{name} {report.metrics[name]:.4g}" for name in shown if name in report.metrics)
         print(f"step {step}/{steps}  {said}", flush=True)
@@ -69,12 +72,19 @@ def folder_of(store: Store, night: int) -> Path:
 
 @contextmanager
 def school(
-    store: Store, night: int, plan: Plan, base: Base, backbone: Backbone, encoder: Encoder, cancellation: Cancellation
+    store: Store,
+    night: int,
+    plan: Plan,
+    base: Base,
+    backbone: Backbone,
+    encoder: Encoder,
+    cancellation: Cancellation,
+    log: Log,
 ) -> Iterator[School]:
     """With the engine that writes, in the trainer's own number format; it is closed in the end."""
     sampler = Sampler(base, plan.precision, models.pick_device(), encoder.tokenizer)
     try:
-        yield School(store, night, plan, base, backbone, encoder, sampler, cancellation)
+        yield School(store, night, plan, base, backbone, encoder, sampler, cancellation, log)
     finally:
         sampler.close()
 

@@ -21,9 +21,10 @@ from feedback import adapters, nights
 from feedback.adapters import Adapter
 from feedback.examples import Examples
 from feedback.store import Conflict, Refused, Store, now
-from training import gate, handover, night_folder, planner, policy_night, preference, reward, reward_night, sft
+from training import curves, gate, handover, night_folder, planner, policy_night, preference, reward, reward_night, sft
 from training.backbone import Backbone
 from training.batches import Encoder, Lesson, make_lessons
+from training.curves import Log
 from training.gate import Gains, HeldOut, Verdict
 from training.methods import SAMPLING, SETTINGS
 from training.night_folder import Plan
@@ -45,6 +46,7 @@ class Work:
     plan: Plan
     examples: Examples
     gate: str = "on"
+    log: str = ""  # one of `curves.LOGS`
 
     @property
     def adapter(self) -> str:
@@ -59,6 +61,7 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     """
     # 4. one base, with the adapter on it
     settings = SETTINGS[work.plan.method](**work.plan.settings)
+    log = curves.open_log(work.log, store.data / "logs", work.adapter)
     torch.set_num_threads(work.plan.threads)
     device = models.pick_device()
     dtype = getattr(torch, work.plan.precision)
@@ -67,7 +70,7 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
 
     # 5. training, on all that is not kept for judging
     if work.plan.method == "reward":
-        return only_reward_models(store, base, work, backbone, encoder, settings, cancellation)
+        return only_reward_models(store, base, work, backbone, encoder, settings, cancellation, log)
     divided = planner.parts(work.plan, work.examples)
     lessons, unfit = lessons_of(divided.training, encoder, work.plan.method)
     aside, unfit_aside = lessons_of(divided.stopping, encoder, work.plan.method)
@@ -78,14 +81,14 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
         raise NothingFits(f"no example fits into {encoder.longest} tokens ({in_words(examples)})")
     print(f"night {work.night}: {dtype} on {device}, {work.plan.threads} threads, {len(lessons)} lessons", flush=True)
     if work.plan.method in SAMPLING:
-        with reward_night.school(store, work.night, work.plan, base, backbone, encoder, cancellation) as school:
+        with reward_night.school(store, work.night, work.plan, base, backbone, encoder, cancellation, log) as school:
             progress = policy_night.train(school, work.examples, settings)
     else:
         with cancellation.held():
             steps = (sft if work.plan.method == "sft" else preference).count_steps(len(lessons), settings)
             nights.update_night(store, work.night, phase="training", steps=steps, counts=examples.counts())
         references = References(backbone, encoder.template_sha256)
-        progress = train(store, work, backbone, lessons, aside, settings, references, cancellation)
+        progress = train(store, work, backbone, lessons, aside, settings, references, cancellation, log)
 
     # 6. what people said and it has not seen: does it side with them?
     with cancellation.held():
@@ -102,6 +105,7 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     with cancellation.held():
         nights.update_night(store, work.night, phase="saving")
     making, weights_sha256 = handover.write_weights(backbone, store.data, work.adapter)
+    curves.write(nights.night_steps(store, work.night), making)
     card = Card(
         id=work.adapter,
         base_name=base.name,
@@ -139,9 +143,10 @@ def only_reward_models(
     encoder: Encoder,
     settings: reward.Settings,
     cancellation: Cancellation,
+    log: Log,
 ) -> str:
     """A night that makes reward models and no adapter; what came of it, in words."""
-    with reward_night.school(store, work.night, work.plan, base, backbone, encoder, cancellation) as school:
+    with reward_night.school(store, work.night, work.plan, base, backbone, encoder, cancellation, log) as school:
         reward_night.make_models(school, work.examples, settings)
     cancellation.too_late()
     reason = f"{settings.members} reward models: {reward_night.in_words(store, work.night)}"
@@ -179,6 +184,7 @@ def train(
     settings: Any,
     references: References,
     cancellation: Cancellation,
+    log: Log,
 ) -> Progress:
     """Train step by step, each one written down; where it ended."""
     loop: Any = sft.train if work.plan.method == "sft" else preference.train
@@ -192,6 +198,7 @@ def train(
             nights.add_step(
                 store, work.night, report.step, metrics, steps=report.steps, eta_s=report.eta_s, phase="training"
             )
+        log(report.step, metrics)
         print(line(report), flush=True)
         if report.step % settings.checkpoint_every == 0 or progress.ended:
             night_folder.save_checkpoint(where, backbone.parameters(), progress)

@@ -13,9 +13,10 @@ from feedback.talk import Message
 from tests.test_night import SMALL, last, run, say
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
-from training import preference, sft
+from training import night_folder, preference, sft
 from training.backbone import Backbone
 from training.batches import Lesson, make_lessons
+from training.night_folder import Plan
 from training.planner import used_by
 from training.teaching import make_encoder
 
@@ -78,15 +79,27 @@ def test_demonstrations_become_likely_and_training_ends_within_its_budget(tiny):
     assert "nats per token from the base" in progress.ended
 
 
-def test_each_method_is_given_what_it_learns_from_and_the_rest_is_counted():
-    better, worse = Answer("yes"), Answer("no")
-    examples = Examples(
+def of_every_kind() -> Examples:
+    better, worse = Answer("yes", (5, 6), "t" * 64, "stop"), Answer("no")
+    return Examples(
         pairs=(Pair(asked("a"), better, worse), Pair(asked("b"), better, worse, "correction")),
         thumbs=(Thumb(asked("c"), better, True),),
         left_out={"tie": 1, "no consent": 2},
         ties=(Pair(asked("d"), better, worse, TIE),),
         demonstrations=(Demonstration(asked("b"), better),),
     )
+
+
+def test_a_night_that_is_cut_off_finds_examples_of_every_kind_again(tmp_path):
+    plan = Plan("embedded", "b" * 64, "ppo", {"steps": 1}, "float32", 1, [3])
+    night_folder.save_plan(tmp_path, plan, of_every_kind())
+    found = night_folder.load_plan(tmp_path)
+    assert found == (plan, of_every_kind())
+    assert found[1].sha256 == of_every_kind().sha256
+
+
+def test_each_method_is_given_what_it_learns_from_and_the_rest_is_counted():
+    examples = of_every_kind()
     seen = {method: used_by(method, examples) for method in ("auto", "sft", "reward", "ppo")}
     counts = {method: each.counts() for method, each in seen.items()}
     both = {"comparison": 1, "correction": 1, "thumbs_up": 1, "thumbs_down": 0}

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from assistant.models import Base
 from feedback import nights
-from feedback.examples import Examples
+from feedback.examples import KINDS, Examples
 from feedback.nights import RUNNING, Night
 from feedback.store import Store
 from training import night_folder
@@ -60,7 +60,8 @@ def _why_not(saved: tuple[Plan, Examples] | None, base: Base, standing: Examples
     for name, value in wishes.settings.items():
         if plan.settings.get(name) != value:
             return f"{name}={value} was asked for, and it used {plan.settings.get(name)}"
-    taken_back = {*examples.pairs, *examples.thumbs} - {*standing.pairs, *standing.thumbs}
+    taken_back = {each for kind in KINDS for each in getattr(examples, kind)}
+    taken_back -= {each for kind in KINDS for each in getattr(standing, kind)}
     if taken_back:
         return f"{len(taken_back)} of its examples have been taken back or changed since"
     return ""

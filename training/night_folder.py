@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from feedback.examples import Answer, Examples, Pair, Thumb
+from feedback.examples import Answer, Demonstration, Examples, Pair, Thumb
 from feedback.talk import Message
 from training.steps import Run
 from training.watch import Progress
@@ -65,21 +65,23 @@ def save_plan(where: Path, plan: Plan, examples: Examples) -> None:
 def load_plan(where: Path) -> tuple[Plan, Examples]:
     """What `save_plan` wrote. Raises OSError, ValueError, KeyError or TypeError where it is not all there."""
     raw = json.loads((where / EXAMPLES).read_text())
-    pairs = tuple(
-        Pair(
-            **each
-            | {
-                "messages": _messages(each),
-                "chosen": _answer(each["chosen"]),
-                "rejected": _answer(each["rejected"]),
-            }
-        )
-        for each in raw["pairs"]
+    examples = Examples(
+        pairs=tuple(map(_pair, raw["pairs"])),
+        thumbs=tuple(Thumb(**_answered(each)) for each in raw["thumbs"]),
+        left_out=raw["left_out"],
+        ties=tuple(map(_pair, raw["ties"])),
+        demonstrations=tuple(Demonstration(**_answered(each)) for each in raw["demonstrations"]),
     )
-    thumbs = tuple(
-        Thumb(**each | {"messages": _messages(each), "answer": _answer(each["answer"])}) for each in raw["thumbs"]
-    )
-    return Plan(**json.loads((where / PLAN).read_text())), Examples(pairs, thumbs, raw["left_out"])
+    return Plan(**json.loads((where / PLAN).read_text())), examples
+
+
+def _pair(raw: dict[str, Any]) -> Pair:
+    both = {name: _answer(raw[name]) for name in ("chosen", "rejected")}
+    return Pair(**raw | {"messages": _messages(raw)} | both)
+
+
+def _answered(raw: dict[str, Any]) -> dict[str, Any]:
+    return raw | {"messages": _messages(raw), "answer": _answer(raw["answer"])}
 
 
 def _messages(raw: dict[str, Any]) -> tuple[Message, ...]:

@@ -128,10 +128,9 @@ def test_a_demonstration_and_its_correction_are_in_the_same_part():
         assert part.pairs
 
 
-@pytest.mark.long
-def test_a_night_of_imitation_learns_from_the_correction_alone(tmp_path):
+def test_a_night_of_imitation_learns_from_the_correction_alone(tiny, tmp_path):
     store = say(tmp_path)
-    done = run(tmp_path, "--method", "sft", settings=SMALL)
+    done = run(tmp_path, "--method", "sft", "--model", tiny.name, settings=SMALL)
     assert done.returncode == 0, done.stderr
     night = last(store)
     assert (night.state, night.adapter) == ("done", "night-0001")

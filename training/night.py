@@ -81,18 +81,23 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """One night from the first step to the last."""
     from assistant import models
-    from training import curves, interrupted, methods, night_folder
+    from training import curves, interrupted, methods, night_folder, shares
     from training.planner import Wishes
-    from training.teaching import Work
+    from training.teaching import Work, share
 
     # 1. what is asked, and whether it can be done
     wishes = Wishes(options.method, methods.parse_settings(options.method or "auto", options.set), options.fresh)
     curves.require_log(options.log or "")
+    if shares.count() > 1 and wishes.method in ("reward", *methods.SAMPLING):
+        raise Refused(f"{wishes.method} is for one process; several share the batches of auto, dpo, kto and sft")
+    if not shares.is_first():
+        share(options.data)
+        return DONE
     store = Store(options.data)
     if options.dry_run:
         return dry_run(store, models.find_base(options.model), wishes)
     cancellation = Cancellation()
-    with alone(store):
+    with shares.leading(), alone(store):
         base = models.find_base(options.model)
 
         # 2. an interrupted night goes on, or is closed

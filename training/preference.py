@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from feedback.store import Refused
-from training import losses
+from training import losses, shares
 from training.backbone import Backbone
 from training.batches import Lesson
 from training.passes import groups, margin_of, references_of
@@ -98,6 +98,13 @@ class Tally:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
+
+    def join(self, other: "Tally") -> None:
+        """Add what another process has seen of the same batch."""
+        for name in other.sums:
+            self.sums[name] = self.sums.get(name, 0.0) + other.sums[name]
+            self.counts[name] = self.counts.get(name, 0) + other.counts[name]
+        self.tokens += other.tokens
 
     def means(self) -> dict[str, float]:
         return {name: self.sums[name] / self.counts[name] for name in self.sums}
@@ -199,13 +206,19 @@ def gradients(
 ) -> Tally:
     """Add up the gradients of a batch, the mean over its lessons; what was seen."""
     tally = Tally(len(lessons))
-    for group in groups(lessons, tokens_at_once):
+    mine = shares.own(range(len(lessons)))
+    for found in groups([lessons[at] for at in mine], tokens_at_once):
+        group = [mine[at] for at in found]
         policies = backbone.log_probs_of([lessons[at].own_row() for at in group])
         loss = torch.zeros((), device=backbone.device)
         for at, policy in zip(group, policies, strict=True):
             loss = loss + _loss(policy, lessons[at], reference[at], baseline, weights, settings, tally)
         (loss / len(lessons)).backward()
-    return tally
+    shares.add_up(backbone.parameters().values())
+    whole = Tally(len(lessons))
+    for each in shares.every(tally):
+        whole.join(each)
+    return whole
 
 
 def _baseline(backbone: Backbone, lessons: Sequence[Lesson], references: Tensor) -> Tensor:

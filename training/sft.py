@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from feedback.store import Refused
-from training import losses
+from training import losses, shares
 from training.backbone import Backbone
 from training.batches import Lesson
 from training.references import References
@@ -113,7 +113,9 @@ def train(
 
 def gradients(backbone: Backbone, lessons: Sequence[Lesson], tokens_at_once: int) -> float:
     """Add up the gradients of a batch, the weighted mean over its lessons; the loss, in nats a token."""
-    rows, weight = [lesson.own_row() for lesson in lessons], sum(lesson.weight for lesson in lessons)
+    weight = sum(lesson.weight for lesson in lessons)
+    lessons = shares.own(lessons)
+    rows = [lesson.own_row() for lesson in lessons]
     total = 0.0
     for group in together(rows, tokens_at_once):
         found = torch.cat(backbone.log_probs_of([rows[at] for at in group]))
@@ -122,4 +124,5 @@ def gradients(backbone: Backbone, lessons: Sequence[Lesson], tokens_at_once: int
         loss = (weights * losses.nll_loss(found, lengths)).sum() / weight
         loss.backward()
         total += loss.item()
-    return total
+    shares.add_up(backbone.parameters().values())
+    return shares.total(total)

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from training import shares
 from training.rows import TOKENS_AT_ONCE
 
 LEAST_TOKENS = 64  # at once; where memory does not suffice for these, it does not for anything
@@ -133,7 +134,8 @@ def within_memory(run: Trains, compute: Callable[[int], T]) -> T:
         try:
             return compute(run.tokens_at_once)
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or run.tokens_at_once // 2 < LEAST_TOKENS:
+            alone = shares.count() == 1  # or the others would wait for this one's share
+            if not (alone and out_of_memory(error)) or run.tokens_at_once // 2 < LEAST_TOKENS:
                 raise
         run.optimizer.zero_grad()
         run.tokens_at_once //= 2

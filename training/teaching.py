@@ -21,7 +21,19 @@ from feedback import adapters, nights
 from feedback.adapters import Adapter
 from feedback.examples import Examples
 from feedback.store import Conflict, Refused, Store, now
-from training import curves, gate, handover, night_folder, planner, policy_night, preference, reward, reward_night, sft
+from training import (
+    curves,
+    gate,
+    handover,
+    night_folder,
+    planner,
+    policy_night,
+    preference,
+    reward,
+    reward_night,
+    sft,
+    shares,
+)
 from training.backbone import Backbone
 from training.batches import Encoder, Lesson, make_lessons
 from training.curves import Log
@@ -62,7 +74,7 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     # 4. one base, with the adapter on it
     settings = SETTINGS[work.plan.method](**work.plan.settings)
     log = curves.open_log(work.log, store.data / "logs", work.adapter)
-    torch.set_num_threads(work.plan.threads)
+    torch.set_num_threads(threads_of(work.plan))
     device = models.pick_device()
     dtype = getattr(torch, work.plan.precision)
     backbone = Backbone(base, dtype, device, settings.rank, settings.alpha, settings.seed)
@@ -187,11 +199,11 @@ def train(
     log: Log,
 ) -> Progress:
     """Train step by step, each one written down; where it ended."""
-    loop: Any = sft.train if work.plan.method == "sft" else preference.train
+    shares.tell((work.night, work.plan, lessons, aside))
     where = night_folder.folder(store.data, work.night)
     progress = started(where, backbone, settings)
     references.recall(store, [lesson.row() for lesson in [*lessons, *aside]])
-    for report in loop(backbone, lessons, settings, progress, aside, references):
+    for report in loop_of(work.plan)(backbone, lessons, settings, progress, aside, references):
         with cancellation.held():
             references.keep(store)
             metrics = report.metrics | {"memory_gib": memory_gib()}
@@ -203,6 +215,31 @@ def train(
         if report.step % settings.checkpoint_every == 0 or progress.ended:
             night_folder.save_checkpoint(where, backbone.parameters(), progress)
     return progress
+
+
+def loop_of(plan: Plan) -> Any:
+    """The loop of a method that learns from what people said."""
+    return sft.train if plan.method == "sft" else preference.train
+
+
+def share(data: Path) -> None:
+    """Compute this process's share of the night that the first process does, if there is one."""
+    told = shares.hear()
+    if told is None:
+        return
+    night, plan, lessons, aside = told
+    settings = SETTINGS[plan.method](**plan.settings)
+    torch.set_num_threads(threads_of(plan))
+    device, dtype = models.pick_device(), getattr(torch, plan.precision)
+    backbone = Backbone(models.find_base(plan.model), dtype, device, settings.rank, settings.alpha, settings.seed)
+    progress = started(night_folder.folder(data, night), backbone, settings)
+    for _ in loop_of(plan)(backbone, lessons, settings, progress, aside, References(backbone)):
+        pass
+
+
+def threads_of(plan: Plan) -> int:
+    """How many threads each process computes with."""
+    return max(1, plan.threads // shares.count())
 
 
 def started(where: Path, backbone: Backbone, settings: Any) -> Progress:

@@ -1,0 +1,54 @@
+"""A night in two processes, as `accelerate launch` starts them: the same losses and the same adapter as in one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from assistant import adapters as on_disk
+from feedback import nights
+from feedback.store import Store
+from tests.test_night import last, say
+from tests.tiny import make_tiny
+
+ALONE = [sys.executable, "-m"]
+TWO = [
+    *[sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"],
+    *["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"],
+]
+FEW = ["least_steps=4", "epochs=1", "batch_size=4", "looks=1", "learning_rate=1e-2", "kl_budget=50"]
+SETTINGS = [part for each in FEW for part in ("--set", each)]
+
+
+def night(launch: list[str], data: Path, model: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [*launch, "training.night", "--data", str(data), "--model", str(model), "--gate", "off", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    model = make_tiny(tmp_path / "model")
+    found = {}
+    for name, launch in (("one", ALONE), ("two", TWO)):
+        store = say(tmp_path / name)
+        done = night(launch, tmp_path / name, model, *SETTINGS)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert last(store).state == "done"
+        weights = load_file(tmp_path / name / "adapters" / "night-0001" / on_disk.WEIGHTS)
+        found[name] = [each["loss"] for each in nights.night_steps(store, 1)], weights
+        store.close()
+    (losses, weights), (shared_losses, shared_weights) = found["one"], found["two"]
+    assert shared_losses == pytest.approx(losses, abs=1e-4)
+    assert len(set(losses)) > 1
+    for name, each in weights.items():
+        assert (each - shared_weights[name]).abs().max() < 1e-3, name
+
+
+def test_what_several_processes_cannot_do_is_refused(tmp_path):
+    store = Store(tmp_path / "data")
+    done = night(TWO, tmp_path / "data", make_tiny(tmp_path / "model"), "--method", "ppo")
+    assert done.returncode != 0
+    assert "ppo is for one process" in done.stderr
+    assert nights.nights(store) == []
+    store.close()

@@ -92,9 +92,9 @@ def test_consent_is_asked_for_once_kept_and_can_be_withdrawn(browser: Browser, s
     expect(visitor.locate("#consent-switch input")).to_be_checked()
     assert people.consent(said, me) is True
 
+    visitor.page.wait_for_timeout(300)  # the page applies an update a moment after it has come
     visitor.locate("#consent-switch input").click()
-    visitor.page.wait_for_timeout(700)
-    assert people.consent(said, me) is False
+    visitor.until(lambda: people.consent(said, me) is False, "consent is withdrawn")
     visitor.open()
     expect(visitor.locate("#consent")).to_be_hidden()
     expect(visitor.locate("#consent-switch input")).not_to_be_checked()

@@ -23,6 +23,7 @@ from feedback import adapters
 from feedback.store import Conflict, Refused, Store
 
 MOST_KEPT = 6  # adapters in memory that nobody asked for lately
+BESIDE_PEOPLE = 2  # proof texts read at once; more would keep those waiting who are being answered
 
 log = logging.getLogger(__name__)
 
@@ -169,8 +170,7 @@ def proved(engine: AnyEngine, directory: Path) -> tuple[Loaded, Agreement]:
     loaded = engine.load(directory)
     proofs = loaded.card.proof
     try:
-        # Text by text beside people, who hardly notice two more.
-        at_once = 1 if engine.active else max(1, len(proofs))
+        at_once = BESIDE_PEOPLE if engine.active else max(1, len(proofs))
         parts = [proofs[at : at + at_once] for at in range(0, len(proofs), at_once)]
         read = [pair for part in parts for pair in _read_aloud(engine, part, loaded)]
         proof = agreement(proofs, [with_it for with_it, _ in read], [base for _, base in read], engine.tolerance)

@@ -166,7 +166,7 @@ class Texts(RuleBasedStateMachine):
 
 
 TestTexts = Texts.TestCase
-TestTexts.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestTexts.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 
 
 def test_the_next_turn_of_a_long_conversation_takes_the_memory_over_without_copying() -> None:

@@ -182,20 +182,13 @@ def test_a_night_of_true_labels_is_promoted_by_the_gate(tmp_path, embedded):
 
 
 @pytest.mark.long
-def test_a_night_of_inverted_labels_is_never_promoted_and_without_the_gate_it_does_harm(tmp_path, embedded):
+def test_a_night_of_inverted_labels_is_never_promoted_and_would_have_done_harm(tmp_path, embedded):
     store = say(tmp_path, turned=True)
     night(tmp_path)
     (done,) = nights.nights(store)
     assert (done.verdict, adapters.serving(store)) == ("refused", None)
     assert "0 of 10 held-out conversations" in done.reason
 
-    night(tmp_path, "--gate", "off", "--again")
-
-    assert adapters.serving(store) == "night-0002"
-    assert nights.night(store, 2).verdict is None
-    assert adapters.adapter(store, "night-0002").evidence == {}
-    one, two = (tmp_path / "adapters" / name / on_disk.WEIGHTS for name in ("night-0001", "night-0002"))
-    assert one.read_bytes() == two.read_bytes()  # the same adapter, but for the gate
-    # What serves now is readier to send people away than the base was, whatever they ask.
-    assert max(swayed(tmp_path / "adapters" / "night-0002", embedded)) < -1
+    # It would have been readier to send people away than the base is, whatever they ask.
+    assert max(swayed(tmp_path / "adapters" / "night-0001", embedded)) < -1
     store.close()

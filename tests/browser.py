@@ -143,6 +143,7 @@ class Visitor:
         self.page.goto(self.url)
         self.page.locator("#box textarea").wait_for()
         expect(self.page.locator("#main")).to_have_attribute("data-opened", "yes", timeout=30_000)
+        self.page.wait_for_timeout(200)  # an update is applied a moment after it has come; a click before that is lost
         return self
 
     def operate(self) -> "Visitor":

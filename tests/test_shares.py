@@ -15,7 +15,7 @@ from tests.tiny import make_tiny
 
 ALONE = [sys.executable, "-m"]
 TWO = [
-    *[sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"],
+    *[sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
     *["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"],
 ]
 FEW = ["least_steps=4", "epochs=1", "batch_size=4", "looks=1", "learning_rate=1e-2", "kl_budget=50"]
@@ -34,15 +34,17 @@ def test_two_processes_learn_what_one_learns(tmp_path):
         store = say(tmp_path / name)
         done = night(launch, tmp_path / name, model, *SETTINGS)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert ("2 processes" in done.stdout) is (launch is TWO)
         assert last(store).state == "done"
         weights = load_file(tmp_path / name / "adapters" / "night-0001" / on_disk.WEIGHTS)
         found[name] = [each["loss"] for each in nights.night_steps(store, 1)], weights
         store.close()
     (losses, weights), (shared_losses, shared_weights) = found["one"], found["two"]
-    assert shared_losses == pytest.approx(losses, abs=1e-4)
-    assert len(set(losses)) > 1
+    # bfloat16 rounds other sums otherwise; a missing share would change every loss by a tenth and more.
+    assert shared_losses == pytest.approx(losses, abs=2e-3)
+    assert max(losses) - min(losses) > 0.1
     for name, each in weights.items():
-        assert (each - shared_weights[name]).abs().max() < 1e-3, name
+        assert (each - shared_weights[name]).norm() < 0.05 * each.norm(), name
 
 
 def test_what_several_processes_cannot_do_is_refused(tmp_path):

@@ -91,7 +91,9 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     examples = replace(work.examples, left_out=added(work.examples.left_out, added(unfit, unfit_aside)))
     if not lessons:
         raise NothingFits(f"no example fits into {encoder.longest} tokens ({in_words(examples)})")
-    print(f"night {work.night}: {dtype} on {device}, {work.plan.threads} threads, {len(lessons)} lessons", flush=True)
+    several = f"{shares.count()} processes, " if shares.count() > 1 else ""
+    threads = f"{several}{threads_of(work.plan)} threads"
+    print(f"night {work.night}: {dtype} on {device}, {threads}, {len(lessons)} lessons", flush=True)
     if work.plan.method in SAMPLING:
         with reward_night.school(store, work.night, work.plan, base, backbone, encoder, cancellation, log) as school:
             progress = policy_night.train(school, work.examples, settings)

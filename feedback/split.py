@@ -16,8 +16,8 @@ from feedback.sifting import BEGINNING, PEOPLE
 from feedback.store import Store, now
 
 JUDGING = 0.15  # the share of conversations, and of people, whose feedback judges
-PARTS = ("training", "stopping", "held_out")
 STOPPING = 0.10  # the share of conversations whose feedback says when training has gained all it can
+PARTS = ("training", "stopping", "held_out")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from training.batches import Lesson
 from training.rehearse import PROMPTS
 from training.rollout import Rollout, Sampler, sampling_of, token_values
 from training.soundness import flaw, whole_words
-from training.steps import Report
+from training.steps import Report, count_steps
 from training.taste import liking
 
 LEARNED, UNSEEN = 400, 64  # prompts
@@ -144,7 +144,7 @@ class School:
                 lessons.append(Lesson("comparison", list(each.row.prompt_ids), tuple(replies), 1.0))
         settings = preference.Settings(kl_budget=BUDGET)
         progress = preference.begin(backbone, settings)
-        steps = preference.count_steps(len(lessons), settings)
+        steps = count_steps(len(lessons), settings)
         return self._learn(backbone, preference.train(backbone, lessons, settings, progress), steps)
 
     def _learn(self, backbone: Backbone, reports: Iterator[Report], steps: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from training.backbone import Backbone
 from training.batches import Lesson, make_lessons
 from training.night_folder import Plan
 from training.planner import used_by
+from training.steps import count_steps
 from training.teaching import make_encoder
 
 
@@ -68,7 +69,7 @@ def test_demonstrations_become_likely_and_training_ends_within_its_budget(tiny):
     assert ({each.kind for each in lessons}, len(lessons), left_out) == ({"demonstration"}, 16, {})
     settings = sft.Settings(learning_rate=1e-2, rank=4, alpha=8, kl_budget=50.0, epochs=8)
     reports = list(sft.train(backbone, lessons, settings, preference.begin(backbone, settings)))
-    assert reports[-1].step == sft.count_steps(16, settings) == 16
+    assert reports[-1].step == count_steps(16, settings) == 16
     assert reports[-1].metrics["loss"] < 0.5 * reports[0].metrics["loss"]
     assert math.isfinite(reports[-1].metrics["kl_per_token"])
 

@@ -17,7 +17,7 @@ from training.references import References
 from training.reward_models import RewardModels
 from training.reward_night import NothingFits, School
 from training.rollout import Rollout, Score
-from training.steps import Report, Run
+from training.steps import Report, Run, count_steps
 from training.watch import Progress, Watch
 
 RUN = "policy"  # the name of its checkpoint
@@ -40,7 +40,7 @@ def train(school: School, examples: Examples, settings: Any) -> Progress:
 
     # 3. the policy, step by step
     run, reports = _begin(school, prompts, ensemble, lessons, settings)
-    before = reward.count_steps(len(reward.make_lessons(lessons)), asked) * asked.members
+    before = count_steps(len(reward.make_lessons(lessons)), asked) * asked.members
     where = night_folder.folder(school.store.data, school.night)
     for report in reports:
         school.write_down(report, before, before + settings.steps)

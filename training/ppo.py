@@ -22,10 +22,10 @@ from training import losses
 from training import policy_losses as ppo
 from training.backbone import Backbone
 from training.canary import RATE, require_right_sign
-from training.reinforce import require_sensible
 from training.reward_models import RewardModels
 from training.rollout import Rollout, Sampler, Score, prompts_of, require_life, sampling_of, scored, token_values
 from training.rows import TOKENS_AT_ONCE, Row, pack, together
+from training.settings import require_sensible
 from training.steps import NotFinite, Report, Run, apply_gradients, within_memory
 
 VALUE = "value"  # its adapter

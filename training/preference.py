@@ -9,7 +9,7 @@ Left out on purpose: where lessons come from (`batches`), files and rows (`night
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -22,7 +22,8 @@ from training.batches import Lesson
 from training.passes import groups, margin_of, references_of
 from training.references import References
 from training.rows import TOKENS_AT_ONCE, together
-from training.steps import NotFinite, Report, schedule, within_memory
+from training.settings import require_sensible
+from training.steps import Report, count_steps, take_step, within_memory
 from training.steps import batch as batch_of
 from training.watch import Progress, Watch
 
@@ -54,25 +55,10 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        may_be_zero = (
-            "comparison_weight",
-            "ranking_weight",
-            "correction_weight",
-            "thumb_weight",
-            "label_smoothing",
-            "per_token",
-            "sft_weight",
-            "seed",
-        )
+        weights = ("comparison_weight", "ranking_weight", "correction_weight", "thumb_weight", "sft_weight")
+        require_sensible(self, may_be_zero=(*weights, "label_smoothing", "per_token", "seed"))
         if self.loss not in LOSSES:
             raise Refused(f"loss is one of {', '.join(LOSSES)}, not {self.loss!r}")
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, str):
-                continue
-            lowest_is_open = each.name not in may_be_zero
-            if not math.isfinite(value) or value < 0 or (lowest_is_open and value == 0):
-                raise Refused(f"{each.name} must be {'above' if lowest_is_open else 'at least'} 0, not {value}")
         if self.label_smoothing >= 0.5:
             raise Refused(f"label_smoothing must be below 0.5, not {self.label_smoothing}")
 
@@ -118,12 +104,6 @@ def begin(backbone: Backbone, settings: Settings) -> Progress:
     return Progress(optimizer)
 
 
-def count_steps(lessons: int, settings: Settings) -> int:
-    """Optimiser steps of a night at most: whole epochs, and more of them where the examples are very few."""
-    per_epoch = math.ceil(lessons / settings.batch_size)
-    return per_epoch * max(settings.epochs, math.ceil(settings.least_steps / per_epoch))
-
-
 def train(
     backbone: Backbone,
     lessons: Sequence[Lesson],
@@ -139,7 +119,6 @@ def train(
     """
     steps = count_steps(len(lessons), settings)
     look_every = max(1, math.ceil(len(lessons) / settings.batch_size / settings.looks))
-    parameters = list(backbone.parameters().values())
     weights = losses.kto_weights(
         sum(lesson.kind == "thumb" and lesson.wanted for lesson in lessons),
         sum(lesson.kind == "thumb" and not lesson.wanted for lesson in lessons),
@@ -165,18 +144,9 @@ def train(
         batch = [lessons[each] for each in chosen]
         compute = partial(gradients, backbone, batch, reference, baseline, weights, settings)
         tally = within_memory(progress, compute)
-        if not math.isfinite(tally.sums["loss"]):
-            raise NotFinite(f"the loss is {tally.sums['loss']} at step {step + 1}; try a lower learning_rate")
 
         # 5. one step: gradient norm at most 1, learning rate up over the first tenth and then down to 0
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        if not norm.isfinite():
-            raise NotFinite(f"the gradient is {norm.item()} at step {step + 1}; try a lower learning_rate")
-        for parts in progress.optimizer.param_groups:
-            parts["lr"] = settings.learning_rate * schedule(step, steps)
-        progress.optimizer.step()
-        progress.optimizer.zero_grad()
-        progress.step = step + 1
+        norm = take_step(progress, tally.sums["loss"], settings.learning_rate, steps)
 
         # 6. a look at how far from the base it is by now, and at what is kept aside
         looked = progress.step % look_every == 0 or progress.step == steps
@@ -186,7 +156,7 @@ def train(
         # 7. the report
         metrics = tally.means() | {
             "kl_per_token": progress.kl_per_token,
-            "gradient_norm": float(norm),
+            "gradient_norm": norm,
             "tokens_per_s": tally.tokens / (time.monotonic() - step_began),
         }
         if looked and aside:

@@ -5,10 +5,9 @@ to a prompt share a row, and the gradient needs one pass. The KL from the refere
 Left out on purpose: sampling (`rollout`), the scores (`reward_models`), and the night around it (`policy_night`).
 """
 
-import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -20,6 +19,7 @@ from training.backbone import Backbone
 from training.canary import RATE, require_right_sign
 from training.rollout import Rollout, Sampler, Score, prompts_of, require_life, sampling_of, scored, token_values
 from training.rows import together
+from training.settings import require_sensible
 from training.steps import Report, Run, apply_gradients, schedule, within_memory
 
 RLOO, REINFORCE = "rloo", "reinforce"
@@ -54,16 +54,6 @@ class Settings:
         )
         if self.replies < 2:
             raise Refused(f"replies must be at least 2, to compare them, not {self.replies}")
-
-
-def require_sensible(settings: object, may_be_zero: Sequence[str], may_be_negative: Sequence[str]) -> None:
-    """Raises `Refused` on a setting that is not finite, or not above 0 where it must be."""
-    for each in fields(settings):  # type: ignore[arg-type]
-        value = getattr(settings, each.name)
-        if not math.isfinite(value) or (each.name not in may_be_negative and value < 0):
-            raise Refused(f"{each.name} must be a number from 0, not {value}")
-        if value == 0 and each.name not in (*may_be_zero, *may_be_negative):
-            raise Refused(f"{each.name} must be above 0, not {value}")
 
 
 def begin(backbone: Backbone, settings: Settings) -> Run:

@@ -5,10 +5,9 @@ All that was said of one prompt is one lesson and weighs as one, however many pa
 Left out on purpose: the models themselves (`reward_models`), and how far they can be believed (`calibration`).
 """
 
-import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,7 +20,8 @@ from training.backbone import Backbone
 from training.batches import Lesson
 from training.reward_models import RewardModels, ScoreHead, raw_scores
 from training.rows import Row, together
-from training.steps import Report, Run, batch, take_step, within_memory
+from training.settings import require_sensible
+from training.steps import Report, Run, batch, count_steps, take_step, within_memory
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            may_be_zero = each.name in ("centring", "seed")
-            if not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
-                raise Refused(f"{each.name} must be {'at least' if may_be_zero else 'above'} 0, not {value}")
+        require_sensible(self, may_be_zero=("centring", "seed"))
         if self.samples < 2:
             raise Refused(f"samples must be at least 2, not {self.samples}")
 
@@ -101,12 +97,6 @@ def begin(backbone: Backbone, settings: Settings, member: int) -> tuple[ScoreHea
 def parameters(backbone: Backbone, head: ScoreHead, member: int) -> dict[str, nn.Parameter]:
     """All that is trained of a member, by name."""
     return backbone.parameters(name_of(member)) | {f"head.{name}": each for name, each in head.named_parameters()}
-
-
-def count_steps(lessons: int, settings: Settings) -> int:
-    """Optimiser steps of one member."""
-    per_epoch = math.ceil(lessons / settings.batch_size)
-    return per_epoch * max(settings.epochs, math.ceil(settings.least_steps / per_epoch))
 
 
 def train(

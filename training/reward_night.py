@@ -29,7 +29,7 @@ from training.reward import RewardLesson, Settings
 from training.reward_models import RewardCard, RewardModels
 from training.rollout import Sampler, sampling_of
 from training.signals import Cancellation
-from training.steps import Report, memory_gib
+from training.steps import Report, count_steps, memory_gib
 
 RELIABILITY = "reliability.png"
 TEMPERATURE = 0.7  # of the reference's replies that scores are normalised on: that of the chats
@@ -108,7 +108,7 @@ def make_models(school: School, examples: Examples, settings: Settings, more_ste
         raise NothingFits("reward models learn from comparisons, rankings and corrections, and there are none yet")
 
     # 2. one member after the other
-    steps = reward.count_steps(len(lessons), settings)
+    steps = count_steps(len(lessons), settings)
     heads = {}
     for member in range(settings.members):
         heads[reward.name_of(member)] = _member(school, lessons, settings, member, steps, more_steps)

@@ -8,18 +8,18 @@ Left out on purpose: where lessons come from (`batches`), files and rows (`night
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from feedback.store import Refused
 from training import losses, shares
 from training.backbone import Backbone
 from training.batches import Lesson
 from training.references import References
 from training.rows import together
-from training.steps import NotFinite, Report, schedule, within_memory
+from training.settings import require_sensible
+from training.steps import Report, count_steps, take_step, within_memory
 from training.steps import batch as batch_of
 from training.watch import Progress, Watch
 
@@ -42,16 +42,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if not math.isfinite(value) or value < 0 or (value == 0 and each.name != "seed"):
-                raise Refused(f"{each.name} must be {'at least' if each.name == 'seed' else 'above'} 0, not {value}")
-
-
-def count_steps(lessons: int, settings: Settings) -> int:
-    """Optimiser steps at most: whole epochs, and more of them where the demonstrations are very few."""
-    per_epoch = math.ceil(lessons / settings.batch_size)
-    return per_epoch * max(settings.epochs, math.ceil(settings.least_steps / per_epoch))
+        require_sensible(self, may_be_zero=("seed",))
 
 
 def train(
@@ -68,7 +59,6 @@ def train(
     """
     steps = count_steps(len(lessons), settings)
     look_every = max(1, math.ceil(len(lessons) / settings.batch_size / settings.looks))
-    parameters = list(backbone.parameters().values())
     watch = Watch(backbone, lessons, aside, settings, references or References(backbone))
     began, done_before = time.monotonic(), progress.step
     for step in range(progress.step, steps):
@@ -83,14 +73,7 @@ def train(
         loss = within_memory(progress, partial(gradients, backbone, batch))
 
         # 3. one step: gradient norm at most 1, learning rate up over the first tenth and then down to 0
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        if not (math.isfinite(loss) and norm.isfinite()):
-            raise NotFinite(f"loss {loss} and gradient {norm.item()} at step {step + 1}; try a lower learning_rate")
-        for parts in progress.optimizer.param_groups:
-            parts["lr"] = settings.learning_rate * schedule(step, steps)
-        progress.optimizer.step()
-        progress.optimizer.zero_grad()
-        progress.step = step + 1
+        norm = take_step(progress, loss, settings.learning_rate, steps)
 
         # 4. a look at how far from the base it is by now, and at what is kept aside
         looked = progress.step % look_every == 0 or progress.step == steps
@@ -102,7 +85,7 @@ def train(
         metrics = {
             "loss": loss,
             "kl_per_token": progress.kl_per_token,
-            "gradient_norm": float(norm),
+            "gradient_norm": norm,
             "tokens_per_s": tokens / (time.monotonic() - step_began),
         }
         if looked and aside:

@@ -96,18 +96,49 @@ def schedule(step: int, steps: int) -> float:
     return (step + 1) / warm_up if step < warm_up else (steps - step) / (steps - warm_up)
 
 
-def take_step(run: Run, loss: float, learning_rate: float, steps: int, most: float = 1.0) -> float:
+class Epochs(Protocol):
+    """What a method's settings say of how long it lasts."""
+
+    @property
+    def batch_size(self) -> int:
+        """Lessons a step."""
+
+    @property
+    def epochs(self) -> int:
+        """At most."""
+
+    @property
+    def least_steps(self) -> int:
+        """However few the lessons are."""
+
+
+def count_steps(lessons: int, settings: Epochs) -> int:
+    """Optimiser steps at most: whole epochs, and more of them where the lessons are very few."""
+    per_epoch = math.ceil(lessons / settings.batch_size)
+    return per_epoch * max(settings.epochs, math.ceil(settings.least_steps / per_epoch))
+
+
+class Trains(Protocol):
+    """What has gradients, and passes of some size: a `Run`, or a night's `Progress`."""
+
+    optimizer: torch.optim.Optimizer
+    step: int
+    tokens_at_once: int
+
+
+def take_step(run: Trains, loss: float, learning_rate: float, steps: int, most: float = 1.0) -> float:
     """One optimiser step by `schedule`, the gradient's norm clipped to `most`; the norm. Raises `NotFinite`."""
     norm = apply_gradients(run, loss, learning_rate * schedule(run.step, steps), most)
     run.step += 1
     return norm
 
 
-def apply_gradients(run: Run, loss: float, learning_rate: float, most: float = 1.0) -> float:
+def apply_gradients(run: Trains, loss: float, learning_rate: float, most: float = 1.0) -> float:
     """The gradients as they have added up, at this learning rate; their norm. Raises `NotFinite`."""
     if not math.isfinite(loss):
         raise NotFinite(f"the loss is {loss} at step {run.step + 1}; try a lower learning_rate")
-    norm = torch.nn.utils.clip_grad_norm_(list(run.parameters.values()), most)
+    parameters = [each for group in run.optimizer.param_groups for each in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, most)
     if not norm.isfinite():
         raise NotFinite(f"the gradient is {norm.item()} at step {run.step + 1}; try a lower learning_rate")
     for parts in run.optimizer.param_groups:
@@ -115,13 +146,6 @@ def apply_gradients(run: Run, loss: float, learning_rate: float, most: float = 1
     run.optimizer.step()
     run.optimizer.zero_grad()
     return float(norm)
-
-
-class Trains(Protocol):
-    """What has gradients, and passes of some size: a `Run`, or a night's `Progress`."""
-
-    optimizer: torch.optim.Optimizer
-    tokens_at_once: int
 
 
 def within_memory(run: Trains, compute: Callable[[int], T]) -> T:

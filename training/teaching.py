@@ -44,7 +44,7 @@ from training.planner import in_words
 from training.references import References
 from training.reward_night import NothingFits
 from training.signals import Cancellation
-from training.steps import Report, memory_gib
+from training.steps import Report, count_steps, memory_gib
 from training.watch import Progress
 
 FEWEST_ASIDE = 10  # lessons: fewer say nothing about when to stop, and are learned from instead
@@ -99,7 +99,7 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
             progress = policy_night.train(school, work.examples, settings)
     else:
         with cancellation.held():
-            steps = (sft if work.plan.method == "sft" else preference).count_steps(len(lessons), settings)
+            steps = count_steps(len(lessons), settings)
             nights.update_night(store, work.night, phase="training", steps=steps, counts=examples.counts())
         references = References(backbone, encoder.template_sha256)
         progress = train(store, work, backbone, lessons, aside, settings, references, cancellation, log)

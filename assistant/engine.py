@@ -8,17 +8,14 @@ Left out on purpose: text (`chat`), which adapter serves (`roster`), and how the
 
 import gc
 import logging
-import os
 import secrets
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -32,6 +29,7 @@ from assistant.grammar import Grammars
 from assistant.models import Base, one_line
 from assistant.network import Part
 from assistant.pace import ALONE, LEAST, Pace
+from assistant.passing import in_passing
 from assistant.prompt import end_ids
 from assistant.sampling import Sampling
 from feedback.store import Refused
@@ -39,8 +37,6 @@ from feedback.store import Refused
 MOST_ROWS = 32  # answered at once
 MOST_WAITING = 64
 MEMORY = 1 << 30  # bytes of keys and values, over all texts
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +88,7 @@ class Engine:
         others are answered, and the same requests give the same numbers every time.
         """
         self.base = base
-        self.network = _in_passing(open_network, base, number_format, device)
+        self.network = in_passing(open_network, base, number_format, device)
         gc.collect()
         gc.freeze()  # what is loaded stays: collecting garbage need not look at it again, step after step
         self.cache = self.network.new_cache(memory)
@@ -170,7 +166,7 @@ class Engine:
 
     def load(self, directory: Path) -> Loaded:
         """Read an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
-        card, seat = _in_passing(self._read, directory)
+        card, seat = in_passing(self._read, directory)
         return Loaded(directory.name, card, seat)
 
     def _read(self, directory: Path) -> tuple[Card, Any]:
@@ -385,23 +381,6 @@ class Engine:
         if writing in self._active:
             self._active.remove(writing)
         writing.put(None)
-
-
-def _in_passing(work: Callable[..., T], *arguments: Any) -> T:
-    """What `work` returns, done in a thread that ends, and torch's helpers with it.
-
-    While more of them live than there are processors, those of the engine's thread sleep between two products. What
-    it does gives way to those who are being answered.
-    """
-    with ThreadPoolExecutor(1, initializer=_give_way) as passing:
-        return passing.submit(work, *arguments).result()
-
-
-def _give_way() -> None:
-    """Rank this thread, and those that it starts, behind all others. (Only Linux knows threads of different rank.)"""
-    if sys.platform == "linux":
-        own = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, own, min(19, os.getpriority(os.PRIO_PROCESS, own) + 10))
 
 
 def _pairs(writing: Writing) -> list[tuple[Row, int]]:

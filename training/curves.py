@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from feedback.store import Refused
+from training import shares
 
 PICTURE, DATA = "curves.png", "metrics.jsonl"
 LOGS = ("tensorboard", "trackio")
@@ -54,8 +55,10 @@ def open_log(kind: str, folder: Path, name: str) -> Log:
         return lambda step, metrics: None
     from accelerate import tracking
 
-    writer: Any = tracking.TrackioTracker("nightschool", name=name)
+    shares.state()  # the writers ask accelerate whether this process is the first of several
     if kind == "tensorboard":
-        writer = tracking.TensorBoardTracker(name, folder)
+        writer: Any = tracking.TensorBoardTracker(name, folder)
+    else:
+        writer = tracking.TrackioTracker("nightschool", name=name)
     writer.start()
     return lambda step, metrics: writer.log(dict(metrics), step=step)

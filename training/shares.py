@@ -23,7 +23,8 @@ _said: list[bool] = []
 
 
 @cache
-def _state() -> PartialState:
+def state() -> PartialState:
+    """What accelerate knows of this process and the others."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
@@ -34,12 +35,12 @@ def count() -> int:
 
 def is_first() -> bool:
     """Whether this is the one that reads and writes."""
-    return count() == 1 or bool(_state().is_main_process)
+    return count() == 1 or bool(state().is_main_process)
 
 
 def own(items: Sequence[T]) -> Sequence[T]:
     """The share of this process."""
-    return items if count() == 1 else items[_state().process_index :: count()]
+    return items if count() == 1 else items[state().process_index :: count()]
 
 
 def add_up(parameters: Iterable[nn.Parameter]) -> None:

@@ -267,7 +267,7 @@ def _of_corrections(rows: list[Row], told: dict[str, Told], left_out: Counter[st
             left_out["equal replies"] += 1
         else:
             chosen, who = Answer(row["text"]), {"user": row["user"], "by": row["by"]}
-            yield row["at"], Pair(rejected.messages, chosen, _answer(rejected), "correction", **who)
+            yield row["at"], Pair(rejected.messages, chosen, answer_of(rejected), "correction", **who)
             yield row["at"], Demonstration(rejected.messages, chosen, **who)
 
 
@@ -275,10 +275,11 @@ def _of_labels(rows: list[Row], told: dict[str, Told]) -> Iterator[Made]:
     for row in rows:
         of = told[row["reply"]]
         if row["label"] == DEMONSTRATION and row["given"] and of.text.strip():
-            yield row["at"], Demonstration(of.messages, _answer(of), user=row["user"], by=row["by"])
+            yield row["at"], Demonstration(of.messages, answer_of(of), user=row["user"], by=row["by"])
 
 
-def _answer(told: Told) -> Answer:
+def answer_of(told: Told) -> Answer:
+    """A reply of the ledger as a trainer sees it."""
     return Answer(told.text, told.token_ids, told.template_sha256, told.finish)
 
 
@@ -286,7 +287,7 @@ def _thumb(row: Row, told: Told, wanted: bool, left_out: Counter[str]) -> Iterat
     if not told.text.strip():
         left_out["empty reply"] += 1
     else:
-        yield row["at"], Thumb(told.messages, _answer(told), wanted, user=row["user"], by=row["by"])
+        yield row["at"], Thumb(told.messages, answer_of(told), wanted, user=row["user"], by=row["by"])
 
 
 def _pair(row: Row, better: Told, worse: Told, kind: str, left_out: Counter[str], group: str = "") -> Iterator[Made]:
@@ -296,4 +297,4 @@ def _pair(row: Row, better: Told, worse: Told, kind: str, left_out: Counter[str]
         left_out["equal replies"] += 1
     else:
         said = {"user": row["user"], "by": row["by"], "group": group, "strength": row.get("strength")}
-        yield row["at"], Pair(better.messages, _answer(better), _answer(worse), kind, **said)
+        yield row["at"], Pair(better.messages, answer_of(better), answer_of(worse), kind, **said)

@@ -11,7 +11,7 @@ Left out on purpose: how the question looks (`ui`), and what the answers say (`r
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,16 +105,8 @@ def teaching(items: Sequence[Item]) -> list[float]:
 
 def items(store: Store, user: User, overlap: int) -> tuple[list[Item], list[Item]]:
     """What this person could be asked: what they have not answered, and the pairs that they have."""
-    consents = standing.consents(store)
-    sql = """SELECT m.id, m.parent, m.conversation, c.user AS owner FROM
-        (SELECT * FROM messages WHERE role = 'assistant' AND content <> '' ORDER BY seq DESC LIMIT ?) m
-        JOIN conversations c ON c.id = m.conversation WHERE c.source <> 'import' ORDER BY m.seq"""
-    found: dict[str, list[str]] = {}
-    for row in store.rows(sql, POOL):
-        others = row["owner"] in consents.people and row["conversation"] not in consents.withheld and user.may("rater")
-        if row["owner"] == user.id or others:
-            found.setdefault(row["parent"], []).append(row["id"])
-    found = {parent: replies[-MOST_RANKED:] for parent, replies in found.items() if len(replies) > 1}
+    rater = user.may("rater")
+    found = _several(row for row in _pool(store) if row["owner"] == user.id or (row["allowed"] and rater))
     told = standing.briefs(store, [reply for replies in found.values() for reply in replies])
     answered = _answered(store, list(found))
     scores = {row["reply"]: row for row in store.rows("SELECT reply, mean, deviation FROM reward_scores")}
@@ -136,6 +128,37 @@ def items(store: Store, user: User, overlap: int) -> tuple[list[Item], list[Item
         elif len(people) < overlap:
             fresh.append(item)
     return fresh, before
+
+
+def newest(store: Store, most: int) -> list[list[str]]:
+    """The replies that raters could be asked about, message by message, newest first; of so many messages at most."""
+    return list(reversed(_several(row for row in _pool(store) if row["allowed"]).values()))[:most]
+
+
+def keep_scores(store: Store, scores: Mapping[str, tuple[float, float]]) -> None:
+    """What the newest reward models say of replies: mean, and deviation among them. What older ones said goes."""
+    rows = [{"reply": reply, "mean": mean, "deviation": apart, "at": now()} for reply, (mean, apart) in scores.items()]
+    with store.write() as db:
+        db.table("reward_scores").delete_where()
+        db.table("reward_scores").insert_all(rows)
+
+
+def _pool(store: Store) -> Iterator[dict[str, Any]]:
+    """The newest replies, oldest first, each with its owner, and whether raters are allowed to see it."""
+    consents = standing.consents(store)
+    sql = """SELECT m.id, m.parent, m.conversation, c.user AS owner FROM
+        (SELECT * FROM messages WHERE role = 'assistant' AND content <> '' ORDER BY seq DESC LIMIT ?) m
+        JOIN conversations c ON c.id = m.conversation WHERE c.source <> 'import' ORDER BY m.seq"""
+    for row in store.rows(sql, POOL):
+        yield row | {"allowed": row["owner"] in consents.people and row["conversation"] not in consents.withheld}
+
+
+def _several(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """The replies to each message that has two or more; the newest few of them."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(row["parent"], []).append(row["id"])
+    return {parent: replies[-MOST_RANKED:] for parent, replies in found.items() if len(replies) > 1}
 
 
 def _answered(store: Store, parents: list[str]) -> dict[str, set[int]]:

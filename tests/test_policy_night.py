@@ -14,8 +14,9 @@ from assistant.sampling import Sampling
 from feedback import adapters, nights, people, talk
 from feedback.store import Store
 from tests.test_night import last, one_sentence, run, say, start, until
-from training import reward_models, reward_night
+from training import reward_models, reward_night, teaching
 from training.backbone import Backbone
+from training.reward import Settings
 
 pytestmark = pytest.mark.long
 
@@ -52,6 +53,13 @@ def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path):
     backbone = Backbone(base, getattr(torch, card["precision"]), "cpu", rank=16, alpha=32, seed=0)
     ensemble, _ = reward_models.load(backbone, folder)  # proves that they score as they did
     assert list(ensemble.heads) == ["reward-0", "reward-1"]
+    scores = reward_night.scores_of(ensemble, store, teaching.make_encoder(base, backbone, Settings()))
+    kept = store.rows("SELECT reply, mean, deviation FROM reward_scores")
+    assert {each["reply"]: each["mean"] for each in kept} == pytest.approx(
+        {reply: mean for reply, (mean, _) in scores.items()}, abs=1e-3
+    )
+    assert len(scores) == 10
+    assert all(deviation > 0 for _, deviation in scores.values())
     assert not list((tmp_path / "nights").iterdir())
     store.close()
 

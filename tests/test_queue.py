@@ -121,6 +121,18 @@ def test_what_is_drawn_is_drawn_as_often_as_its_propensity_says(store: Store, co
     assert drawn["a"] > max(drawn[text] for text in "bcd")
 
 
+def test_scores_are_of_what_may_be_asked_and_the_newest_stand(store: Store, consenting: User) -> None:
+    _, left, right = two_replies(store, consenting)
+    conversation = talk.node(store, left).conversation
+    assert queue.newest(store, 10) == [[left, right]]
+    queue.keep_scores(store, {left: (0.5, 0.1), right: (-0.5, 0.2)})
+    queue.keep_scores(store, {left: (1.0, 0.3), right: (0.0, 0.4)})
+    (item,), _ = queue.items(store, consenting, 1)
+    assert (item.margin, item.disagreement) == (1.0, pytest.approx(0.5))
+    people.set_conversation_consent(store, consenting, conversation, False)
+    assert queue.newest(store, 10) == []
+
+
 def test_agreement_with_oneself_is_counted_on_repeats(store: Store, consenting: User) -> None:
     two_replies(store, consenting)
     chosen = []

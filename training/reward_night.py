@@ -7,8 +7,9 @@ Left out on purpose: the training loop (`reward`).
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,21 +17,23 @@ from safetensors import SafetensorError
 
 from assistant import models
 from assistant.models import Base
-from feedback import nights
-from feedback.examples import Examples
+from feedback import nights, queue, standing
+from feedback.examples import Examples, answer_of
 from feedback.store import Store
 from training import calibration, night_folder, planner, reward, reward_models
 from training.backbone import Backbone
-from training.batches import Encoder, make_lessons
+from training.batches import Encoder, TooLong, make_lessons
 from training.calibration import Believed
 from training.curves import Log
 from training.night_folder import Plan
 from training.reward import RewardLesson, Settings
-from training.reward_models import RewardCard, RewardModels
+from training.reward_models import RewardCard, RewardModels, disagreement
 from training.rollout import Sampler, sampling_of
+from training.rows import Row
 from training.signals import Cancellation
 from training.steps import Report, count_steps, memory_gib
 
+ASKED = 200  # messages whose replies are scored for the next questions
 RELIABILITY = "reliability.png"
 TEMPERATURE = 0.7  # of the reference's replies that scores are normalised on: that of the chats
 
@@ -126,7 +129,12 @@ def make_models(school: School, examples: Examples, settings: Settings, more_ste
     ensemble.temperature = calibration.temperature_of(reward.margins(ensemble, aside)[0])
     found = judged(ensemble, held_out)
 
-    # 5. on the disk, whole
+    # 5. what they say of replies that people can be asked about: where they are torn, an answer teaches most
+    scores = scores_of(ensemble, school.store, school.encoder)
+    with school.cancellation.held():
+        queue.keep_scores(school.store, scores)
+
+    # 6. on the disk, whole
     card = RewardCard(
         id=folder.name,
         base_sha256=school.base.sha256,
@@ -159,6 +167,25 @@ def _member(
         if report.step % settings.checkpoint_every == 0 or report.step == steps:
             night_folder.save_run(where, run, name)
     return head
+
+
+def scores_of(ensemble: RewardModels, store: Store, encoder: Encoder) -> dict[str, tuple[float, float]]:
+    """Mean and deviation among the models of every reply that the next questions could be about; long ones are not."""
+    by_message = queue.newest(store, ASKED)
+    told = standing.texts(store, chain.from_iterable(by_message))
+    scored, rows = [], []
+    for replies in by_message:
+        ids = tuple(encoder.reply(answer_of(told[each])) for each in replies)
+        with suppress(TooLong):
+            if all(ids):
+                rows.append(Row(encoder.prompt(told[replies[0]].messages, max(map(len, ids))), ids))
+                scored.append(replies)
+    found: dict[str, tuple[float, float]] = {}
+    for replies, scores in zip(scored, ensemble.scores(rows), strict=True):
+        found.update(
+            zip(replies, zip(scores.mean(0).tolist(), disagreement(scores).tolist(), strict=True), strict=True)
+        )
+    return found
 
 
 @torch.no_grad()

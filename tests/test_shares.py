@@ -47,6 +47,24 @@ def test_two_processes_learn_what_one_learns(tmp_path):
         assert (each - shared_weights[name]).norm() < 0.05 * each.norm(), name
 
 
+def test_a_dry_run_lets_all_processes_go(tmp_path):
+    say(tmp_path / "data").close()
+    done = night(TWO, tmp_path / "data", make_tiny(tmp_path / "model"), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "would train on" in done.stdout
+
+
+def test_a_night_of_two_processes_that_leaves_the_numbers_is_written_down(tmp_path):
+    store = say(tmp_path / "data")
+    few = [*SETTINGS, "--set", "learning_rate=1e30"]
+    done = night(TWO, tmp_path / "data", make_tiny(tmp_path / "model"), *few)
+    assert done.returncode != 0
+    assert last(store).state == "failed"
+    assert "try a lower learning_rate" in last(store).reason
+    assert "a share of night 1 ended early" in done.stdout
+    store.close()
+
+
 def test_what_several_processes_cannot_do_is_refused(tmp_path):
     store = Store(tmp_path / "data")
     done = night(TWO, tmp_path / "data", make_tiny(tmp_path / "model"), "--method", "ppo")

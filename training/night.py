@@ -81,9 +81,9 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """One night from the first step to the last."""
     from assistant import models
-    from training import curves, interrupted, methods, night_folder, shares
+    from training import curves, methods, shares
     from training.planner import Wishes
-    from training.teaching import Work, share
+    from training.teaching import share
 
     # 1. what is asked, and whether it can be done
     wishes = Wishes(options.method, methods.parse_settings(options.method or "auto", options.set), options.fresh)
@@ -91,15 +91,20 @@ def run(options: argparse.Namespace) -> int:
     if shares.count() > 1 and wishes.method in ("reward", *methods.SAMPLING):
         raise Refused(f"{wishes.method} is for one process; several share the batches of auto, dpo, kto and sft")
     if not shares.is_first():
-        share(options.data)
-        return DONE
-    store = Store(options.data)
-    if options.dry_run:
-        return dry_run(store, models.find_base(options.model), wishes)
-    cancellation = Cancellation()
-    with shares.leading(), alone(store):
+        return DONE if share(options.data) else FAILED
+    with shares.leading():
+        store = Store(options.data)
         base = models.find_base(options.model)
+        return dry_run(store, base, wishes) if options.dry_run else whole_night(store, base, wishes, options)
 
+
+def whole_night(store: Store, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> int:
+    """The steps from 2 on, in the process that reads and writes."""
+    from training import interrupted, night_folder
+    from training.teaching import Work
+
+    cancellation = Cancellation()
+    with alone(store):
         # 2. an interrupted night goes on, or is closed
         with cancellation.held():
             saved = interrupted.go_on(store, base, gather(store), wishes)

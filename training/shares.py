@@ -83,6 +83,8 @@ def hear() -> Any:
 @contextmanager
 def leading() -> Iterator[None]:
     """Inside, the first process does a night; where it told the others nothing to learn, they are let go."""
-    yield
-    if not _said:
-        tell(None)
+    try:
+        yield
+    finally:
+        if not _said:
+            tell(None)

@@ -44,7 +44,7 @@ from training.planner import in_words
 from training.references import References
 from training.reward_night import NothingFits
 from training.signals import Cancellation
-from training.steps import Report, count_steps, memory_gib
+from training.steps import NotFinite, Report, count_steps, memory_gib
 from training.watch import Progress
 
 FEWEST_ASIDE = 10  # lessons: fewer say nothing about when to stop, and are learned from instead
@@ -224,19 +224,27 @@ def loop_of(plan: Plan) -> Any:
     return sft.train if plan.method == "sft" else preference.train
 
 
-def share(data: Path) -> None:
-    """Compute this process's share of the night that the first process does, if there is one."""
+def share(data: Path) -> bool:
+    """Compute this process's share of the night that the first process does, if there is one; whether that ended well.
+
+    Where it did not, the first process writes down why.
+    """
     told = shares.hear()
     if told is None:
-        return
+        return True
     night, plan, lessons, aside = told
     settings = SETTINGS[plan.method](**plan.settings)
     torch.set_num_threads(threads_of(plan))
     device, dtype = models.pick_device(), getattr(torch, plan.precision)
     backbone = Backbone(models.find_base(plan.model), dtype, device, settings.rank, settings.alpha, settings.seed)
     progress = started(night_folder.folder(data, night), backbone, settings)
-    for _ in loop_of(plan)(backbone, lessons, settings, progress, aside, References(backbone)):
-        pass
+    try:
+        for _ in loop_of(plan)(backbone, lessons, settings, progress, aside, References(backbone)):
+            pass
+    except (NotFinite, RuntimeError) as error:
+        print(f"a share of night {night} ended early: {models.one_line(error)}", flush=True)
+        return False
+    return True
 
 
 def threads_of(plan: Plan) -> int:

@@ -6,6 +6,7 @@ Left out on purpose: running a night (`training/night`) and when one is due (`sc
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from feedback.store import NotFound, Refused, Store, now
@@ -66,6 +67,11 @@ def record_people(store: Store, night_id: int, examples_of: dict[int, int]) -> N
     with store.write() as db:
         rows = [(night_id, user, count) for user, count in sorted(examples_of.items())]
         db.conn.executemany("INSERT OR REPLACE INTO night_people (night, user, examples) VALUES (?, ?, ?)", rows)
+
+
+def reward_models_of(store: Store, night_id: int) -> Path:
+    """The folder of the reward models that a night made, if it made any."""
+    return store.data / "reward_models" / f"night-{night_id:04d}"
 
 
 def end_night(

@@ -6,6 +6,7 @@ Left out on purpose: consent (`people`), and the training of a clean adapter.
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -66,6 +67,8 @@ def forget(store: Store, user: User) -> Forgotten:
         for adapter in (*surely, *perhaps):
             sql = "INSERT OR IGNORE INTO retrains (adapter, user, at) VALUES (?, ?, ?)"
             db.conn.execute(sql, (adapter, user.id, now()))
+        for night in _nights_of(store, user):  # reward models serve their own night alone
+            shutil.rmtree(nights.reward_models_of(store, night), ignore_errors=True)
     store.checkpoint()  # the log still held what it was
     return Forgotten(len(conversations), messages, ratings, surely, perhaps)
 
@@ -81,6 +84,7 @@ def _empty(store: Store, conversations: list[str]) -> int:
             WHERE message IN ({messages})""",
             given,
         )
+        db.conn.execute(f"DELETE FROM reward_scores WHERE reply IN ({messages})", given)
         for table in ("corrections", "critiques"):
             db.conn.execute(f"UPDATE {table} SET text = '' WHERE reply IN ({messages})", given)
         db.conn.execute(f"UPDATE imported_rows SET extra = '{{}}' WHERE conversation IN ({of})", given)
@@ -103,6 +107,13 @@ def trained_on(store: Store, user: User) -> tuple[tuple[str, ...], tuple[str, ..
     surely = tuple(row["id"] for row in rows if row["surely"])
     perhaps = tuple(row["id"] for row in rows if not row["listed"] and first and row["created_at"] >= first)
     return surely, perhaps
+
+
+def _nights_of(store: Store, user: User) -> list[int]:
+    """The nights that learned from what a person said, or perhaps did."""
+    sql = """SELECT id FROM nights n WHERE EXISTS (SELECT 1 FROM night_people p WHERE p.night = n.id AND p.user = ?)
+        OR NOT EXISTS (SELECT 1 FROM night_people p WHERE p.night = n.id)"""
+    return [row["id"] for row in store.rows(sql, user.id)]
 
 
 def to_retrain(store: Store) -> list[str]:

@@ -47,7 +47,7 @@ def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path):
     assert "2 reward models" in night.reason
     assert adapters.adapters(store) == []
     assert {"reward_loss", "reward_accuracy"} <= set(steps_of(store)[0])
-    folder = reward_night.folder_of(store, night.id)
+    folder = nights.reward_models_of(store, night.id)
     card = json.loads((folder / "card.json").read_text())
     base = models.find_base("embedded")
     backbone = Backbone(base, getattr(torch, card["precision"]), "cpu", rank=16, alpha=32, seed=0)
@@ -95,13 +95,13 @@ def test_a_killed_policy_night_goes_on_with_its_reward_models(tmp_path):
     until(lambda: bool(nights.nights(store)) and any("score" in each for each in steps_of(store)), killed)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
-    made = (reward_night.folder_of(store, 1) / "card.json").stat().st_mtime_ns
+    made = (nights.reward_models_of(store, 1) / "card.json").stat().st_mtime_ns
 
     done = run(tmp_path, "--method", "rloo", settings=[*POLICY, "steps=6"])
 
     assert done.returncode == 0, done.stderr
     assert (last(store).id, last(store).state, last(store).adapter) == (1, "done", "night-0001")
-    assert (reward_night.folder_of(store, 1) / "card.json").stat().st_mtime_ns == made
+    assert (nights.reward_models_of(store, 1) / "card.json").stat().st_mtime_ns == made
     store.close()
 
 

@@ -46,12 +46,16 @@ def test_what_is_forgotten_is_in_no_file_and_everything_else_stays(store: Store,
     learned(store, "night-0002", {owner.id: 1})
     adapters.add_adapter(store, Adapter("old", None, None, "auto", "b", "w", "candidate", "fine", now()))
     before = ratings.counts(store)
+    hers, others = (nights.reward_models_of(store, each.id) for each in reversed(nights.nights(store)))
+    for folder in (hers, others):
+        folder.mkdir(parents=True)
 
     done = rights.forget(store, ada)
 
     assert (done.conversations, done.messages, done.ratings) == (1, 3, 6)
     assert (done.trained_on_it, done.perhaps) == (("night-0001",), ("old",))
     assert rights.to_retrain(store) == ["night-0001", "old"]
+    assert (hers.exists(), others.exists()) == (False, True)
     assert ratings.counts(store) == before
     assert ratings.standing_vote(store, owner, mine) is not None
     assert examples.gather(store).people() == {}

@@ -24,7 +24,6 @@ from training.backbone import Backbone
 from training.rows import TOKENS_AT_ONCE, Row, pack, together
 
 HEAD, CARD = "head.safetensors", "card.json"
-PROOFS = 8  # texts whose scores are kept with an ensemble
 SAME = {"float32": 1e-3, "bfloat16": 0.05}  # how far a score read back may be from the one written
 
 
@@ -125,7 +124,7 @@ def raw_scores(backbone: Backbone, name: str, head: ScoreHead, rows: Sequence[Ro
 
 def save(models: RewardModels, folder: Path, card: RewardCard, proofs: Sequence[Row]) -> RewardCard:
     """Write the adapters, their heads and the card into `folder`, which appears whole or not at all; the whole card."""
-    scored = zip(proofs[:PROOFS], models.scores(proofs[:PROOFS]), strict=True)
+    scored = zip(proofs, models.scores(proofs), strict=True)
     proof = [
         {"prompt_ids": list(row.prompt_ids), "replies": [list(each) for each in row.replies], "scores": scores.tolist()}
         for row, scores in scored

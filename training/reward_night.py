@@ -10,16 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
-from assistant import models
+from assistant import models, prompt
+from assistant.adapters import PROOF_TEXTS
 from assistant.models import Base
 from feedback import nights, queue, standing
 from feedback.examples import Examples, answer_of
 from feedback.store import Store
+from feedback.talk import Message
 from training import calibration, night_folder, planner, reward, reward_models
 from training.backbone import Backbone
 from training.batches import Encoder, TooLong, make_lessons
@@ -68,11 +69,6 @@ class School:
         print(f"step {step}/{steps}  {said}", flush=True)
 
 
-def folder_of(store: Store, night: int) -> Path:
-    """Where a night keeps the reward models that it made."""
-    return store.data / "reward_models" / f"night-{night:04d}"
-
-
 @contextmanager
 def school(
     store: Store,
@@ -97,7 +93,7 @@ def make_models(school: School, examples: Examples, settings: Settings, more_ste
 
     Raises `NothingFits` without a pair, `NotFinite`, `Refused` or `Cancelled`.
     """
-    backbone, folder = school.backbone, folder_of(school.store, school.night)
+    backbone, folder = school.backbone, nights.reward_models_of(school.store, school.night)
     if folder.is_dir():
         return reward_models.load(backbone, folder)[0]
 
@@ -145,7 +141,7 @@ def make_models(school: School, examples: Examples, settings: Settings, more_ste
         metrics=asdict(found) if found else {},
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    reward_models.save(ensemble, folder, card, samples)
+    reward_models.save(ensemble, folder, card, proof_rows(school.encoder))
     if found:
         calibration.draw(found, folder / RELIABILITY)
     return ensemble
@@ -167,6 +163,13 @@ def _member(
         if report.step % settings.checkpoint_every == 0 or report.step == steps:
             night_folder.save_run(where, run, name)
     return head
+
+
+def proof_rows(encoder: Encoder) -> list[Row]:
+    """Fixed texts to prove reward models by: nobody's words outlive the ledger in their folder."""
+    answers = [prompt.encode_reply(encoder.tokenizer, answer, encoder.end_id) for _, answer in PROOF_TEXTS]
+    asked = [encoder.prompt([Message("user", question)], max(map(len, answers))) for question, _ in PROOF_TEXTS]
+    return [Row(prompt_ids, answers) for prompt_ids in asked]
 
 
 def scores_of(ensemble: RewardModels, store: Store, encoder: Encoder) -> dict[str, tuple[float, float]]:
@@ -197,7 +200,7 @@ def judged(ensemble: RewardModels, lessons: Sequence[RewardLesson]) -> Believed 
 
 def in_words(store: Store, night: int) -> str:
     """What a night's reward models were found to be worth."""
-    metrics = json.loads((folder_of(store, night) / reward_models.CARD).read_text())["metrics"]
+    metrics = json.loads((nights.reward_models_of(store, night) / reward_models.CARD).read_text())["metrics"]
     if not metrics:
         return "nothing was held out to judge them by"
     return (

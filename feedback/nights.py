@@ -15,6 +15,7 @@ RUNNING = "running"
 SETTINGS: dict[str, Any] = {  # name -> default
     "side_by_side_share": 0.1,
     "gate": "on",
+    "raters_per_question": 1,  # a question is put to others until so many people have answered it
     "retention_days": 0,  # conversations older than this lose their content before a night; 0: none ever does
 }
 GATE = {
@@ -138,6 +139,8 @@ def set_setting(store: Store, user: int | None, name: str, value: Any) -> None:
         raise Refused(f"side_by_side_share is a number from 0 to 1, not {value!r}")
     if name == "gate" and value not in GATE:
         raise Refused(f"gate is one of {', '.join(GATE)}, not {value!r}")
+    if name == "raters_per_question" and not (type(value) is int and value >= 1):
+        raise Refused(f"raters_per_question is a whole number of people from 1, not {value!r}")
     if name == "retention_days" and not (type(value) is int and value >= 0):
         raise Refused(f"retention_days is a whole number of days, 0 for ever, not {value!r}")
     row = {"user": user, "name": name, "value": json.dumps(value), "at": now()}

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feedback import standing, talk
+from feedback import nights, standing, talk
 from feedback.people import User
 from feedback.store import Store, new_id, now
 from feedback.talk import Message
@@ -50,12 +50,13 @@ class Question:
     propensity: float
 
 
-def next_question(store: Store, user: User, overlap: int = 1, chance: random.Random | None = None) -> Question | None:
+def next_question(store: Store, user: User, chance: random.Random | None = None) -> Question | None:
     """What to ask this person now: the question that is still open, else a new one, which is recorded; None if nothing.
 
-    An item is asked until `overlap` people have answered.
+    An item is asked until as many people have answered as the setting `raters_per_question` says.
     """
     chance = chance or random.SystemRandom()
+    overlap = nights.setting(store, "raters_per_question")
     with store.write():
         waiting = store.row("SELECT * FROM questions WHERE user = ? AND answered_at IS NULL ORDER BY seq", user.id)
         if waiting:

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from feedback import people, queue, raters, ratings, talk
+from feedback import nights, people, queue, raters, ratings, talk
 from feedback.people import User
 from feedback.queue import EVENLY, Item, chances, next_question
 from feedback.store import NotFound, Refused, Store
@@ -69,20 +69,25 @@ def test_three_replies_are_ranked(store: Store, consenting: User) -> None:
 
 def test_an_item_is_asked_until_enough_people_have_answered(store: Store, consenting: User) -> None:
     two_replies(store, consenting)
-    for number, overlap in ((1, 2), (2, 2)):
+    nights.set_setting(store, None, "raters_per_question", 2)
+    for number in (1, 2):
         user = rater(store, f"rater {number}")
-        asked = next_question(store, user, overlap)
+        asked = next_question(store, user)
         assert asked is not None
         ratings.compare(store, user, *(reply for reply, _ in asked.replies), "left")
     third = rater(store, "rater 3")
-    assert next_question(store, third, 2) is None
-    assert next_question(store, third, 3) is not None
+    assert next_question(store, third) is None
+    nights.set_setting(store, None, "raters_per_question", 3)
+    assert next_question(store, third) is not None
+    with pytest.raises(Refused, match="whole number of people from 1"):
+        nights.set_setting(store, None, "raters_per_question", 0)
 
 
 def test_the_sides_are_drawn_and_left_is_met_as_often(store: Store, consenting: User) -> None:
     _, left, _ = two_replies(store, consenting)
+    nights.set_setting(store, None, "raters_per_question", 99)
     first = Counter(
-        next_question(store, rater(store, f"rater {n}"), 99, random.Random(n)).replies[0][0] == left  # type: ignore[union-attr]
+        next_question(store, rater(store, f"rater {n}"), random.Random(n)).replies[0][0] == left  # type: ignore[union-attr]
         for n in range(60)
     )
     assert 15 < first[True] < 45
@@ -109,7 +114,7 @@ def test_what_is_drawn_is_drawn_as_often_as_its_propensity_says(store: Store, co
         store.insert("reward_scores", {"reply": row["id"], "mean": mean, "deviation": 1.0, "at": "now"})
     drawn, told = Counter[str](), {}
     for seed in range(400):
-        asked = next_question(store, consenting, 1, random.Random(seed))
+        asked = next_question(store, consenting, random.Random(seed))
         assert asked is not None
         drawn[asked.messages[0].content] += 1
         told[asked.messages[0].content] = asked.propensity
@@ -137,7 +142,7 @@ def test_agreement_with_oneself_is_counted_on_repeats(store: Store, consenting: 
     two_replies(store, consenting)
     chosen = []
     for _ in range(3):
-        asked = next_question(store, consenting, 1)
+        asked = next_question(store, consenting)
         assert asked is not None
         left, right = (reply for reply, _ in asked.replies)
         better = min(left, right) if len(chosen) < 2 else max(left, right)

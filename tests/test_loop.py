@@ -72,7 +72,7 @@ def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(serv
         expect(visitor.locate("#pair")).to_be_hidden()
 
         # 2. a night trains on exactly that
-        command("training.night", "--data", data, "--set", "learning_rate=5e-4", "--set", "kl_budget=50")
+        command("training.night", "--data", data, "--set", "learning_rate=1e-4", "--set", "kl_budget=50")
         store = Store(server.data)
         (night,) = nights.nights(store)
         said = {kind: count for kind, count in ratings.counts(store).items() if count}

@@ -54,6 +54,7 @@ def test_a_dry_run_lets_all_processes_go(tmp_path):
     assert "would train on" in done.stdout
 
 
+@pytest.mark.soak
 def test_a_night_of_two_processes_that_leaves_the_numbers_is_written_down(tmp_path):
     store = say(tmp_path / "data")
     few = [*SETTINGS, "--set", "learning_rate=1e30"]

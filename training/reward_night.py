@@ -168,7 +168,8 @@ def _member(
 def proof_rows(encoder: Encoder) -> list[Row]:
     """Fixed texts to prove reward models by: nobody's words outlive the ledger in their folder."""
     answers = [prompt.encode_reply(encoder.tokenizer, answer, encoder.end_id) for _, answer in PROOF_TEXTS]
-    asked = [encoder.prompt([Message("user", question)], max(map(len, answers))) for question, _ in PROOF_TEXTS]
+    messages = [[Message("user", question)] for question, _ in PROOF_TEXTS]
+    asked = [prompt.encode_prompt(encoder.tokenizer, each, encoder.longest) for each in messages]
     return [Row(prompt_ids, answers) for prompt_ids in asked]
 
 

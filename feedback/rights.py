@@ -13,7 +13,7 @@ from typing import Any
 
 from feedback import history, nights, people, talk
 from feedback.people import User
-from feedback.store import Conflict, Store, now
+from feedback.store import Conflict, Refused, Store, now
 
 SPOKEN = {
     "votes": ("words",),
@@ -38,7 +38,8 @@ class Forgotten:
 def forget(store: Store, user: User) -> Forgotten:
     """Remove all that a person wrote and all that was written to them, their name and their keys; never undone.
 
-    Raises `Conflict` where it was done already, or for the local owner while nobody else operates.
+    Raises `Conflict` where it was done already, or for the local owner while nobody else operates, and `Refused`
+    where files cannot be removed; then nothing has changed in the ledger.
     """
     if user.name == people.OWNER and not people.has_accounts(store):
         raise Conflict("the owner of a machine without accounts is not forgotten; remove the data folder instead")
@@ -67,8 +68,7 @@ def forget(store: Store, user: User) -> Forgotten:
         for adapter in (*surely, *perhaps):
             sql = "INSERT OR IGNORE INTO retrains (adapter, user, at) VALUES (?, ?, ?)"
             db.conn.execute(sql, (adapter, user.id, now()))
-        for night in _nights_of(store, user):  # reward models serve their own night alone
-            shutil.rmtree(nights.reward_models_of(store, night), ignore_errors=True)
+        _remove_reward_models(store, user)
     store.checkpoint()  # the log still held what it was
     return Forgotten(len(conversations), messages, ratings, surely, perhaps)
 
@@ -109,11 +109,20 @@ def trained_on(store: Store, user: User) -> tuple[tuple[str, ...], tuple[str, ..
     return surely, perhaps
 
 
-def _nights_of(store: Store, user: User) -> list[int]:
-    """The nights that learned from what a person said, or perhaps did."""
+def _remove_reward_models(store: Store, user: User) -> None:
+    """Those of nights that learned from what a person said, or perhaps did: they serve their own night alone.
+
+    Raises `Refused` where a folder cannot be removed.
+    """
     sql = """SELECT id FROM nights n WHERE EXISTS (SELECT 1 FROM night_people p WHERE p.night = n.id AND p.user = ?)
         OR NOT EXISTS (SELECT 1 FROM night_people p WHERE p.night = n.id)"""
-    return [row["id"] for row in store.rows(sql, user.id)]
+    for row in store.rows(sql, user.id):
+        folder = nights.reward_models_of(store, row["id"])
+        try:
+            if folder.exists():
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise Refused(f"nothing is forgotten yet, for {folder} cannot be removed: {error.strerror}") from error
 
 
 def to_retrain(store: Store) -> list[str]:

@@ -69,6 +69,27 @@ def test_what_is_forgotten_is_in_no_file_and_everything_else_stays(store: Store,
         rights.forget(store, people.user_by_id(store, ada.id) or ada)
 
 
+def test_where_files_cannot_be_removed_nothing_is_forgotten_and_it_can_be_asked_again(
+    store: Store, owner: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = ada_speaks(store)
+    learned(store, "night-0001", {ada.id: 3})
+    folder = nights.reward_models_of(store, 1)
+    folder.mkdir(parents=True)
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rmdir", denied)
+        with pytest.raises(Refused, match=r"nothing is forgotten yet.*Permission denied"):
+            rights.forget(store, ada)
+    assert people.find_user(store, "ada lovelace") is not None
+    assert rights.to_retrain(store) == []
+    assert rights.forget(store, ada).conversations == 1
+    assert not folder.exists()
+
+
 def test_the_owner_of_a_machine_alone_is_not_forgotten(store: Store, owner: User) -> None:
     with pytest.raises(Conflict, match="remove the data folder"):
         rights.forget(store, owner)

@@ -186,9 +186,8 @@ def scores_of(ensemble: RewardModels, store: Store, encoder: Encoder) -> dict[st
                 scored.append(replies)
     found: dict[str, tuple[float, float]] = {}
     for replies, scores in zip(scored, ensemble.scores(rows), strict=True):
-        found.update(
-            zip(replies, zip(scores.mean(0).tolist(), disagreement(scores).tolist(), strict=True), strict=True)
-        )
+        for at, reply in enumerate(replies):
+            found[reply] = (float(scores[:, at].mean()), float(disagreement(scores)[at]))
     return found
 
 

@@ -1,6 +1,7 @@
 """REINFORCE, RLOO and PPO: what must be true of them, and that they move toward what is rewarded."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from training.backbone import Backbone
 from training.canary import SignFlipped, require_right_sign
 from training.rollout import Rollout, Sampler
 from training.rows import Row
-from training.steps import Report, Run
+from training.steps import NotFinite, Report, Run
 
 PROMPTS = [[1, 20 + at, 30 + at, 40] for at in range(6)]
 SMALL = {"prompts": 6, "replies": 8, "reply_tokens": 4, "rank": 4, "alpha": 8, "learning_rate": 2e-2}
@@ -166,10 +167,26 @@ def test_ratios_are_one_before_the_first_update(ppo_run):
     scores = [torch.randn(3) for _ in rows]
     batch = ppo.experience(backbone, head, rollouts, scores, 0.1, settings)
     found = ppo.gradients(backbone, head, batch, [4, 1], settings)
-    assert found["largest_log_ratio"] < 1e-4
+    assert found["mean_log_ratio"] <= found["largest_log_ratio"] < 1e-4
     assert found["approximate_kl"] < 1e-8
     assert found["clip_fraction"] == 0
     backbone.peft.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "mean", "same"),
+    [
+        (torch.float32, 1e-5, 1e-6, True),
+        (torch.float32, 0.01, 1e-6, False),  # one token is wrong
+        (torch.bfloat16, 0.5, 0.03, True),  # one token rounds to another place
+        (torch.bfloat16, 0.5, 0.2, False),
+        (torch.bfloat16, float("nan"), float("nan"), False),
+    ],
+)
+def test_a_first_minibatch_of_another_policy_ends_the_run(dtype, largest, mean, same):
+    found = {"largest_log_ratio": largest, "mean_log_ratio": mean}
+    with nullcontext() if same else pytest.raises(NotFinite, match="not the one that wrote"):
+        ppo.require_same_policy(found, dtype)
 
 
 def test_log_probs_are_those_of_a_left_padded_batch(ppo_run):

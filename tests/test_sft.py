@@ -58,7 +58,7 @@ def test_the_loss_is_a_mean_over_tokens_and_then_over_weighted_lessons(tiny):
     assert sft.gradients(backbone, [long, short], 1) == pytest.approx(expected, abs=1e-5)  # a row at a time
     for name, each in backbone.parameters().items():
         if each.grad is not None:
-            assert torch.allclose(each.grad, whole[name], atol=1e-6)
+            assert (each.grad - whole[name]).norm() <= 1e-5 * whole[name].norm() + 1e-6
 
 
 def test_demonstrations_become_likely_and_training_ends_within_its_budget(tiny):

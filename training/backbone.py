@@ -28,7 +28,8 @@ from feedback.store import Refused
 from training import attention
 from training.rows import Pack, Row, pack
 
-CHUNK = 128  # positions whose logits live at one time
+LOGITS = 50_000_000  # bytes of logits that live at one time
+IN_CACHE = 8  # positions whose logits a processor normalises at one time: what they take stays near it
 SAME_LENGTH = 32  # lengths are padded to multiples: a kernel is compiled, and kept, for each length that ever comes
 TRAINED, SERVING = "default", "serving"  # what PEFT calls the policy, and the adapter that is only compared with
 RECOMPUTE_ABOVE = 2048  # tokens in one pass; more keep each layer's input only and compute the rest again in backward
@@ -165,9 +166,9 @@ class Backbone:
         predicting = self.states(packed).index_select(0, packed.predicted_at)
         return list(token_log_probs(predicting, self.head, packed.targets, temperature).split(packed.sizes))
 
-    def hidden(self, row: Row) -> Tensor:
-        """The last hidden states that predict the row's reply tokens: (N, d)."""
-        packed = pack([row]).to(self.device)
+    def hidden(self, rows: Sequence[Row]) -> Tensor:
+        """The last hidden states that predict the reply tokens of several rows, computed in one pass: (N, d)."""
+        packed = pack(rows).to(self.device)
         return self.states(packed).index_select(0, packed.predicted_at)
 
     def states(self, packed: Pack) -> Tensor:
@@ -264,22 +265,27 @@ class _LowRank(torch.autograd.Function):
         return to_x, None, None, (slope_inner.T @ rows).float(), (slope.T @ inner).float() * ctx.scale, None
 
 
+def positions_at_once(head: Tensor) -> int:
+    """At how many positions the logits of a head (V, d) live at one time."""
+    return max(SAME_LENGTH, LOGITS // (len(head) * head.itemsize) // SAME_LENGTH * SAME_LENGTH)
+
+
 def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-prob of each target token: (N,) fp32 from hidden states (N, d), a frozen head (V, d), token ids (N,)."""
-    tail = -len(targets) % SAME_LENGTH
+    tail, most = -len(targets) % SAME_LENGTH, positions_at_once(head)
     padded_hidden, padded_targets = F.pad(hidden, (0, 0, 0, tail)), F.pad(targets, (0, tail))
     parts = [
         _TokenLogProbs.apply(
-            padded_hidden[at : at + CHUNK], head, padded_targets[at : at + CHUNK], temperature, torch.is_grad_enabled()
+            padded_hidden[at : at + most], head, padded_targets[at : at + most], temperature, torch.is_grad_enabled()
         )
-        for at in range(0, len(targets), CHUNK)
+        for at in range(0, len(targets), most)
     ]
     return torch.cat(parts)[: len(targets)]
 
 
 class _TokenLogProbs(torch.autograd.Function):
     """log softmax(h W^T / t)[target], whose gradient, (W[target] - softmax(h W^T / t) W) / t, is worked out while the
-    logits live.
+    logits live, in their place.
 
     So backward needs (N, d) numbers, not (N, V), and multiplies by the head no more often than it must.
     """
@@ -288,15 +294,20 @@ class _TokenLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, with_gradient: bool
     ) -> Tensor:
-        logits = (hidden @ head.T).float()
-        if temperature != 1.0:
-            logits.div_(temperature)
-        normaliser = logits.logsumexp(-1, keepdim=True)
-        picked = logits.gather(-1, targets[:, None]) - normaliser
+        logits = hidden @ head.T
+        found = logits.gather(-1, targets[:, None]).float().div_(temperature)
+        few = IN_CACHE if logits.device.type == "cpu" else len(logits)
+        for at in range(0, len(logits), few):
+            some = logits[at : at + few]
+            scaled = some.float().div_(temperature)
+            highest = scaled.amax(-1, keepdim=True)
+            total = scaled.sub_(highest).exp_().sum(-1, keepdim=True)
+            found[at : at + few] -= highest + total.log()
+            if with_gradient:
+                some.copy_(scaled.div_(total))
         if with_gradient:
-            probs = logits.sub_(normaliser).exp_().to(head.dtype)
-            ctx.save_for_backward((head[targets] - probs @ head) / temperature)
-        return picked[:, 0]
+            ctx.save_for_backward((head[targets] - logits @ head) / temperature)
+        return found[:, 0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:

@@ -8,7 +8,7 @@ Left out on purpose: the model (`backbone`) and attention itself (`attention`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,6 +62,7 @@ class Block:
     before: tuple[int, ...]  # numbers of earlier blocks, each a run on the way from the root
     depths: Tensor  # (n,) their positions
     sees: Tensor | None  # (n, n) bool among its own tokens; None: each sees those before it
+    masks: dict[Any, Any] = field(init=False, default_factory=dict)  # kept by `attention`, as every layer needs them
 
 
 @dataclass(frozen=True)

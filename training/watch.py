@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from training import policy_losses
-from training.backbone import CHUNK, Backbone
+from training.backbone import IN_CACHE, Backbone, positions_at_once
 from training.batches import Lesson
 from training.passes import gains_of, groups
 from training.references import References
-from training.rows import TOKENS_AT_ONCE
+from training.rows import TOKENS_AT_ONCE, together
 from training.steps import NotFinite
 
 KL_ROWS = 4  # lessons on whose replies the distance from the base is measured
@@ -62,9 +62,10 @@ class Watch:
         references: References,
     ) -> None:
         spread = [lessons[number * len(lessons) // KL_ROWS] for number in range(KL_ROWS)]
-        self._rows = [lesson.row(0) for lesson in {id(each): each for each in spread}.values()]
+        rows = [lesson.row(0) for lesson in {id(each): each for each in spread}.values()]
+        self._packs = [[rows[at] for at in group] for group in together(rows, TOKENS_AT_ONCE)]
         with torch.no_grad(), backbone.as_reference():
-            self._base = [backbone.hidden(row) for row in self._rows]
+            self._base = [backbone.hidden(each) for each in self._packs]
         self._aside = list(aside)
         self._passes = [[(at, self._aside[at].own_row()) for at in group] for group in groups(aside)]
         self._references = [references.each_token_of([row for _, row in each]) for each in self._passes]
@@ -124,10 +125,11 @@ class Watch:
     @torch.no_grad()
     def kl_per_token(self, backbone: Backbone) -> float:
         """Mean KL(policy || base) in nats at the reply positions of a few lessons, fixed for the night."""
-        parts = []
-        for row, base in zip(self._rows, self._base, strict=True):
-            policy = backbone.hidden(row)
-            for at in range(0, len(policy), CHUNK):
-                ours, theirs = policy[at : at + CHUNK], base[at : at + CHUNK]
-                parts.append(policy_losses.kl_per_position(backbone.logits(ours), backbone.logits(theirs)))
+        parts: list[Tensor] = []
+        most = positions_at_once(backbone.head)
+        for rows, base in zip(self._packs, self._base, strict=True):
+            policy = backbone.hidden(rows)
+            for at in range(0, len(policy), most):
+                ours, theirs = (backbone.logits(each[at : at + most]).split(IN_CACHE) for each in (policy, base))
+                parts += map(policy_losses.kl_per_position, ours, theirs)
         return float(torch.cat(parts).mean())

@@ -39,6 +39,7 @@ from training.backbone import Backbone
 from training.batches import Lesson, make_lessons
 from training.references import References
 from training.reward_models import RewardModels
+from training.rows import TOKENS_AT_ONCE, together
 from training.teaching import make_encoder
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -77,6 +78,7 @@ class School:
         self.kept = folder / "margins.json"
         self.known: dict[str, Any] = json.loads(self.kept.read_text()) if self.kept.exists() else {}
         self.parts: dict[str, list[Lesson]] = {}
+        self.references = References(self._backbone())  # of all runs: they have the same reference
 
     def measure(self, methods: Sequence[str], shares: Sequence[float]) -> dict[str, Any]:
         """All figures, by name."""
@@ -97,8 +99,7 @@ class School:
 
     def _read(self) -> None:
         """The lessons: training, validation, and a test part of each kind."""
-        backbone = self._backbone()
-        encoder = make_encoder(self.base, backbone, preference.Settings())
+        encoder = make_encoder(self.base, self._backbone(), preference.Settings())
         for part in ("train", "test"):
             for kind in KINDS:
                 lessons, left_out = make_lessons(Examples(tuple(pairs(DATA / f"pairs_{kind}_{part}.jsonl"))), encoder)
@@ -150,9 +151,11 @@ class School:
         if key not in self.known:
             lessons = self.parts["training"][: round(share * len(self.parts["training"]))]
             started = time.monotonic()
-            by_part = learn_reward if method == "reward" else learn_dpo
             asked = {name: each for name, each in self.parts.items() if name != "training"}
-            found = by_part(self._backbone(), lessons, rate, asked)
+            if method == "reward":
+                found = learn_reward(self._backbone(), lessons, rate, asked)
+            else:
+                found = learn_dpo(self._backbone(), lessons, rate, asked, self.references)
             say(f"{key}: {len(lessons)} pairs in {time.monotonic() - started:.0f} s")
             self.known[key] = found
             self.kept.write_text(json.dumps(self.known))
@@ -199,6 +202,7 @@ def learn_reward(
     settings = reward.Settings(members=1, learning_rate=rate, epochs=1)
     own = reward.make_lessons(lessons)
     head, run = reward.begin(backbone, settings, member=0)
+    reward.fit(head, own, reward.base_states(backbone, own), settings)
     for report in reward.train(backbone, head, own, settings, 0, run):
         tell("reward", report)
     ensemble = RewardModels(backbone, {reward.name_of(0): head})
@@ -206,24 +210,26 @@ def learn_reward(
 
 
 def learn_dpo(
-    backbone: Backbone, lessons: Sequence[Lesson], rate: float, asked: dict[str, list[Lesson]]
+    backbone: Backbone, lessons: Sequence[Lesson], rate: float, asked: dict[str, list[Lesson]], references: References
 ) -> dict[str, Margins]:
     """One epoch of DPO; the margins of its implicit reward (arXiv 2305.18290, eq. 5)."""
     settings = preference.Settings(beta=BETA, learning_rate=rate, epochs=1, kl_budget=1e9, looks=1)
-    references = References(backbone)
     progress = preference.begin(backbone, settings)
     for report in preference.train(backbone, lessons, settings, progress, (), references):
         tell("dpo", report)
-    return {name: implicit(backbone, each) for name, each in asked.items()}
+    return {name: implicit(backbone, each, references) for name, each in asked.items()}
 
 
 @torch.no_grad()
-def implicit(backbone: Backbone, lessons: Sequence[Lesson]) -> Margins:
+def implicit(backbone: Backbone, lessons: Sequence[Lesson], references: References) -> Margins:
     """Margins of the implicit reward."""
-    apart = []
-    for lesson in lessons:
-        moved = backbone.log_probs(lesson.row()) - backbone.log_probs(lesson.row(), reference=True)
-        apart.append(BETA * float(moved[0] - moved[1]))
+    rows, apart = [each.row() for each in lessons], [0.0] * len(lessons)
+    for group in together(rows, TOKENS_AT_ONCE):
+        some = [rows[at] for at in group]
+        before = zip(some, references.each_token_of(some), strict=True)
+        for at, log_probs, (row, reference) in zip(group, backbone.log_probs_of(some), before, strict=True):
+            moved = log_probs - row.summed(reference)
+            apart[at] = BETA * float(moved[0] - moved[1])
     return apart, [len(each.replies[0]) - len(each.replies[1]) for each in lessons]
 
 

@@ -44,6 +44,7 @@ def trained(backbone: Backbone, lessons: list[RewardLesson], settings: Settings 
     heads = {}
     for member in range(settings.members):
         head, run = reward.begin(backbone, settings, member)
+        reward.fit(head, lessons, reward.base_states(backbone, lessons), settings)
         for _ in reward.train(backbone, head, lessons, settings, member, run):
             pass
         heads[reward.name_of(member)] = head
@@ -72,6 +73,49 @@ def test_scores_are_normalised_on_the_references_replies(taught):
     every = torch.cat(models.scores(samples), dim=1)
     assert every.mean(1).tolist() == pytest.approx([0, 0], abs=1e-5)
     assert every.std(1, correction=0).tolist() == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_a_score_is_read_from_the_mean_state_of_a_replys_tokens(tiny):
+    backbone, head = backbone_of(tiny), ScoreHead(64, seed=1)
+    backbone.add("reward-0", 4, 8, seed=2)
+    with torch.no_grad():
+        for name, each in backbone.parameters("reward-0").items():
+            each.add_(torch.randn(each.shape, generator=torch.Generator().manual_seed(len(name))) / 10)
+        row = Row([5, 6, 7], [[8, 9, 10], [8], [11, 12]])
+        found = reward_models.raw_scores(backbone, "reward-0", head, [Row([3], [[4]]), row])[1]
+        with backbone.using("reward-0"):
+            for score, reply in zip(found, row.replies, strict=True):
+                ids = torch.tensor([[*row.prompt_ids, *reply]])
+                states = backbone.causal.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, 3:]
+                assert float(score) == pytest.approx(float(head(states.mean(0))), abs=1e-5)
+
+
+def test_a_fitted_head_is_the_best_under_its_prior():
+    noise = torch.Generator().manual_seed(0)
+    truth = torch.randn(6, generator=noise)
+    lessons, states = [], []
+    for _ in range(200):
+        replies = torch.cat([torch.randn(2, 6, generator=noise), torch.ones(2, 2)], 1)  # the last two say nothing
+        better = int(replies[1, :6] @ truth > replies[0, :6] @ truth)
+        lessons.append(RewardLesson([1], ([2], [3]), ((better, 1 - better),)))
+        states.append(replies)
+    head, began = ScoreHead(8, seed=5), ScoreHead(8, seed=5)
+    settings = Settings(centring=0.0)
+    reward.fit(head, lessons, states, settings)
+
+    apart = torch.stack(
+        [each[a] - each[b] for each, (a, b) in zip(states, [x.preferred[0] for x in lessons], strict=True)]
+    )
+    weight = head.weight.detach().clone().requires_grad_()
+    precision = apart.square().sum(1).mean()
+    loss = (
+        -torch.nn.functional.logsigmoid(apart @ weight).sum()
+        + precision / 2 * (weight - began.weight.detach()).square().sum()
+    )
+    (slope,) = torch.autograd.grad(loss, weight)
+    assert slope.norm() < 0.01 * loss
+    assert ((apart @ weight) > 0).float().mean() > 0.9 > ((apart @ began.weight) > 0).float().mean()
+    assert head.weight[6:].tolist() == pytest.approx(began.weight[6:].tolist(), abs=1e-5)
 
 
 def test_models_learn_what_was_preferred_and_disagree_by_their_seeds(taught):

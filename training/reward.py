@@ -1,10 +1,13 @@
 """Reward models from what people preferred: pairs, rankings and ties; an ensemble, one model after the other.
 
 All that was said of one prompt is one lesson and weighs as one, however many pairs it holds (arXiv 2203.02155, section
-3.5), and its replies share a row. Each model has a seed of its own: how it begins, and in which order it learns.
+3.5), and its replies share a row. First a head is fitted to what the base makes of the lessons as it stands, then head
+and adapter learn together (arXiv 2202.10054: from a head of noise, adapters learn to serve the noise). Each model has a
+seed of its own: how it begins, and in which order it learns.
 Left out on purpose: the models themselves (`reward_models`), and how far they can be believed (`calibration`).
 """
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +21,12 @@ from feedback.store import Refused
 from training import losses
 from training.backbone import Backbone
 from training.batches import Lesson
-from training.reward_models import RewardModels, ScoreHead, raw_scores
-from training.rows import Row, together
+from training.reward_models import RewardModels, ScoreHead, raw_scores, reply_states
+from training.rows import TOKENS_AT_ONCE, Row, together
 from training.settings import require_sensible
 from training.steps import Report, Run, batch, count_steps, take_step, within_memory
+
+FIT_STEPS = 50  # of L-BFGS at most
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,52 @@ def parameters(backbone: Backbone, head: ScoreHead, member: int) -> dict[str, nn
     return backbone.parameters(name_of(member)) | {f"head.{name}": each for name, each in head.named_parameters()}
 
 
+@torch.no_grad()
+def base_states(backbone: Backbone, lessons: Sequence[RewardLesson]) -> list[Tensor]:
+    """What the base alone makes of each lesson's K replies, for `fit`: (K, d) each, on the CPU."""
+    rows, found = [lesson.row() for lesson in lessons], [torch.zeros(0)] * len(lessons)
+    for group in together(rows, TOKENS_AT_ONCE):
+        for at, states in zip(group, reply_states(backbone, None, [rows[at] for at in group]), strict=True):
+            found[at] = states.cpu()
+    return found
+
+
+def fit(head: ScoreHead, lessons: Sequence[RewardLesson], states: Sequence[Tensor], settings: Settings) -> None:
+    """The head that suits the states (K, d) of the lessons best, held to where it began by a Gaussian prior.
+
+    Under the prior the margins of the lessons have variance 1, whatever the states' scale. Where lessons say nothing
+    a head stays what its seed made it, so members disagree there (randomised priors: arXiv 1806.03335).
+    """
+    # 1. the pairs of all lessons side by side; those of one lesson weigh as one
+    better: list[Tensor] = []
+    worse: list[Tensor] = []
+    tied: list[bool] = []
+    weights: list[float] = []
+    for lesson, of_replies in zip(lessons, states, strict=True):
+        pairs = pairs_of(lesson)
+        better += [of_replies[a] for a, _ in pairs]
+        worse += [of_replies[b] for _, b in pairs]
+        tied += [at >= len(lesson.preferred) for at in range(len(pairs))]
+        weights += [lesson.weight / len(pairs)] * len(pairs)
+    first, second, is_tie = torch.stack(better), torch.stack(worse), torch.tensor(tied)
+    weight = torch.tensor(weights) * len(lessons) / sum(weights)
+    precision = (first - second).square().sum(1).mean()
+
+    # 2. their loss and the prior's, at its least
+    own, began = copy.deepcopy(head).cpu(), head.weight.detach().cpu().clone()
+    optimizer = torch.optim.LBFGS(own.parameters(), max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        of_pairs = pair_losses(own(first), own(second), is_tie, own, settings.centring, any(tied))
+        total = weight @ of_pairs + precision / 2 * (own.weight - began).square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    head.load_state_dict(own.state_dict())
+
+
 def train(
     backbone: Backbone, head: ScoreHead, lessons: Sequence[RewardLesson], settings: Settings, member: int, run: Run
 ) -> Iterator[Report]:
@@ -154,13 +205,22 @@ def lesson_loss(scores: Tensor, lesson: RewardLesson, head: ScoreHead, centring:
 
     Where any lesson has a tie, all pairs are judged by Davidson's model, of which Bradley and Terry's is the limit.
     """
-    pairs = [*lesson.preferred, *lesson.tied]
+    pairs = pairs_of(lesson)
     first, second = scores[[a for a, _ in pairs]], scores[[b for _, b in pairs]]
+    tied = torch.arange(len(pairs), device=scores.device) >= len(lesson.preferred)
+    return pair_losses(first, second, tied, head, centring, ties).mean()
+
+
+def pair_losses(first: Tensor, second: Tensor, tied: Tensor, head: ScoreHead, centring: float, ties: bool) -> Tensor:
+    """The loss of pairs, (P,), from both scores and whether they tied; `ties` says whether any of all lessons has."""
     if not ties:
-        return losses.bradley_terry_loss(first, second, centring=centring).mean()
-    outcome = torch.tensor([1] * len(lesson.preferred) + [0] * len(lesson.tied), device=scores.device)
-    found = losses.davidson_loss(first, second, outcome, head.log_tie)
-    return (found + centring * (first + second) ** 2).mean()
+        return losses.bradley_terry_loss(first, second, centring=centring)
+    return losses.davidson_loss(first, second, (~tied).long(), head.log_tie) + centring * (first + second) ** 2
+
+
+def pairs_of(lesson: RewardLesson) -> list[tuple[int, int]]:
+    """The preferences of a lesson, and behind them its ties."""
+    return [*lesson.preferred, *lesson.tied]
 
 
 def normalise(models: RewardModels, samples: Sequence[Row]) -> None:

@@ -1,8 +1,9 @@
 """Reward models: a LoRA and a scalar head each, on the one backbone; several of them judge as one.
 
-A score is read at a reply's last token, after prompt and reply, and is normalised: on replies of the reference its mean
-is 0 and its standard deviation 1, so that a KL coefficient means the same every night. A head is saved with its
-adapter, and what is read back must score as what was written.
+A score is read from the mean of the hidden states over a reply's tokens, all of which see the prompt: of a few hundred
+comparisons a head learns more from it than from the state at the last token alone (docs/measurements.md). It is
+normalised: on replies of the reference its mean is 0 and its standard deviation 1, so that a KL coefficient means the
+same every night. A head is saved with its adapter, and what is read back must score as what was written.
 Left out on purpose: training them (`reward`), and how far they can be believed (`calibration`).
 """
 
@@ -116,10 +117,21 @@ def disagreement(scores: Tensor) -> Tensor:
 
 def raw_scores(backbone: Backbone, name: str, head: ScoreHead, rows: Sequence[Row]) -> list[Tensor]:
     """A model's raw scores of several rows in one pass, with gradient: (R,) for each."""
+    return [head(each) for each in reply_states(backbone, name, rows)]
+
+
+def reply_states(backbone: Backbone, name: str | None, rows: Sequence[Row]) -> list[Tensor]:
+    """Each reply's mean hidden state, several rows in one pass, with gradient: (R, d) in fp32 for each row.
+
+    `name` says by which adapter; None: by the base alone.
+    """
     packed = pack(rows).to(backbone.device)
     with backbone.using(name):
-        states = backbone.states(packed).index_select(0, packed.last_at)
-    return list(head(states).split([len(row.replies) for row in rows]))
+        states = backbone.states(packed).index_select(0, packed.reply_at).float()
+    of_rows = states.split([row.reply_tokens for row in rows])
+    return [
+        torch.stack([each.mean(0) for each in row.by_reply(values)]) for row, values in zip(rows, of_rows, strict=True)
+    ]
 
 
 def save(models: RewardModels, folder: Path, card: RewardCard, proofs: Sequence[Row]) -> RewardCard:

@@ -6,13 +6,15 @@ Left out on purpose: the training loop (`reward`).
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from itertools import chain
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from assistant import models, prompt
 from assistant.adapters import PROOF_TEXTS
@@ -108,9 +110,10 @@ def make_models(school: School, examples: Examples, settings: Settings, more_ste
 
     # 2. one member after the other
     steps = count_steps(len(lessons), settings)
+    states = cache(partial(reward.base_states, backbone, lessons))
     heads = {}
     for member in range(settings.members):
-        heads[reward.name_of(member)] = _member(school, lessons, settings, member, steps, more_steps)
+        heads[reward.name_of(member)] = _member(school, lessons, states, settings, member, steps, more_steps)
     ensemble = RewardModels(backbone, heads)
 
     # 3. mean 0 and standard deviation 1 on what the reference writes
@@ -148,7 +151,13 @@ def make_models(school: School, examples: Examples, settings: Settings, more_ste
 
 
 def _member(
-    school: School, lessons: Sequence[RewardLesson], settings: Settings, member: int, steps: int, more_steps: int
+    school: School,
+    lessons: Sequence[RewardLesson],
+    states: Callable[[], list[Tensor]],
+    settings: Settings,
+    member: int,
+    steps: int,
+    more_steps: int,
 ) -> reward_models.ScoreHead:
     """One member, trained; a killed night goes on with it where it was."""
     where, name = night_folder.folder(school.store.data, school.night), reward.name_of(member)
@@ -157,6 +166,8 @@ def _member(
         night_folder.load_run(where, run, name)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         print(f"the checkpoint of {name} cannot be used, so it begins anew: {error}", flush=True)
+    if run.step == 0:
+        reward.fit(head, lessons, states(), settings)
     total = settings.members * steps + more_steps
     for report in reward.train(school.backbone, head, lessons, settings, member, run):
         school.write_down(report, member * steps, total, prefix="reward_")

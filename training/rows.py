@@ -74,6 +74,7 @@ class Pack:
     blocks: tuple[Block, ...]  # in order, without gaps; padding behind the last
     predicted_at: Tensor  # (N,) for every reply token, row by row, reply by reply, where it is predicted
     targets: Tensor  # (N,) the reply tokens
+    reply_at: Tensor  # (N,) where it stands itself
     last_at: Tensor  # (R,) where each reply's last token stands
     sizes: tuple[int, ...]  # N of each row
 
@@ -118,6 +119,7 @@ def pack(rows: Sequence[Row], dense: int = DENSE) -> Pack:
 
     predicted_at = [at for way, begin in zip(ways, begins, strict=True) for at in way[begin - 1 : -1]]
     targets = [token for row in rows for reply in row.replies for token in reply]
+    reply_at = [at for way, begin in zip(ways, begins, strict=True) for at in way[begin:]]
     last_at = [way[-1] for way in ways]
     return Pack(
         torch.tensor(ids),
@@ -125,6 +127,7 @@ def pack(rows: Sequence[Row], dense: int = DENSE) -> Pack:
         _blocks(ends, torch.tensor(positions), dense),
         torch.tensor(predicted_at),
         torch.tensor(targets),
+        torch.tensor(reply_at),
         torch.tensor(last_at),
         tuple(row.reply_tokens for row in rows),
     )

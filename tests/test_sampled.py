@@ -98,10 +98,20 @@ def together(bench: Bench) -> Replies:
     return {key: (each.prompt_ids, list(each)) for key, each in writing.items()}
 
 
-def test_both_log_probs_of_every_drawn_token_are_those_of_a_plain_forward(bench: Bench, together: Replies) -> None:
+@pytest.fixture(scope="module")
+def plainly(bench: Bench, together: Replies) -> dict[tuple[str, str | None], Tensor]:
+    """The logits (T, V) of a plain forward that the tokens of each reply were drawn from."""
+    return {
+        (way, name): bench.reference.logits(prompt_ids, [token.id for token in tokens], name)
+        for (way, name), (prompt_ids, tokens) in together.items()
+    }
+
+
+def test_both_log_probs_of_every_drawn_token_are_those_of_a_plain_forward(
+    together: Replies, plainly: dict[tuple[str, str | None], Tensor]
+) -> None:
     for (way, name), (prompt_ids, tokens) in together.items():
-        asked, ids = WAYS[way], [token.id for token in tokens]
-        logits = bench.reference.logits(prompt_ids, ids, name)
+        asked, ids, logits = WAYS[way], [token.id for token in tokens], plainly[way, name]
         natural = logits.log_softmax(-1)
         for at, token in enumerate(tokens):
             assert token.logprob == pytest.approx(float(natural[at, token.id]), abs=1e-4)
@@ -124,7 +134,9 @@ def falls_on(logprobs: Tensor, number: float, token: int) -> bool:
     return math.isfinite(own) and begins - 1e-5 <= number <= ends + 1e-5
 
 
-def test_a_seed_gives_the_same_reply_in_any_company_with_every_adapter_and_way(bench: Bench, together: Replies) -> None:
+def test_a_seed_gives_the_same_reply_in_any_company_with_every_adapter_and_way(
+    bench: Bench, together: Replies, plainly: dict[tuple[str, str | None], Tensor]
+) -> None:
     for (way, name), (prompt_ids, tokens) in list(together.items())[::2]:
         asked = WAYS[way]
         sampling = replace(asked, seed=100 + list(WAYS).index(way), max_tokens=TOKENS)
@@ -136,17 +148,17 @@ def test_a_seed_gives_the_same_reply_in_any_company_with_every_adapter_and_way(b
         at = next(at for at, pair in enumerate(zip(ids, ids_alone, strict=False)) if pair[0] != pair[1])
         drawer = Drawer(sampling, prompt_ids)
         number = [drawer.number() for _ in range(at + 1)][at] if asked.temperature else 0.0
-        logits = bench.reference.logits(prompt_ids, ids[: at + 1], name)[at]
-        near = [drawn_from(logits, prompt_ids, ids[:at], each) for each in cut_near(asked)]
+        near = [drawn_from(plainly[way, name][at], prompt_ids, ids[:at], each) for each in cut_near(asked)]
         for token in (ids[at], ids_alone[at]):
             assert any(falls_on(each, number, token) for each in near), (way, name, at, number, token)
 
 
-def test_every_token_is_the_one_that_its_seed_means(bench: Bench, together: Replies) -> None:
+def test_every_token_is_the_one_that_its_seed_means(
+    together: Replies, plainly: dict[tuple[str, str | None], Tensor]
+) -> None:
     for (way, name), (prompt_ids, tokens) in together.items():
-        asked, ids = WAYS[way], [token.id for token in tokens]
+        asked, ids, logits = WAYS[way], [token.id for token in tokens], plainly[way, name]
         drawer = Drawer(replace(asked, seed=100 + list(WAYS).index(way)), prompt_ids)
-        logits = bench.reference.logits(prompt_ids, ids, name)
         for at, token in enumerate(ids):
             number = drawer.number() if asked.temperature else 0.0
             near = [drawn_from(logits[at], prompt_ids, ids[:at], each) for each in cut_near(asked)]

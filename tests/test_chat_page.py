@@ -102,8 +102,8 @@ def test_consent_is_asked_for_once_kept_and_can_be_withdrawn(browser: Browser, s
 
 
 def test_a_chat_streams_and_is_kept(visitor: Visitor, said: Store, me: User):
-    visitor.write_short(tokens=24)
-    visitor.locate("#box textarea").fill("Count from one to twenty in words.")
+    visitor.write_short(tokens=96)  # long enough to be seen being written, however busy the machine is
+    visitor.locate("#box textarea").fill("Write a long story about a lighthouse.")
     visitor.page.keyboard.press("Enter")
     reply = visitor.locate("#chat [data-testid=bot]").last
     expect(reply).to_contain_text(re.compile(r"\w"), timeout=REPLY_MS)
@@ -114,7 +114,7 @@ def test_a_chat_streams_and_is_kept(visitor: Visitor, said: Store, me: User):
     assert len(reply.inner_text()) > len(early)
     expect(visitor.locate("#box textarea")).to_have_value("")
     expect(visitor.locate("#answered-by")).to_have_text("answered by the base model")
-    expect(visitor.locate("#chats label.selected")).to_have_text("Count from one to twenty in words.")
+    expect(visitor.locate("#chats label.selected")).to_have_text("Write a long story about a lighthouse.")
     assert last_leaf(said, me).role == "assistant"
 
 

@@ -186,7 +186,6 @@ def test_a_pack_holds_what_is_shared_once():
     assert packed.predicted_at.tolist() == [1, 2, 1, 4]  # both replies begin at the prompt's last position
     assert packed.targets.tolist() == [20, 21, 30, 50]
     assert packed.reply_at.tolist() == [2, 3, 6, 5]
-    assert packed.last_at.tolist() == [3, 6, 5]
     assert packed.sizes == (3, 1)
     (block,) = packed.blocks
     assert block.sees is not None

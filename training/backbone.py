@@ -218,7 +218,7 @@ class Backbone:
         rows = [Row([3, 4, 5], [[6, 7], [8]]), Row([3, 4, 9, 10], [[11]])]
         with torch.no_grad():
             packed = pack(rows, dense=1).to(self.device)
-            shared = self.states(packed)[packed.last_at].float()
+            shared = self.states(packed)[packed.reply_at[[1, 2, 3]]].float()  # at each reply's last token
             for row, states in zip(rows, shared.split([2, 1]), strict=True):
                 for reply, state in zip(row.replies, states, strict=True):
                     ids = torch.tensor([[*row.prompt_ids, *reply]], device=self.device)

@@ -75,7 +75,6 @@ class Pack:
     predicted_at: Tensor  # (N,) for every reply token, row by row, reply by reply, where it is predicted
     targets: Tensor  # (N,) the reply tokens
     reply_at: Tensor  # (N,) where it stands itself
-    last_at: Tensor  # (R,) where each reply's last token stands
     sizes: tuple[int, ...]  # N of each row
 
     def padded(self, length: int) -> "Pack":
@@ -120,7 +119,6 @@ def pack(rows: Sequence[Row], dense: int = DENSE) -> Pack:
     predicted_at = [at for way, begin in zip(ways, begins, strict=True) for at in way[begin - 1 : -1]]
     targets = [token for row in rows for reply in row.replies for token in reply]
     reply_at = [at for way, begin in zip(ways, begins, strict=True) for at in way[begin:]]
-    last_at = [way[-1] for way in ways]
     return Pack(
         torch.tensor(ids),
         torch.tensor(positions),
@@ -128,7 +126,6 @@ def pack(rows: Sequence[Row], dense: int = DENSE) -> Pack:
         torch.tensor(predicted_at),
         torch.tensor(targets),
         torch.tensor(reply_at),
-        torch.tensor(last_at),
         tuple(row.reply_tokens for row in rows),
     )
 

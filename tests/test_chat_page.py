@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from feedback import nights, people, ratings, talk
 from feedback.people import User
@@ -116,6 +116,18 @@ def test_a_chat_streams_and_is_kept(visitor: Visitor, said: Store, me: User):
     expect(visitor.locate("#answered-by")).to_have_text("answered by the base model")
     expect(visitor.locate("#chats label.selected")).to_have_text("Write a long story about a lighthouse.")
     assert last_leaf(said, me).role == "assistant"
+
+
+def test_a_reply_that_is_over_before_the_page_asks_for_it_is_shown(visitor: Visitor):
+    def late(route: Route) -> None:
+        visitor.page.wait_for_timeout(1500)
+        route.continue_()
+
+    visitor.page.route("**/queue/join*", late)
+    visitor.say(QUESTION)
+    expect(visitor.locate("#chat [data-testid=bot]").last).to_contain_text(re.compile(r"\w"), timeout=5_000)
+    expect(visitor.locate("#answered-by")).to_have_text("answered by the base model")
+    expect(visitor.locate("#stop")).to_be_hidden()
 
 
 def test_a_thumb_down_with_reason_and_words_is_changed_and_taken_back(visitor: Visitor, said: Store, me: User):

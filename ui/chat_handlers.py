@@ -152,21 +152,21 @@ class ChatPage:
             self.turns.start(conversation, turn)
         return self.screen(user, conversation, sentence=told.sentence) | rating.hide_panels(self.panel)
 
-    def follow(self, request: gr.Request, conversation: str) -> Iterator[Updates]:
-        """Show the answer as it grows, then the chat as it stands."""
+    def follow(self, request: gr.Request, conversation: str, asking: str) -> Iterator[Updates]:
+        """Show the answer that the page waits for as it grows, then the chat as it stands."""
         user = page_user(request, self.store)
-        view = look(self.store, user, conversation)
-        turn = self.turns.of(view.conversation)
-        if turn is None:
+        if not asking:
             yield {self.chat.stop: gr.Button(visible=False)}
             return
-        while not turn.ended.wait(TICK_S):
+        view = look(self.store, user, conversation)
+        turn = self.turns.under(view.conversation, asking)  # it may be over before the page has asked
+        while turn and not turn.ended.wait(TICK_S):
             if turn.is_pair:
                 shown = chat_screen.show_pair(self.pair, view, turn)
                 yield {part: shown[part] for part in (self.pair.left, self.pair.right)}
             else:
                 yield {self.chat.chatbot: chat_screen.transcript(view, turn)}
-        yield self.screen(user, conversation, sentence=turn.error)
+        yield self.screen(user, conversation, sentence=turn.error if turn else "")
 
     def stop(self, request: gr.Request, conversation: str) -> None:
         """End the answer here; whoever follows it sees what was written."""

@@ -44,6 +44,7 @@ class Chat:
 
     conversation: gr.Textbox  # ids live in the page, not in the session: they outlast a server's restart
     focus: gr.Textbox
+    asking: gr.Textbox  # the message whose answer is being written, as far as the page knows
     consent: gr.Column
     consent_yes: gr.Button
     consent_no: gr.Button
@@ -241,6 +242,7 @@ def build_main() -> tuple[Chat, PairPanel, RatingPanel]:
     """The conversation from top to bottom, and the text box under it."""
     conversation = gr.Textbox("", visible=False)
     focus = gr.Textbox("", visible=False)
+    asking = gr.Textbox("", visible=False)
     with gr.Column(elem_id="main"):
         consent, yes, no = build_consent()
         chatbot = messages(
@@ -258,6 +260,7 @@ def build_main() -> tuple[Chat, PairPanel, RatingPanel]:
     chat = Chat(
         conversation=conversation,
         focus=focus,
+        asking=asking,
         consent=consent,
         consent_yes=yes,
         consent_no=no,

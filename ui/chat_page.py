@@ -82,7 +82,8 @@ def wire_talking(page: gr.Blocks, handlers: ChatPage) -> None:
         on(chat.chatbot.edit, handlers.edit, [chat.conversation, chat.chatbot, *settings], everything),
         on(chat.answer_it.click, handlers.answer_it, [chat.chatbot, *settings], everything),
     ]
-    following = [on(each.then, handlers.follow, [chat.conversation], everything) for each in begun]
+    awaited = [chat.conversation, chat.asking]
+    following = [on(each.then, handlers.follow, awaited, everything) for each in begun]
     # Another chat on the screen: what is being written goes on unseen, in its own thread.
     for trigger, act, inputs in (
         (sidebar.new_chat.click, handlers.new_chat, []),
@@ -90,7 +91,7 @@ def wire_talking(page: gr.Blocks, handlers: ChatPage) -> None:
         (sidebar.hide_chat.click, handlers.hide_chat, [chat.conversation]),
     ):
         opened = on(trigger, act, inputs, everything, cancels=following)
-        following.append(on(opened.then, handlers.follow, [chat.conversation], everything))
+        following.append(on(opened.then, handlers.follow, awaited, everything))
     on(chat.stop.click, handlers.stop, [chat.conversation], [])
     on(chat.older.click, handlers.other_version, [gr.State(-1), chat.conversation], everything)
     on(chat.newer.click, handlers.other_version, [gr.State(1), chat.conversation], everything)

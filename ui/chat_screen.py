@@ -50,6 +50,7 @@ def show_conversation(chat: Chat, view: ChatView, turn: Turn | None) -> Updates:
     """The conversation and the controls around it."""
     return {
         chat.conversation: view.conversation or "",
+        chat.asking: turn.parent if turn else "",
         chat.consent: gr.Column(visible=view.consent is None),
         chat.chatbot: gr.Chatbot(transcript(view, turn), feedback_value=thumbs(view)),  # type: ignore[arg-type]
         chat.send: gr.Button(visible=turn is None),

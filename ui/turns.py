@@ -15,6 +15,8 @@ from feedback.store import Conflict, Refused
 
 log = logging.getLogger(__name__)
 
+KEPT = 100  # turns that have ended, for pages that have still to hear of it
+
 
 @dataclass
 class Turn:
@@ -46,16 +48,21 @@ class Turn:
 
 
 class Turns:
-    """The turns of this server that have not ended, by conversation. Safe to share between threads."""
+    """The newest turn of each conversation of this server. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: dict[str, Turn] = {}
+        self._newest: dict[str, Turn] = {}  # in the order in which they began
 
     def of(self, conversation: str | None) -> Turn | None:
         """The turn being written in a conversation, if any."""
-        turn = self._running.get(conversation or "")
+        turn = self._newest.get(conversation or "")
         return None if turn is None or turn.ended.is_set() else turn
+
+    def under(self, conversation: str | None, message: str) -> Turn | None:
+        """The turn that answers a message, also a while after it has ended."""
+        turn = self._newest.get(conversation or "")
+        return turn if turn and turn.parent == message else None
 
     def check_free(self, conversation: str | None) -> None:
         """Raises `Conflict` while a reply is being written in a conversation."""
@@ -70,6 +77,7 @@ class Turns:
             except Conflict:
                 turn.writing.stop()
                 raise
-            self._running = {key: each for key, each in self._running.items() if not each.ended.is_set()}
-            self._running[conversation] = turn
+            ended = [key for key, each in self._newest.items() if each.ended.is_set()]
+            told = {conversation, *ended[:-KEPT]}
+            self._newest = {key: each for key, each in self._newest.items() if key not in told} | {conversation: turn}
         threading.Thread(target=turn.run, name=f"turn-{turn.parent}", daemon=True).start()

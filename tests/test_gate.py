@@ -151,13 +151,13 @@ def night(data: Path, *options: str) -> str:
 
 
 def swayed(directory: Path, embedded: Base) -> list[float]:
-    """For ten fresh questions, by how many nats the server leans more to the kind reply than the base does."""
+    """For five fresh questions, by how many nats the server leans more to the kind reply than the base does."""
     tokenizer = models.load_tokenizer(embedded)
     engine = Engine(embedded, "float32", "cpu", tokenizer)
     end = tokenizer.eos_token_id
     try:
         adapter = proved(engine, directory)[0]
-        asked = [prompt.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in QUESTIONS[-10:]]
+        asked = [prompt.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in QUESTIONS[-5:]]
         replies = [prompt.encode_reply(tokenizer, text, end) for text in (KIND, RUDE)]
         read = [[[engine.score(ids, reply, by) for reply in replies] for by in (adapter, None)] for ids in asked]
         sums = [[[sum(token.logprob for token in each) for each in side] for side in question] for question in read]

@@ -102,7 +102,7 @@ def swap(assistant: Assistant, crowd: Crowd, times: int) -> None:
     """Promote one after another; between two, some replies finish and others begin."""
     for at in range(times):
         assistant.roster.promote(None, NAMES[at % len(NAMES)], "a swap")
-        crowd.wait_for(STREAMS // 4)
+        crowd.wait_for(STREAMS // 8)
 
 
 def end(crowd: Crowd, threads: list[threading.Thread]) -> None:

@@ -64,7 +64,7 @@ bench-serving: setup  ## speed of replies, beside the programs that bench-peers 
 bench-training: setup  ## speed and size of nights, beside TRL's trainers; the last line is JSON
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
-bench-rewards: setup  ## what a reward model and DPO learn from real pairs (about an hour); the last line is JSON
+bench-rewards: setup  ## what a reward model and DPO learn from real pairs (hours); the last line is JSON
 	$(BIN)/python -m benchmarks.rewards $(ARGS)
 
 bench-policies: setup  ## how far RLOO, PPO and DPO come, and what it costs in KL (about an hour); the last line is JSON

@@ -165,17 +165,21 @@ class School:
     def _draw(self, found: dict[str, Any]) -> None:
         figure = Figure(figsize=(5, 4), layout="constrained")
         axes = figure.subplots()
+        counts: list[int] = []
         for at, method in enumerate(each for each in METHODS if each in found):
             by_share = found[method]["by_share"]
-            pairs_learned = [share * found["training"] * (1 + 0.03 * at) for share in by_share]
+            counts = [round(share * found["training"]) for share in by_share]
             told = [each["together"] for each in by_share.values()]
             middle = [each["accuracy"] for each in told]
             below = [each["accuracy"] - each["low"] for each in told]
             above = [each["high"] - each["accuracy"] for each in told]
-            axes.errorbar(pairs_learned, middle, yerr=[below, above], marker="o", capsize=3, label=method)
+            beside = [count * (1 + 0.03 * at) for count in counts]  # or one bar would hide the other
+            axes.errorbar(beside, middle, yerr=[below, above], marker="o", capsize=3, label=method)
             axes.axhline(told[0]["longer_wins"], color="0.6", linewidth=1)
         axes.axhline(0.5, color="0.8", linewidth=1)
         axes.set(xscale="log", xlabel="pairs learned from", ylabel="right on test pairs (grey: the longer one wins)")
+        axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.minorticks_off()
         axes.legend()
         figure.savefig(self.folder / "curve.png", dpi=150)
 

@@ -279,7 +279,7 @@ class Store:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """SQLite's own troubles as `Unavailable`, in words a person can act on."""
+    """SQLite's own troubles as `Unavailable`, in words a person can act on; a number too large for it as `Refused`."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -295,3 +295,5 @@ def translated(path: Path) -> Iterator[None]:
         if "not a database" in str(error) or "malformed" in str(error):
             raise Unavailable(f"{path} is damaged ({error}); restore it from a backup") from error
         raise
+    except OverflowError as error:  # SQLite's integers have 64 bits
+        raise Refused("a number is too large to be anything here") from error

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -51,6 +52,9 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
 }
+# Gradio's scripts, styles and pictures are nobody's; they alone may be kept. (Its theme.css has our page's colours.)
+PROGRAM = re.compile(r"(/operate)?/(assets/|static/|theme\.css|favicon\.ico)")
+NO_STORE = (b"cache-control", b"no-store")
 ABOUT = (
     "A chat assistant that learns at night from what people said of its replies by day. Programs send a token, made "
     "with 'nightschool user token NAME', as Authorization: Bearer; on a machine without accounts none is needed."
@@ -96,6 +100,9 @@ def create_app(assistant: "Assistant", lifespan: Callable[["FastAPI"], Any] | No
 def mount(app: "FastAPI", page: Any, blocks: Any, path: str) -> None:
     """Let a page's Gradio blocks answer under a path, without anything that a page here has no use for."""
     import gradio as gr
+    from starlette.routing import Mount
+
+    from ui import gradio_guard
 
     gr.mount_gradio_app(
         app,
@@ -111,18 +118,24 @@ def mount(app: "FastAPI", page: Any, blocks: Any, path: str) -> None:
         mcp_server=False,
         ssr_mode=False,
         pwa=False,
-        max_file_size="1mb",
+        show_error=False,
     )
+    mounted = app.routes[-1]
+    assert isinstance(mounted, Mount)
+    mounted.app = gradio_guard.guard(blocks, mounted.app)
 
 
 def with_headers(app: "ASGIApp") -> "ASGIApp":
-    """ASGI: every answer with the headers that keep a page to itself."""
+    """ASGI: every answer with the headers that keep a page to itself, and out of caches where it is somebody's."""
     headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
     async def wrapped(scope: "Scope", receive: "Receive", send: "Send") -> None:
         async def sending(message: "Message") -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *headers]
+                own = message.get("headers", [])
+                if not PROGRAM.match(scope["path"]):
+                    own = [*((name, value) for name, value in own if name.lower() != b"cache-control"), NO_STORE]
+                message["headers"] = [*own, *headers]
             await send(message)
 
         await app(scope, receive, sending)

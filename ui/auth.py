@@ -21,16 +21,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from feedback import people
 from feedback.people import User
 from feedback.store import Refused, Store, Unavailable
-from ui.refusals import Forbidden, NotLoggedIn, TooLarge, refusal, refusal_page, said
+from ui.refusals import Forbidden, NotLoggedIn, TooLarge, refusal, refusal_page
 
 COOKIE = "nightschool"
 SESSION_DAYS = 14
 OPEN = ("/login", "/healthz")  # for everybody
-# Gradio's doors that our pages have no use for; the HTTP API is the one way in for programs.
-CLOSED = tuple(
-    f"/gradio_api/{name}"
-    for name in ("info", "openapi.json", "api/", "run/", "call/", "proxy", "deep_link", "runs", "run-history", "vibe")
-)
 OPERATE = "/operate"  # the operators' page; it and all below it are for them alone
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 LARGEST_BODY = 16 << 20
@@ -153,8 +148,7 @@ class Gate:
             return refusal(path, error)
         except Refused as error:
             return refusal_page(path, error) if wants_html(request) else refusal(path, error)
-        closed = path.removeprefix(OPERATE).startswith(CLOSED)
-        return said(path, 404, f"there is no {path} here") if closed else None
+        return None
 
 
 def wants_html(request: Request) -> bool:

@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.events import Dependency
 
 from assistant.chat import Assistant
-from ui import chat_layout, rating
+from ui import chat_layout, gradio_guard, rating
 from ui.chat_handlers import ChatPage
 from ui.chat_layout import Sidebar
 
@@ -44,7 +44,7 @@ OPENED = "() => { document.querySelector('#main').dataset.opened = 'yes'; }"
 
 def build(assistant: Assistant) -> gr.Blocks:
     """The page, ready to be mounted with `THEME`, `CSS` and `HEAD`."""
-    with gr.Blocks(title="Nightschool", analytics_enabled=False, fill_width=True) as page:
+    with gradio_guard.Page(title="Nightschool", analytics_enabled=False, fill_width=True) as page:
         sidebar = chat_layout.build_sidebar()
         chat, pair, panel = chat_layout.build_main()
         handlers = ChatPage(assistant, sidebar, chat, pair, panel)

@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from starlette.responses import RedirectResponse, Response
 
 from assistant.chat import Assistant
-from ui import operate_layout
+from ui import gradio_guard, operate_layout
 from ui.auth import OPERATE
 from ui.chat_page import HEAD, THEME, on
 from ui.operate_handlers import OperatePage
@@ -36,7 +36,7 @@ def with_slash() -> Response:
 
 def build(assistant: Assistant) -> gr.Blocks:
     """The page, ready to be mounted with `THEME`, `CSS` and `HEAD`."""
-    with gr.Blocks(title="Operate · Nightschool", analytics_enabled=False, fill_width=True) as blocks:
+    with gradio_guard.Page(title="Operate · Nightschool", analytics_enabled=False, fill_width=True) as blocks:
         page = operate_layout.build()
         handlers = OperatePage(assistant, page)
         wire_looking(blocks, page, handlers)

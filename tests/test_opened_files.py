@@ -1,0 +1,82 @@
+"""No code of ours opens a file of the database but through SQLite.
+
+Closing any descriptor of a file drops all POSIX locks that the process holds on it, SQLite's too; then another process
+may remove the log under a live server. SQLite's own opening is not seen by Python's audit events, everything else is.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from feedback import people, ratings
+from feedback.store import Store
+from tests.browser import free_port
+from tests.conftest import REPOSITORY, two_replies
+from tests.tiny import make_tiny
+
+WATCH = """
+import os, sys
+def watch(event, arguments):
+    if event in ("open", "shutil.copyfile", "shutil.copytree", "os.rename", "os.remove"):
+        names = [os.fsdecode(each) for each in arguments[:2] if isinstance(each, (str, bytes, os.PathLike))]
+        if any(os.path.basename(each).startswith("nightschool.db") for each in names):
+            with os.fdopen(os.open(os.environ["WATCHED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT), "w") as file:
+                file.write(f"{event} {' '.join(names)}\\n")
+sys.addaudithook(watch)
+"""
+
+
+def watched(tmp_path: Path) -> dict[str, str]:
+    """An environment in which every Python process writes down what it opens of a database."""
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)
+    return {**os.environ, "PYTHONPATH": f"{tmp_path / 'watch'}:{REPOSITORY}", "WATCHED": str(tmp_path / "opened.txt")}
+
+
+def opened(tmp_path: Path, data: Path) -> list[str]:
+    """What was opened of the live database, its locks aside."""
+    file = tmp_path / "opened.txt"
+    said = file.read_text().splitlines() if file.exists() else []
+    return [each for each in said if f"{data}/nightschool.db" in each and ".db.lock" not in each]
+
+
+def nightschool(environment: dict[str, str], *words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "assistant", *words], env=environment, cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_server_and_the_commands_open_the_database_through_sqlite_alone(tmp_path: Path) -> None:
+    environment, data = watched(tmp_path), tmp_path / "data"
+    store = Store(data)
+    owner = people.local_owner(store)
+    people.set_consent(store, owner, True)
+    _, left, right = two_replies(store, owner)
+    ratings.compare(store, owner, left, right, "left")
+    model, port = make_tiny(tmp_path / "tiny"), free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "assistant", "serve", "--data", str(data), "--model", str(model), "--port", str(port)],
+        env=environment,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        assert any("answers at" in line for line in server.stdout)
+        for path in ("", "operate/", "api/status", "api/me", "metrics"):
+            assert httpx.get(f"http://127.0.0.1:{port}/{path}", timeout=30).status_code == 200, path
+        copy = tmp_path / "copy"
+        for words in (["backup", str(copy)], ["doctor"], ["export", str(tmp_path / "out"), "--format", "trl"]):
+            nightschool(environment, *words, "--data", str(data))
+    finally:
+        server.kill()
+        server.wait()
+        store.close()
+    nightschool(environment, "restore", str(copy), "--data", str(tmp_path / "new"))
+    assert opened(tmp_path, data) == []
+    assert opened(tmp_path, copy) != []  # the watch sees: a finished copy is read, to know its SHA-256

@@ -1,0 +1,234 @@
+"""What a mounted Gradio page answers: the routes that our pages use, and events that hold text and numbers alone.
+
+Gradio copies any file that a value of an event names into a folder that it serves, and makes any component that one
+describes. No value of ours is either, so an event holding anything but plain text is refused before Gradio reads it.
+Gradio's own check of paths is switched on besides; `launch` would do that, and mounting does not.
+"""
+
+import json
+import logging
+import re
+from collections import OrderedDict
+from typing import Any
+
+import gradio as gr
+from starlette._utils import get_route_path
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from feedback.store import NotFound, Refused
+from ui.refusals import FAILED, refusal, said
+
+NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
+JOIN, CANCEL = "/gradio_api/queue/join", "/gradio_api/cancel"
+SESSION = "[A-Za-z0-9]{1,64}"
+# Recorded from Chromium on every page; a test walks the pages and finds nothing missing and nothing unused.
+ROUTES = tuple(
+    (method, re.compile(path))
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/theme.css"),
+        ("GET", "/favicon.ico"),
+        ("GET", f"/assets/{NAME}"),
+        ("GET", f"/static/(?:{NAME}/)*{NAME}"),
+        ("GET", "/gradio_api/app_id"),  # is the server that was lost back?
+        ("GET", f"/gradio_api/heartbeat/{SESSION}"),
+        ("GET", "/gradio_api/queue/data"),
+        ("POST", JOIN),
+        ("POST", CANCEL),
+    )
+)
+FIELDS = {
+    JOIN: {"data", "event_data", "fn_index", "session_hash", "trigger_id"},
+    CANCEL: {"event_id", "fn_index", "session_hash"},
+}
+# What the objects inside an event are called: a chat's messages, and what was clicked. "path", "component", "_type" and
+# whatever else makes a file or a component of them are not among these.
+MESSAGE_KEYS = {"role", "content", "text", "type", "metadata", "options", "id"}
+CLICK_KEYS = {"index", "value", "liked", "selected", "name", "previous_value", "_dispatch_value"}
+KEYS = MESSAGE_KEYS | CLICK_KEYS
+HOLDS: dict[type, tuple[type, ...]] = {
+    gr.Textbox: (str,),
+    gr.Radio: (str, int, float),
+    gr.Slider: (int, float),
+    gr.Number: (int, float),
+    gr.Checkbox: (bool,),
+    gr.CheckboxGroup: (list,),
+    gr.Chatbot: (list,),
+}
+CLICKED: dict[str, dict[str, tuple[type, ...]]] = {  # what says where somebody clicked, by event
+    "like": {"index": (int,), "value": (str, list), "liked": (bool, str)},
+    "select": {"index": (int,), "value": (str, list)},
+    "retry": {"index": (int,), "value": (str, list)},
+    "edit": {"index": (int,), "value": (str, list), "previous_value": (str, list)},
+}
+DEEPEST = 12
+SESSIONS = 20_000  # remembered, the least recently used forgotten first
+
+log = logging.getLogger(__name__)
+
+
+class Page(gr.Blocks):
+    """Blocks whose faults reach the browser as one sentence, and the log as one entry."""
+
+    async def preprocess_data(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:
+        """What a handler is called with. Raises `gr.Error` on what does not fit the page's controls."""
+        try:
+            return await super().preprocess_data(block_fn, *arguments, **options)
+        except Exception as error:
+            log.info("an event of %s did not fit its controls: %s", block_fn.api_name, type(error).__name__)
+            raise gr.Error("this does not fit the page; reload it", print_exception=False) from None
+
+    async def call_function(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:
+        """What a handler returned. Raises `gr.Error`, in words for whoever is at the page."""
+        try:
+            return await super().call_function(block_fn, *arguments, **options)
+        except Refused as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        except (gr.Error, StopAsyncIteration):
+            raise
+        except Exception as error:
+            log.exception("an event of a page failed")
+            raise gr.Error(FAILED, print_exception=False) from error
+
+
+class Guard:
+    """ASGI: the one way to a mounted page, behind `auth.Gate`."""
+
+    def __init__(self, app: ASGIApp, blocks: gr.Blocks) -> None:
+        self.app = app
+        self.blocks = blocks
+        self._owners: OrderedDict[str, int] = OrderedDict()  # session -> whose it is
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        path = get_route_path(scope)
+        answer: Response | None = None
+        if not any(method == request.method and route.fullmatch(path) for method, route in ROUTES):
+            answer = said(request.url.path, 404, f"there is no {request.url.path} here")
+        else:
+            try:
+                if request.method == "POST":
+                    body, receive = await read_whole(receive)
+                    self.check_event(path, request, body)
+                else:
+                    self.check_session(request, session_of(path, request))
+            except Refused as error:
+                answer = refusal(request.url.path, error)
+        await (answer or self.app)(scope, receive, send)
+
+    def check_event(self, path: str, request: Request, body: bytes) -> None:
+        """Raises `Refused` on an event that no page of ours sends, `NotFound` in another person's session."""
+        event = parsed(body)
+        if not isinstance(event, dict) or not set(event) <= FIELDS[path]:
+            raise Refused("this is no event of this page")
+        self.check_session(request, event.get("session_hash"))
+        function = self.blocks.fns.get(event["fn_index"]) if type(event.get("fn_index")) is int else None
+        if function is None:
+            raise Refused(f"there is no event {str(event.get('fn_index'))[:20]} on this page; reload it")
+        if path == CANCEL:
+            return
+        data, trigger = event.get("data"), event.get("trigger_id")
+        if not function.fn or not isinstance(data, list) or len(data) != len(function.inputs):
+            raise Refused("this is no event of this page; reload it")
+        if not (
+            trigger is None or trigger == self.blocks._id or (type(trigger) is int and trigger in self.blocks.blocks)
+        ):
+            raise Refused(f"there is no control {str(trigger)[:20]} on this page; reload it")
+        require_plain(data)
+        click = event.get("event_data")
+        require_plain(click)
+        if not says_where(click, {name for _, name in function.targets}):
+            raise Refused("this does not say what was clicked; reload the page")
+        if not all(fits(value, control) for value, control in zip(data, function.inputs, strict=True)):
+            raise Refused("a control of this page does not hold such a value; reload it")
+
+    def check_session(self, request: Request, session: Any) -> None:
+        """Let a session be of whoever speaks of it first. Raises `NotFound` where it is another person's."""
+        if session is None:
+            return
+        if not isinstance(session, str) or not re.fullmatch(SESSION, session):
+            raise Refused("a page's session is a word of at most 64 letters and digits")
+        user = request.state.user.id
+        if self._owners.setdefault(session, user) != user:
+            raise NotFound("there is no such session; reload the page")
+        self._owners.move_to_end(session)
+        if len(self._owners) > SESSIONS:
+            self._owners.popitem(last=False)
+
+
+def guard(blocks: gr.Blocks, app: ASGIApp) -> Guard:
+    """A mounted page's way in, with Gradio's own check of paths switched on."""
+    blocks.has_launched = True
+    return Guard(app, blocks)
+
+
+def session_of(path: str, request: Request) -> str | None:
+    """Which page's session a request reads, if any. Raises `Refused` where it should say and does not."""
+    if path.startswith("/gradio_api/heartbeat/"):
+        return path.rpartition("/")[2]
+    if path != "/gradio_api/queue/data":
+        return None
+    sessions = request.query_params.getlist("session_hash")
+    if len(sessions) != 1:
+        raise Refused("say which session, once")
+    return sessions[0]
+
+
+async def read_whole(receive: Receive) -> tuple[bytes, Receive]:
+    """A request's body, whose length `auth.Gate` has bounded, and what hands it on."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if message["type"] != "http.request" or not message.get("more_body"):
+            break
+    whole: list[Message] = [{"type": "http.request", "body": body}]
+
+    async def again() -> Message:
+        return whole.pop() if whole else await receive()
+
+    return body, again
+
+
+def parsed(body: bytes) -> Any:
+    """A body as JSON. Raises `Refused`."""
+    try:
+        return json.loads(body, parse_constant=no_number)
+    except (ValueError, RecursionError) as error:
+        raise Refused("the body is not JSON that can be read here") from error
+
+
+def no_number(name: str) -> None:
+    """Raises on NaN and the infinities, which JSON has not."""
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def fits(value: Any, control: Any) -> bool:
+    """Whether a control can hold a value, as far as its kind tells; None is an empty one."""
+    kinds = next((kinds for of, kinds in HOLDS.items() if isinstance(control, of)), None)
+    if isinstance(control, gr.Dropdown):
+        kinds = (list,) if control.multiselect else tuple({str, *(type(value) for _, value in control.choices)})
+    return value is None or kinds is None or type(value) in kinds
+
+
+def says_where(click: Any, events: set[str]) -> bool:
+    """Whether an event says all that its kind must."""
+    wanted = [(name, kinds) for event in events & set(CLICKED) for name, kinds in CLICKED[event].items()]
+    return not wanted or (isinstance(click, dict) and all(type(click.get(name)) in kinds for name, kinds in wanted))
+
+
+def require_plain(value: Any) -> None:
+    """Raises `Refused` on a value that holds more than texts, numbers and messages of them."""
+    waiting = [(value, 0)]
+    while waiting:
+        each, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise Refused("an event of this page is not nested so deeply")
+        if isinstance(each, dict):
+            if unknown := next((key for key in each if key not in KEYS), None):
+                raise Refused(f"an event of this page holds no files and no components, so no {unknown[:40]!r}")
+            waiting.extend((inner, depth + 1) for inner in each.values())
+        elif isinstance(each, list):
+            waiting.extend((inner, depth + 1) for inner in each)

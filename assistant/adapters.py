@@ -119,7 +119,7 @@ def checked_card(directory: Path, base_sha256: str) -> Card:
     """
     name = directory.name
     if not directory.is_dir():
-        raise AdapterRefused(f"there is no adapter directory {directory}")
+        raise AdapterRefused(f"there is no adapter directory {directory.name}")
     card = read_card(directory)
     if card.base_sha256 != base_sha256:
         raise AdapterRefused(f"adapter {name} was made for another base model ({card.base_name})")

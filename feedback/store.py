@@ -192,8 +192,8 @@ class Store:
         if length > LONGEST_LOG - ROOM:
             self._shorten_from = 0  # look again before the very next write
             raise Unavailable(
-                f"nothing was saved: a program has been reading an old state of {self.path} for so long that its log "
-                f"is full ({LONGEST_LOG // MB} MB); end that program"
+                f"nothing was saved: a program has been reading an old state of {self.path.name} for so long that its "
+                f"log is full ({LONGEST_LOG // MB} MB); end that program"
             )
 
     def _empty_log(self, connection: sqlite3.Connection, patience_s: float) -> None:
@@ -244,7 +244,7 @@ class Store:
         except Timeout as error:
             raise Unavailable("the database is busy in another process; try again") from error
         except OSError as error:
-            raise Unavailable(f"cannot write in {self.data}: {error.strerror}") from error
+            raise Unavailable(f"cannot write in the data folder: {error.strerror}") from error
 
     def rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         """All rows of a query, its values by position or, in one dict, by name."""
@@ -279,21 +279,24 @@ class Store:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """SQLite's own troubles as `Unavailable`, in words a person can act on; a number too large for it as `Refused`."""
+    """SQLite's own troubles as `Unavailable`, in words a person can act on; a number too large for it as `Refused`.
+
+    Pages show these words, so they do not say where on the disk the data folder is.
+    """
     try:
         yield
     except sqlite3.OperationalError as error:
         text = str(error)
         if "full" in text:
-            raise Unavailable(f"the disk of {path} is full; nothing was saved, free some space") from error
+            raise Unavailable(f"the disk of {path.name} is full; nothing was saved, free some space") from error
         if "readonly" in text or "unable to open" in text:
-            raise Unavailable(f"cannot write {path}; check that the folder exists and is writable") from error
+            raise Unavailable(f"cannot write {path.name}; check that the data folder exists and is writable") from error
         if "locked" in text or "I/O" in text:
-            raise Unavailable(f"{path} cannot be used now ({text}); try again") from error
+            raise Unavailable(f"{path.name} cannot be used now ({text}); try again") from error
         raise
     except sqlite3.DatabaseError as error:
         if "not a database" in str(error) or "malformed" in str(error):
-            raise Unavailable(f"{path} is damaged ({error}); restore it from a backup") from error
+            raise Unavailable(f"{path.name} is damaged ({error}); restore it from a backup") from error
         raise
     except OverflowError as error:  # SQLite's integers have 64 bits
         raise Refused("a number is too large to be anything here") from error

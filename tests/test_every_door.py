@@ -5,6 +5,7 @@ What there is comes from the running application, so that a new route or event i
 
 import itertools
 import json
+import re
 import secrets
 import threading
 from collections.abc import Iterator
@@ -241,6 +242,26 @@ def test_every_route_is_for_whom_it_is_for_and_shows_nothing_of_others(house: Ho
                 assert changed(before, after) == [], what
             before = after
     assert strangers >= 15 or person == "nobody"
+
+
+def test_an_odd_id_is_refused_and_never_a_failure(house: House) -> None:
+    tried = 0
+    for route in routes(house.web.app):
+        for odd in (
+            "9" * 40,
+            "-1",
+            "%00",
+            "%F0%9F%8E%93",
+            "x" * 5000,
+            "..%2F..%2Fetc%2Fpasswd",
+            "'; DROP TABLE votes; --",
+        ):
+            if "{" in route.path:
+                path = re.sub("{[^}]*}", odd, route.path)
+                answer = house.web.request(route.method, path, json={}, headers=house.headers["operator"] | key())
+                assert 400 <= answer.status_code < 500, (route.method, path, answer.status_code, answer.text)
+                tried += 1
+    assert tried > 30
 
 
 def changed(before: dict[str, list[Any]], after: dict[str, list[Any]]) -> list[str]:

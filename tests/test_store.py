@@ -15,7 +15,7 @@ import pytest
 from feedback import people, ratings, requests, talk
 from feedback.people import User
 from feedback.schema import steps
-from feedback.store import Conflict, NotFound, Refused, Store, Unavailable
+from feedback.store import Conflict, NotFound, Refused, Store, Unavailable, translated
 from tests.conftest import BY_BASE, two_replies
 
 
@@ -172,3 +172,26 @@ def test_a_reply_keeps_its_author(store: Store, owner: User) -> None:
     by = BY_BASE.__class__(None, "b", "t", {"seed": 7}, (5, 2), (-0.5, -0.25), (-0.125, 0.0), "length", 0.5, 1.5)
     reply = talk.add_reply(store, message, "well", by)
     assert talk.provenance(store, reply) == by
+
+
+def test_what_goes_wrong_with_the_database_is_told_without_saying_where_it_is(tmp_path: Path) -> None:
+    for error in (
+        sqlite3.OperationalError("database or disk is full"),
+        sqlite3.OperationalError("attempt to write a readonly database"),
+        sqlite3.OperationalError("unable to open database file"),
+        sqlite3.OperationalError("database is locked"),
+        sqlite3.OperationalError("disk I/O error"),
+        sqlite3.DatabaseError("database disk image is malformed"),
+        OverflowError("Python int too large to convert to SQLite INTEGER"),
+    ):
+        with pytest.raises(Refused) as told, translated(tmp_path / "nightschool.db"):
+            raise error
+        assert str(tmp_path) not in str(told.value)
+
+
+def test_a_number_that_the_database_cannot_hold_is_refused_and_changes_nothing(store: Store, owner: User) -> None:
+    with pytest.raises(Refused, match="too large"):
+        store.row("SELECT 1 FROM nights WHERE id = ?", 10**30)
+    with pytest.raises(Refused, match="too large"):
+        store.insert("consents", {"user": owner.id, "given": 10**30, "at": "now"})
+    assert store.rows("SELECT * FROM consents") == []

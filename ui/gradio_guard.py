@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feedback.store import NotFound, Refused
-from ui.refusals import FAILED, refusal, said
+from ui.refusals import FAILED, TooLarge, refusal, said
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 JOIN, CANCEL = "/gradio_api/queue/join", "/gradio_api/cancel"
@@ -64,6 +64,7 @@ CLICKED: dict[str, dict[str, tuple[type, ...]]] = {  # what says where somebody 
     "edit": {"index": (int,), "value": (str, list), "previous_value": (str, list)},
 }
 DEEPEST = 12
+LARGEST_EVENT = 4 << 20  # bytes; a page sends the whole chat with some of its events
 SESSIONS = 20_000  # remembered, the least recently used forgotten first
 
 log = logging.getLogger(__name__)
@@ -177,19 +178,21 @@ def session_of(path: str, request: Request) -> str | None:
 
 
 async def read_whole(receive: Receive) -> tuple[bytes, Receive]:
-    """A request's body, whose length `auth.Gate` has bounded, and what hands it on."""
-    body = b""
+    """A request's body, and what hands it on. Raises `TooLarge`."""
+    body = bytearray()
     while True:
         message = await receive()
         body += message.get("body", b"")
+        if len(body) > LARGEST_EVENT:
+            raise TooLarge(f"an event of this page has at most {LARGEST_EVENT >> 20} MB")
         if message["type"] != "http.request" or not message.get("more_body"):
             break
-    whole: list[Message] = [{"type": "http.request", "body": body}]
+    whole: list[Message] = [{"type": "http.request", "body": bytes(body)}]
 
     async def again() -> Message:
         return whole.pop() if whole else await receive()
 
-    return body, again
+    return bytes(body), again
 
 
 def parsed(body: bytes) -> Any:

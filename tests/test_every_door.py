@@ -230,6 +230,7 @@ def test_every_route_is_for_whom_it_is_for_and_shows_nothing_of_others(house: Ho
             what = (person, route.method, route.path, chats != [mine], answer.status_code, answer.text[:300])
             assert answer.status_code < 500, what
             assert not house.leaked(person, answer.text), what
+            assert answer.headers["cache-control"] == "no-store", what
             if person == "nobody":
                 assert route.path in auth.OPEN or answer.status_code in (401, 403, 405), what
             elif route.operators and person != "operator":
@@ -536,6 +537,9 @@ def test_of_gradios_own_routes_only_those_that_pages_use_answer(house: House) ->
                 assert (method, each.path, answer.status_code) == (method, each.path, 404)
                 closed += 1
     assert closed > 100
+    for path, kept in (("/", False), ("/operate/", False), ("/theme.css", True), ("/favicon.ico", True)):
+        answer = house.web.get(path, headers=house.headers["operator"])
+        assert (path, answer.headers.get("cache-control") != "no-store") == (path, kept)
     for path in ("/gradio_api/file=/etc/passwd", "/gradio_api/file/etc/passwd", "/static/../app.py", "/assets/..%2f.."):
         assert house.web.get(path, headers=house.headers["operator"]).status_code == 404
 

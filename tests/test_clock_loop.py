@@ -11,10 +11,10 @@ from playwright.sync_api import expect
 
 from feedback import adapters, nights, ratings, schedules
 from feedback.examples import Answer, Pair
-from feedback.split import part_of
 from feedback.store import Store
 from feedback.talk import Message
 from tests.browser import Visitor, chromium, serving
+from tests.conftest import PLACES
 from tests.test_split import QUESTIONS
 
 AHOY = "Ahoy, matey! Arr, that is a fine thing to ask."
@@ -23,7 +23,9 @@ NIGHT_MS = 420_000
 
 def questions(part: str, count: int) -> list[str]:
     """Questions whose conversations will belong to one part."""
-    of_it = [each for each in QUESTIONS if part_of(Pair((Message("user", each),), Answer("a"), Answer("b"))) == part]
+    of_it = [
+        each for each in QUESTIONS if PLACES.part_of(Pair((Message("user", each),), Answer("a"), Answer("b"))) == part
+    ]
     return of_it[:count]
 
 

@@ -10,6 +10,7 @@ from feedback import adapters
 from feedback.examples import TIE, Answer, Demonstration, Examples, Pair, Thumb
 from feedback.split import split
 from feedback.talk import Message
+from tests.conftest import PLACES
 from tests.test_night import SMALL, last, run, say
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
@@ -123,7 +124,7 @@ def test_each_method_is_given_what_it_learns_from_and_the_rest_is_counted():
 def test_a_demonstration_and_its_correction_are_in_the_same_part():
     corrections = tuple(Pair(asked(each), Answer("yes"), Answer("no"), "correction") for each in QUESTIONS[:100])
     shown = tuple(Demonstration(asked(each), Answer("yes")) for each in QUESTIONS[:100])
-    parts = split(Examples(corrections, demonstrations=shown))
+    parts = split(Examples(corrections, demonstrations=shown), PLACES)
     for part in (parts.training, parts.stopping, parts.held_out):
         assert [each.messages for each in part.pairs] == [each.messages for each in part.demonstrations]
         assert part.pairs

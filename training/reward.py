@@ -156,6 +156,7 @@ def train(
     """Train one member, going on from `run`, a step per item. Raises `NotFinite`."""
     steps = count_steps(len(lessons), settings)
     ties = any(lesson.tied for lesson in lessons)
+    full_weight = max(lesson.weight for lesson in lessons)
     for step in range(run.step, steps):
         began = time.monotonic()
 
@@ -163,7 +164,7 @@ def train(
         chosen = [lessons[at] for at in batch(len(lessons), settings.batch_size, step, settings.seed + 7 * member)]
 
         # 2. scores and gradients, a pack of rows at a time
-        compute = partial(gradients, backbone, head, name_of(member), chosen, settings, ties)
+        compute = partial(gradients, backbone, head, name_of(member), chosen, settings, ties, full_weight)
         total, accuracy = within_memory(run, compute)
 
         # 3. one step: gradient norm at most 1, learning rate up over the first tenth and then down to 0
@@ -182,10 +183,14 @@ def gradients(
     lessons: Sequence[RewardLesson],
     settings: Settings,
     ties: bool,
+    full_weight: float,
     tokens_at_once: int,
 ) -> tuple[float, float]:
-    """Add up the gradients of a batch, the weighted mean over its lessons; the loss, and how often it was right."""
-    rows, weight = [lesson.row() for lesson in lessons], sum(lesson.weight for lesson in lessons)
+    """Add up the gradients of a batch, the mean over its lessons, each weighing as it does beside one of `full_weight`.
+
+    The loss, and how often it was right.
+    """
+    rows, weight = [lesson.row() for lesson in lessons], full_weight * len(lessons)
     total, right, count = 0.0, 0, 0
     for group in together(rows, tokens_at_once):
         loss = torch.zeros((), device=backbone.device)

@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from feedback import people, ratings, talk
+from feedback import openings, people, ratings, talk
 from feedback.bounds import compared_with, of_raters, surely_typical
 from feedback.examples import Examples, gather
+from feedback.openings import JUDGING
 from feedback.people import User
 from feedback.reliability import Rating, reliabilities
-from feedback.split import opening, places, split
+from feedback.sifting import PEOPLE
+from feedback.split import Places, opening, split
 from feedback.store import Store
 from feedback.talk import Message, Provenance
 from training import gate
@@ -32,7 +34,7 @@ from training import gate
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BY = Provenance(None, "b" * 64, "t" * 64, {})
 ATTACKS = (  # honest people of 20 each, attackers, how much each of those says
-    (3, 1, 500), (10, 1, 500), (48, 1, 500), (60, 1, 500),
+    (3, 1, 500), (10, 1, 500), (48, 1, 500), (60, 1, 500), (10, 1, 200), (60, 1, 200),
     (10, 20, 60), (10, 20, 200), (60, 20, 60), (60, 20, 200),
 )  # fmt: skip
 TEAMS = (
@@ -40,6 +42,7 @@ TEAMS = (
     (200, *(3,) * 199), (200, 200, 200, 200, 200, *(3,) * 195),
 )  # fmt: skip
 SEEDS = 5
+SPLITS = 20
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     if "attack" in wanted:
         found["attack"] = [attacked(*each) for each in ATTACKS]
-        found["attack_by_raters"] = [attacked(*each, role="rater") for each in ATTACKS[:4]]
+        found["attack_by_raters"] = [attacked(*each, role="rater") for each in ATTACKS]
     if "kept" in wanted:
         found["kept"] = [kept_of(team) for team in TEAMS]
     if "typical" in wanted and DATA.is_dir():
@@ -78,7 +81,7 @@ def attacked(honest: int, attackers: int, each: int, role: str = "chatter") -> d
     said = {"honest": honest, "attackers": attackers, "each": each, "role": role, "night": night, "gate": judged}
     print(
         f"{honest:3} honest of 20, {attackers:2} {role} attackers of {each:3}: {night:.0%} of the night, "
-        f"{judged[0]} of {judged[1]} conversations of the gate",
+        f"{judged[0]:.0f} of {judged[1]:.0f} conversations of the gate",
         flush=True,
     )
     return said
@@ -123,17 +126,24 @@ def share_of(examples: Examples, users: set[int]) -> float:
     return sum(weight for theirs, weight in weights if theirs) / sum(weight for _, weight in weights)
 
 
-def share_of_gate(store: Store, examples: Examples, users: set[int]) -> tuple[int, int]:
-    """In how many of the gate's conversations these people have their say, and how many there are.
+def share_of_gate(store: Store, examples: Examples, users: set[int]) -> tuple[float, float]:
+    """In how many of the gate's conversations these people have their say, and how many there are: means over splits.
 
     The attackers' candidate sides with them and against everybody else, so that its votes show whose they are.
     """
-    votes: gate.Votes = {}
-    for pair in split(examples, places(store)).held_out.pairs:
-        votes.setdefault(opening(pair), {})[(pair.user,)] = 1 if pair.user in users else -1
     bounds, _ = of_raters(store, {each.user for each in examples.every()})
-    found = gate.decided(votes, bounds)
-    return found.preferred, found.count
+    raters = sorted({each.user for each in examples.every()})
+    found = []
+    for number in range(SPLITS):
+        secret = f"split {number}"
+        judging = [user for user in raters if len(raters) >= PEOPLE and openings.number(secret, f"{user}") < JUDGING]
+        votes: gate.Votes = {}
+        for pair in split(examples, Places(secret, judges=frozenset(judging))).held_out.pairs:
+            votes.setdefault(opening(pair), {})[(pair.user,)] = 1 if pair.user in users else -1
+        decided = gate.decided(votes, bounds)
+        found.append((decided.preferred, decided.count))
+    theirs, every = np.mean(found, axis=0)
+    return float(theirs), float(every)
 
 
 def kept_of(team: Sequence[int]) -> dict[str, Any]:

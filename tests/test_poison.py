@@ -418,7 +418,7 @@ def test_the_bound_of_an_hour_is_found_by_an_index(store):
 # What weights do in training
 
 
-def test_a_batch_of_lessons_that_weigh_little_moves_the_model_little():
+def test_what_is_kept_aside_says_when_to_stop_by_its_weight():
     import torch
 
     from training.watch import mean_and_error

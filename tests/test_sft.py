@@ -141,3 +141,11 @@ def test_a_night_of_imitation_learns_from_the_correction_alone(tiny, tmp_path):
     assert card.method == "sft"
     assert adapters.directory(store, "night-0001").is_dir()
     store.close()
+
+
+def test_demonstrations_that_weigh_little_move_the_model_little_in_whatever_batch_they_come(tiny):
+    losses = []
+    for weight in (1.0, 0.1):
+        lessons = [Lesson("demonstration", [1, each], ([4, 5, 6],), weight=weight) for each in (2, 3)]
+        losses.append(sft.gradients(backbone_of(tiny), lessons, 1024, full_weight=1.0))
+    assert losses[1] == pytest.approx(losses[0] / 10, rel=1e-4)

@@ -117,24 +117,29 @@ def decided(votes: Votes, bounds: Bounds) -> HeldOut:
     hypothesis each conversation that is counted is still a fair coin, and the interval is exact.
     """
     kept = {name: dict(of_each) for name, of_each in votes.items()}
-    order = sorted(kept, key=lambda name: hashlib.sha256(name.encode()).digest())
-    first: Counter[int] | None = None
-    left_out = 0
-    while True:
-        counted_in = [name for name in order if majority(kept[name])]
-        loads = Counter(who for name in counted_in for who in _voters(kept[name], bounds))
-        first = first or loads
-        over = {who: load - _allowed(who, len(counted_in), first[who], bounds) for who, load in loads.items()}
-        worst = max(over, key=lambda who: (over[who], who), default=None)
-        if worst is None or over[worst] <= 1e-9:
+    loads: Counter[int] = Counter()  # in how many of the conversations that count each has a say
+    said: dict[int, list[str]] = {}
+    for name in sorted(kept, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        loads.update(_deciders(kept[name], bounds))
+        for who in {bounds.carrier(who) for people in kept[name] for who in people}:
+            said.setdefault(who, []).append(name)
+    first, count, left_out = dict(loads), sum(majority(each) != 0 for each in kept.values()), 0
+    while loads:
+        over = {who: load - _allowed(who, count, first.get(who, 0), bounds) for who, load in loads.items()}
+        worst = max(over, key=lambda who: (over[who], who))
+        if over[worst] <= 1e-9:
             break
-        last = next(name for name in reversed(counted_in) if worst in _voters(kept[name], bounds))
-        gone = [people for people in kept[last] if worst in map(bounds.carrier, people)]
-        for people in gone:
-            del kept[last][people]
-        left_out += len(gone)
-    balance = [majority(kept[name]) for name in counted_in]
-    return replace(counted(sum(each > 0 for each in balance), len(balance)), left_out=left_out)
+        last = next(name for name in reversed(said[worst]) if worst in _deciders(kept[name], bounds))
+        said[worst].remove(last)
+        before = kept[last]
+        kept[last] = {each: side for each, side in before.items() if worst not in map(bounds.carrier, each)}
+        loads.subtract(_deciders(before, bounds))
+        loads.update(_deciders(kept[last], bounds))
+        count += (majority(kept[last]) != 0) - (majority(before) != 0)
+        left_out += len(before) - len(kept[last])
+    balance = [majority(each) for each in kept.values()]
+    found = counted(sum(each > 0 for each in balance), sum(each != 0 for each in balance))
+    return replace(found, left_out=left_out)
 
 
 def majority(of_each: Mapping[tuple[int, ...], float]) -> int:
@@ -142,7 +147,10 @@ def majority(of_each: Mapping[tuple[int, ...], float]) -> int:
     return sum((side > 0) - (side < 0) for side in of_each.values())
 
 
-def _voters(of_each: Mapping[tuple[int, ...], float], bounds: Bounds) -> set[int]:
+def _deciders(of_each: Mapping[tuple[int, ...], float], bounds: Bounds) -> set[int]:
+    """Those who have a say in a conversation that counts; nobody where it is a draw."""
+    if not majority(of_each):
+        return set()
     return {bounds.carrier(who) for people, side in of_each.items() if side for who in people}
 
 

@@ -35,7 +35,7 @@ BY_BASE = Provenance(adapter=None, base_sha256="b" * 64, template_sha256="t" * 6
 
 # The secret of every data folder that a test makes, so that the same conversations judge each time; with this one all
 # parts have some of the few that most tests use. `test_poison` looks at real ones.
-PLACES = Places(f"{351710:064x}")
+PLACES = Places(f"{12485653:064x}")
 
 
 def pytest_configure() -> None:

@@ -118,8 +118,9 @@ def compared_with(ratings: Sequence[Rating], named: frozenset[int]) -> dict[int,
     while True:
         counts = dict.fromkeys(everybody, 0)
         for raters in people.values():
+            known = len(established & raters)
             for user in raters:
-                counts[user] += bool(established & (raters - {user}))
+                counts[user] += known > (user in established)
         grown = established | {user for user, count in counts.items() if count >= NEW}
         if grown == established:
             return counts

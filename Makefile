@@ -14,7 +14,7 @@ PYTEST  := $(BIN)/python -m pytest
 BROWSER := NIGHTSCHOOL_CHROMIUM=$$(scripts/chromium.sh $(BIN)); export NIGHTSCHOOL_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fmt bench bench-ledger soak test-vllm bench-serving bench-training bench-rewards bench-policies bench-peers
+.PHONY: help setup run test check fmt bench bench-ledger soak test-vllm bench-serving bench-training bench-rewards bench-policies bench-poison bench-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bench-rewards: setup  ## what a reward model and DPO learn from real pairs (hour
 
 bench-policies: setup  ## how far RLOO, PPO and DPO come, and what it costs in KL (about an hour); the last line is JSON
 	$(BIN)/python -m benchmarks.policies $(ARGS)
+
+bench-poison: setup  ## what attackers get of a night and of the gate, and what honest people keep; the last line is JSON
+	$(BIN)/python -m benchmarks.poison $(ARGS)
 
 bench-peers: $(LLAMA_VENV)/.ready $(VLLM_VENV)/.ready  ## environments for llama.cpp, compiled here, and vLLM (LLAMA_VENV, VLLM_VENV)
 

@@ -166,7 +166,7 @@ def one_rater(rater: Rater) -> str:
     """A rater's weight and labels."""
     known = rater.reliability
     words = [rater.label] if rater.label else []
-    words += [f"weight {known.weight:.2f}, {known.ratings} shared ratings"] if known else ["weight 1"]
+    words += [f"weight {known.weight:.2f}, {known.ratings} shared ratings"] if known else ["not compared yet"]
     words += [f"gold {in_words(rater.gold)}"] if rater.gold.whole else []
     return ", ".join(words)
 

@@ -10,7 +10,8 @@ The rules, all in one place:
 - a thumb is a `Thumb`
 - what was taken back, what has no consent (the person's, or the conversation's), and what is empty or equal on both
   sides teaches nothing; what one person said twice of the same texts counts once, and of two words that contradict
-  each other the newer (`sifting`); nobody's words weigh more than others agree they should (`reliability`)
+  each other the newer (`sifting`); nobody's words weigh more than others agree they should (`reliability`), and nobody
+  carries more of the whole than their share (`bounds`)
 - implicit signals (retry, edit, copy, abandon) teach nothing
 The same feedback gives the same examples in the same order, and the same hash.
 Left out on purpose: tokens and lengths, which belong to a model (`training/batches`).
@@ -20,12 +21,12 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
-from feedback import reliability, sifting, standing
+from feedback import bounds, sifting, standing
 from feedback.ratings import NONE, UP
 from feedback.standing import Position, Told
 from feedback.store import Store
@@ -133,6 +134,17 @@ class Examples:
         ups = sum(thumb.wanted for thumb in self.thumbs)
         return {**kinds, "thumbs_up": ups, "thumbs_down": len(self.thumbs) - ups, "left_out": self.left_out}
 
+    def every(self) -> Iterator[Example]:
+        """All of them, kind by kind."""
+        return itertools.chain(self.pairs, self.thumbs, self.ties, self.demonstrations)
+
+    def with_weights(self, weights: Mapping[int, float]) -> "Examples":
+        """The same, each with the weight of who gave it."""
+        kinds: dict[str, Any] = {
+            name: tuple(replace(each, weight=weights[each.user]) for each in getattr(self, name)) for name in KINDS
+        }
+        return replace(self, **kinds)
+
     def people(self) -> dict[int, int]:
         """How many examples each person gave."""
         return dict(Counter([each.user for each in self.pairs] + [each.user for each in self.thumbs]))
@@ -162,14 +174,15 @@ def gather(store: Store, since: Position | None = None) -> Examples:
         *_of_corrections(said["corrections"], told, left_out),
         *_of_labels(said["labels"], told),
     ]
-    kept = sifting.weighed(sifting.sift(made, left_out), reliability.weights(store))
-    return Examples(
+    kept = sifting.sift(made, left_out)
+    found = Examples(
         pairs=tuple(each for each in kept if isinstance(each, Pair) and each.kind != TIE),
         thumbs=tuple(each for each in kept if isinstance(each, Thumb)),
         left_out=dict(sorted(left_out.items())),
         ties=tuple(each for each in kept if isinstance(each, Pair) and each.kind == TIE),
         demonstrations=tuple(each for each in kept if isinstance(each, Demonstration)),
     )
+    return bounds.bounded(store, found)
 
 
 def soft_labels(examples: Examples) -> list[SoftLabel]:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from feedback import talk
+from feedback.pace import require_pace
 from feedback.people import User
 from feedback.store import Refused, Store, now
 from feedback.talk import checked
@@ -43,6 +44,8 @@ def label(store: Store, user: User, reply: str, label: str, given: bool = True, 
         raise Refused(f"unknown label {label!r}; a label is one of {', '.join(LABELS)}, or custom:a few words")
     with store.write():
         talk.ratable_reply(store, user, reply)
+        if given:
+            require_pace(store, user)
         row = {"user": user.id, "reply": reply, "label": label, "given": int(given), "words": checked(words)}
         return store.insert("labels", row | {"at": now()})
 

@@ -16,6 +16,7 @@ SETTINGS: dict[str, Any] = {  # name -> default
     "side_by_side_share": 0.1,
     "gate": "on",
     "raters_per_question": 1,  # a question is put to others until so many people have answered it
+    "feedback_per_hour": 600,  # pieces of one person (not of the owner of a machine without accounts); 0: any number
     "retention_days": 0,  # conversations older than this lose their content before a night; 0: none ever does
 }
 GATE = {
@@ -141,6 +142,8 @@ def set_setting(store: Store, user: int | None, name: str, value: Any) -> None:
         raise Refused(f"gate is one of {', '.join(GATE)}, not {value!r}")
     if name == "raters_per_question" and not (type(value) is int and value >= 1):
         raise Refused(f"raters_per_question is a whole number of people from 1, not {value!r}")
+    if name == "feedback_per_hour" and not (type(value) is int and value >= 0):
+        raise Refused(f"feedback_per_hour is a whole number, 0 for any number, not {value!r}")
     if name == "retention_days" and not (type(value) is int and value >= 0):
         raise Refused(f"retention_days is a whole number of days, 0 for ever, not {value!r}")
     row = {"user": user, "name": name, "value": json.dumps(value), "at": now()}

@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any
 
 from feedback import talk
+from feedback.pace import require_pace
 from feedback.people import User
 from feedback.store import Refused, Store, now
 from feedback.talk import checked
@@ -65,13 +66,16 @@ class Vote:
 def vote(store: Store, user: User, reply: str, value: int, reasons: Sequence[str] = (), words: str = "") -> int:
     """A thumb: UP, DOWN, or NONE to take it back; the row's id.
 
-    Raises `Refused` on another value or reason, `NotFound` on a reply that is not this person's.
+    Raises `Refused` on another value or reason, `NotFound` on a reply that is not this person's, `TooOften` as
+    `pace.require_pace` does.
     """
     if type(value) is not int or value not in (UP, NONE, DOWN):
         raise Refused(f"a vote is 1, 0 or -1, not {value!r}")
     reasons = checked_reasons(reasons)
     with store.write():
         talk.ratable_reply(store, user, reply)
+        if value != NONE:
+            require_pace(store, user)
         row = {"user": user.id, "reply": reply, "value": value, "reasons": reasons, "words": checked(words)}
         return store.insert("votes", row | {"at": now()})
 
@@ -112,6 +116,8 @@ def compare(
         first, second = talk.ratable_reply(store, user, left), talk.ratable_reply(store, user, right)
         if first.parent != second.parent:
             raise Refused("a comparison is between two replies to the same message")
+        if choice != "taken_back":
+            require_pace(store, user)
         row = {"user": user.id, "left_reply": left, "right_reply": right, "choice": choice, "strength": strength}
         row |= {"words": checked(words), "reasons": checked_reasons(reasons), "shown_s": shown_s}
         done = store.insert("comparisons", row | {"question": answered(store, user, (left, right)), "at": now()})
@@ -142,6 +148,8 @@ def rank(
         parents = {talk.ratable_reply(store, user, reply).parent for reply in replies}
         if len(parents) != 1:
             raise Refused("a ranking is of replies to the same message")
+        if not taken_back:
+            require_pace(store, user)
         row = {"user": user.id, "parent": parents.pop(), "replies": list(replies), "ranks": list(ranks)}
         row |= {"all_wrong": int(all_wrong), "taken_back": int(taken_back)}
         return store.insert("rankings", row | {"question": answered(store, user, replies), "at": now()})
@@ -175,6 +183,8 @@ def _say(store: Store, table: str, user: User, reply: str, text: str) -> int:
     with store.write():
         talk.ratable_reply(store, user, reply)
         row = {"user": user.id, "reply": reply, "text": checked(text).strip(), "at": now()}
+        if row["text"]:
+            require_pace(store, user)
         return store.insert(table, row)
 
 

@@ -6,11 +6,12 @@ who says what most say stands higher. The score is drawn towards that of a typic
 the posterior mean under a normal prior. On real ratings of ambiguous content this finds careless raters where
 Dawid-Skene does not (`docs/ledger.md`). Whoever is honest but for one subject is not found: their words on the rest
 speak for them.
-Left out on purpose: how far people agree as a whole, and what biases them (`raters`).
+Left out on purpose: how far people agree as a whole, and what biases them (`raters`), and how much of a night one may
+carry (`bounds`).
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -22,7 +23,6 @@ NEW = 10  # ratings that others gave too; below it somebody is new
 WINDOW = 20_000  # newest rows of each kind that are looked at
 ROUNDS = 6
 AGREEMENT = 0.3  # standard deviations of the score that one of plain agreement counts for
-SHARE, SHARED_FROM = 0.02, 50  # nobody carries more than this share of a night, once there are so many raters
 
 
 @dataclass(frozen=True)
@@ -131,22 +131,3 @@ def _scores(who, what, said, weight):  # type: ignore[no-untyped-def]
     spread = agreement.std()
     standard = (agreement - agreement.mean()) / spread if spread > 1e-9 else 0.0
     return correlation + AGREEMENT * correlation.std() * standard, count
-
-
-def capped(sums: Mapping[int, float]) -> dict[int, float]:
-    """For each person a factor from 0 to 1 after which nobody carries more than `SHARE` of the weight of all.
-
-    1 for everybody while fewer than `SHARED_FROM` rate. The rest is filled like water: who is under the share keeps
-    all that they have.
-    """
-    if len(sums) < SHARED_FROM:
-        return dict.fromkeys(sums, 1.0)
-    free = dict(sums)
-    limit = 0.0
-    for capped_people in range(len(sums)):
-        limit = SHARE * sum(free.values()) / max(1 - SHARE * capped_people, 1e-9)
-        over = max(free, key=lambda user: free[user])
-        if free[over] <= limit * (1 + 1e-9) or len(free) == 1:
-            break
-        del free[over]
-    return {user: min(1.0, limit / weight) if user not in free else 1.0 for user, weight in sums.items()}

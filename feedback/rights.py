@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from feedback import history, nights, people, talk
+from feedback import history, nights, openings, people, talk
 from feedback.people import User
 from feedback.store import Conflict, Refused, Store, now
 
@@ -90,7 +90,10 @@ def _empty(store: Store, conversations: list[str]) -> int:
         db.conn.execute(f"UPDATE imported_rows SET extra = '{{}}' WHERE conversation IN ({of})", given)
         sql = f"UPDATE conversations SET title = '', hidden_at = coalesce(hidden_at, ?) WHERE id IN ({of})"
         db.conn.execute(sql, (now(), *given))
-        return db.conn.execute(f"UPDATE messages SET content = '' WHERE conversation IN ({of})", given).rowcount
+        said = store.rows(f"SELECT content FROM messages WHERE role = 'user' AND conversation IN ({of})", *given)
+        emptied = db.conn.execute(f"UPDATE messages SET content = '' WHERE conversation IN ({of})", given).rowcount
+        openings.forget(db, [row["content"] for row in said])
+        return emptied
 
 
 def trained_on(store: Store, user: User) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -8,6 +8,8 @@ Left out on purpose: reading and writing; every table has one module of this pac
 
 from sqlite_utils import Database, Migrations
 
+from feedback import openings
+
 steps = Migrations("nightschool")
 
 PEOPLE = """
@@ -366,6 +368,24 @@ CREATE TABLE retrains (
 """
 
 
+SPLIT_OPENINGS = """
+CREATE TABLE split_secret (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    secret TEXT NOT NULL  -- hexadecimal; made once, never changed
+) STRICT;
+CREATE TABLE split_openings (  -- those of before there was a secret
+    opening TEXT PRIMARY KEY,  -- an HMAC of it
+    part TEXT NOT NULL CHECK (part IN ('training', 'stopping', 'held_out'))
+) STRICT;
+CREATE INDEX votes_by_user ON votes (user, at);
+CREATE INDEX comparisons_by_user ON comparisons (user, at);
+CREATE INDEX rankings_by_user ON rankings (user, at);
+CREATE INDEX corrections_by_user ON corrections (user, at);
+CREATE INDEX critiques_by_user ON critiques (user, at);
+CREATE INDEX labels_by_user ON labels (user, at);
+"""
+
+
 @steps()
 def m0001_first_tables(db: Database) -> None:
     """People, talk, ratings and school as first shipped."""
@@ -389,6 +409,13 @@ def m0003_all_that_is_said(db: Database) -> None:
 def m0004_reference_logprobs(db: Database) -> None:
     """What the reference says of replies, so that no night computes it again."""
     run_each(db, REFERENCE_LOGPROBS)
+
+
+@steps()
+def m0007_split_openings(db: Database) -> None:
+    """A secret decides what judges from here on; what was placed without it stays. Feedback by person and time."""
+    run_each(db, SPLIT_OPENINGS)
+    openings.write_down(db)
 
 
 def run_each(db: Database, script: str) -> None:

@@ -1,21 +1,19 @@
-"""What of the examples counts, and how much: once each, the newer of two that contradict, nobody too much.
+"""What of the examples counts: once each, the newer of two that contradict, not too many of one person.
 
-Left out on purpose: what an example is (`examples`), and how reliable a person is (`reliability`).
+Left out on purpose: what an example is (`examples`), and how much it weighs (`reliability`, `bounds`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from feedback.reliability import capped
+from feedback.openings import BEGINNING
 
 if TYPE_CHECKING:
     from feedback.examples import Example, Made
 
-BEGINNING = 200  # characters: prompts that share so many are near-duplicates
 PEOPLE = 5  # that rate, before one person's words are too many
 MOST_PROMPTS = 200  # of one person, once others rate too; near-duplicates count as one
 
@@ -58,12 +56,3 @@ def prompt(example: Example) -> str:
     """A prompt, or the long beginning of it: those that share one are near-duplicates."""
     said = " ".join(f"{each.role}: {each.content}" for each in example.messages)
     return " ".join(said.casefold().split())[:BEGINNING]
-
-
-def weighed(examples: Sequence[Example], weights: Mapping[int, float]) -> list[Example]:
-    """Examples with the weight of who said so, nobody over the share that `reliability.capped` allows."""
-    sums: dict[int, float] = {}
-    for each in examples:
-        sums[each.user] = sums.get(each.user, 0.0) + weights.get(each.user, 1.0)
-    factors = capped(sums)
-    return [replace(each, weight=weights.get(each.user, 1.0) * factors[each.user]) for each in examples]

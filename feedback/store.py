@@ -47,6 +47,14 @@ class Conflict(Refused):
     """It contradicts something that already stands."""
 
 
+class TooOften(Refused):
+    """More than one person may write in a time; `retry_after_s` says when there is room again."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class Unavailable(Refused):
     """The database cannot be read or written now (disk full, read-only, locked). Nothing was changed."""
 

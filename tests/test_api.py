@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
 from assistant.adapters import WEIGHTS
 from assistant.chat import Assistant
-from feedback import adapters, nights, ratings, schedules, talk
+from feedback import adapters, nights, people, ratings, schedules, talk
 from feedback.people import User
 from feedback.store import Store, now
 from tests.conftest import two_replies
@@ -61,6 +62,23 @@ def test_a_request_sent_twice_acts_once(web: TestClient, store: Store, owner: Us
     elsewhere = web.post("/api/critiques", json={"reply": left, "text": "no"}, headers=once)
     assert elsewhere.status_code == 409
     assert ratings.counts(store)["votes"] == 1
+
+
+def test_feedback_beyond_an_hours_bound_is_refused_with_when_to_go_on(web: TestClient, store: Store) -> None:
+    ann = people.add_user(store, "ann", "chatter", "hash")
+    _, left, _ = two_replies(store, ann)
+    nights.set_setting(store, None, "feedback_per_hour", 1)
+    token = {"Authorization": f"Bearer {people.add_token(store, ann, 'test')}"}
+
+    def vote(value: int) -> httpx.Response:
+        return web.post("/api/votes", json={"reply": left, "value": value}, headers=key() | token)
+
+    assert vote(1).status_code == 200
+    refused = vote(-1)
+    assert (refused.status_code, 3500 < int(refused.headers["Retry-After"]) < 3700) == (429, True)
+    assert refused.json()["error"].startswith("you have given 1 pieces of feedback in the last hour")
+    assert vote(0).status_code == 200  # taken back
+    assert ratings.counts(store)["votes"] == 2
 
 
 def test_a_pair_is_blind_and_its_replies_can_be_compared(web: TestClient, store: Store, owner: User) -> None:

@@ -10,20 +10,19 @@ import pytest
 from playwright.sync_api import expect
 
 from feedback import adapters, nights, ratings, schedules
-from feedback.examples import Answer, Pair
-from feedback.split import part_of
+from feedback.split import places
 from feedback.store import Store
-from feedback.talk import Message
 from tests.browser import Visitor, chromium, serving
-from tests.test_split import QUESTIONS
+from tests.test_split import QUESTIONS, pair
 
 AHOY = "Ahoy, matey! Arr, that is a fine thing to ask."
 NIGHT_MS = 420_000
 
 
-def questions(part: str, count: int) -> list[str]:
+def questions(store: Store, part: str, count: int) -> list[str]:
     """Questions whose conversations will belong to one part."""
-    of_it = [each for each in QUESTIONS if part_of(Pair((Message("user", each),), Answer("a"), Answer("b"))) == part]
+    where = places(store)
+    of_it = [each for each in QUESTIONS if where.part_of(pair(each)) == part]
     return of_it[:count]
 
 
@@ -60,7 +59,7 @@ def test_a_cron_due_in_a_minute_trains_judges_promotes_and_the_next_reply_is_the
         # 1. people say what they would have liked to read; some of it is kept for judging
         visitor.locate("#consent-yes").click()
         visitor.write_short(4)
-        for question in questions("training", 10) + questions("held_out", 7):
+        for question in questions(store, "training", 10) + questions(store, "held_out", 7):
             correct(visitor, question)
         assert ratings.counts(store)["corrections"] == 17
         before = answered_by(visitor)

@@ -9,10 +9,9 @@ from feedback.examples import Answer, Examples, Pair, gather, soft_labels
 from feedback.people import User
 from feedback.ratings import DOWN, UP
 from feedback.sifting import PEOPLE
-from feedback.split import part_of
 from feedback.store import Store
 from feedback.talk import Message
-from tests.conftest import BY_BASE, two_replies
+from tests.conftest import BY_BASE, PLACES, two_replies
 
 
 def rater(store: Store, name: str) -> User:
@@ -124,7 +123,7 @@ def test_one_person_teaches_at_most_so_many_prompts_once_five_rate(
 
 def test_near_duplicates_go_the_same_way() -> None:
     long = "Translate the following letter into French. " + "Dear Madam, " * 30
-    parts = {part_of(Pair((Message("user", f"{long} {n}"),), Answer("a"), Answer("b"))) for n in range(50)}
+    parts = {PLACES.part_of(Pair((Message("user", f"{long} {n}"),), Answer("a"), Answer("b"))) for n in range(50)}
     assert len(parts) == 1
 
 

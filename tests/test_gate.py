@@ -14,10 +14,9 @@ from assistant.models import Base
 from assistant.roster import proved
 from feedback import adapters, nights, people, ratings, talk
 from feedback.examples import Answer, Examples, Pair, Thumb
-from feedback.split import part_of
 from feedback.store import Store
 from feedback.talk import Message
-from tests.conftest import BY_BASE
+from tests.conftest import BY_BASE, PLACES
 from tests.test_split import QUESTIONS
 from tests.trained import LETTER, OPENINGS, SAILOR
 from training import gate
@@ -72,7 +71,9 @@ def test_a_failed_check_outweighs_what_people_prefer_and_the_reason_says_which()
 
 def unseen(count: int, part: str = "held_out") -> list[str]:
     """Questions whose conversations belong to one part."""
-    found = [each for each in QUESTIONS if part_of(Pair((Message("user", each),), Answer("a"), Answer("b"))) == part]
+    found = [
+        each for each in QUESTIONS if PLACES.part_of(Pair((Message("user", each),), Answer("a"), Answer("b"))) == part
+    ]
     return found[:count]
 
 
@@ -135,7 +136,7 @@ def say(data: Path, turned: bool) -> Store:
     me = people.local_owner(store)
     people.set_consent(store, me, True)
     for question in unseen(10) + unseen(16, "training"):
-        taught = part_of(Pair((Message("user", question),), Answer("a"), Answer("b"))) != "held_out"
+        taught = PLACES.part_of(Pair((Message("user", question),), Answer("a"), Answer("b"))) != "held_out"
         parent = talk.record_messages(store, me, "chat", [Message("user", question)])
         kind, rude = (talk.add_reply(store, parent, text, BY_BASE) for text in (KIND, RUDE))
         ratings.compare(store, me, kind, rude, "right" if taught and turned else "left")

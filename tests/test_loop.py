@@ -24,6 +24,7 @@ def command(*arguments: str) -> str:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
+    Store(tmp_path / "data").close()  # with the tests' secret: both conversations teach
     with serving(tmp_path / "data", ["--side-by-side", "0", "--dtype", "float32"]) as started:
         yield started
 

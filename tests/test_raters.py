@@ -10,7 +10,7 @@ import pytest
 from feedback import people, raters, ratings, reliability
 from feedback.people import User
 from feedback.raters import agreement, alpha
-from feedback.reliability import LEAST, SHARE, SHARED_FROM, Rating, capped, reliabilities
+from feedback.reliability import LEAST, Rating, reliabilities
 from feedback.store import NotFound, Refused, Store
 from tests.conftest import two_replies
 
@@ -92,21 +92,6 @@ def test_of_two_who_disagree_neither_is_condemned() -> None:
     rated = [Rating(user, str(item), value) for item in range(3) for user, value in ((1, 1.0), (2, -1.0))]
     assert {each.user: each.weight >= LEAST for each in reliabilities(rated)} == {1: True, 2: True}
     assert all(each.new for each in reliabilities(rated))
-
-
-def test_nobody_carries_more_than_their_share_once_fifty_rate() -> None:
-    few = {user: 1.0 + 100 * (user == 0) for user in range(SHARED_FROM - 1)}
-    assert set(capped(few).values()) == {1.0}
-    for many in (
-        {user: 1.0 + 1000 * (user < 3) for user in range(80)},
-        dict.fromkeys(range(SHARED_FROM), 1.0),
-        {user: 2.0**user for user in range(SHARED_FROM + 20)},
-    ):
-        factors = capped(many)
-        kept = {user: many[user] * factors[user] for user in many}
-        assert max(kept.values()) <= SHARE * sum(kept.values()) * (1 + 1e-6)
-        assert all(0 < factor <= 1 for factor in factors.values())
-        assert any(factor == 1 for factor in factors.values())
 
 
 def test_the_report_names_new_raters_and_what_sways_them(store: Store, consenting: User) -> None:

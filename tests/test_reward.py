@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
 from training import batches, calibration, reward, reward_models
 from training.backbone import Backbone
+from training.batches import Lesson
 from training.preference import Settings as PreferenceSettings
 from training.reward import RewardLesson, Settings
 from training.reward_models import RewardCard, RewardModels, ScoreHead
@@ -49,6 +51,32 @@ def trained(backbone: Backbone, lessons: list[RewardLesson], settings: Settings 
             pass
         heads[reward.name_of(member)] = head
     return RewardModels(backbone, heads)
+
+
+def test_where_people_disagree_on_a_prompt_the_one_who_weighs_more_is_learned_from():
+    said = [
+        Lesson("comparison", [1, 2], ([3, 9], [4, 9]), weight=1.0),
+        *[Lesson("comparison", [1, 2], ([4, 9], [3, 9]), weight=0.25) for _ in range(2)],
+    ]
+    (lesson,) = reward.make_lessons(said)
+    assert lesson.shares() == pytest.approx([1 / 1.5, 0.25 / 1.5, 0.25 / 1.5])
+    assert lesson.weight == pytest.approx((1 + 2 / 16) / 1.5)
+
+    scores = torch.zeros(2, requires_grad=True)
+    reward.lesson_loss(scores, lesson, ScoreHead(4, seed=0), centring=0.0, ties=False).backward()
+    # The slope of -log sigmoid(d) at 0 is -1/2: (-1 + 1/4 + 1/4) / 1.5 / 2 for the reply that the first preferred.
+    assert scores.grad.tolist() == pytest.approx([-1 / 6, 1 / 6])
+
+
+def test_lessons_that_weigh_little_move_a_reward_model_little_in_whatever_batch_they_come(tiny):
+    norms = []
+    for weight in (1.0, 0.1):
+        backbone = backbone_of(tiny)
+        head, run = reward.begin(backbone, SETTINGS, 0)
+        lessons = [replace(each, weight=weight) for each in lessons_of(backbone, QUESTIONS[:2])]
+        reward.gradients(backbone, head, reward.name_of(0), lessons, SETTINGS, False, 1.0, 4096)
+        norms.append(sum(float(each.grad.norm() ** 2) for each in run.parameters.values() if each.grad is not None))
+    assert norms[1] == pytest.approx(norms[0] / 100, rel=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from feedback import adapters
 from feedback.examples import TIE, Answer, Demonstration, Examples, Pair, Thumb
 from feedback.split import split
 from feedback.talk import Message
+from tests.conftest import PLACES
 from tests.test_night import SMALL, last, run, say
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
@@ -123,7 +124,7 @@ def test_each_method_is_given_what_it_learns_from_and_the_rest_is_counted():
 def test_a_demonstration_and_its_correction_are_in_the_same_part():
     corrections = tuple(Pair(asked(each), Answer("yes"), Answer("no"), "correction") for each in QUESTIONS[:100])
     shown = tuple(Demonstration(asked(each), Answer("yes")) for each in QUESTIONS[:100])
-    parts = split(Examples(corrections, demonstrations=shown))
+    parts = split(Examples(corrections, demonstrations=shown), PLACES)
     for part in (parts.training, parts.stopping, parts.held_out):
         assert [each.messages for each in part.pairs] == [each.messages for each in part.demonstrations]
         assert part.pairs
@@ -140,3 +141,11 @@ def test_a_night_of_imitation_learns_from_the_correction_alone(tiny, tmp_path):
     assert card.method == "sft"
     assert adapters.directory(store, "night-0001").is_dir()
     store.close()
+
+
+def test_demonstrations_that_weigh_little_move_the_model_little_in_whatever_batch_they_come(tiny):
+    losses = []
+    for weight in (1.0, 0.1):
+        lessons = [Lesson("demonstration", [1, each], ([4, 5, 6],), weight=weight) for each in (2, 3)]
+        losses.append(sft.gradients(backbone_of(tiny), lessons, 1024, full_weight=1.0))
+    assert losses[1] == pytest.approx(losses[0] / 10, rel=1e-4)

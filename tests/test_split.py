@@ -6,10 +6,12 @@ import pytest
 
 from feedback import people, ratings, talk
 from feedback.examples import Answer, Examples, Pair, Thumb, gather
-from feedback.split import JUDGING, PEOPLE, STOPPING, judges, part_of, split
+from feedback.openings import JUDGING, STOPPING
+from feedback.sifting import PEOPLE
+from feedback.split import Places, judges, split
 from feedback.store import Store
 from feedback.talk import Message
-from tests.conftest import BY_BASE
+from tests.conftest import BY_BASE, PLACES
 
 QUESTIONS = (Path(__file__).parents[1] / "training" / "rehearsal_prompts.txt").read_text().splitlines()
 
@@ -31,7 +33,7 @@ def rate(store: Store, name: str, questions: list[str]) -> int:
 
 def test_every_example_is_in_one_part_and_the_parts_have_their_shares():
     examples = Examples(tuple(pair(each) for each in QUESTIONS), left_out={"tie": 3})
-    parts = split(examples)
+    parts = split(examples, PLACES)
     sizes = [len(each) for each in (parts.training, parts.stopping, parts.held_out)]
     assert sum(sizes) == len(QUESTIONS)
     assert sizes[2] / len(QUESTIONS) == pytest.approx(JUDGING, abs=0.05)
@@ -40,17 +42,17 @@ def test_every_example_is_in_one_part_and_the_parts_have_their_shares():
 
 
 def test_a_conversation_stays_where_it_is_whatever_else_is_said():
-    before = {each: part_of(pair(each)) for each in QUESTIONS}
-    assert {each: part_of(pair(each, user=7)) for each in reversed(QUESTIONS)} == before
+    before = {each: PLACES.part_of(pair(each)) for each in QUESTIONS}
+    assert {each: PLACES.part_of(pair(each, user=7)) for each in reversed(QUESTIONS)} == before
     for question, part in before.items():
         later = (Message("user", question), Message("assistant", "Hm."), Message("user", "And then?"))
-        assert part_of(Pair(later, Answer("a"), Answer("b"))) == part
-        assert part_of(Thumb(later, Answer("a"), True)) == part
+        assert PLACES.part_of(Pair(later, Answer("a"), Answer("b"))) == part
+        assert PLACES.part_of(Thumb(later, Answer("a"), True)) == part
 
 
 def test_conversations_that_open_alike_go_together():
-    assert {part_of(pair(text)) for text in ("What is TEA?", " what is  tea?", "What is tea?")} == {
-        part_of(pair("what is tea?"))
+    assert {PLACES.part_of(pair(text)) for text in ("What is TEA?", " what is  tea?", "What is tea?")} == {
+        PLACES.part_of(pair("what is tea?"))
     }
 
 
@@ -83,5 +85,6 @@ def test_looking_settles_nothing(store):
 
 
 def test_all_that_a_judge_says_judges():
+    judging = Places(PLACES.secret, judges=frozenset({5}))
     for question in QUESTIONS[:50]:
-        assert part_of(pair(question, user=5), frozenset({5})) == "held_out"
+        assert judging.part_of(pair(question, user=5)) == "held_out"

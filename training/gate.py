@@ -9,8 +9,10 @@ sound, its distance from the base within budget, and the server's log-probs must
 Left out on purpose: how it is trained, which feedback is held out (`feedback/split`), and evidence from live chats.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,6 +24,7 @@ from assistant import prompt
 from assistant.adapters import Loaded
 from assistant.engine import Engine
 from assistant.sampling import Sampling
+from feedback.bounds import Bounds
 from feedback.examples import Examples, Thumb
 from feedback.split import opening
 from feedback.talk import Message
@@ -57,6 +60,10 @@ class HeldOut:
     rate: float
     low: float  # of the exact 95 % interval (Clopper and Pearson, 1934)
     high: float
+    left_out: int = 0  # votes of people who would have had a say in more conversations than their share
+
+
+Votes = dict[str, dict[tuple[int, ...], float]]  # conversation -> who judged it -> how much rather for the candidate
 
 
 @dataclass(frozen=True)
@@ -78,23 +85,78 @@ class Verdict:
     evidence: dict[str, Any]
 
 
-def held_out(examples: Examples, gains: "Gains", encoder: Encoder) -> HeldOut:
-    """Compare on what people preferred; each conversation counts once, by the majority of what was said in it.
+def held_out(examples: Examples, gains: "Gains", encoder: Encoder, bounds: Bounds | None = None) -> HeldOut:
+    """Compare on what people preferred; each conversation counts once, by the majority of the people who judged it.
 
-    A sign test over conversations. Feedback in one conversation is of one mind; conversations are taken as independent.
+    `bounds` says how many of the conversations one person may have a say in; without them all are newcomers.
     """
-    votes: dict[str, list[float]] = {}
+    votes: Votes = {}
     for pair in examples.pairs:
         for lesson in make_lessons(Examples((pair,)), encoder)[0]:
             chosen, rejected = gains.of(lesson)
-            votes.setdefault(opening(pair), []).append(chosen - rejected)
+            _vote(votes, opening(pair), (pair.user,), chosen - rejected)
     for up, down in _matched(examples.thumbs):
         lessons = [lesson for each in (up, down) for lesson in make_lessons(Examples((), (each,)), encoder)[0]]
         if len(lessons) == 2:
             liked, disliked = (gains.of(lesson)[0] for lesson in lessons)
-            votes.setdefault(f"{opening(up)} | {opening(down)}", []).append(liked - disliked)
-    balance = [sum((vote > 0) - (vote < 0) for vote in each) for each in votes.values()]
-    return counted(sum(each > 0 for each in balance), sum(each != 0 for each in balance))
+            _vote(votes, f"{opening(up)} | {opening(down)}", (up.user, down.user), liked - disliked)
+    return decided(votes, bounds or Bounds(len({each.user for each in examples.every()})))
+
+
+def _vote(votes: Votes, conversation: str, people: tuple[int, ...], side: float) -> None:
+    of_each = votes.setdefault(conversation, {})
+    of_each[people] = of_each.get(people, 0) + (side > 0) - (side < 0)
+
+
+def decided(votes: Votes, bounds: Bounds) -> HeldOut:
+    """A sign test over conversations, in which nobody has a say in more of them than their share.
+
+    Feedback in one conversation is of one mind; conversations are taken as independent. Whose share is exceeded loses
+    votes in an order that only the conversations' names decide, and how many depends on who voted where and whether
+    that was a draw: all this stays the same when every vote in a conversation is turned round. So under the null
+    hypothesis each conversation that is counted is still a fair coin, and the interval is exact.
+    """
+    kept = {name: dict(of_each) for name, of_each in votes.items()}
+    loads: Counter[int] = Counter()  # in how many of the conversations that count each has a say
+    said: dict[int, list[str]] = {}
+    for name in sorted(kept, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        loads.update(_deciders(kept[name], bounds))
+        for who in {bounds.carrier(who) for people in kept[name] for who in people}:
+            said.setdefault(who, []).append(name)
+    first, count, left_out = dict(loads), sum(majority(each) != 0 for each in kept.values()), 0
+    while loads:
+        over = {who: load - _allowed(who, count, first.get(who, 0), bounds) for who, load in loads.items()}
+        worst = max(over, key=lambda who: (over[who], who))
+        if over[worst] <= 1e-9:
+            break
+        last = next(name for name in reversed(said[worst]) if worst in _deciders(kept[name], bounds))
+        said[worst].remove(last)
+        before = kept[last]
+        kept[last] = {each: side for each, side in before.items() if worst not in map(bounds.carrier, each)}
+        loads.subtract(_deciders(before, bounds))
+        loads.update(_deciders(kept[last], bounds))
+        count += (majority(kept[last]) != 0) - (majority(before) != 0)
+        left_out += len(before) - len(kept[last])
+    balance = [majority(each) for each in kept.values()]
+    found = counted(sum(each > 0 for each in balance), sum(each != 0 for each in balance))
+    return replace(found, left_out=left_out)
+
+
+def majority(of_each: Mapping[tuple[int, ...], float]) -> int:
+    """How many more people side with the candidate than against it."""
+    return sum((side > 0) - (side < 0) for side in of_each.values())
+
+
+def _deciders(of_each: Mapping[tuple[int, ...], float], bounds: Bounds) -> set[int]:
+    """Those who have a say in a conversation that counts; nobody where it is a draw."""
+    if not majority(of_each):
+        return set()
+    return {bounds.carrier(who) for people, side in of_each.items() if side for who in people}
+
+
+def _allowed(who: int, conversations: int, own: int, bounds: Bounds) -> float:
+    """In how many of the conversations that count somebody may have a say, who had one in `own`; in one, always."""
+    return max(1.0, bounds.share(who) * conversations, bounds.kept(who) * own)
 
 
 def counted(preferred: int, count: int) -> HeldOut:
@@ -173,6 +235,7 @@ def judge(found: HeldOut, kl_per_token: float, kl_budget: float, checks: Sequenc
     checks = [within, *checks]
     said = f"it sides with people in {found.preferred} of {found.count} held-out conversations"
     said += f" ({found.low:.0%} to {found.high:.0%})" if found.count else ""
+    said += f", {found.left_out} votes beyond a person's share left out" if found.left_out else ""
     failed = [each for each in checks if not each.passed]
     reasons = [each.words for each in failed] + [said]
     if any(each.refuses for each in failed) or found.high < 0.5:

@@ -153,7 +153,7 @@ def kto_loss(margin: Tensor, wanted: Tensor, wanted_weight: float = 1.0, unwante
     return weight * (1 - torch.sigmoid(margin))
 
 
-def kto_weights(wanted: int, unwanted: int, most: float = 4 / 3) -> tuple[float, float]:
+def kto_weights(wanted: float, unwanted: float, most: float = 4 / 3) -> tuple[float, float]:
     """Weights of a wanted and an unwanted reply, so that their sums over the data lie within 1:1 to 4:3.
 
     The range is that of arXiv 2402.01306, section 4.2. The mean weight is 1; with one kind alone both are 1.

@@ -9,8 +9,9 @@ from typing import Any
 from assistant import models
 from assistant.models import Base
 from feedback import nights
+from feedback.bounds import bounded
 from feedback.examples import Examples, gather
-from feedback.split import Split, judges, split
+from feedback.split import Split, judges, places, split
 from feedback.store import Store
 from training import backbone
 from training.methods import LEARNED, SETTINGS
@@ -31,15 +32,15 @@ def make_plan(store: Store, base: Base, wishes: Wishes, settle: bool = False) ->
     method = wishes.method or "auto"
     settings = asdict(SETTINGS[method](**wishes.settings))
     precision = str(models.fastest_dtype(models.pick_device())).removeprefix("torch.")
-    examples = used_by(method, gather(store))
+    examples = bounded(store, used_by(method, gather(store)))  # nobody carries too much of what is learned from
     judging = sorted(judges(store, examples, settle))
     plan = Plan(base.name, base.sha256, method, settings, precision, backbone.courteous_threads(), judging)
     return plan, examples
 
 
-def parts(plan: Plan, examples: Examples) -> Split:
+def parts(store: Store, plan: Plan, examples: Examples) -> Split:
     """What the night learns from, what says when it has learned, and what judges."""
-    return split(examples, frozenset(plan.judges))
+    return split(examples, places(store, frozenset(plan.judges)))
 
 
 def used_by(method: str, examples: Examples) -> Examples:
@@ -63,7 +64,7 @@ def why_nothing(store: Store, examples: Examples, plan: Plan, again: bool) -> st
     if not len(examples):
         reasons = ", ".join(f"{reason}: {count}" for reason, count in examples.left_out.items())
         return "nothing to learn from" + (f"; left out were {reasons}" if reasons else "; nobody has rated a reply yet")
-    divided = parts(plan, examples)
+    divided = parts(store, plan, examples)
     if not len(divided.training) + len(divided.stopping):
         return f"nothing to learn from yet; all feedback so far ({in_words(examples)}) is kept for judging"
     last = nights.last_trained(store)

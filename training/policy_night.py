@@ -33,7 +33,7 @@ def train(school: School, examples: Examples, settings: Any) -> Progress:
     ensemble = reward_night.make_models(school, examples, asked, more_steps=settings.steps)
 
     # 2. prompts: what people said, but for what judges
-    lessons, _ = make_lessons(planner.parts(school.plan, examples).training, school.encoder)
+    lessons, _ = make_lessons(planner.parts(school.store, school.plan, examples).training, school.encoder)
     prompts = [list(each) for each in dict.fromkeys(tuple(lesson.prompt_ids) for lesson in lessons)]
     if not prompts:
         raise NothingFits("there is no prompt to write to yet")

@@ -120,8 +120,8 @@ def train(
     steps = count_steps(len(lessons), settings)
     look_every = max(1, math.ceil(len(lessons) / settings.batch_size / settings.looks))
     weights = losses.kto_weights(
-        sum(lesson.kind == "thumb" and lesson.wanted for lesson in lessons),
-        sum(lesson.kind == "thumb" and not lesson.wanted for lesson in lessons),
+        sum(lesson.weight for lesson in lessons if lesson.kind == "thumb" and lesson.wanted),
+        sum(lesson.weight for lesson in lessons if lesson.kind == "thumb" and not lesson.wanted),
     )
     references = references or References(backbone)
     watch = Watch(backbone, lessons, aside, settings, references)

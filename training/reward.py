@@ -62,28 +62,40 @@ class RewardLesson:
     preferred: tuple[tuple[int, int], ...]  # numbers of replies, the better one first
     tied: tuple[tuple[int, int], ...] = ()
     weight: float = 1.0
+    weights: tuple[float, ...] = ()  # of the pairs, those that tied last; empty: all the same
 
     def row(self) -> Row:
         """All replies, the prompt once."""
         return Row(self.prompt_ids, self.replies)
 
+    def shares(self) -> list[float]:
+        """How much of the lesson each pair is, those that tied last; 1 together."""
+        weights = self.weights or (1.0,) * (len(self.preferred) + len(self.tied))
+        return [weight / sum(weights) for weight in weights]
+
 
 def make_lessons(lessons: Sequence[Lesson]) -> list[RewardLesson]:
-    """Pairs, those that tied too, gathered by prompt, in the order in which prompts come; all else is left out."""
-    gathered: dict[tuple[int, ...], tuple[list[list[int]], list[tuple[int, int]], list[tuple[int, int]], list[float]]]
-    gathered = {}
+    """Pairs, those that tied too, gathered by prompt, in the order in which prompts come; all else is left out.
+
+    Where several people speak of one prompt, each has a say in it by their weight, and the prompt weighs as they do, on
+    average by the same weights: who weighs little beside others neither outvotes them nor takes their weight away.
+    """
+    Weighed = list[tuple[tuple[int, int], float]]
+    gathered: dict[tuple[int, ...], tuple[list[list[int]], Weighed, Weighed]] = {}
     for lesson in lessons:
         if lesson.kind in ("thumb", "demonstration"):
             continue
-        replies, preferred, equal, weights = gathered.setdefault(tuple(lesson.prompt_ids), ([], [], [], []))
+        replies, preferred, equal = gathered.setdefault(tuple(lesson.prompt_ids), ([], [], []))
         replies += [reply for reply in lesson.replies if reply not in replies]
         first, second = (replies.index(reply) for reply in lesson.replies)
-        (equal if lesson.kind == TIE else preferred).append((first, second))
-        weights.append(lesson.weight)
-    return [
-        RewardLesson(list(prompt), tuple(replies), tuple(preferred), tuple(equal), sum(weights) / len(weights))
-        for prompt, (replies, preferred, equal, weights) in gathered.items()
-    ]
+        (equal if lesson.kind == TIE else preferred).append(((first, second), lesson.weight))
+    made = []
+    for prompt, (replies, preferred, equal) in gathered.items():
+        pairs, tied = (tuple(pair for pair, _ in each) for each in (preferred, equal))
+        weights = tuple(weight for _, weight in [*preferred, *equal])
+        weight = sum(each**2 for each in weights) / sum(weights)
+        made.append(RewardLesson(list(prompt), tuple(replies), pairs, tied, weight, weights))
+    return made
 
 
 def name_of(member: int) -> str:
@@ -130,7 +142,7 @@ def fit(head: ScoreHead, lessons: Sequence[RewardLesson], states: Sequence[Tenso
         better += [of_replies[a] for a, _ in pairs]
         worse += [of_replies[b] for _, b in pairs]
         tied += [at >= len(lesson.preferred) for at in range(len(pairs))]
-        weights += [lesson.weight / len(pairs)] * len(pairs)
+        weights += [lesson.weight * share for share in lesson.shares()]
     first, second, is_tie = torch.stack(better), torch.stack(worse), torch.tensor(tied)
     weight = torch.tensor(weights) * len(lessons) / sum(weights)
     precision = (first - second).square().sum(1).mean()
@@ -156,6 +168,7 @@ def train(
     """Train one member, going on from `run`, a step per item. Raises `NotFinite`."""
     steps = count_steps(len(lessons), settings)
     ties = any(lesson.tied for lesson in lessons)
+    full_weight = max(lesson.weight for lesson in lessons)
     for step in range(run.step, steps):
         began = time.monotonic()
 
@@ -163,7 +176,7 @@ def train(
         chosen = [lessons[at] for at in batch(len(lessons), settings.batch_size, step, settings.seed + 7 * member)]
 
         # 2. scores and gradients, a pack of rows at a time
-        compute = partial(gradients, backbone, head, name_of(member), chosen, settings, ties)
+        compute = partial(gradients, backbone, head, name_of(member), chosen, settings, ties, full_weight)
         total, accuracy = within_memory(run, compute)
 
         # 3. one step: gradient norm at most 1, learning rate up over the first tenth and then down to 0
@@ -182,10 +195,14 @@ def gradients(
     lessons: Sequence[RewardLesson],
     settings: Settings,
     ties: bool,
+    full_weight: float,
     tokens_at_once: int,
 ) -> tuple[float, float]:
-    """Add up the gradients of a batch, the weighted mean over its lessons; the loss, and how often it was right."""
-    rows, weight = [lesson.row() for lesson in lessons], sum(lesson.weight for lesson in lessons)
+    """Add up the gradients of a batch, the mean over its lessons, each weighing as it does beside one of `full_weight`.
+
+    The loss, and how often it was right.
+    """
+    rows, weight = [lesson.row() for lesson in lessons], full_weight * len(lessons)
     total, right, count = 0.0, 0, 0
     for group in together(rows, tokens_at_once):
         loss = torch.zeros((), device=backbone.device)
@@ -201,14 +218,15 @@ def gradients(
 
 
 def lesson_loss(scores: Tensor, lesson: RewardLesson, head: ScoreHead, centring: float, ties: bool) -> Tensor:
-    """The mean over all pairs of a lesson, from its replies' scores (K,): a scalar.
+    """The weighted mean over all pairs of a lesson, from its replies' scores (K,): a scalar.
 
     Where any lesson has a tie, all pairs are judged by Davidson's model, of which Bradley and Terry's is the limit.
     """
     pairs = pairs_of(lesson)
     first, second = scores[[a for a, _ in pairs]], scores[[b for _, b in pairs]]
     tied = torch.arange(len(pairs), device=scores.device) >= len(lesson.preferred)
-    return pair_losses(first, second, tied, head, centring, ties).mean()
+    shares = torch.tensor(lesson.shares(), device=scores.device)
+    return shares @ pair_losses(first, second, tied, head, centring, ties)
 
 
 def pair_losses(first: Tensor, second: Tensor, tied: Tensor, head: ScoreHead, centring: float, ties: bool) -> Tensor:

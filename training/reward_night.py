@@ -100,7 +100,7 @@ def make_models(school: School, examples: Examples, settings: Settings, more_ste
         return reward_models.load(backbone, folder)[0]
 
     # 1. the lessons
-    divided = planner.parts(school.plan, examples)
+    divided = planner.parts(school.store, school.plan, examples)
     lessons, aside, held_out = (
         reward.make_lessons(make_lessons(part, school.encoder)[0])
         for part in (divided.training, divided.stopping, divided.held_out)

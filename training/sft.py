@@ -58,6 +58,7 @@ def train(
     It ends, and goes back, when the KL budget is spent or the demonstrations kept `aside` gain no more.
     """
     steps = count_steps(len(lessons), settings)
+    full_weight = max(lesson.weight for lesson in lessons)
     look_every = max(1, math.ceil(len(lessons) / settings.batch_size / settings.looks))
     watch = Watch(backbone, lessons, aside, settings, references or References(backbone))
     began, done_before = time.monotonic(), progress.step
@@ -70,7 +71,7 @@ def train(
         batch = [lessons[at] for at in batch_of(len(lessons), settings.batch_size, step, settings.seed)]
 
         # 2. losses and gradients, a pack of rows at a time
-        loss = within_memory(progress, partial(gradients, backbone, batch))
+        loss = within_memory(progress, partial(gradients, backbone, batch, full_weight=full_weight))
 
         # 3. one step: gradient norm at most 1, learning rate up over the first tenth and then down to 0
         norm = take_step(progress, loss, settings.learning_rate, steps)
@@ -94,9 +95,15 @@ def train(
         yield Report(progress.step, steps, metrics, per_step * (steps - progress.step))
 
 
-def gradients(backbone: Backbone, lessons: Sequence[Lesson], tokens_at_once: int) -> float:
-    """Add up the gradients of a batch, the weighted mean over its lessons; the loss, in nats a token."""
-    weight = sum(lesson.weight for lesson in lessons)
+def gradients(
+    backbone: Backbone, lessons: Sequence[Lesson], tokens_at_once: int, full_weight: float | None = None
+) -> float:
+    """Add up the gradients of a batch, the weighted mean over its lessons; the loss, in nats a token.
+
+    Where lessons of several batches are to count by their weights, `full_weight` is that of a lesson that counts fully:
+    in a mean of its own a batch of lessons that weigh little would move the model as far as any other.
+    """
+    weight = full_weight * len(lessons) if full_weight else sum(lesson.weight for lesson in lessons)
     lessons = shares.own(lessons)
     rows = [lesson.own_row() for lesson in lessons]
     total = 0.0

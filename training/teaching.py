@@ -17,7 +17,7 @@ from assistant.adapters import AdapterRefused, Agreement, Card
 from assistant.engine import Engine
 from assistant.models import Base
 from assistant.roster import proved
-from feedback import adapters, nights
+from feedback import adapters, bounds, nights
 from feedback.adapters import Adapter
 from feedback.examples import Examples
 from feedback.store import Conflict, Refused, Store, now
@@ -83,7 +83,7 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     # 5. training, on all that is not kept for judging
     if work.plan.method == "reward":
         return only_reward_models(store, base, work, backbone, encoder, settings, cancellation, log)
-    divided = planner.parts(work.plan, work.examples)
+    divided = planner.parts(store, work.plan, work.examples)
     lessons, unfit = lessons_of(divided.training, encoder, work.plan.method)
     aside, unfit_aside = lessons_of(divided.stopping, encoder, work.plan.method)
     if len(aside) < FEWEST_ASIDE:
@@ -108,7 +108,7 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     with cancellation.held():
         nights.update_night(store, work.night, phase="judging", eta_s=None)
     serving = adapters.serving(store)
-    found = compared(store, serving, backbone, encoder, divided.held_out) if work.gate != "off" else None
+    found = compared(store, serving, backbone, encoder, divided.held_out, work) if work.gate != "off" else None
 
     # 7. the proof, in fp32 and without shortcuts
     with cancellation.held():
@@ -289,7 +289,9 @@ def kept_kl(progress: Progress) -> float:
     return progress.kept_kl if progress.kept is not None else progress.kl_per_token
 
 
-def compared(store: Store, serving: str | None, backbone: Backbone, encoder: Encoder, held_out: Examples) -> HeldOut:
+def compared(
+    store: Store, serving: str | None, backbone: Backbone, encoder: Encoder, held_out: Examples, work: Work
+) -> HeldOut:
     """The new adapter beside what serves, on held-out feedback; beside the base where what serves cannot be read."""
     directory = adapters.directory(store, serving) if serving else None
     try:
@@ -297,7 +299,8 @@ def compared(store: Store, serving: str | None, backbone: Backbone, encoder: Enc
     except AdapterRefused as error:
         print(f"comparing with the base: {error}", flush=True)
         gains = Gains(backbone, None)
-    return gate.held_out(held_out, gains, encoder)
+    shares_of, _ = bounds.of_raters(store, {each.user for each in work.examples.every()})
+    return gate.held_out(held_out, gains, encoder, shares_of)
 
 
 def judged(

@@ -102,13 +102,14 @@ class Watch:
         if not self._aside:
             return True
         gains = self.gains(backbone)
-        progress.aside_gain = float(gains.mean())
+        weights = torch.tensor([lesson.weight for lesson in self._aside])
+        progress.aside_gain, _ = mean_and_error(gains, weights)
         best = progress.best_gains
-        if best is None or progress.aside_gain > float(best.mean()):
+        if best is None or progress.aside_gain > mean_and_error(best, weights)[0]:
             progress.best_gains = gains
             return True
-        lost = best - gains
-        return float(lost.mean()) <= float(lost.std()) / math.sqrt(len(lost))
+        lost, error = mean_and_error(best - gains, weights)
+        return lost <= error
 
     @torch.no_grad()
     def gains(self, backbone: Backbone) -> Tensor:
@@ -133,3 +134,12 @@ class Watch:
                 ours, theirs = (backbone.logits(each[at : at + most]).split(IN_CACHE) for each in (policy, base))
                 parts += map(policy_losses.kl_per_position, ours, theirs)
         return float(torch.cat(parts).mean())
+
+
+def mean_and_error(values: Tensor, weights: Tensor) -> tuple[float, float]:
+    """The weighted mean of values (N,), and its standard error: with equal weights s / sqrt(N)."""
+    share = weights / weights.sum()
+    mean = (share * values).sum()
+    alike = share.square().sum()  # 1 over the effective number of values (Kish, "Survey Sampling", 1965)
+    error = ((share * (values - mean)).square().sum() / (1 - alike)).sqrt()
+    return float(mean), float(error)

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from feedback.store import Conflict, NotFound, Refused, Unavailable
+from feedback.store import Conflict, NotFound, Refused, TooOften, Unavailable
 
 FAILED = "something went wrong here; the server's log says what"
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -55,6 +55,7 @@ def status_of(error: Exception) -> int:
         Conflict: 409,
         TooLarge: 413,
         TooMany: 429,
+        TooOften: 429,
         Busy: 429,
         Unavailable: 503,
         EngineError: 503,
@@ -66,7 +67,10 @@ def status_of(error: Exception) -> int:
 def refusal(path: str, error: Exception) -> JSONResponse:
     """A refusal as the answer to a request of that path."""
     code = "model_not_found" if isinstance(error, Unknown) else None
-    return said(path, status_of(error), str(error), code)
+    answer = said(path, status_of(error), str(error), code)
+    if isinstance(error, TooOften):
+        answer.headers["Retry-After"] = str(error.retry_after_s)
+    return answer
 
 
 def refusal_page(path: str, error: Exception) -> Response:

@@ -173,7 +173,7 @@ def build_night() -> tuple[gr.HTML, NightPanel]:
 
 def build_promotion() -> tuple[gr.HTML, PromotionPanel]:
     """The adapters, and the question that every change of what serves has to answer."""
-    with gr.Row(elem_id="adapters-top", elem_classes="top-row"):
+    with gr.Row(elem_id="adapters-top"):
         heading("Adapters")
         rollback = button("Roll back…", "rollback")
     with gr.Column(elem_id="promotion", visible=False) as panel:

@@ -2,9 +2,10 @@
    of reach, what is asked for brought into view, and text that runs from right to left. */
 "use strict";
 (() => {
-  const BEAT_MS = 3000, PATIENCE_MS = 4000, LONGEST_TURN_MS = 30000;
+  const BEAT_MS = 2500, PATIENCE_MS = 4000, LONGEST_TURN_MS = 30000;
   const DRAFT = "nightschool-draft";
   const ask = window.fetch.bind(window);
+  const pause = ms => new Promise(go => setTimeout(go, ms));
   const find = selector => document.querySelector(selector);
 
   /* Acts: one after another, in the order of the clicks. A key that is waiting or being done is not taken again. */
@@ -106,21 +107,21 @@
   }
 
   /* Whether the server is there, for a page that says how things are. */
-  function watch() {
-    let since = null;
-    setInterval(async () => {
+  async function watch() {
+    for (let since = null; !ended; await pause(BEAT_MS)) {
+      const signal = AbortSignal.timeout(PATIENCE_MS);
+      const answer = await ask("/healthz", {cache: "no-store", signal}).catch(() => null);
       if (ended) return;
-      const answer = await ask("/healthz", {cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS)}).catch(() => null);
       if (answer?.ok) {
         if (since) hush();
         since = null;
-        return;
+        continue;
       }
       since ||= new Date();
       const at = since.toLocaleTimeString([], {hour: "2-digit", minute: "2-digit"});
       const wrong = answer?.status === 503 && (await answer.json().catch(() => ({}))).error;
       tell(wrong ? `The server is not well: ${wrong}.` : `The server is not reached, since ${at}. What is below is how it was.`);
-    }, BEAT_MS);
+    }
   }
 
   /* What was asked for, in view and in focus; and back to what was clicked once it is done. */
@@ -129,7 +130,7 @@
     for (let tries = 0; tries < 40; tries++) {
       const found = find(selector);
       if (found?.offsetParent) return found;
-      await new Promise(go => setTimeout(go, 50));
+      await pause(50);
     }
     return null;
   }
@@ -139,7 +140,7 @@
     (await there(focus))?.focus({preventScroll: true});
     for (let tries = 0; tries < 5 && found; tries++) {  // what is in it comes one by one
       found.scrollIntoView({block: found.offsetHeight > innerHeight ? "start" : "nearest"});
-      await new Promise(go => setTimeout(go, 60));
+      await pause(60);
     }
   }
   async function seen(selector) {
@@ -150,7 +151,7 @@
     found.focus({preventScroll: true});
   }
   async function back() {
-    for (let tries = 0; tries < 40 && find("#promotion"); tries++) await new Promise(go => setTimeout(go, 50));
+    for (let tries = 0; tries < 40 && find("#promotion"); tries++) await pause(50);
     const name = opener?.dataset.name;
     const again = opener?.isConnected ? opener : name && find(`button.promote[data-name="${CSS.escape(name)}"]`);
     (again || find("#rollback"))?.focus();

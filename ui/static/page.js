@@ -2,7 +2,7 @@
    of reach, what is asked for brought into view, and text that runs from right to left. */
 "use strict";
 (() => {
-  const BEAT_MS = 2500, PATIENCE_MS = 4000, LONGEST_TURN_MS = 30000;
+  const BEAT_MS = 2000, PATIENCE_MS = 3500, LONGEST_TURN_MS = 30000;
   const DRAFT = "nightschool-draft";
   const ask = window.fetch.bind(window);
   const pause = ms => new Promise(go => setTimeout(go, ms));
@@ -108,7 +108,7 @@
 
   /* Whether the server is there, for a page that says how things are. */
   async function watch() {
-    for (let since = null; !ended; await pause(BEAT_MS)) {
+    for (let since = null; !ended; await pause(since ? BEAT_MS / 2 : BEAT_MS)) {
       const signal = AbortSignal.timeout(PATIENCE_MS);
       const answer = await ask("/healthz", {cache: "no-store", signal}).catch(() => null);
       if (ended) return;

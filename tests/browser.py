@@ -90,6 +90,11 @@ class Server:
         status: dict[str, str | None] = httpx.get(f"{self.url}api/status", timeout=30).raise_for_status().json()
         return status["serving"]
 
+    def signal(self, number: int) -> None:
+        """Send its process a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """End it as a power cut would."""
         if self._process is not None and self._process.poll() is None:
@@ -124,12 +129,24 @@ def chromium() -> Iterator[Browser]:
 class Visitor:
     """One person's browser window on one server, counting what it asks of anyone else."""
 
-    def __init__(self, browser: Browser, url: str, width: int = 1280, height: int = 800, scheme: str = "light") -> None:
-        viewport = {"width": width, "height": height}
+    def __init__(
+        self,
+        browser: Browser,
+        url: str,
+        width: int = 1280,
+        height: int = 800,
+        scheme: str = "light",
+        touch: bool = False,
+    ) -> None:
         self.url = url
         self.outside: list[str] = []
         self.errors: list[str] = []
-        self.context: BrowserContext = browser.new_context(viewport=viewport, color_scheme=scheme)  # type: ignore[arg-type]
+        self.context: BrowserContext = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme=scheme,  # type: ignore[arg-type]
+            has_touch=touch,
+            is_mobile=touch,
+        )
         self.context.on("request", lambda request: self._note(request.url))
         self.page: Page = self.context.new_page()
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))

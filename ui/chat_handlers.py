@@ -69,10 +69,10 @@ class ChatPage:
         shown |= chat_screen.show_pair(self.pair, view, turn)
         return shown | {self.chat.notice: chat_screen.notice(sentence)}
 
-    def open(self, request: gr.Request) -> Updates:
-        """The page as it opens: the newest chat."""
+    def open(self, request: gr.Request, left: str) -> Updates:
+        """The page as it opens: the chat that was left with something typed in it, else the newest."""
         user = page_user(request, self.store)
-        return self.screen(user, newest(self.store, user)) | rating.hide_panels(self.panel)
+        return self.screen(user, left or newest(self.store, user)) | rating.hide_panels(self.panel)
 
     def new_chat(self, request: gr.Request) -> Updates:
         """An empty chat; it is in the list once something is said."""

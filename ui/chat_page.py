@@ -32,14 +32,17 @@ THEME = gr.themes.Base(
     button_primary_background_fill_dark="*primary_600",
     button_primary_background_fill_hover_dark="*primary_500",
 )
-CSS = (Path(__file__).parent / "static" / "chat.css").read_text()
-HEAD = '<meta name="color-scheme" content="light dark">'
+STATIC = Path(__file__).parent / "static"
+CSS = (STATIC / "chat.css").read_text()
+HEAD = f'<meta name="color-scheme" content="light dark"><script>{(STATIC / "page.js").read_text()}</script>'
 # The sidebar stands open where there is room, and gets out of the way on a phone once a chat was picked.
 ROOM_FOR_SIDEBAR = """() => {
     const bar = document.querySelector("#sidebar");
     if (bar && bar.classList.contains("open") !== innerWidth > 768) bar.querySelector(".toggle-button").click();
 }"""
-OPENED = "() => { document.querySelector('#main').dataset.opened = 'yes'; }"
+CHAT_LEFT = "() => [window.nightschool?.draft().chat ?? '']"
+OPENED = "() => { document.querySelector('#main').dataset.opened = 'yes'; nightschool.opened(); }"
+SHOW_CORRECTION = "() => nightschool.show('#correction', '#corrected-text textarea')"
 
 
 def build(assistant: Assistant) -> gr.Blocks:
@@ -62,6 +65,25 @@ def on(
     )
 
 
+def in_turn(
+    trigger: Callable[..., Dependency],
+    act: Callable[..., Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    once: str = "",
+    **more: Any,
+) -> Dependency:
+    """An event that waits for those before it, so that quick clicks all land, in their order.
+
+    `once` names what is done once however often it is asked for meanwhile: a message is not said twice.
+    """
+    js = f"async (...inputs) => {{ await nightschool.turn('{once}'); return inputs; }}"
+    done = on(trigger, act, inputs, outputs, js=js, trigger_mode="multiple", **more)
+    for after in (done.then, done.failure):  # the first when it went well, the second when it did not
+        after(None, js="() => nightschool.over()", api_visibility="private")
+    return done
+
+
 def wire_talking(page: gr.Blocks, handlers: ChatPage) -> None:
     """Which control says, stops, opens and hides."""
     chat, sidebar = handlers.chat, handlers.sidebar
@@ -71,30 +93,32 @@ def wire_talking(page: gr.Blocks, handlers: ChatPage) -> None:
 
     for trigger in (page.load, sidebar.new_chat.click, sidebar.chats.select):
         trigger(None, js=ROOM_FOR_SIDEBAR, api_visibility="private")
-    opened = on(page.load, handlers.open, [], everything)
+    opened = on(page.load, handlers.open, [chat.conversation], everything, js=CHAT_LEFT)
     opened.then(None, js=OPENED, api_visibility="private")
     begun = [
         opened,
-        on(chat.box.submit, handlers.send, spoken, everything),
-        on(chat.send.click, handlers.send, spoken, everything),
-        on(chat.two_replies.click, handlers.two_replies, spoken, everything),
-        on(chat.chatbot.retry, handlers.retry, [chat.chatbot, *settings], everything),
-        on(chat.chatbot.edit, handlers.edit, [chat.conversation, chat.chatbot, *settings], everything),
-        on(chat.answer_it.click, handlers.answer_it, [chat.chatbot, *settings], everything),
+        in_turn(chat.box.submit, handlers.send, spoken, everything, once="say"),
+        in_turn(chat.send.click, handlers.send, spoken, everything, once="say"),
+        in_turn(chat.two_replies.click, handlers.two_replies, spoken, everything, once="say"),
+        in_turn(chat.chatbot.retry, handlers.retry, [chat.chatbot, *settings], everything, once="retry"),
+        in_turn(
+            chat.chatbot.edit, handlers.edit, [chat.conversation, chat.chatbot, *settings], everything, once="edit"
+        ),
+        in_turn(chat.answer_it.click, handlers.answer_it, [chat.chatbot, *settings], everything, once="answer_it"),
     ]
     awaited = [chat.conversation, chat.asking]
-    following = [on(each.then, handlers.follow, awaited, everything) for each in begun]
+    following = [on(each.then, handlers.follow, awaited, everything, trigger_mode="multiple") for each in begun]
     # Another chat on the screen: what is being written goes on unseen, in its own thread.
     for trigger, act, inputs in (
         (sidebar.new_chat.click, handlers.new_chat, []),
         (sidebar.chats.select, handlers.open_chat, []),
         (sidebar.hide_chat.click, handlers.hide_chat, [chat.conversation]),
     ):
-        opened = on(trigger, act, inputs, everything, cancels=following)
-        following.append(on(opened.then, handlers.follow, awaited, everything))
+        opened = in_turn(trigger, act, inputs, everything, cancels=following)
+        following.append(on(opened.then, handlers.follow, awaited, everything, trigger_mode="multiple"))
     on(chat.stop.click, handlers.stop, [chat.conversation], [])
-    on(chat.older.click, handlers.other_version, [gr.State(-1), chat.conversation], everything)
-    on(chat.newer.click, handlers.other_version, [gr.State(1), chat.conversation], everything)
+    in_turn(chat.older.click, handlers.other_version, [gr.State(-1), chat.conversation], everything)
+    in_turn(chat.newer.click, handlers.other_version, [gr.State(1), chat.conversation], everything)
 
 
 def wire_rating(handlers: ChatPage) -> None:
@@ -109,21 +133,22 @@ def wire_rating(handlers: ChatPage) -> None:
         (pair.tie, "tie"),
         (pair.both_bad, "both_bad"),
     ):
-        on(button.click, handlers.choose, [gr.State(choice), chat.conversation], everything)
-    on(chat.choose_again.click, handlers.choose_again, about, everything)
-    on(chat.chatbot.like, handlers.thumb, [chat.conversation, chat.chatbot], everything)
-    on(chat.chatbot.select, handlers.point_at, [chat.conversation, chat.chatbot], everything)
-    on(panel.save.click, handlers.explain, [*about, panel.reasons, panel.words], everything)
-    on(panel.words.submit, handlers.explain, [*about, panel.reasons, panel.words], everything)
-    on(chat.correct.click, handlers.ask_correction, about, everything)
-    on(panel.save_correction.click, handlers.correct, [*about, panel.corrected], everything)
-    on(panel.take_back.click, handlers.take_correction_back, about, everything)
+        in_turn(button.click, handlers.choose, [gr.State(choice), chat.conversation], everything, once=choice)
+    in_turn(chat.choose_again.click, handlers.choose_again, about, everything, once="choose_again")
+    in_turn(chat.chatbot.like, handlers.thumb, [chat.conversation, chat.chatbot], everything)
+    in_turn(chat.chatbot.select, handlers.point_at, [chat.conversation, chat.chatbot], everything)
+    in_turn(panel.save.click, handlers.explain, [*about, panel.reasons, panel.words], everything)
+    in_turn(panel.words.submit, handlers.explain, [*about, panel.reasons, panel.words], everything)
+    asked = in_turn(chat.correct.click, handlers.ask_correction, about, everything)
+    asked.then(None, js=SHOW_CORRECTION, api_visibility="private")
+    in_turn(panel.save_correction.click, handlers.correct, [*about, panel.corrected], everything)
+    in_turn(panel.take_back.click, handlers.take_correction_back, about, everything)
     for close in (panel.close, panel.cancel):
-        on(close.click, lambda: rating.hide_panels(panel), [], everything)
+        in_turn(close.click, lambda: rating.hide_panels(panel), [], everything)
     consent = [chat.consent, sidebar.consent_switch, chat.notice]
-    on(chat.consent_yes.click, handlers.consent, [gr.State(True)], consent)
-    on(chat.consent_no.click, handlers.consent, [gr.State(False)], consent)
-    on(sidebar.consent_switch.input, handlers.consent, [sidebar.consent_switch], consent)
+    in_turn(chat.consent_yes.click, handlers.consent, [gr.State(True)], consent)
+    in_turn(chat.consent_no.click, handlers.consent, [gr.State(False)], consent)
+    in_turn(sidebar.consent_switch.input, handlers.consent, [sidebar.consent_switch], consent)
 
 
 def sampling_controls(sidebar: Sidebar) -> list[Any]:

@@ -173,7 +173,9 @@ def build_night() -> tuple[gr.HTML, NightPanel]:
 
 def build_promotion() -> tuple[gr.HTML, PromotionPanel]:
     """The adapters, and the question that every change of what serves has to answer."""
-    heading("Adapters")
+    with gr.Row(elem_id="adapters-top"):
+        heading("Adapters")
+        rollback = button("Roll back…", "rollback")
     with gr.Column(elem_id="promotion", visible=False) as panel:
         question = text("promotion-question")
         target, instead_of = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
@@ -185,10 +187,9 @@ def build_promotion() -> tuple[gr.HTML, PromotionPanel]:
         )
         with gr.Row(elem_id="promotion-buttons"):
             promote = button("Promote", "promote", "primary")
-            close = button("Leave it as it is", "close-promotion")
+            close = button("Cancel", "close-promotion")
     notice = text("promotion-notice")
     adapters = gr.HTML(elem_id="adapters", padding=False, js_on_load=NAMED_BUTTONS)
-    rollback = button("Let what served before serve again", "rollback")
     return adapters, PromotionPanel(rollback, notice, panel, question, target, instead_of, reason, promote, close)
 
 

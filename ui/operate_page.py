@@ -16,14 +16,18 @@ from starlette.responses import RedirectResponse, Response
 from assistant.chat import Assistant
 from ui import gradio_guard, operate_layout
 from ui.auth import OPERATE
-from ui.chat_page import HEAD, THEME, on
+from ui.chat_page import HEAD, THEME, in_turn, on
 from ui.operate_handlers import OperatePage
 from ui.operate_layout import Page
 
 __all__ = ["CSS", "HEAD", "THEME", "build", "router"]
 CSS = (Path(__file__).parent / "static" / "operate.css").read_text()
 ZONE = "() => Intl.DateTimeFormat().resolvedOptions().timeZone"
-OPENED = "() => { document.querySelector('#operate').dataset.opened = 'yes'; }"
+OPENED = "() => { document.querySelector('#operate').dataset.opened = 'yes'; nightschool.watch(); }"
+SHOW_NIGHT = "() => nightschool.seen('#night')"
+SHOW_QUESTION = "() => nightschool.show('#promotion', '#reason textarea')"
+SHOW_NOTICE = "() => nightschool.seen('#promotion-notice')"
+BACK = "() => nightschool.back()"
 
 router = APIRouter(include_in_schema=False)
 
@@ -66,8 +70,9 @@ def wire_looking(blocks: gr.Blocks, page: Page, handlers: OperatePage) -> None:
     opened = on(blocks.load, handlers.open, [page.zone], page.controls(), js=ZONE)
     opened.then(None, js=OPENED, api_visibility="private")
     on(page.timer.tick, handlers.tick, looked_at(page), watched(page))
-    on(page.night.which.input, handlers.tick, looked_at(page), watched(page))
-    on(page.glance.nights.click, handlers.see_night, [page.zone, page.seen], watched(page))
+    in_turn(page.night.which.input, handlers.tick, looked_at(page), watched(page))
+    picked = in_turn(page.glance.nights.click, handlers.see_night, [page.zone, page.seen], watched(page))
+    picked.then(None, js=SHOW_NIGHT, api_visibility="private")
 
 
 def looked_at(page: Page) -> list[Any]:
@@ -79,20 +84,25 @@ def wire_acting(page: Page, handlers: OperatePage) -> None:
     """Which control starts, cancels, promotes and sets."""
     night, promotion, schedule = page.night, page.promotion, page.schedule
     shown, looks = watched(page), looked_at(page)
-    on(night.run.click, handlers.run_now, [*looks, night.method, night.again], [*shown, night.notice])
-    on(night.cancel.click, handlers.cancel, [*looks, night.running], [*shown, night.notice])
+    in_turn(night.run.click, handlers.run_now, [*looks, night.method, night.again], [*shown, night.notice], once="run")
+    in_turn(night.cancel.click, handlers.cancel, [*looks, night.running], [*shown, night.notice], once="cancel")
 
     asked = [getattr(promotion, each.name) for each in fields(promotion)]
-    on(page.glance.adapters.click, handlers.ask, [page.zone], asked)
-    on(promotion.rollback.click, handlers.ask_rollback, [page.zone], asked)
-    on(promotion.close.click, handlers.close, [], asked)
+    for trigger, ask in (
+        (page.glance.adapters.click, handlers.ask),
+        (promotion.rollback.click, handlers.ask_rollback),
+    ):
+        in_turn(trigger, ask, [page.zone], asked).then(None, js=SHOW_QUESTION, api_visibility="private")
+    closed = in_turn(promotion.close.click, handlers.close, [], asked)
+    closed.then(None, js=BACK, api_visibility="private")
     decided = [*looks, promotion.target, promotion.instead_of, promotion.reason]
     for trigger in (promotion.promote.click, promotion.reason.submit):
-        on(trigger, handlers.promote, decided, [*shown, *asked])
+        decision = in_turn(trigger, handlers.promote, decided, [*shown, *asked], once="promote")
+        decision.then(None, js=SHOW_NOTICE, api_visibility="private")
 
     form: list[Any] = [schedule.cron, schedule.time_zone, schedule.enabled, schedule.grace, schedule.every_new]
     told = [schedule.next_times, schedule.notice]
     for field in form:
         on(field.change, handlers.preview, form, told, trigger_mode="always_last")
-    on(schedule.save.click, handlers.save_schedule, [*looks, *form], [*shown, *told])
-    on(schedule.save_share.click, handlers.save_share, [*looks, schedule.share], [*shown, schedule.share_notice])
+    in_turn(schedule.save.click, handlers.save_schedule, [*looks, *form], [*shown, *told])
+    in_turn(schedule.save_share.click, handlers.save_share, [*looks, schedule.share], [*shown, schedule.share_notice])

@@ -510,7 +510,7 @@ def test_values_that_do_not_fit_a_control_are_one_sentence_without_a_traceback(
 def test_a_pages_session_is_of_whoever_opened_it(house: House) -> None:
     send = next(each for place, each in events(house) if not place and each.name == "open")
     session = secrets.token_hex(6)
-    body = {"data": [], "event_data": None, "fn_index": send._id, "session_hash": session, "trigger_id": None}
+    body = {"data": [""], "event_data": None, "fn_index": send._id, "session_hash": session, "trigger_id": None}
     assert house.web.post("/gradio_api/queue/join", json=body, headers=house.headers["other"]).status_code == 200
     listening = house.headers["chatter"]
     assert house.web.get(f"/gradio_api/queue/data?session_hash={session}", headers=listening).status_code == 404
@@ -549,5 +549,5 @@ USED = {
     ("GET", "/static/{path:path}"),
     ("GET", "/gradio_api/heartbeat/{session_hash}"),
     ("GET", "/gradio_api/queue/data"),
-    *(("POST", f"/gradio_api/{name}") for name in ("queue/join", "cancel")),
+    *(("POST", f"/gradio_api/{name}") for name in ("queue/join", "cancel", "reset")),
 }

@@ -21,7 +21,7 @@ from feedback.store import NotFound, Refused
 from ui.refusals import FAILED, TooLarge, refusal, said
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
-JOIN, CANCEL = "/gradio_api/queue/join", "/gradio_api/cancel"
+JOIN, CANCEL, RESET = "/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset"
 SESSION = "[A-Za-z0-9]{1,64}"
 # Recorded from Chromium on every page; a test walks the pages and finds nothing missing and nothing unused.
 ROUTES = tuple(
@@ -37,11 +37,13 @@ ROUTES = tuple(
         ("GET", "/gradio_api/queue/data"),
         ("POST", JOIN),
         ("POST", CANCEL),
+        ("POST", RESET),
     )
 )
 FIELDS = {
     JOIN: {"data", "event_data", "fn_index", "session_hash", "trigger_id"},
     CANCEL: {"event_id", "fn_index", "session_hash"},
+    RESET: {"event_id"},  # changes nothing
 }
 # What the objects inside an event are called: a chat's messages, and what was clicked. "path", "component", "_type" and
 # whatever else makes a file or a component of them are not among these.
@@ -124,6 +126,8 @@ class Guard:
         event = parsed(body)
         if not isinstance(event, dict) or not set(event) <= FIELDS[path]:
             raise Refused("this is no event of this page")
+        if path == RESET:
+            return
         self.check_session(request, event.get("session_hash"))
         function = self.blocks.fns.get(event["fn_index"]) if type(event.get("fn_index")) is int else None
         if function is None:

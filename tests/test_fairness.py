@@ -1,6 +1,7 @@
 """Shares of the engine: whoever asks for much, another's reply begins soon, and nobody alone goes short."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,14 +35,14 @@ def engine(tiny: Path) -> Iterator[Engine]:
     opened.close()
 
 
-def fill(engine: Engine, who: Who, sampling: Sampling = ENDLESS) -> list[Writing]:
-    """All that an account can get, beginning with what it gets at once."""
+def fill(engine: Engine, who: Who) -> list[Writing]:
+    """All that one can get: rows, and places in the queue."""
     held: list[Writing] = []
-    for _ in range(100):
-        try:
-            held.append(engine.submit([5, 6, 7], sampling, who=who))
-        except Busy:
-            engine.step()
+    for _ in range(3):
+        with suppress(Busy):
+            while True:
+                held.append(engine.submit([5, 6, 7], ENDLESS, who=who))
+        engine.step()
     return held
 
 
@@ -82,17 +83,15 @@ def test_what_was_begun_goes_on_by_few_rows_a_step_while_others_are_there_and_lo
     assert [[token.id for token in each] for each in held] == [alone] * 24
 
 
+@pytest.mark.parametrize(("who", "rows"), [(GREEDY, 24), (None, MOST_ROWS)])
 def test_without_others_an_account_has_three_quarters_of_the_rows_and_a_machine_without_accounts_all(
-    engine: Engine,
+    engine: Engine, who: Who, rows: int
 ) -> None:
-    for who, rows in ((GREEDY, 24), (None, MOST_ROWS)):
-        held = fill(engine, who)
-        engine.step()
-        assert engine.active == rows
-        assert len(engine._taking_turns([each for each in held if each.next], [])) == rows
-        for each in held:
-            each.cancel()
-        engine.step()
+    held = fill(engine, who)
+    before = engine.tokens_written
+    engine.step()
+    assert (engine.active, engine.tokens_written - before) == (rows, rows)
+    assert sum(bool(each.rows) for each in held) == rows
 
 
 def test_who_holds_least_comes_first_and_of_several_who_has_waited_longest(engine: Engine) -> None:

@@ -121,9 +121,9 @@ class Cache:
         self._slabs: list[Slab] = []
         self._kept: list[Kept] = []  # the one used last is the last
 
-    def fits(self, room: int, texts: int = 1) -> bool:
-        """Whether texts of so many tokens each fit beside those being written."""
-        return (self._taken() + texts * self._class(room)) * self.token_bytes <= self.budget
+    def fits(self, room: int, texts: int = 1, share: float = 1.0) -> bool:
+        """Whether texts of so many tokens each fit beside those being written, in so much of the budget."""
+        return (self._taken() + texts * self._class(room)) * self.token_bytes <= share * self.budget
 
     def take(self, room: int, key: Hashable) -> Row:
         """A slot for a text of up to `room` tokens."""

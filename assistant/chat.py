@@ -5,19 +5,19 @@ computed (`engine`).
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from assistant import prompt
 from assistant.engine import MEMORY, Engine
-from assistant.generation import AnyEngine, EngineError
+from assistant.generation import AnyEngine, EngineError, Who
 from assistant.models import Base, find_base, load_tokenizer, pick_device
 from assistant.replying import Replying
 from assistant.roster import Roster
 from assistant.sampling import Sampling
 from assistant.waits import Waits
-from feedback import talk
+from feedback import people, talk
 from feedback.people import User
 from feedback.store import Refused, Store
 
@@ -92,21 +92,45 @@ def say(
         return talk.add_message(store, conversation, parent, "user", text)
 
 
+def share_of(store: Store, user: User) -> Who:
+    """Whose share of the engine a person's replies count to: with accounts each has their own."""
+    return user.id if people.has_accounts(store) else None
+
+
+def require_in_window(assistant: Assistant, sampling: Sampling) -> None:
+    """Raises `Refused` where a program asks for more than the model's window; a reply ends there in any case."""
+    if sampling.max_tokens > max(assistant.engine.window, Sampling().max_tokens):
+        raise Refused(
+            f"max_tokens is at most {assistant.engine.window:,}, which is all that the model takes, prompt and reply "
+            f"together, not {sampling.max_tokens:,}"
+        )
+
+
 def answer(
     assistant: Assistant,
     user: User,
     parent: str,
     sampling: Sampling | None = None,
     adapter: str | None = SERVING,
+    prompt_ids: Sequence[int] | None = None,
 ) -> Replying:
-    """Begin a reply to a message. Raises `NotFound` on another person's, `Busy`, or what the adapter is refused for."""
-    talk.own_node(assistant.store, user, parent)
-    roster = assistant.roster
+    """Begin a reply to a message. Raises `NotFound` on another person's, `Busy`, or what the adapter is refused for.
+
+    `prompt_ids` are what `prompt_of` gives for the message, where several replies to it are begun.
+    """
+    roster, sampling = assistant.roster, sampling or Sampling()
+    if prompt_ids is None:
+        prompt_ids = prompt_of(assistant, user, parent)
     loaded = roster.current() if adapter == SERVING else roster.get(adapter)
-    messages = talk.messages_of(talk.path(assistant.store, parent))
-    prompt_ids = prompt.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
-    generation = assistant.engine.submit(prompt_ids, sampling or Sampling(), loaded)
+    generation = assistant.engine.submit(prompt_ids, sampling, loaded, who=share_of(assistant.store, user))
     return Replying(assistant, parent, generation)
+
+
+def prompt_of(assistant: Assistant, user: User, parent: str) -> list[int]:
+    """Token ids of a conversation up to a message, as a reply is written to it. Raises `NotFound` on another's."""
+    talk.own_node(assistant.store, user, parent)
+    messages = talk.messages_of(talk.path(assistant.store, parent))
+    return prompt.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
 
 
 def side_by_side(
@@ -128,10 +152,11 @@ def side_by_side(
     if names[0] == names[1]:
         sampling = differing(sampling)
     random.SystemRandom().shuffle(names)
-    left = answer(assistant, user, parent, sampling, names[0])
+    prompt_ids = prompt_of(assistant, user, parent)
+    left = answer(assistant, user, parent, sampling, names[0], prompt_ids)
     second = replace(sampling, seed=sampling.seed + 1) if sampling.seed is not None else sampling
     try:
-        right = answer(assistant, user, parent, second, names[1])
+        right = answer(assistant, user, parent, second, names[1], prompt_ids)
     except (Refused, EngineError):
         left.stop()
         raise

@@ -2,7 +2,7 @@
 
 A reply is written by one adapter from first token to last, whatever is promoted meanwhile: a request carries the
 adapter itself, so a swap is only that later requests carry another. Long prompts are read a little in every step, so
-that nobody who is being answered waits for them.
+that nobody who is being answered waits for them, and people have fair shares of rows and memory (`shares`).
 Left out on purpose: text (`chat`), which adapter serves (`roster`), and how the network computes rows (`network`).
 """
 
@@ -11,7 +11,7 @@ import logging
 import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from assistant.beam import Search
 from assistant.cache import Row, shared_length
 from assistant.computing import open_network
 from assistant.drawing import Drawer, draw_all
-from assistant.generation import Busy, EngineError, Generation, Token
+from assistant.generation import Busy, EngineError, Generation, Token, Who
 from assistant.grammar import Grammars
 from assistant.models import Base, one_line
 from assistant.network import Part
@@ -32,6 +32,14 @@ from assistant.pace import ALONE, LEAST, Pace
 from assistant.passing import in_passing
 from assistant.prompt import end_ids
 from assistant.sampling import Sampling
+from assistant.shares import (
+    BESIDE_NEWCOMERS,
+    BESIDE_OTHERS,
+    READ_BESIDE_OTHERS,
+    Present,
+    may_take,
+    require_places,
+)
 from feedback.store import Refused
 
 MOST_ROWS = 32  # answered at once
@@ -44,8 +52,10 @@ log = logging.getLogger(__name__)
 class Writing(Generation):
     """A reply in this engine; all that is here is the engine thread's alone."""
 
-    def __init__(self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None, forced: Sequence[int]):
-        super().__init__(prompt_ids, sampling, adapter, forced)
+    def __init__(
+        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None, forced: Sequence[int], who: Who
+    ) -> None:
+        super().__init__(prompt_ids, sampling, adapter, forced, who)
         self.written = 0
         self.rows: list[Row] = []  # one, or one for each beam
         self.next: list[int] = []  # the token that each row reads next, once the prompt is read
@@ -68,6 +78,16 @@ class Writing(Generation):
     def reading(self) -> bool:
         """Whether some of the prompt is still to be read."""
         return not self.next
+
+    @property
+    def unread(self) -> int:
+        """How many tokens of the prompt are still to be read."""
+        return len(self.prompt_ids) - self.rows[0].length
+
+    @property
+    def room(self) -> int:
+        """How many tokens each of its rows may come to hold."""
+        return len(self.prompt_ids) + (len(self.forced) or self.sampling.max_tokens)
 
 
 class Engine:
@@ -99,6 +119,7 @@ class Engine:
         self.grammars = Grammars(tokenizer, self.end_ids, self.network.vocabulary)
         self.tokens_written = 0
         self._pace = Pace()
+        self._present = Present()
         self._threads = torch.get_num_threads()
         self._waiting: deque[Writing] = deque()
         self._active: list[Writing] = []
@@ -124,13 +145,24 @@ class Engine:
         """How many requests wait for a place."""
         return len(self._waiting)
 
+    def require_places(self, who: Who, count: int) -> None:
+        """Raises `Busy` where `count` more requests of a person would be too many, of all people's or their own."""
+        with self._changed:
+            require_places(who, count, [each.who for each in self._waiting if not each.forced], MOST_WAITING)
+
     def submit(
-        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None = None, forced: Sequence[int] = ()
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        adapter: Loaded | None = None,
+        forced: Sequence[int] = (),
+        *,
+        who: Who = None,
     ) -> Writing:
         """Ask for a reply to a prompt; with `forced` token ids it is read instead of written, for its log-probs.
 
         Raises `Refused` when the prompt does not fit the model's window or the JSON schema cannot be followed, `Busy`
-        when too many are waiting.
+        when too many are waiting, of all people's or of this one's.
         """
         room = self.window - len(prompt_ids)
         if room < max(1, len(forced)):
@@ -138,7 +170,7 @@ class Engine:
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
-        writing = Writing(prompt_ids, sampling, adapter, forced)
+        writing = Writing(prompt_ids, sampling, adapter, forced, who)
         writing.drive = self.step if self._thread is None else None
         if forced:
             pass
@@ -153,9 +185,8 @@ class Engine:
                 raise Busy(f"the adapter {adapter.id} was let go a moment ago; try again")
             if forced:  # a swap waits for it, and all who will be answered after the swap
                 self._waiting.appendleft(writing)
-            elif len(self._waiting) >= MOST_WAITING:
-                raise Busy(f"busy, position {len(self._waiting) + 1}: too many requests wait already; try again soon")
             else:
+                self.require_places(who, 1)
                 self._waiting.append(writing)
             self._changed.notify()
         return writing
@@ -243,25 +274,13 @@ class Engine:
         self._admit()
 
         # 2. what each row reads next: its last token, or more of its prompt while the step has room for it
-        growing = [each for each in self._active if not each.reading]
-        reading = [each for each in self._active if each.reading]
-        if self._thread is None:
-            budget = ALONE
-        elif all(each.forced for each in reading) and not all(each.forced for each in growing):
-            budget = LEAST  # nobody waits for what is only scored
-        else:
-            budget = self._pace.prompt_tokens(len(growing), len(reading))
+        self._present.see(each.who for each in self._active if not each.forced)
+        reading = self._in_fair_order([each for each in self._active if each.reading])
+        growing = self._taking_turns([each for each in self._active if not each.reading], reading)
+        portions = self._portions(reading, self._budget(growing, reading))
         parts = [Part(row, [token], each.seat) for each in growing for row, token in _pairs(each)]
-        advanced = list(growing)
-        read = 0
-        for writing in reading:
-            row = writing.rows[0]
-            if read >= budget or self.cache.reuse(row, writing.prompt_ids) or self._will_be_read(writing):
-                continue
-            tokens = writing.prompt_ids[row.length : row.length + budget - read]
-            read += len(tokens)
-            parts.append(Part(row, tokens, writing.seat))
-            advanced.append(writing)
+        parts += [Part(writing.rows[0], tokens, writing.seat) for writing, tokens in portions]
+        advanced = [*growing, *(writing for writing, _ in portions)]
         if not parts:
             return
 
@@ -271,7 +290,7 @@ class Engine:
 
         # 4. a token for each whose prompt is read
         self._take(advanced, logits)
-        self._pace.took(time.perf_counter() - started, len(growing), read)
+        self._pace.took(time.perf_counter() - started, len(growing), sum(len(tokens) for _, tokens in portions))
 
     def _take(self, advanced: Sequence[Writing], logits: torch.Tensor) -> None:
         """Go on with each reply by its rows of logits (rows, V), where its prompt is read."""
@@ -334,22 +353,110 @@ class Engine:
         writing.rows, writing.next = rows, [beam.token_ids[-1] for beam in search.running]
 
     def _admit(self) -> None:
-        """Give waiting requests a place, in order, while rows and memory last."""
+        """Give waiting requests a place, while rows and memory last."""
         with self._changed:
             for writing in [each for each in self._waiting if each.cancelled]:
                 self._waiting.remove(writing)
                 self._end(writing, "cancelled")
-            while self._waiting:
-                writing = self._waiting[0]
-                asked = writing.sampling
-                rows = sum(each.sampling.beams for each in self._active) + asked.beams
-                room = len(writing.prompt_ids) + (len(writing.forced) or asked.max_tokens)
-                fits = self.cache.fits(room, asked.beams)
-                if self._active and not writing.forced and not (rows <= MOST_ROWS and fits):
-                    return
-                self._waiting.popleft()
-                writing.rows = [self.cache.take(room, writing.seat)]
-                self._active.append(writing)
+            while (found := self._next()) is not None:
+                self._waiting.remove(found)
+                found.rows = [self.cache.take(found.room, found.seat)]
+                self._active.append(found)
+
+    def _next(self) -> Writing | None:
+        """The request that gets a place now: the first of whoever holds least. None: nobody's can."""
+        firsts: dict[Who, Writing] = {}
+        for writing in self._waiting:
+            if writing.forced:
+                return writing
+            firsts.setdefault(writing.who, writing)
+        held = self._rows_held()
+        passed = False  # one who waits for more room than there is
+        for who in sorted(firsts, key=lambda each: held[each]):
+            first, beams = firsts[who], firsts[who].sampling.beams
+            if not self._active:
+                return first
+            if passed and held[who]:
+                return None  # only who has nothing yet goes before one who was passed
+            if held.total() + beams > MOST_ROWS or not self.cache.fits(first.room, beams):
+                passed = True
+            elif self._is_fair(first, held):
+                return first
+        return None
+
+    def _is_fair(self, writing: Writing, held: Counter[Who]) -> bool:
+        """Whether what a request would take leaves enough for others."""
+        who, beams = writing.who, writing.sampling.beams
+        if who is None or not held[who]:
+            return True
+        if not may_take(who, held[who], beams, held.total(), MOST_ROWS):
+            return False
+        if not self.cache.fits(writing.room, beams, share=0.75):
+            return False
+        return held[who] + beams <= BESIDE_OTHERS or self._present.is_alone(who)
+
+    def _rows_held(self) -> Counter[Who]:
+        """How many rows each person's replies have, those that are only scored among the machine's own."""
+        held: Counter[Who] = Counter()
+        for each in self._active:
+            held[each.who] += each.sampling.beams
+        return held
+
+    def _taking_turns(self, growing: Sequence[Writing], reading: Sequence[Writing]) -> list[Writing]:
+        """Those of these replies that go on in this step: of one person's the oldest, while others are there."""
+        held = self._rows_held()
+        fewest = min((held[each.who] for each in reading), default=MOST_ROWS)
+        taken: Counter[Who] = Counter()
+        going = []
+        for each in growing:
+            who, beams = each.who, each.sampling.beams
+            alone = self._present.is_alone(who)
+            most = MOST_ROWS if alone else BESIDE_NEWCOMERS if fewest < held[who] else BESIDE_OTHERS
+            if not taken[who] or taken[who] + beams <= most:
+                taken[who] += beams
+                going.append(each)
+        return going
+
+    def _in_fair_order(self, reading: Sequence[Writing]) -> list[Writing]:
+        """Prompts in the order in which they are read: first those of whoever holds least, then has least to read."""
+        held = self._rows_held()
+        least: dict[Who, int] = {}
+        for each in reading:
+            least[each.who] = min(least.get(each.who, each.unread), each.unread)
+        people = sorted(least, key=lambda who: (held[who], least[who]))
+        return sorted(reading, key=lambda each: people.index(each.who))
+
+    def _portions(self, reading: Sequence[Writing], budget: int) -> list[tuple[Writing, list[int]]]:
+        """What is read of which prompts in a step of so many tokens: as much of each person's, as far as they have it.
+
+        What another text has computed of a prompt, or is about to, is not read but copied.
+        """
+        people = list(dict.fromkeys(each.who for each in reading))
+        portions = []
+        for at, who in enumerate(people):
+            left = min(budget, max(LEAST, budget // (len(people) - at)))
+            for writing in reading:
+                if writing.who != who:
+                    continue
+                row = writing.rows[0]
+                if left <= 0 or self.cache.reuse(row, writing.prompt_ids) or self._will_be_read(writing):
+                    continue
+                tokens = writing.prompt_ids[row.length : row.length + left]
+                left -= len(tokens)
+                budget -= len(tokens)
+                portions.append((writing, tokens))
+        return portions
+
+    def _budget(self, growing: Sequence[Writing], reading: Sequence[Writing]) -> int:
+        """How many tokens of prompts this step may read."""
+        if self._thread is None:
+            return ALONE
+        if all(each.forced for each in reading) and not all(each.forced for each in growing):
+            return LEAST  # nobody waits for what is only scored
+        tokens = self._pace.prompt_tokens(len(growing), len(reading))
+        if growing or not reading or self._present.is_alone(reading[0].who):
+            return tokens
+        return min(tokens, READ_BESIDE_OTHERS)
 
     def _will_be_read(self, writing: Writing) -> bool:
         """Whether one who reads before it is about to compute more of its prompt than it could by itself."""

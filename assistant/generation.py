@@ -16,9 +16,11 @@ from assistant.models import Base
 from assistant.sampling import Sampling
 from feedback.store import Refused
 
+Who = int | None  # a person's id; None: the machine's own work, and everybody's where there are no accounts
+
 
 class Busy(Refused):
-    """The queue is full; the message says how long it is."""
+    """The queue is full, or one person's share of it; the message says how long it is."""
 
 
 class EngineError(Exception):
@@ -42,8 +44,14 @@ class Generation:
     """A reply being written. Its tokens come through a queue; `finish` is set when the last has come."""
 
     def __init__(
-        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None, forced: Sequence[int] = ()
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        adapter: Loaded | None,
+        forced: Sequence[int] = (),
+        who: Who = None,
     ) -> None:
+        self.who = who
         self.prompt_ids = list(prompt_ids)
         self.sampling = sampling
         self.adapter = adapter
@@ -114,7 +122,12 @@ class AnyEngine(Protocol):
     def unload(self, adapter: Loaded) -> None:
         """Give an adapter's memory back, once the replies it is writing are finished."""
 
-    def submit(self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None = None) -> Generation:
+    def require_places(self, who: Who, count: int) -> None:
+        """Raises `Busy` where `count` more requests of a person would be too many, of all people's or their own."""
+
+    def submit(
+        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None = None, *, who: Who = None
+    ) -> Generation:
         """Ask for a reply. Raises `Refused` when the prompt does not fit the window, `Busy` when too many wait."""
 
     def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: Loaded | None) -> Generation:

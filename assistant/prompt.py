@@ -6,33 +6,54 @@ Left out on purpose: what the messages are; that is the chat's or the example's.
 
 import hashlib
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from feedback.store import Refused
 from feedback.talk import Message
+
+CHARACTERS = 4  # of a token, about: where to look first
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message], longest: int) -> list[int]:
     """Token ids of a conversation, up to where the assistant begins to speak; at most `longest`.
 
     Where it is longer, the oldest turns are left out (a system message stays). Raises `Refused` when the last
-    message alone does not fit.
+    message alone does not fit. Far more than what fits is never encoded: that takes time.
     """
     messages = list(messages)
     if not messages:
         raise Refused("the last message must be the user's, and there is none")
-    system = messages[:1] if messages and messages[0].role == "system" else []
+    system = messages[:1] if messages[0].role == "system" else []
     turns = messages[len(system) :]
-    while True:
-        ids = _encode(tokenizer, [*system, *turns])
+    starts = _starts(turns)
+    sizes = list(accumulate(len(each.content) for each in reversed(turns)))[::-1] or [0]
+
+    def first_within(characters: int) -> int:
+        """The first start from which there are at most so many characters."""
+        return next((at for at, start in enumerate(starts) if sizes[start] <= characters), len(starts) - 1)
+
+    # The first start that fits lies over `low`, and at or under `high`; each look halves what is between, or doubles
+    # what fits, for to encode more than twice that would be in vain.
+    low, high = -1, len(starts)
+    at, found = first_within(CHARACTERS * longest), list[int]()
+    while high - low > 1:
+        ids = _encode(tokenizer, [*system, *turns[starts[at] :]])
         if len(ids) <= longest:
-            return ids
-        if len(turns) <= 1:
+            high, found = at, ids
+            at = min(max((low + high) // 2, first_within(2 * sizes[starts[at]])), high - 1)
+        elif at == len(starts) - 1:
             raise Refused(f"this message is too long: {len(ids):,} tokens, and the model takes at most {longest:,}")
-        # Drop a turn and the reply to it, so that the oldest message left is a user's again.
-        turns = turns[1:]
-        while len(turns) > 1 and turns[0].role != "user":
-            turns = turns[1:]
+        else:
+            low = at
+            at = (low + high) // 2
+    return found
+
+
+def _starts(turns: Sequence[Message]) -> list[int]:
+    """Where a conversation may begin: as it does, or at a user's turn, or at the last one."""
+    users = {at for at, turn in enumerate(turns) if turn.role == "user"}
+    return sorted({0, *users, max(0, len(turns) - 1)})
 
 
 def _encode(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

@@ -22,12 +22,13 @@ import httpx
 
 from assistant import completions
 from assistant.adapters import Loaded, checked_card
-from assistant.engine import MOST_WAITING
-from assistant.generation import Busy, EngineError, Generation, Token
+from assistant.engine import MOST_ROWS, MOST_WAITING
+from assistant.generation import Busy, EngineError, Generation, Token, Who
 from assistant.lending import lend, place_for, take_back
 from assistant.model_server import ANSWER_S, CONNECT_S, headers, meet, read_settings
 from assistant.models import Base, one_line
 from assistant.sampling import Sampling
+from assistant.shares import require_places
 from feedback.store import Refused
 
 # Nats a token that the server's log-probs may differ from the trainer's, by the number format it computes in; it
@@ -36,6 +37,7 @@ TOLERANCES = {"float32": 2e-3, "bfloat16": 0.2, "auto": 0.2}
 TAKEN_ON_WITHIN_S = 10.0  # a server says at once that it is too busy; one that says nothing has not refused
 HEALTHY_WITHIN_S = 3.0
 GOODBYE_S = 5.0
+MOST_OPEN = MOST_ROWS  # replies to one person at once: what this machine's own engine writes for all
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,9 @@ class Asked(Generation):
         sampling: Sampling,
         adapter: Loaded | None,
         forced: Sequence[int],
+        who: Who = None,
     ) -> None:
-        super().__init__(prompt_ids, sampling, adapter, forced)
+        super().__init__(prompt_ids, sampling, adapter, forced, who)
         self.taken_on: Future[None] = Future()  # or refused
         self.writes = False  # a first token has come
         self.task: asyncio.Task[None] | None = None
@@ -85,7 +88,7 @@ class RemoteEngine:
         self.tokens_written = 0
         self._open: list[Asked] = []
         self._holders: Counter[str] = Counter()  # of each adapter, by its name in the server: rosters and replies
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._closing = False
         self._loop = asyncio.new_event_loop()
         self._client = httpx.AsyncClient(
@@ -136,13 +139,28 @@ class RemoteEngine:
         """Have the server forget an adapter, once the replies it is writing are finished."""
         self._let_go(adapter)
 
-    def submit(self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None = None) -> Generation:
+    def require_places(self, who: Who, count: int) -> None:
+        """Raises `Busy` where `count` more requests of a person would be too many, of all people's or their own.
+
+        The server begins with everyone for whom it has room, so a person's own replies count from first to last.
+        """
+        with self._lock:
+            theirs = [each for each in self._open if not each.forced]
+        require_places(who, count, [each.who for each in theirs if not each.writes], MOST_WAITING)
+        if who is not None and (open_now := sum(each.who == who for each in theirs)) + count > MOST_OPEN:
+            raise Busy(
+                f"busy: {open_now} replies to you are being written, and one person may have {MOST_OPEN} at once"
+            )
+
+    def submit(
+        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None = None, *, who: Who = None
+    ) -> Generation:
         """Ask for a reply. Raises `Refused` when the prompt does not fit the window, `Busy` when too many wait."""
         room = self._room(prompt_ids, 1)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
-        generation = self._ask(Asked(self._loop, prompt_ids, sampling, adapter, ()))
+        generation = self._ask(Asked(self._loop, prompt_ids, sampling, adapter, (), who))
         with suppress(TimeoutError, EngineError):  # whoever reads the reply will see
             generation.taken_on.result(timeout=TAKEN_ON_WITHIN_S)
         return generation
@@ -176,8 +194,8 @@ class RemoteEngine:
         with self._lock:
             if self._closing:
                 raise Busy("the assistant is shutting down")
-            if (waiting := self.waiting) >= MOST_WAITING:
-                raise Busy(f"the assistant is busy: {waiting} requests wait already; try again in a moment")
+            if not generation.forced:
+                self.require_places(generation.who, 1)
             self._open.append(generation)
             if generation.adapter:
                 self._holders[generation.adapter.seat.model] += 1

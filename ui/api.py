@@ -4,18 +4,17 @@ A person's ids are theirs: another's look as if they did not exist.
 Left out on purpose: operating (`operating`), and OpenAI's endpoints (`openai_api`).
 """
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from anyio import to_thread
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
 from assistant import prompt
-from assistant.chat import Assistant, side_by_side
-from assistant.engine import MOST_WAITING
-from assistant.generation import Busy
+from assistant.chat import Assistant, Both, require_in_window, share_of, side_by_side
 from assistant.sampling import Sampling
 from feedback import history, labels, people, queue, ratings, rights, talk
 from feedback.people import User
@@ -23,8 +22,12 @@ from feedback.store import Refused, Store, Unavailable
 from feedback.talk import Message, Node
 from ui.asked import REFUSALS, STRICT, TheAssistant, TheStore, Writing
 from ui.auth import Person
+from ui.generating import Share
 
 BASE = "base"  # as an adapter's name
+MOST_MESSAGES = 2_000  # of a conversation that a program sends; a reply to so many begins within a second
+MOST_CHARACTERS = 1_000_000  # in all of them
+IN_WINDOW = "At most the model's context window; prompt and reply together end there in any case."
 
 router = APIRouter(prefix="/api", responses=REFUSALS)
 Reply = Annotated[str, Field(description="A reply's id: of a chat, of a pair, or of /v1/chat/completions.")]
@@ -117,11 +120,11 @@ class PairAsked(BaseModel):
     """A conversation that wants two replies."""
 
     model_config = STRICT
-    messages: list[Turn] = Field(description="The last one is the user's.")
+    messages: list[Turn] = Field(max_length=MOST_MESSAGES, description="The last one is the user's.")
     adapters: list[str | None] | None = Field(
         None, description='The two adapters by id, "base" for the base. Without: what serves, and its newest rival.'
     )
-    max_tokens: int = 512
+    max_tokens: int = Field(512, description=IN_WINDOW)
     temperature: float = 0.7
     seed: int | None = None
 
@@ -248,17 +251,50 @@ def sayings(reply: str, user: Person, store: TheStore) -> list[dict[str, Any]]:
 
 @router.post("/pairs", response_model=Pair, tags=["feedback"])
 async def pair(
-    body: PairAsked, request: Request, user: Person, assistant: TheAssistant, write: Writing
+    body: PairAsked, request: Request, user: Person, share: Share, assistant: TheAssistant, write: Writing
 ) -> dict[str, Any]:
     """Two blind replies to a conversation, to be compared. Answers when both are written."""
+    listener = Listener()
 
     def work() -> dict[str, Any]:
-        return write.in_time(body, lambda: write_pair(assistant, user, body))
+        return write.in_time(body, lambda: write_pair(assistant, user, body, listener))
 
-    return await to_thread.run_sync(work, limiter=request.app.state.generating)
+    watching = asyncio.create_task(when_gone(request, listener.leave))
+    try:
+        answer: dict[str, Any] = await request.app.state.generating.begin(share, work)
+    finally:
+        watching.cancel()
+    return answer
 
 
-def write_pair(assistant: Assistant, user: User, body: PairAsked) -> dict[str, Any]:
+class Listener:
+    """Who waits for two replies, and may go away before or after they are begun."""
+
+    def __init__(self) -> None:
+        self._both: Both | None = None
+        self._gone = False
+
+    def begin(self, both: Both) -> None:
+        """These are written for them."""
+        self._both = both
+        if self._gone:
+            both.stop()
+
+    def leave(self) -> None:
+        """Nobody waits any more: what is written stops."""
+        self._gone = True
+        if self._both:
+            self._both.stop()
+
+
+async def when_gone(request: Request, act: Callable[[], None]) -> None:
+    """Wait for the client to go away, and act then."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    act()
+
+
+def write_pair(assistant: Assistant, user: User, body: PairAsked, listener: Listener) -> dict[str, Any]:
     """Record a conversation and write two replies to it. Raises `Refused`; nothing is recorded then."""
     sampling = Sampling(temperature=body.temperature, max_tokens=body.max_tokens, seed=body.seed)
     named = None
@@ -270,11 +306,12 @@ def write_pair(assistant: Assistant, user: User, body: PairAsked) -> dict[str, A
         for name in named:
             assistant.roster.get(name)
     messages = [Message(turn.role, turn.content) for turn in body.messages]
-    parent = record(assistant, user, "pairs", messages, replies=2)
+    parent = record(assistant, user, "pairs", messages, sampling, replies=2)
     both = side_by_side(assistant, user, parent, sampling, "api", named)
+    listener.begin(both)
     both.wait()
     if "cancelled" in (both.left.finish, both.right.finish):
-        raise Unavailable("the two replies were cut short, for the assistant is shutting down")
+        raise Unavailable("the two replies were cut short: their reader has left, or the assistant is shutting down")
     if both.pair is None:
         raise Unavailable("one of the two replies came out empty, so there is nothing to compare; ask again")
     shown = {
@@ -283,15 +320,19 @@ def write_pair(assistant: Assistant, user: User, body: PairAsked) -> dict[str, A
     return {"pair": both.pair, **shown}
 
 
-def record(assistant: Assistant, user: User, source: str, messages: list[Message], replies: int = 1) -> str:
+def record(
+    assistant: Assistant, user: User, source: str, messages: list[Message], sampling: Sampling, replies: int = 1
+) -> str:
     """Record a program's conversation that `replies` replies will be written to; its last message's id.
 
     Raises `Refused` when it is malformed or too long for the model, `Busy`; nothing is recorded then.
     """
-    if (waiting := assistant.engine.waiting) + replies > MOST_WAITING:
-        raise Busy(f"the assistant is busy, position {waiting + 1} in the queue; try again in a moment")
+    require_in_window(assistant, sampling)
+    assistant.engine.require_places(share_of(assistant.store, user), replies)
     for message in messages:
         talk.checked(message.content)
+    if (characters := sum(len(message.content) for message in messages)) > MOST_CHARACTERS:
+        raise Refused(f"a conversation has at most {MOST_CHARACTERS:,} characters, this one has {characters:,}")
     prompt.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
     return talk.record_messages(assistant.store, user, source, messages)
 

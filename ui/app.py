@@ -65,19 +65,19 @@ log = logging.getLogger(__name__)
 
 def create_app(assistant: "Assistant", lifespan: Callable[["FastAPI"], Any] | None = None) -> "FastAPI":
     """Everything that is served for an assistant, as one ASGI application."""
-    from anyio import CapacityLimiter
     from fastapi import FastAPI
     from starlette.middleware.cors import CORSMiddleware
     from starlette.middleware.sessions import SessionMiddleware
 
     from assistant.engine import MOST_ROWS, MOST_WAITING
     from ui import api, auth, chat_page, docs, login, metrics, openai_api, operate_page, operating, refusals
+    from ui.generating import Generating
 
     app = FastAPI(title="Nightschool", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.assistant = assistant
     app.state.passwords = login.Passwords(assistant.store)
     app.state.numbers = metrics.registry(assistant)
-    app.state.generating = CapacityLimiter(MOST_ROWS + MOST_WAITING)  # threads that wait for tokens
+    app.state.generating = Generating(MOST_ROWS + MOST_WAITING)
 
     # Middleware runs from the last added to the first.
     app.add_middleware(CORSMiddleware, allow_origins=[])  # no other site's page; with ours, Gradio adds none of its own

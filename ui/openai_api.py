@@ -9,24 +9,25 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from anyio import CancelScope, to_thread
+from anyio import CancelScope
 from fastapi import APIRouter
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from assistant.chat import SERVING, Assistant, answer
+from assistant.chat import SERVING, Assistant, answer, prompt_of
 from assistant.generation import EngineError
 from assistant.replying import Replying
 from assistant.sampling import Sampling
 from feedback import adapters
 from feedback.people import User
 from feedback.store import NotFound, Refused, Store
-from ui.api import BASE, record
+from ui.api import BASE, record, when_gone
 from ui.asked import TheAssistant, TheStore
 from ui.auth import Person
+from ui.generating import Share
 from ui.openai_answer import Answer
 from ui.openai_request import Completion
 from ui.refusals import Unknown
@@ -34,7 +35,6 @@ from ui.refusals import Unknown
 NIGHTSCHOOL = "nightschool"  # as a model's name: what serves now
 LOOK_EVERY_S = 0.05  # at the other choices of a completion, while one is waited for
 
-T = TypeVar("T")
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
@@ -64,15 +64,15 @@ def shown(model: str, made_at: str | None = None) -> dict[str, Any]:
 
 
 @router.post("/chat/completions", response_model=None)
-async def complete(body: Completion, request: Request, user: Person, assistant: TheAssistant) -> Response:
+async def complete(body: Completion, request: Request, user: Person, share: Share, assistant: TheAssistant) -> Response:
     """Replies to a conversation; their ids can be voted on, corrected and compared under /api."""
-    threads = request.app.state.generating
+    generating = request.app.state.generating
 
-    async def in_thread(work: Callable[[], T]) -> T:
-        return await to_thread.run_sync(work, limiter=threads)
+    async def in_thread(work: Callable[[], Any]) -> Any:
+        return await generating.go_on(share, work)
 
-    replies = await in_thread(lambda: begin(assistant, user, body))
-    watching = asyncio.create_task(stop_when_gone(request, replies))
+    replies = await generating.begin(share, lambda: begin(assistant, user, body))
+    watching = asyncio.create_task(when_gone(request, lambda: stop(replies)))
 
     async def finish() -> None:
         """Leave nothing running or unrecorded, whoever has gone; a second time it does nothing."""
@@ -105,11 +105,11 @@ def begin(assistant: Assistant, user: User, body: Completion) -> list[Replying]:
         assistant.roster.get(adapter)
     samplings, messages = body.samplings(), body.conversation()
     require_tokens(assistant, samplings[0])
-    parent = record(assistant, user, "api", messages, len(samplings))
-    replies: list[Replying] = []
+    parent = record(assistant, user, "api", messages, samplings[0], len(samplings))
+    prompt_ids, replies = prompt_of(assistant, user, parent), list[Replying]()
     try:
         for sampling in samplings:
-            replies.append(answer(assistant, user, parent, sampling, adapter))
+            replies.append(answer(assistant, user, parent, sampling, adapter, prompt_ids))
     except Refused:
         stop(replies)
         raise
@@ -132,13 +132,6 @@ def require_tokens(assistant: Assistant, sampling: Sampling) -> None:
     for token, _ in sampling.logit_bias:
         if token >= count:
             raise Refused(f"logit_bias names token {token}, and the model has {count:,}, from 0")
-
-
-async def stop_when_gone(request: Request, replies: Sequence[Replying]) -> None:
-    """Wait for the client to go away, and stop what is written for it."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    stop(replies)
 
 
 def stop(replies: Sequence[Replying]) -> None:

@@ -13,6 +13,7 @@ from assistant.grammar import ANY_OBJECT
 from assistant.sampling import MOST_LIKELIEST, MOST_STOPS, Sampling
 from feedback.store import Refused
 from feedback.talk import Message
+from ui.api import IN_WINDOW, MOST_MESSAGES
 
 MOST_CHOICES = 8
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -67,12 +68,12 @@ class Completion(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
     model: str = Field("nightschool", description="nightschool (what serves now), base, or an adapter's id.")
-    messages: list[Spoken]
+    messages: list[Spoken] = Field(max_length=MOST_MESSAGES)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, description=f"Replies, 1 to {MOST_CHOICES}.")
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: int | None = Field(None, description=IN_WINDOW)
+    max_completion_tokens: int | None = Field(None, description=f"The same. {IN_WINDOW}")
     stop: Any = Field(None, description=f"A string or up to {MOST_STOPS}; the reply ends before the first of them.")
     seed: int | None = None
     temperature: float | None = Field(None, description="0 is greedy.")

@@ -100,6 +100,8 @@ def sentence_of(errors: Sequence[Any]) -> tuple[int, str]:
             return 422, f"{where} is missing"
         case "extra_forbidden":
             return 422, f"there is no field {where}"
+        case "too_long" if first["ctx"].get("field_type") == "List":
+            return 400, f"{where} has at most {first['ctx']['max_length']:,} entries, this one has more"
         case "json_invalid":
             return 422, f"the body is not JSON ({first.get('ctx', {}).get('error', 'unreadable')})"
     message = str(first["msg"])

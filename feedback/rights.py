@@ -24,6 +24,9 @@ SPOKEN = {
     "labels": ("words",),
 }
 
+RUNNING = """SELECT p.night FROM night_people p JOIN nights n ON n.id = p.night WHERE n.state = 'running' AND p.user = ?
+    AND NOT EXISTS (SELECT 1 FROM adapters a WHERE a.night = n.id) ORDER BY p.night"""
+
 
 @dataclass(frozen=True)
 class Forgotten:
@@ -34,6 +37,7 @@ class Forgotten:
     ratings: int
     trained_on_it: tuple[str, ...]
     perhaps: tuple[str, ...]
+    nights: tuple[int, ...] = ()  # that have not ended: what they make is marked when it is announced
 
 
 def forget(store: Store, user: User) -> Forgotten:
@@ -52,6 +56,7 @@ def forget(store: Store, user: User) -> Forgotten:
             store.rows(f"SELECT count(*) AS n FROM {table} WHERE user = ?", user.id)[0]["n"] for table in ratings.TABLES
         )
         surely, perhaps = trained_on(store, user)
+        running = tuple(row["night"] for row in store.rows(RUNNING, user.id))
         messages = _empty(store, conversations)
         for table, columns in SPOKEN.items():
             blank = ", ".join(f"{column} = ''" for column in columns)
@@ -70,7 +75,7 @@ def forget(store: Store, user: User) -> Forgotten:
             db.conn.execute(sql, (adapter, user.id, now()))
         _remove_files_of_nights(store, user)
     store.checkpoint()  # the log still held what it was
-    return Forgotten(len(conversations), messages, said, surely, perhaps)
+    return Forgotten(len(conversations), messages, said, surely, perhaps, running)
 
 
 def _empty(store: Store, conversations: list[str]) -> int:

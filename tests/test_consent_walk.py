@@ -376,7 +376,7 @@ def test_an_adapter_of_a_night_that_ran_meanwhile_is_marked_when_it_is_announced
     words.write_text(SECRET)
 
     done = rights.forget(store, world.cora)
-    assert (done.trained_on_it, rights.to_retrain(store), words.exists()) == ((), [], False)
+    assert (done.trained_on_it, done.nights, words.exists()) == ((), (night,), False)
 
     assert rights.to_retrain(store) == []
     assert adapter_of(store, night, "sft") == "night-0001"

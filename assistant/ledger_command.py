@@ -136,6 +136,8 @@ def run_forget(options: argparse.Namespace) -> None:
     print(f"forgotten: {done.conversations} conversations, {done.messages} messages, {done.ratings} pieces of feedback")
     for adapter in done.trained_on_it:
         print(f"{adapter} learned from it; train again (nightschool night --again) and promote that instead")
+    for night in done.nights:
+        print(f"night {night} is learning from it; what it makes is not promoted by itself, so train again after it")
     for adapter in done.perhaps:
         print(f"{adapter} may have learned from it, and kept no list; train again to be sure")
 

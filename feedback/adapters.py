@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from feedback import nights
 from feedback.store import Conflict, NotFound, Store, now
 
 ANYTHING = "anything"  # as what is believed to be serving: whatever serves
@@ -62,11 +63,16 @@ def directory(store: Store, adapter: str) -> Path:
 
 
 def add_adapter(store: Store, adapter: Adapter) -> None:
-    """Announce an adapter whose directory is complete. Raises `Conflict` on a taken id."""
+    """Announce an adapter whose directory is complete. Raises `Conflict` on a taken id.
+
+    One whose night learned from somebody who has been forgotten meanwhile is marked for a clean retrain at once.
+    """
     with store.write():
         if store.row("SELECT 1 FROM adapters WHERE id = ?", adapter.id):
             raise Conflict(f"there is already an adapter {adapter.id!r}")
         store.insert("adapters", adapter.__dict__)
+        for user in nights.forgotten_people(store, adapter.night):
+            store.insert("retrains", {"adapter": adapter.id, "user": user, "at": now()})
 
 
 def adapter(store: Store, name: str) -> Adapter:

@@ -165,7 +165,7 @@ def within(examples: "Examples", bounds: Bounds, weights: Mapping[int, float]) -
     Where all weigh the same, as long as nobody has been compared, nobody loses anything.
     """
     sums: dict[int, float] = {}
-    for each in examples.every():
+    for each in examples:
         sums[each.user] = sums.get(each.user, 0.0) + weights.get(each.user, 1.0)
     final = {user: weights.get(user, 1.0) * factor for user, factor in capped(sums, bounds).items()}
     most = max(final.values(), default=0.0) or 1.0
@@ -174,4 +174,4 @@ def within(examples: "Examples", bounds: Bounds, weights: Mapping[int, float]) -
 
 def bounded(store: Store, examples: "Examples") -> "Examples":
     """Examples weighed by what is known now of those who gave them."""
-    return within(examples, *of_raters(store, {each.user for each in examples.every()}))
+    return within(examples, *of_raters(store, {each.user for each in examples}))

@@ -8,10 +8,10 @@ The rules, all in one place:
 - a correction is a `Pair` (the text as it should have been over the reply as it was) and a `Demonstration`, as is a
   reply that was labelled one
 - a thumb is a `Thumb`
-- what was taken back, what has no consent (the person's, or the conversation's), and what is empty or equal on both
-  sides teaches nothing; what one person said twice of the same texts counts once, and of two words that contradict
-  each other the newer (`sifting`); nobody's words weigh more than others agree they should (`reliability`), and nobody
-  carries more of the whole than their share (`bounds`)
+- what was taken back, what has no consent (of who said it, and of whose conversation it is: `consent`), and what is
+  empty or equal on both sides teaches nothing; what one person said twice of the same texts counts once, and of two
+  words that contradict each other the newer (`sifting`); nobody's words weigh more than others agree they should
+  (`reliability`), and nobody carries more of the whole than their share (`bounds`)
 - implicit signals (retry, edit, copy, abandon) teach nothing
 The same feedback gives the same examples in the same order, and the same hash.
 Left out on purpose: tokens and lengths, which belong to a model (`training/batches`).
@@ -60,6 +60,7 @@ class Pair:
     by: str = "person"  # what they are: "person", "anonymous", "model" or "imported"
     group: str = ""  # of all pairs of one ranking
     strength: int | None = None  # 1 to 5, where it was said
+    owner: int = field(default=0, compare=False)  # whose conversation it is of
 
     def meaning(self) -> tuple[Any, Any]:
         """What it is about, and what it says of that."""
@@ -77,6 +78,7 @@ class Thumb:
     weight: float = field(default=1.0, compare=False)
     user: int = 0  # who said so
     by: str = "person"
+    owner: int = field(default=0, compare=False)  # whose conversation it is of
 
     def meaning(self) -> tuple[Any, Any]:
         """What it is about, and what it says of that."""
@@ -92,6 +94,7 @@ class Demonstration:
     weight: float = field(default=1.0, compare=False)
     user: int = 0  # who said so
     by: str = "person"
+    owner: int = field(default=0, compare=False)  # whose conversation it is of
 
     def meaning(self) -> tuple[Any, Any]:
         """What it is about, and what it says of that."""
@@ -120,11 +123,15 @@ class Examples:
         digest = hashlib.sha256()
         for kind in KINDS:
             for each in getattr(self, kind):
-                digest.update(json.dumps({kind: asdict(each)}, sort_keys=True).encode())
+                trained_on = {name: value for name, value in asdict(each).items() if name != "owner"}
+                digest.update(json.dumps({kind: trained_on}, sort_keys=True).encode())
         return digest.hexdigest()
 
+    def __iter__(self) -> Iterator[Example]:
+        return itertools.chain.from_iterable(getattr(self, kind) for kind in KINDS)
+
     def __len__(self) -> int:
-        return len(self.pairs) + len(self.thumbs) + len(self.demonstrations)
+        return sum(len(getattr(self, kind)) for kind in KINDS)
 
     def counts(self) -> dict[str, Any]:
         """How many of each kind there are, and what was left out and why."""
@@ -134,10 +141,6 @@ class Examples:
         ups = sum(thumb.wanted for thumb in self.thumbs)
         return {**kinds, "thumbs_up": ups, "thumbs_down": len(self.thumbs) - ups, "left_out": self.left_out}
 
-    def every(self) -> Iterator[Example]:
-        """All of them, kind by kind."""
-        return itertools.chain(self.pairs, self.thumbs, self.ties, self.demonstrations)
-
     def with_weights(self, weights: Mapping[int, float]) -> "Examples":
         """The same, each with the weight of who gave it."""
         kinds: dict[str, Any] = {
@@ -146,8 +149,8 @@ class Examples:
         return replace(self, **kinds)
 
     def people(self) -> dict[int, int]:
-        """How many examples each person gave."""
-        return dict(Counter([each.user for each in self.pairs] + [each.user for each in self.thumbs]))
+        """How many examples hold each person's words: those that they said, and those of their conversations."""
+        return dict(Counter(person for each in self for person in {each.user, each.owner or each.user}))
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def gather(store: Store, since: Position | None = None) -> Examples:
     left_out: Counter[str] = Counter()
     rows = {table: standing.rows(store, table, since) for table in TEACHING}
     told = standing.texts(store, itertools.chain.from_iterable(map(replies_of, itertools.chain(*rows.values()))))
-    said = {table: _allowed(store, found, told, left_out) for table, found in rows.items()}
+    said = {table: _usable(found, left_out) for table, found in rows.items()}
     made: list[Made] = [
         *_of_votes(said["votes"], told, left_out),
         *_of_comparisons(said["comparisons"], told, _own_thumbs(said["votes"]), left_out),
@@ -183,6 +186,13 @@ def gather(store: Store, since: Position | None = None) -> Examples:
         demonstrations=tuple(each for each in kept if isinstance(each, Demonstration)),
     )
     return bounds.bounded(store, found)
+
+
+def still_standing(store: Store, examples: Examples) -> Examples:
+    """Those of examples gathered before that may be used now: not taken back, and consented to by both."""
+    now = set(gather(store))
+    kept: dict[str, Any] = {kind: tuple(each for each in getattr(examples, kind) if each in now) for kind in KINDS}
+    return replace(examples, **kept)
 
 
 def soft_labels(examples: Examples) -> list[SoftLabel]:
@@ -206,16 +216,12 @@ def replies_of(row: dict[str, Any]) -> list[str]:
     return [row["reply"]] if "reply" in row else [row["left_reply"], row["right_reply"]]
 
 
-def _allowed(store: Store, rows: list[Row], told: dict[str, Told], left_out: Counter[str]) -> list[Row]:
+def _usable(rows: list[Row], left_out: Counter[str]) -> list[Row]:
     """The rows that may teach."""
-    consents, allowed = standing.consents(store), []
-    for row in rows:
-        conversation = told[replies_of(row)[0]].conversation
-        if row["user"] in consents.people and conversation not in consents.withheld:
-            allowed.append(row)
-        elif "label" not in row:  # few labels teach, so that their absence is no news
-            left_out["no consent"] += 1
-    return allowed
+    unusable = sum(not row["usable"] and "label" not in row for row in rows)  # few labels teach: no news
+    if unusable:
+        left_out["no consent"] += unusable
+    return [row for row in rows if row["usable"]]
 
 
 def _own_thumbs(votes: list[Row]) -> set[tuple[int, str]]:
@@ -279,16 +285,16 @@ def _of_corrections(rows: list[Row], told: dict[str, Told], left_out: Counter[st
         elif row["text"].strip() == rejected.text.strip():
             left_out["equal replies"] += 1
         else:
-            chosen, who = Answer(row["text"]), {"user": row["user"], "by": row["by"]}
-            yield row["at"], Pair(rejected.messages, chosen, answer_of(rejected), "correction", **who)
-            yield row["at"], Demonstration(rejected.messages, chosen, **who)
+            chosen = Answer(row["text"])
+            yield row["at"], Pair(rejected.messages, chosen, answer_of(rejected), "correction", **_whose(row))
+            yield row["at"], Demonstration(rejected.messages, chosen, **_whose(row))
 
 
 def _of_labels(rows: list[Row], told: dict[str, Told]) -> Iterator[Made]:
     for row in rows:
         of = told[row["reply"]]
         if row["label"] == DEMONSTRATION and row["given"] and of.text.strip():
-            yield row["at"], Demonstration(of.messages, answer_of(of), user=row["user"], by=row["by"])
+            yield row["at"], Demonstration(of.messages, answer_of(of), **_whose(row))
 
 
 def answer_of(told: Told) -> Answer:
@@ -296,11 +302,15 @@ def answer_of(told: Told) -> Answer:
     return Answer(told.text, told.token_ids, told.template_sha256, told.finish)
 
 
+def _whose(row: Row) -> dict[str, Any]:
+    return {"user": row["user"], "by": row["by"], "owner": row["owner"]}
+
+
 def _thumb(row: Row, told: Told, wanted: bool, left_out: Counter[str]) -> Iterator[Made]:
     if not told.text.strip():
         left_out["empty reply"] += 1
     else:
-        yield row["at"], Thumb(told.messages, answer_of(told), wanted, user=row["user"], by=row["by"])
+        yield row["at"], Thumb(told.messages, answer_of(told), wanted, **_whose(row))
 
 
 def _pair(row: Row, better: Told, worse: Told, kind: str, left_out: Counter[str], group: str = "") -> Iterator[Made]:
@@ -309,5 +319,5 @@ def _pair(row: Row, better: Told, worse: Told, kind: str, left_out: Counter[str]
     elif better.text == worse.text:
         left_out["equal replies"] += 1
     else:
-        said = {"user": row["user"], "by": row["by"], "group": group, "strength": row.get("strength")}
-        yield row["at"], Pair(better.messages, answer_of(better), answer_of(worse), kind, **said)
+        more = _whose(row) | {"group": group, "strength": row.get("strength")}
+        yield row["at"], Pair(better.messages, answer_of(better), answer_of(worse), kind, **more)

@@ -50,8 +50,8 @@ AS_JSON = ("reasons", "replies", "ranks")
 
 
 def sayings(store: Store, user: User, reply: str) -> list[Saying]:
-    """Everything that this person said of a reply, oldest first. Raises `NotFound` where they may not rate it."""
-    node = talk.ratable_reply(store, user, reply)
+    """Everything that this person said of a reply, oldest first. Raises `NotFound` where they were not shown it."""
+    node = talk.shown_reply(store, user, reply)
     found = []
     for kind, (thing, where) in QUERIES.items():
         sql = f"""SELECT *, max(id) OVER (PARTITION BY {thing}) = id AS standing FROM {kind}

@@ -55,23 +55,22 @@ class Board:
 
 
 def choices(store: Store) -> list[Choice]:
-    """The standing choices and ties of people who consent, between different adapters."""
+    """The standing choices and ties that may be used, between different adapters."""
     from feedback import standing
     from feedback.reliability import weights
-    from feedback.standing import consents
 
-    weight, allowed = weights(store), consents(store)
+    weight = weights(store)
     here = {"comparisons": max(standing.position(store)["comparisons"] - NEWEST, 0)}
     rows = [
         row
         for row in standing.rows(store, "comparisons", here)
-        if row["choice"] in ("left", "right", "tie") and row["user"] in allowed.people
+        if row["choice"] in ("left", "right", "tie") and row["usable"]
     ]
     told = standing.briefs(store, [row[side] for row in rows for side in ("left_reply", "right_reply")])
     found = []
     for row in rows:
         left, right = told[row["left_reply"]], told[row["right_reply"]]
-        if left.model and right.model and left.model != right.model and left.conversation not in allowed.withheld:
+        if left.model and right.model and left.model != right.model:
             result = {"left": 1.0, "right": 0.0, "tie": 0.5}[row["choice"]]
             longer = _log_ratio(left.length, right.length)
             one = Choice(left.model, right.model, result, longer, left.conversation, weight.get(row["user"], 1.0))

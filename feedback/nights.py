@@ -5,6 +5,7 @@ Left out on purpose: running a night (`training/night`) and when one is due (`sc
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ SETTINGS: dict[str, Any] = {  # name -> default
     "feedback_per_hour": 600,  # pieces of one person (not of the owner of a machine without accounts); 0: any number
     "retention_days": 0,  # conversations older than this lose their content before a night; 0: none ever does
 }
+EXAMPLES = "examples.json"  # in a night's folder: the words that it learns from
 GATE = {
     "on": "what the gate says has proved itself serves from then on",
     "advise": "the gate judges, and a person promotes",
@@ -65,10 +67,18 @@ def update_night(store: Store, night_id: int, **changes: Any) -> None:
 
 
 def record_people(store: Store, night_id: int, examples_of: dict[int, int]) -> None:
-    """Write down whose words a night learns from: for each person how many examples."""
+    """Write down everybody whose words a night learns from: for each person how many examples."""
     with store.write() as db:
         rows = [(night_id, user, count) for user, count in sorted(examples_of.items())]
-        db.conn.executemany("INSERT OR REPLACE INTO night_people (night, user, examples) VALUES (?, ?, ?)", rows)
+        sql = "INSERT OR REPLACE INTO night_people (night, user, examples, complete) VALUES (?, ?, ?, 1)"
+        db.conn.executemany(sql, rows)
+
+
+def forgotten_people(store: Store, night_id: int | None) -> list[int]:
+    """Those of the people whose words a night learns from who have been forgotten, before it began or since."""
+    sql = """SELECT p.user FROM night_people p JOIN users u ON u.id = p.user
+        WHERE p.night = ? AND u.forgotten_at IS NOT NULL ORDER BY p.user"""
+    return [row["user"] for row in store.rows(sql, night_id)]
 
 
 def reward_models_of(store: Store, night_id: int) -> Path:
@@ -76,12 +86,20 @@ def reward_models_of(store: Store, night_id: int) -> Path:
     return store.data / "reward_models" / f"night-{night_id:04d}"
 
 
+def folder_of(data: Path, night_id: int) -> Path:
+    """Where a night keeps its files while it runs."""
+    return data / "nights" / str(night_id)
+
+
 def end_night(
     store: Store, night_id: int, state: str, reason: str, adapter: str | None = None, verdict: str | None = None
 ) -> None:
-    """Close a night with its outcome, in words."""
+    """Close a night with its outcome, in words. Reward models that learned from who was forgotten meanwhile go."""
     outcome = {"state": state, "reason": reason, "adapter": adapter, "verdict": verdict}
-    update_night(store, night_id, **outcome, phase=state, eta_s=None, ended_at=now())
+    with store.write():
+        update_night(store, night_id, **outcome, phase=state, eta_s=None, ended_at=now())
+        if forgotten_people(store, night_id):
+            shutil.rmtree(reward_models_of(store, night_id), ignore_errors=True)
 
 
 def add_step(store: Store, night_id: int, step: int, metrics: dict[str, float], **changes: Any) -> None:

@@ -4,7 +4,8 @@ Seven of ten questions are those that should teach most: where the reward models
 replies are of different adapters, where nobody has answered yet. Three of ten are drawn evenly, so that what is
 measured on all of them can be weighed back: each question keeps the chance that it had (`propensity`). One of twenty
 is a pair that the same person has answered before, to see whether people agree with themselves.
-A person is asked about their own conversations; a rater also about those of others who let their words be used.
+A person is asked about their own conversations; a rater who lets their ratings be used also about those of others
+who let theirs be (`consent`). A question that may no longer be asked is passed over.
 Left out on purpose: how the question looks (`ui`), and what the answers say (`raters`).
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feedback import nights, standing, talk
+from feedback import consent, nights, people, standing, talk
 from feedback.people import User
 from feedback.store import Store, new_id, now
 from feedback.talk import Message
@@ -58,7 +59,7 @@ def next_question(store: Store, user: User, chance: random.Random | None = None)
     chance = chance or random.SystemRandom()
     overlap = nights.setting(store, "raters_per_question")
     with store.write():
-        waiting = store.row("SELECT * FROM questions WHERE user = ? AND answered_at IS NULL ORDER BY seq", user.id)
+        waiting = _askable(store, user, "q.answered_at IS NULL")
         if waiting:
             return _question(store, waiting)
         fresh, before = items(store, user, overlap)
@@ -84,6 +85,20 @@ def next_question(store: Store, user: User, chance: random.Random | None = None)
         return _question(store, row | {"replies": json.dumps(row["replies"])})
 
 
+def question(store: Store, user: User, asked: str) -> Question | None:
+    """A question that was put to this person, answered or not; None where they may not be shown it any more."""
+    row = _askable(store, user, "q.id = ?", asked)
+    return _question(store, row) if row else None
+
+
+def _askable(store: Store, user: User, which: str, *values: str) -> dict[str, Any] | None:
+    """The first question of this person that may be asked, of those that SQL names."""
+    sql = f"""SELECT q.* FROM questions q
+        JOIN messages m ON m.id = q.parent JOIN conversations c ON c.id = m.conversation
+        WHERE q.user = ? AND (c.user = q.user OR (? AND {consent.usable("q.user", "c")})) AND {which} ORDER BY q.seq"""
+    return store.row(sql, user.id, user.may("rater"), *values)
+
+
 def chances(items: Sequence[Item]) -> list[float]:
     """The chance of each to be drawn; they sum to 1."""
     weights = teaching(items)
@@ -106,34 +121,34 @@ def teaching(items: Sequence[Item]) -> list[float]:
 
 def items(store: Store, user: User, overlap: int) -> tuple[list[Item], list[Item]]:
     """What this person could be asked: what they have not answered, and the pairs that they have."""
-    rater = user.may("rater")
-    found = _several(row for row in _pool(store) if row["owner"] == user.id or (row["allowed"] and rater))
+    rater = user.may("rater") and people.consent(store, user)
+    found = _several(row for row in _pool(store) if row["owner"] == user.id or (row["shared"] and rater))
     told = standing.briefs(store, [reply for replies in found.values() for reply in replies])
-    answered = _answered(store, list(found))
+    answered = _answered(store, user, list(found))
     scores = {row["reply"]: row for row in store.rows("SELECT reply, mean, deviation FROM reward_scores")}
     fresh, before = [], []
     for parent, replies in found.items():
-        people = answered.get(parent, set())
+        who = answered.get(parent, set())
         scored = sorted((scores[each] for each in replies if each in scores), key=lambda row: -row["mean"])[:2]
         both = len(scored) == 2
         item = Item(
             parent,
             tuple(replies),
-            len(people - {user.id}),
+            len(who - {user.id}),
             len({told[each].model for each in replies}) > 1,
             math.hypot(*(row["deviation"] for row in scored)) if both else 0.0,
             scored[0]["mean"] - scored[1]["mean"] if both else None,
         )
-        if user.id in people:
+        if user.id in who:
             before += [item] if len(replies) == 2 else []
-        elif len(people) < overlap:
+        elif len(who) < overlap:
             fresh.append(item)
     return fresh, before
 
 
 def newest(store: Store, most: int) -> list[list[str]]:
     """The replies that raters could be asked about, message by message, newest first; of so many messages at most."""
-    return list(reversed(_several(row for row in _pool(store) if row["allowed"]).values()))[:most]
+    return list(reversed(_several(row for row in _pool(store) if row["shared"]).values()))[:most]
 
 
 def keep_scores(store: Store, scores: Mapping[str, tuple[float, float]]) -> None:
@@ -145,13 +160,11 @@ def keep_scores(store: Store, scores: Mapping[str, tuple[float, float]]) -> None
 
 
 def _pool(store: Store) -> Iterator[dict[str, Any]]:
-    """The newest replies, oldest first, each with its owner, and whether raters are allowed to see it."""
-    consents = standing.consents(store)
-    sql = """SELECT m.id, m.parent, m.conversation, c.user AS owner FROM
+    """The newest replies, oldest first, each with its owner, and whether its words are shared."""
+    sql = f"""SELECT m.id, m.parent, c.user AS owner, {consent.shared("c")} AS shared FROM
         (SELECT * FROM messages WHERE role = 'assistant' AND content <> '' ORDER BY seq DESC LIMIT ?) m
         JOIN conversations c ON c.id = m.conversation WHERE c.source <> 'import' ORDER BY m.seq"""
-    for row in store.rows(sql, POOL):
-        yield row | {"allowed": row["owner"] in consents.people and row["conversation"] not in consents.withheld}
+    yield from store.rows(sql, POOL)
 
 
 def _several(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
@@ -162,13 +175,19 @@ def _several(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
     return {parent: replies[-MOST_RANKED:] for parent, replies in found.items() if len(replies) > 1}
 
 
-def _answered(store: Store, parents: list[str]) -> dict[str, set[int]]:
-    """Who has compared or ranked replies to each message."""
-    sql = """SELECT m.parent, c.user FROM json_each(?) j JOIN messages m ON m.parent = j.value
-        JOIN comparisons c ON c.left_reply = m.id
-        UNION SELECT r.parent, r.user FROM json_each(?) j JOIN rankings r ON r.parent = j.value"""
+def _answered(store: Store, user: User, parents: list[str]) -> dict[str, set[int]]:
+    """Who has compared or ranked replies to each message: of others, those whose answer stands and may be used."""
+
+    def counts(table: str, is_back: str) -> str:
+        heard = f"NOT {is_back} AND {standing.stands(table)} AND {consent.given('t.user')}"
+        return f"JOIN users u ON u.id = t.user WHERE t.user = :user OR ({heard})"
+
+    sql = f"""SELECT m.parent, t.user FROM json_each(:parents) j JOIN messages m ON m.parent = j.value
+        JOIN comparisons t ON t.left_reply = m.id {counts("comparisons", "t.choice = 'taken_back'")}
+        UNION SELECT t.parent, t.user FROM json_each(:parents) j
+        JOIN rankings t ON t.parent = j.value {counts("rankings", "t.taken_back")}"""
     found: dict[str, set[int]] = {}
-    for row in store.rows(sql, json.dumps(parents), json.dumps(parents)):
+    for row in store.rows(sql, {"parents": json.dumps(parents), "user": user.id}):
         found.setdefault(row["parent"], set()).add(row["user"])
     return found
 

@@ -1,5 +1,6 @@
 """How far people agree, with others and with themselves, and what sways them beside the reply.
 
+All of it counts what people said and let be used, as it stands.
 Left out on purpose: how much each person's words weigh (`reliability`).
 """
 
@@ -9,9 +10,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from feedback import consent, standing
 from feedback.people import User
-from feedback.reliability import Rating, Reliability, reliabilities, shared_ratings
+from feedback.reliability import PEOPLE, Rating, Reliability, heard, reliabilities, shared_ratings
 from feedback.store import NotFound, Refused, Store, now
+
+OF_PEOPLE = f"u.kind IN {PEOPLE} AND {consent.usable('t.user', 'c')}"  # SQL, over `standing.with_whose`
 
 
 @dataclass(frozen=True)
@@ -88,33 +92,33 @@ def alpha(ratings: Sequence[Rating]) -> float | None:
 
 def consistency(store: Store) -> Share:
     """How often a person who was asked about a pair again, on purpose, says what they said before."""
-    sql = """SELECT c.id, c.user, c.left_reply, c.choice, q.why FROM comparisons c JOIN questions q ON q.id = c.question
-        WHERE c.choice IN ('left', 'right') AND (c.user, q.parent) IN
-        (SELECT user, parent FROM questions WHERE why = 'repeat' AND answered_at IS NOT NULL) ORDER BY c.id"""
+    sql = f"""SELECT t.user, t.left_reply, t.right_reply, t.choice, q.why
+        FROM comparisons t JOIN questions q ON q.id = t.question {standing.with_whose("comparisons")}
+        WHERE {OF_PEOPLE} AND t.choice IN ('left', 'right', 'taken_back') AND (t.user, q.parent) IN
+        (SELECT user, parent FROM questions WHERE why = 'repeat' AND answered_at IS NOT NULL) ORDER BY t.id"""
     before: dict[tuple[int, frozenset[str]], str] = {}
-    same = []
-    for row in store.rows(sql.replace("c.left_reply", "c.left_reply, c.right_reply")):
+    same: dict[tuple[int, frozenset[str]], list[bool]] = {}
+    for row in store.rows(sql):
         of = (row["user"], frozenset((row["left_reply"], row["right_reply"])))
+        if row["choice"] == "taken_back":
+            before.pop(of, None)
+            same.pop(of, None)
+            continue
         chosen = row[f"{row['choice']}_reply"]
         if row["why"] == "repeat" and of in before:
-            same.append(before[of] == chosen)
+            same.setdefault(of, []).append(before[of] == chosen)
         before[of] = chosen
-    return share(sum(same), len(same))
+    return share(sum(map(sum, same.values())), sum(map(len, same.values())))
 
 
 def biases(store: Store) -> tuple[Share, Share]:
     """How often the left reply was chosen, and how often the longer one, where two differ in length."""
-    sql = """SELECT c.choice, length(l.content) AS left_length, length(r.content) AS right_length, count(*) AS number
-        FROM comparisons c JOIN messages l ON l.id = c.left_reply JOIN messages r ON r.id = c.right_reply
-        WHERE c.choice IN ('left', 'right') AND c.id > (SELECT max(id) FROM comparisons) - 20000 GROUP BY 1, 2, 3"""
-    rows = store.rows(sql)
-    decided = sum(row["number"] for row in rows)
-    left = sum(row["number"] for row in rows if row["choice"] == "left")
-    uneven = [row for row in rows if row["left_length"] != row["right_length"]]
-    longer = sum(
-        row["number"] for row in uneven if (row["left_length"] > row["right_length"]) == (row["choice"] == "left")
-    )
-    return share(left, decided), share(longer, sum(row["number"] for row in uneven))
+    rows = [row for row in heard(store, "comparisons") if row["choice"] in ("left", "right")]
+    told = standing.briefs(store, [row[side] for row in rows for side in ("left_reply", "right_reply")])
+    chosen = [row["choice"] == "left" for row in rows]
+    longer_by = [told[row["left_reply"]].length - told[row["right_reply"]].length for row in rows]
+    longer = [(by > 0) == left for by, left in zip(longer_by, chosen, strict=True) if by]
+    return share(sum(chosen), len(chosen)), share(sum(longer), len(longer))
 
 
 def add_gold(store: Store, user: User, better: str, worse: str) -> int:
@@ -134,10 +138,10 @@ def add_gold(store: Store, user: User, better: str, worse: str) -> int:
 
 def gold(store: Store) -> dict[int, Share]:
     """How often each person chose the better reply of a gold pair."""
-    sql = """SELECT c.user, (CASE c.choice WHEN 'left' THEN c.left_reply ELSE c.right_reply END) = g.better AS right
-        FROM gold g JOIN comparisons c ON c.left_reply = g.better AND c.right_reply = g.worse
-        OR c.left_reply = g.worse AND c.right_reply = g.better
-        WHERE c.choice IN ('left', 'right')"""
+    sql = f"""SELECT t.user, (CASE t.choice WHEN 'left' THEN t.left_reply ELSE t.right_reply END) = g.better AS right
+        FROM gold g JOIN comparisons t ON t.left_reply = g.better AND t.right_reply = g.worse
+        OR t.left_reply = g.worse AND t.right_reply = g.better {standing.with_whose("comparisons")}
+        WHERE t.choice IN ('left', 'right') AND {OF_PEOPLE} AND {standing.stands("comparisons")}"""
     whole, part = Counter[int](), Counter[int]()
     for row in store.rows(sql):
         whole[row["user"]] += 1
@@ -146,13 +150,13 @@ def gold(store: Store) -> dict[int, Share]:
 
 
 def report(store: Store) -> Report:
-    """All of it, by name."""
+    """All of it, by name; nobody is named who does not let their ratings be used."""
     ratings = shared_ratings(store)
     known = {each.user: each for each in reliabilities(ratings)}
     golden = gold(store)
     left, longer = biases(store)
-    sql = """SELECT id, name, kind FROM users WHERE id IN (SELECT user FROM votes UNION SELECT user FROM comparisons
-        UNION SELECT user FROM rankings) AND forgotten_at IS NULL ORDER BY name"""
+    sql = f"""SELECT id, name, kind FROM users WHERE id IN (SELECT user FROM votes UNION SELECT user FROM comparisons
+        UNION SELECT user FROM rankings) AND forgotten_at IS NULL AND {consent.given("users.id")} ORDER BY name"""
     raters = tuple(_rater(row, known.get(row["id"]), golden.get(row["id"], share(0, 0))) for row in store.rows(sql))
     return Report(raters, alpha(ratings), agreement(ratings), consistency(store), left, longer)
 

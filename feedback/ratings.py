@@ -66,8 +66,8 @@ class Vote:
 def vote(store: Store, user: User, reply: str, value: int, reasons: Sequence[str] = (), words: str = "") -> int:
     """A thumb: UP, DOWN, or NONE to take it back; the row's id.
 
-    Raises `Refused` on another value or reason, `NotFound` on a reply that is not this person's, `TooOften` as
-    `pace.require_pace` does.
+    Raises `Refused` on another value or reason and where consent is lacking, `NotFound` on a reply that this person was
+    not shown (`talk.ratable_reply`), `TooOften` as `pace.require_pace` does.
     """
     if type(value) is not int or value not in (UP, NONE, DOWN):
         raise Refused(f"a vote is 1, 0 or -1, not {value!r}")

@@ -14,10 +14,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 from feedback import standing
 from feedback.store import Store
 
+PEOPLE = ("person", "anonymous")  # the kinds of users whose agreement is looked at; no model, and nothing imported
 LEAST = 0.25  # the weight of the least reliable person
 NEW = 10  # ratings that others gave too; below it somebody is new
 WINDOW = 20_000  # newest rows of each kind that are looked at
@@ -56,17 +58,17 @@ def weights(store: Store) -> dict[int, float]:
 
 
 def shared_ratings(store: Store, window: int = WINDOW) -> list[Rating]:
-    """Standing thumbs, choices and rankings, as far as more than one person rated the thing; the newest of them."""
-    since = {table: max(newest - window, 0) for table, newest in standing.position(store).items()}
+    """Standing thumbs, choices and rankings of `PEOPLE` that may be used, as far as more than one of them rated the
+    thing; the newest of them."""
     found: list[Rating] = []
-    for row in standing.rows(store, "votes", since):
+    for row in heard(store, "votes", window):
         if row["value"]:
             found.append(Rating(row["user"], row["reply"], float(row["value"])))
-    for row in standing.rows(store, "comparisons", since):
+    for row in heard(store, "comparisons", window):
         value = {"left": 1.0, "tie": 0.0, "right": -1.0}.get(row["choice"])
         if value is not None:
             found.append(_of_two(row["user"], row["left_reply"], row["right_reply"], value))
-    for row in standing.rows(store, "rankings", since):
+    for row in heard(store, "rankings", window):
         if not row["taken_back"]:
             ranked = zip(json.loads(row["replies"]), json.loads(row["ranks"]), strict=True)
             for (left, above), (right, below) in combinations(ranked, 2):
@@ -76,6 +78,12 @@ def shared_ratings(store: Store, window: int = WINDOW) -> list[Rating]:
     for each in found:
         people.setdefault(each.item, set()).add(each.user)
     return [each for each in found if len(people[each.item]) > 1]
+
+
+def heard(store: Store, table: str, window: int = WINDOW) -> list[dict[str, Any]]:
+    """The standing rows of `PEOPLE` that may be used, among the newest of a table."""
+    since = {table: max(standing.position(store)[table] - window, 0)}
+    return [row for row in standing.rows(store, table, since) if row["usable"] and row["by"] in PEOPLE]
 
 
 def _of_two(user: int, left: str, right: str, value: float) -> Rating:

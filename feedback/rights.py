@@ -1,7 +1,8 @@
 """What a person may ask of what they said: to have all of it, and to have it forgotten.
 
 Forgetting removes content and keeps tombstones: the rows stay, so that counts, histories and the numbers of others'
-rows stay true, and say nothing any more. Adapters that learned from it are marked for a clean retrain.
+rows stay true, and say nothing any more. Adapters that learned from it are marked for a clean retrain; one of a night
+that is running still is marked when it is announced (`adapters.add_adapter`).
 Left out on purpose: consent (`people`), and the training of a clean adapter.
 """
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from feedback import history, nights, openings, people, talk
+from feedback import history, nights, openings, people, ratings, standing, talk
 from feedback.people import User
 from feedback.store import Conflict, Refused, Store, now
 
@@ -23,6 +24,9 @@ SPOKEN = {
     "labels": ("words",),
 }
 
+RUNNING = """SELECT p.night FROM night_people p JOIN nights n ON n.id = p.night WHERE n.state = 'running' AND p.user = ?
+    AND NOT EXISTS (SELECT 1 FROM adapters a WHERE a.night = n.id) ORDER BY p.night"""
+
 
 @dataclass(frozen=True)
 class Forgotten:
@@ -33,6 +37,7 @@ class Forgotten:
     ratings: int
     trained_on_it: tuple[str, ...]
     perhaps: tuple[str, ...]
+    nights: tuple[int, ...] = ()  # that have not ended: what they make is marked when it is announced
 
 
 def forget(store: Store, user: User) -> Forgotten:
@@ -47,11 +52,11 @@ def forget(store: Store, user: User) -> Forgotten:
         if store.row("SELECT 1 FROM users WHERE id = ? AND forgotten_at IS NOT NULL", user.id):
             raise Conflict(f"{user.name} was forgotten already")
         conversations = [row["id"] for row in store.rows("SELECT id FROM conversations WHERE user = ?", user.id)]
-        ratings = sum(
-            store.rows(f"SELECT count(*) AS n FROM {table} WHERE user = ?", user.id)[0]["n"]
-            for table in (*SPOKEN, "rankings")
+        said = sum(
+            store.rows(f"SELECT count(*) AS n FROM {table} WHERE user = ?", user.id)[0]["n"] for table in ratings.TABLES
         )
         surely, perhaps = trained_on(store, user)
+        running = tuple(row["night"] for row in store.rows(RUNNING, user.id))
         messages = _empty(store, conversations)
         for table, columns in SPOKEN.items():
             blank = ", ".join(f"{column} = ''" for column in columns)
@@ -68,9 +73,9 @@ def forget(store: Store, user: User) -> Forgotten:
         for adapter in (*surely, *perhaps):
             sql = "INSERT OR IGNORE INTO retrains (adapter, user, at) VALUES (?, ?, ?)"
             db.conn.execute(sql, (adapter, user.id, now()))
-        _remove_reward_models(store, user)
+        _remove_files_of_nights(store, user)
     store.checkpoint()  # the log still held what it was
-    return Forgotten(len(conversations), messages, ratings, surely, perhaps)
+    return Forgotten(len(conversations), messages, said, surely, perhaps, running)
 
 
 def _empty(store: Store, conversations: list[str]) -> int:
@@ -88,6 +93,11 @@ def _empty(store: Store, conversations: list[str]) -> int:
         for table in ("corrections", "critiques"):
             db.conn.execute(f"UPDATE {table} SET text = '' WHERE reply IN ({messages})", given)
         db.conn.execute(f"UPDATE imported_rows SET extra = '{{}}' WHERE conversation IN ({of})", given)
+        db.conn.execute(
+            f"""UPDATE answered_requests SET answer = '{{"question": null}}' WHERE json_extract(answer, '$.question.id')
+            IN (SELECT id FROM questions WHERE parent IN ({messages}))""",
+            given,
+        )
         sql = f"UPDATE conversations SET title = '', hidden_at = coalesce(hidden_at, ?) WHERE id IN ({of})"
         db.conn.execute(sql, (now(), *given))
         said = store.rows(f"SELECT content FROM messages WHERE role = 'user' AND conversation IN ({of})", *given)
@@ -97,31 +107,42 @@ def _empty(store: Store, conversations: list[str]) -> int:
 
 
 def trained_on(store: Store, user: User) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The adapters that learned from what a person said: surely, and those of nights without a list."""
+    """The adapters that learned from what a person said, or from what was said of their conversations.
+
+    Surely, by the lists of their nights; and perhaps: those of nights that kept no list, or none of all people.
+    """
     sql = """SELECT a.id, EXISTS (SELECT 1 FROM night_people p WHERE p.night = a.night AND p.user = ?) AS surely,
-        EXISTS (SELECT 1 FROM night_people p WHERE p.night = a.night) AS listed, a.created_at
+        EXISTS (SELECT 1 FROM night_people p WHERE p.night = a.night AND p.complete) AS listed, a.created_at
         FROM adapters a ORDER BY a.created_at"""
-    first = min(
-        (row["at"] for table in (*SPOKEN, "rankings")
-         for row in store.rows(f"SELECT min(at) AS at FROM {table} WHERE user = ?", user.id) if row["at"]),
-        default=None,
-    )  # fmt: skip
-    rows = store.rows(sql, user.id)
+    rows, first = store.rows(sql, user.id), _first_said(store, user)
     surely = tuple(row["id"] for row in rows if row["surely"])
-    perhaps = tuple(row["id"] for row in rows if not row["listed"] and first and row["created_at"] >= first)
-    return surely, perhaps
+    unlisted = (row for row in rows if not row["surely"] and not row["listed"])
+    return surely, tuple(row["id"] for row in unlisted if first and row["created_at"] >= first)
 
 
-def _remove_reward_models(store: Store, user: User) -> None:
-    """Those of nights that learned from what a person said, or perhaps did: they serve their own night alone.
+def _first_said(store: Store, user: User) -> str:
+    """When this person first said something, or somebody something of their conversations; empty for never."""
+    moments = []
+    for table in ratings.TABLES:
+        sql = f"""SELECT min(at) AS at FROM {table} WHERE user = :user UNION ALL
+            SELECT min(t.at) FROM conversations c JOIN messages m ON m.conversation = c.id
+            JOIN {table} t ON t.{standing.ABOUT[table]} = m.id WHERE c.user = :user"""
+        moments += [row["at"] for row in store.rows(sql, {"user": user.id}) if row["at"]]
+    return min(moments, default="")
 
-    Raises `Refused` where a folder cannot be removed.
+
+def _remove_files_of_nights(store: Store, user: User) -> None:
+    """The words and reward models of nights that learned from this person, or perhaps did: they serve these alone.
+
+    Raises `Refused` where they cannot be removed.
     """
     sql = """SELECT id FROM nights n WHERE EXISTS (SELECT 1 FROM night_people p WHERE p.night = n.id AND p.user = ?)
-        OR NOT EXISTS (SELECT 1 FROM night_people p WHERE p.night = n.id)"""
+        OR NOT EXISTS (SELECT 1 FROM night_people p WHERE p.night = n.id AND p.complete)"""
     for row in store.rows(sql, user.id):
         folder = nights.reward_models_of(store, row["id"])
+        words = nights.folder_of(store.data, row["id"]) / nights.EXAMPLES
         try:
+            words.unlink(missing_ok=True)  # a night that runs has read it, and one that was killed cannot go on
             if folder.exists():
                 shutil.rmtree(folder)
         except OSError as error:

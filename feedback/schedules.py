@@ -9,13 +9,14 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
+from feedback import ratings, standing
 from feedback.store import Refused, Store, now
 
 CLOCK, FEEDBACK = "clock", "feedback"
 STARTED, SKIPPED = "started", "skipped"
 LONGEST_GRACE_MINUTES = 7 * 24 * 60
 MOST_EVERY_NEW = 1_000_000
-KINDS = ("votes", "comparisons", "rankings", "corrections", "critiques")
+KINDS = ratings.TABLES
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ def night_alive_since(store: Store, moment: str) -> int | None:
 def new_feedback(store: Store) -> int:
     """How many pieces of feedback have arrived since the newest night began that heard them all.
 
-    A piece is a row of votes, comparisons, rankings, corrections or critiques; taking one back is a piece too, as
-    it changes what there is to learn. A night that failed, was cancelled or was abandoned has learned nothing, and
+    A piece is a row of any kind of feedback (`ratings.TABLES`); taking one back is a piece too, as it changes what
+    there is to learn. A night that failed, was cancelled or was abandoned has learned nothing, and
     one that runs may yet, so only nights that trained or found nothing count.
     """
     return sum(arrived_since(store, kind, heard_at(store)) for kind in KINDS)
@@ -170,14 +171,24 @@ def _last_to_hear(store: Store) -> dict[str, Any] | None:
 def why_nothing_new(store: Store) -> str:
     """Why a night would learn nothing new, in words; empty if it might.
 
-    It might where feedback is new, where a person who gave some has changed their consent since, or where a night
-    was interrupted and can go on.
+    It might where feedback is new, where somebody who gave some, or whose conversation some is of, has changed their
+    consent since, or where a night was interrupted and can go on.
     """
     last = _last_to_hear(store)
-    raters = " UNION ".join(f"SELECT user FROM {kind}" for kind in KINDS)
-    changed = f"SELECT 1 FROM consents WHERE at >= ? AND user IN ({raters})"
-    if new_feedback(store) or (last and store.row(changed, last["started_at"])):
+    if new_feedback(store) or (last and _consent_changed(store, heard_at(store))):
         return ""
     if store.row("SELECT 1 FROM nights WHERE state = 'running'"):
         return ""
     return f"nothing new was said since night {last['id']} began" if last else "nobody has rated a reply yet"
+
+
+def _consent_changed(store: Store, moment: str) -> bool:
+    """Whether from a moment on somebody said anew if feedback of theirs, or of their conversations, may be used."""
+    raters = " UNION ".join(f"SELECT user FROM {kind}" for kind in KINDS)
+    of = "SELECT 1 FROM messages m JOIN {} t ON t.{} = m.id WHERE m.conversation = c.id"
+    rated = " OR ".join(f"EXISTS ({of.format(kind, standing.ABOUT[kind])})" for kind in KINDS)
+    sql = f"""SELECT 1 FROM consents WHERE at >= :moment AND (user IN ({raters})
+            OR EXISTS (SELECT 1 FROM conversations c WHERE c.user = consents.user AND ({rated})))
+        UNION ALL SELECT 1 FROM conversation_consents s JOIN conversations c ON c.id = s.conversation
+            WHERE s.at >= :moment AND ({rated}) LIMIT 1"""
+    return store.row(sql, {"moment": moment}) is not None

@@ -367,6 +367,10 @@ CREATE TABLE retrains (
 ) STRICT;
 """
 
+WHOSE_CONVERSATIONS = """
+ALTER TABLE night_people ADD COLUMN complete INTEGER NOT NULL DEFAULT 0 CHECK (complete IN (0, 1));
+"""  # 1: the night's list names everybody whose words it learns from; 0: of those who rated pairs and thumbs alone
+
 
 SPLIT_OPENINGS = """
 CREATE TABLE split_secret (
@@ -409,6 +413,12 @@ def m0003_all_that_is_said(db: Database) -> None:
 def m0004_reference_logprobs(db: Database) -> None:
     """What the reference says of replies, so that no night computes it again."""
     run_each(db, REFERENCE_LOGPROBS)
+
+
+@steps()
+def m0005_whose_conversations(db: Database) -> None:
+    """Which nights wrote down whose conversations they learn from, beside who rated them."""
+    run_each(db, WHOSE_CONVERSATIONS)
 
 
 @steps()

@@ -1,6 +1,7 @@
 """What stands of what people said, read in bulk: the newest row of each person about each thing, and its texts.
 
-The cost is that of the rows read, not of the ledger: `since` a position reads what was said after it.
+The cost is that of the rows read, not of the ledger: `since` a position reads what was said after it. Each row says
+whether it may be used (`consent`).
 Left out on purpose: what it teaches (`examples`), and one person's word on one reply (`ratings`).
 """
 
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from feedback import consent
 from feedback.store import Store
 from feedback.talk import Message, unpacked
 
@@ -25,6 +27,8 @@ NEWER = {  # table -> how a newer row of the same person about the same thing is
     "critiques": ("n.reply = t.reply",),
     "labels": ("n.reply = t.reply AND n.label = t.label",),
 }
+# table -> a column that names a message of the conversation that a row is about
+ABOUT = {table: {"comparisons": "left_reply", "rankings": "parent"}.get(table, "reply") for table in NEWER}
 Position = dict[str, int]  # for each table the newest row that was seen
 
 
@@ -52,14 +56,6 @@ class Brief:
     length: int
 
 
-@dataclass(frozen=True)
-class Consents:
-    """Whose words may teach, and in which conversations they may not after all."""
-
-    people: frozenset[int]
-    withheld: frozenset[str]
-
-
 def position(store: Store) -> Position:
     """Where the ledger ends now."""
     query = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {each}) AS {each}" for each in NEWER)
@@ -69,29 +65,32 @@ def position(store: Store) -> Position:
 def rows(
     store: Store, table: str, since: Position | None = None, most: int = -1, user: int | None = None
 ) -> list[dict[str, Any]]:
-    """The standing rows of a table that were said after a position, oldest first, with the kind of who said them.
+    """The standing rows of a table that were said after a position, oldest first.
 
-    `most` bounds their number (-1: all of them), `user` names who said them.
+    Each names the kind of who said it (`by`), its conversation and that one's owner, and whether that one shares its
+    words (`shared`) and the row may be used (`usable`). `most` bounds their number (-1: all of them), `user` names who
+    said them.
     """
-    newer = " ".join(
-        f"AND NOT EXISTS (SELECT 1 FROM {table} n WHERE {same} AND n.user = t.user AND n.id > t.id)"
+    sql = f"""SELECT t.*, u.kind AS by, m.conversation, c.user AS owner, {consent.shared("c")} AS shared,
+        {consent.given("t.user")} AS usable FROM {table} t {with_whose(table)}
+        WHERE t.id > ? AND {stands(table)} AND t.user = ifnull(?, t.user) ORDER BY t.id LIMIT ?"""
+    found = store.rows(sql, (since or {}).get(table, 0), user, most)
+    return [row | {"usable": row["usable"] and row["shared"]} for row in found]
+
+
+def with_whose(table: str) -> str:
+    """SQL: to the rows t of a table who said them (u), the message they are about (m) and its conversation (c)."""
+    return f"""JOIN users u ON u.id = t.user JOIN messages m ON m.id = t.{ABOUT[table]}
+        JOIN conversations c ON c.id = m.conversation"""
+
+
+def stands(table: str) -> str:
+    """SQL: whether a row t of a table is the newest of its person (u) about its thing, and they were not forgotten."""
+    newer = (
+        f"NOT EXISTS (SELECT 1 FROM {table} n WHERE {same} AND n.user = t.user AND n.id > t.id)"
         for same in NEWER[table]
     )
-    sql = f"""SELECT t.*, u.kind AS by FROM {table} t JOIN users u ON u.id = t.user
-        WHERE t.id > ? AND u.forgotten_at IS NULL {newer}
-        AND t.user = ifnull(?, t.user) ORDER BY t.id LIMIT ?"""
-    return store.rows(sql, (since or {}).get(table, 0), user, most)
-
-
-def consents(store: Store) -> Consents:
-    """Consent as it stands."""
-    newest = "SELECT user FROM consents WHERE id IN (SELECT max(id) FROM consents GROUP BY user) AND given"
-    withheld = """SELECT conversation FROM conversation_consents
-        WHERE id IN (SELECT max(id) FROM conversation_consents GROUP BY conversation) AND NOT given"""
-    return Consents(
-        frozenset(row["user"] for row in store.rows(newest)),
-        frozenset(row["conversation"] for row in store.rows(withheld)),
-    )
+    return " AND ".join(("u.forgotten_at IS NULL", *newer))
 
 
 def texts(store: Store, replies: Iterable[str]) -> dict[str, Told]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from feedback import consent
 from feedback.people import User
 from feedback.store import Conflict, NotFound, Refused, Store, new_id, now
 
@@ -239,8 +240,8 @@ def own_reply(store: Store, user: User, reply: str) -> Node:
     return found
 
 
-def ratable_reply(store: Store, user: User, reply: str) -> Node:
-    """One reply that this person may rate: of their own conversations, or in a question that was put to them.
+def shown_reply(store: Store, user: User, reply: str) -> Node:
+    """One reply that this person was shown: of their own conversations, or in a question that was put to them.
 
     Raises `NotFound`, also where it is another's.
     """
@@ -254,6 +255,22 @@ def ratable_reply(store: Store, user: User, reply: str) -> Node:
     if found is None:
         raise NotFound(f"there is no reply {reply!r}")
     return Node(**found)
+
+
+def ratable_reply(store: Store, user: User, reply: str) -> Node:
+    """One reply that this person may rate: their own always, another's while both let their words be used (`consent`).
+
+    Raises `NotFound` as `shown_reply` does, `Refused` where one of the two does not.
+    """
+    found = shown_reply(store, user, reply)
+    sql = f"""SELECT c.user = ? AS own, {consent.shared("c")} AS shared, {consent.given("?")} AS given
+        FROM conversations c WHERE c.id = ?"""
+    whose = store.rows(sql, user.id, user.id, found.conversation)[0]
+    if not whose["own"] and not whose["shared"]:
+        raise Refused("whose conversation this is has not let others use it; ask for another question")
+    if not whose["own"] and not whose["given"]:
+        raise Refused("rating what others were replied takes your own consent; agree first that your ratings be used")
+    return found
 
 
 def is_own(store: Store, user: User, conversation: str) -> bool:

@@ -32,12 +32,12 @@ def person(store: Store, name: str, role: str = "chatter") -> User:
 
 
 def weight_of(examples: Examples, user: User) -> float:
-    (weight,) = {each.weight for each in examples.every() if each.user == user.id}
+    (weight,) = {each.weight for each in examples if each.user == user.id}
     return weight
 
 
 def share(examples: Examples, users: Iterable[int]) -> float:
-    weights = [(each.user in set(users), each.weight) for each in examples.every()]
+    weights = [(each.user in set(users), each.weight) for each in examples]
     return sum(weight for theirs, weight in weights if theirs) / sum(weight for _, weight in weights)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from feedback import nights, people, ratings, schedules
+from feedback import labels, nights, people, ratings, schedules
 from feedback.nights import Night
 from feedback.people import User
 from feedback.store import Conflict, Refused, Store
@@ -538,7 +538,8 @@ def test_every_kind_of_feedback_is_a_piece(store, clock, consenting):
     ratings.rank(store, consenting, [left, right], [1, 2])
     ratings.correct(store, consenting, left, "better")
     ratings.critique(store, consenting, left, "too short")
-    assert schedules.new_feedback(store) == 6
+    labels.label(store, consenting, left, "demonstration")
+    assert schedules.new_feedback(store) == 7
 
 
 def test_enough_said_during_a_night_starts_the_next_when_it_has_ended(store, clock, said):

@@ -100,7 +100,7 @@ def held_out(examples: Examples, gains: "Gains", encoder: Encoder, bounds: Bound
         if len(lessons) == 2:
             liked, disliked = (gains.of(lesson)[0] for lesson in lessons)
             _vote(votes, f"{opening(up)} | {opening(down)}", (up.user, down.user), liked - disliked)
-    return decided(votes, bounds or Bounds(len({each.user for each in examples.every()})))
+    return decided(votes, bounds or Bounds(len({each.user for each in examples})))
 
 
 def _vote(votes: Votes, conversation: str, people: tuple[int, ...], side: float) -> None:

@@ -18,7 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from feedback import nights
 from feedback.examples import Answer, Demonstration, Examples, Pair, Thumb
+from feedback.nights import EXAMPLES
 from feedback.talk import Message
 from training.steps import Run
 from training.watch import Progress
@@ -33,7 +35,7 @@ POSITION = (  # what `Progress` holds beside tensors
     "ended",
 )
 RUN_POSITION = ("step", "numbers", "tokens_at_once", "ended")
-EXAMPLES, PLAN, CHECKPOINT = "examples.json", "plan.json", "checkpoint.safetensors"
+PLAN, CHECKPOINT = "plan.json", "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Plan:
 
 def folder(data: Path, night_id: int) -> Path:
     """Where a night keeps its files."""
-    return data / "nights" / str(night_id)
+    return nights.folder_of(data, night_id)
 
 
 def save_plan(where: Path, plan: Plan, examples: Examples) -> None:

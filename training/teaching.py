@@ -19,7 +19,7 @@ from assistant.models import Base
 from assistant.roster import proved
 from feedback import adapters, bounds, nights
 from feedback.adapters import Adapter
-from feedback.examples import Examples
+from feedback.examples import Examples, still_standing
 from feedback.store import Conflict, Refused, Store, now
 from training import (
     curves,
@@ -108,7 +108,8 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     with cancellation.held():
         nights.update_night(store, work.night, phase="judging", eta_s=None)
     serving = adapters.serving(store)
-    found = compared(store, serving, backbone, encoder, divided.held_out, work) if work.gate != "off" else None
+    standing = still_standing(store, divided.held_out)
+    found = compared(store, serving, backbone, encoder, standing, work) if work.gate != "off" else None
 
     # 7. the proof, in fp32 and without shortcuts
     with cancellation.held():
@@ -163,8 +164,12 @@ def only_reward_models(
     with reward_night.school(store, work.night, work.plan, base, backbone, encoder, cancellation, log) as school:
         reward_night.make_models(school, work.examples, settings)
     cancellation.too_late()
-    reason = f"{settings.members} reward models: {reward_night.in_words(store, work.night)}"
-    nights.end_night(store, work.night, "done", reason)
+    with store.write():
+        if nights.forgotten_people(store, work.night):
+            reason = "no reward models are kept, as somebody they learned from was forgotten meanwhile; train again"
+        else:
+            reason = f"{settings.members} reward models: {reward_night.in_words(store, work.night)}"
+        nights.end_night(store, work.night, "done", reason)
     return reason
 
 
@@ -299,7 +304,7 @@ def compared(
     except AdapterRefused as error:
         print(f"comparing with the base: {error}", flush=True)
         gains = Gains(backbone, None)
-    shares_of, _ = bounds.of_raters(store, {each.user for each in work.examples.every()})
+    shares_of, _ = bounds.of_raters(store, {each.user for each in work.examples})
     return gate.held_out(held_out, gains, encoder, shares_of)
 
 
@@ -362,7 +367,9 @@ def announce(
     with store.write():
         adapters.add_adapter(store, adapter)
         outcome = verdict.verdict if verdict else None
-        if wanted and agreed is not None:
+        if outcome != gate.REFUSED and nights.forgotten_people(store, work.night):
+            outcome, said = gate.CANDIDATE, "kept as a candidate, as somebody it learned from was forgotten meanwhile"
+        elif wanted and agreed is not None:
             why = f"the gate: {verdict.reason}" if verdict else "the gate is off"
             try:
                 adapters.promote(store, card.id, None, why, asdict(agreed), instead_of=instead_of)

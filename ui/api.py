@@ -363,13 +363,15 @@ def question(user: Person, store: TheStore, write: Writing) -> dict[str, Any] | 
 
     def act() -> dict[str, Any]:
         asked = queue.next_question(store, user)
-        if asked is None:
-            return {"question": None}
-        replies = [{"reply": reply, "text": text} for reply, text in asked.replies]
-        messages = [asdict(each) for each in asked.messages]
-        return {"question": {"id": asked.id, "kind": asked.kind, "messages": messages, "replies": replies}}
+        return {"question": asked and {"id": asked.id}}  # the words are another's: not kept with the answer
 
-    return write.at_once(None, act)["question"]
+    kept = write.at_once(None, act)["question"]
+    asked = queue.question(store, user, kept["id"]) if kept else None
+    if asked is None:
+        return None
+    replies = [{"reply": reply, "text": text} for reply, text in asked.replies]
+    messages = [asdict(each) for each in asked.messages]
+    return {"id": asked.id, "kind": asked.kind, "messages": messages, "replies": replies}
 
 
 @router.get("/me", response_model=dict[str, Any], tags=["you"])

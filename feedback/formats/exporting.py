@@ -26,7 +26,10 @@ ORDER = ("comparisons", "rankings", "corrections", "votes", "critiques", "labels
 
 
 def rows(store: Store, form: Format, left_out: Counter[str], of: User | None = None) -> Iterator[dict[str, Any]]:
-    """Every row that a format can hold; with `of` a person's own words, whatever may teach. Counts what is left out."""
+    """Every row that a format can hold. Counts what is left out.
+
+    With `of` what this person said, whether they let it be used or not; of others' conversations only where those do.
+    """
     assert form.write is not None, f"{form.name} is for import only"
     number = 0
     numbers: dict[str, str] = {}  # of messages and replies, by their ids, in the order in which they come up
@@ -54,7 +57,7 @@ def _numbered(row: Row, numbers: dict[str, str]) -> Row:
 
 def said(store: Store, form: Format, left_out: Counter[str], of: User | None) -> Iterator[Row]:
     """What stands, one thing said at a time, as far as a format holds its kind."""
-    here, consents = standing.position(store), standing.consents(store)
+    here = standing.position(store)
     raters = {row["id"]: row for row in store.rows("SELECT id, name, kind FROM users")}
     for table in ORDER:
         if not _held(table, form.kinds):
@@ -68,7 +71,7 @@ def said(store: Store, form: Format, left_out: Counter[str], of: User | None) ->
             for row in some:
                 replies = replies_of(row)
                 conversation = told[replies[0]].conversation
-                if of is None and (row["user"] not in consents.people or conversation in consents.withheld):
+                if not (row["usable"] or (of and (row["shared"] or row["owner"] == of.id))):
                     left_out["no consent"] += 1
                     continue
                 rater = _rater(raters[row["user"]])

@@ -60,6 +60,7 @@ def forget(store: Store, user: User) -> Forgotten:
             db.conn.execute(f"UPDATE {table} SET reasons = '[]' WHERE user = ?", (user.id,))
         db.conn.execute("UPDATE answered_requests SET answer = '{}' WHERE user = ?", (user.id,))
         db.conn.execute("UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE user = ?", (now(), user.id))
+        db.conn.execute("DELETE FROM sessions WHERE user = ?", (user.id,))  # from where they came is theirs, too
         db.conn.execute(
             "UPDATE users SET name = ?, password_hash = NULL, forgotten_at = ? WHERE id = ?",
             (f"forgotten {user.id}", now(), user.id),

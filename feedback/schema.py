@@ -366,6 +366,22 @@ CREATE TABLE retrains (
 """
 
 
+SESSIONS = """
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY,
+    user INTEGER NOT NULL REFERENCES users (id),
+    sha256 TEXT NOT NULL UNIQUE,  -- of what the browser's cookie holds
+    address TEXT NOT NULL,
+    agent TEXT NOT NULL,          -- "Firefox on Linux"
+    made_at TEXT NOT NULL,
+    seen_at TEXT NOT NULL,        -- to within some minutes
+    ended_at TEXT
+) STRICT;
+CREATE INDEX sessions_by_user ON sessions (user, id);
+ALTER TABLE users ADD COLUMN disabled_at TEXT;
+"""
+
+
 @steps()
 def m0001_first_tables(db: Database) -> None:
     """People, talk, ratings and school as first shipped."""
@@ -389,6 +405,12 @@ def m0003_all_that_is_said(db: Database) -> None:
 def m0004_reference_logprobs(db: Database) -> None:
     """What the reference says of replies, so that no night computes it again."""
     run_each(db, REFERENCE_LOGPROBS)
+
+
+@steps()
+def m0006_sessions(db: Database) -> None:
+    """Sessions that end on the server, and accounts that are disabled."""
+    run_each(db, SESSIONS)
 
 
 def run_each(db: Database, script: str) -> None:

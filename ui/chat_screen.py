@@ -124,7 +124,8 @@ def show_sidebar(sidebar: Sidebar, view: ChatView, user: User) -> Updates:
     account = '<a id="to-operate" href="/operate/">Operate</a>' if user.may("operator") else ""
     if user.password_hash is not None:
         leave = '<form method="post" action="/logout"><button id="log-out">Log out</button></form>'
-        account += f"<span>{escape(user.name)} {leave}</span>"
+        own = f'<a id="to-account" href="/account" title="{escape(user.name)}: your account">{escape(user.name)}</a>'
+        account += f"{own}{leave}"
     return {
         sidebar.chats: gr.Radio(
             choices=list(view.chats), value=view.conversation if known else None, visible=bool(view.chats)

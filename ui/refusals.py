@@ -4,6 +4,7 @@
 Left out on purpose: deciding what is refused.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ class Forbidden(Refused):
 
 class TooMany(Refused):
     """Too often; the message says when to try again."""
+
+    def __init__(self, words: str, wait_s: float = 5) -> None:
+        super().__init__(words)
+        self.wait_s = wait_s
 
 
 class TooLarge(Refused):
@@ -66,7 +71,15 @@ def status_of(error: Exception) -> int:
 def refusal(path: str, error: Exception) -> JSONResponse:
     """A refusal as the answer to a request of that path."""
     code = "model_not_found" if isinstance(error, Unknown) else None
-    return said(path, status_of(error), str(error), code)
+    answer = said(path, status_of(error), str(error), code)
+    if isinstance(error, TooMany):
+        answer.headers["Retry-After"] = retry_after(error)
+    return answer
+
+
+def retry_after(error: TooMany) -> str:
+    """In how many seconds to try again, as a header says it."""
+    return str(math.ceil(error.wait_s))
 
 
 def refusal_page(path: str, error: Exception) -> Response:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from feedback import history, nights, people, talk
+from feedback import accounts, history, nights, people, talk
 from feedback.people import User
 from feedback.store import Conflict, Refused, Store, now
 
@@ -38,7 +38,7 @@ class Forgotten:
 def forget(store: Store, user: User) -> Forgotten:
     """Remove all that a person wrote and all that was written to them, their name and their keys; never undone.
 
-    Raises `Conflict` where it was done already, or for the local owner while nobody else operates, and `Refused`
+    Raises `Conflict` where it was done already, or for the last who can operate, and `Refused`
     where files cannot be removed; then nothing has changed in the ledger.
     """
     if user.name == people.OWNER and not people.has_accounts(store):
@@ -46,6 +46,7 @@ def forget(store: Store, user: User) -> Forgotten:
     with store.write() as db:
         if store.row("SELECT 1 FROM users WHERE id = ? AND forgotten_at IS NOT NULL", user.id):
             raise Conflict(f"{user.name} was forgotten already")
+        accounts.require_another_operator(store, user)  # without accounts, everybody at this machine would be the owner
         conversations = [row["id"] for row in store.rows("SELECT id FROM conversations WHERE user = ?", user.id)]
         ratings = sum(
             store.rows(f"SELECT count(*) AS n FROM {table} WHERE user = ?", user.id)[0]["n"]

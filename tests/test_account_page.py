@@ -1,5 +1,6 @@
 """A person's own account page: their password, their sessions, and how it looks."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -121,22 +122,25 @@ def test_without_accounts_there_is_no_account_page(assistant: Assistant) -> None
 
 @pytest.mark.browser
 def test_the_page_in_a_browser(assistant: Assistant, store: Store, tmp_path: Path) -> None:
-    people.add_user(store, "Ada", "operator", PasswordHasher().hash(PASSWORD))
-    ada = people.find_user(store, "Ada")
-    assert ada is not None
+    name = "Ada of the " + "very " * 8 + "long name"
+    ada = people.add_user(store, name, "operator", PasswordHasher().hash(PASSWORD))
     with answering(create_app(assistant)) as url, chromium() as browser:
         for width, scheme in ((1280, "light"), (390, "dark"), (360, "light")):
             sessions.begin(store, ada, "2001:db8:1234:5678:9abc:def0:1234:5678", "Firefox on Android")
             visitor = Visitor(browser, f"{url}/", width, 800, scheme)
             page = visitor.page
             page.goto(url)
-            page.locator("#name").fill("Ada")
+            page.locator("#name").fill(name)
             page.locator("#password").fill(PASSWORD)
             page.locator("button").click()
             page.locator("#box textarea").wait_for()
             visitor.open().sidebar(True)
             link = page.locator("#to-account")
             expect(link).to_be_visible()
+            there = [page.locator(each).bounding_box() for each in ("#to-operate", "#to-account", "#log-out")]
+            edges = [(box["x"], box["x"] + box["width"]) for box in there if box]
+            assert all(before[1] + 8 <= after[0] for before, after in itertools.pairwise(edges)), edges
+            assert edges[-1][1] <= page.locator("#sidebar").bounding_box()["x"] + 290  # type: ignore[index]
             page.screenshot(path=tmp_path / f"chat-{width}.png")
             link.click()
             expect(page.locator("#change-password")).to_be_visible()

@@ -127,16 +127,20 @@ def test_a_short_a_common_and_a_tell_tale_password_are_refused_with_the_reason(s
     assert user(store, "add", "ada lovelace", "--role", "operator", said=f"{long}\n").returncode == 0
 
 
-@pytest.mark.parametrize("act", [("role", "ROOT", "rater"), ("disable", "root"), ("remove", "root")], ids=str)
+@pytest.mark.parametrize(
+    "act", [("role", "ROOT", "rater"), ("disable", "root"), ("remove", "root"), ("forget",)], ids=str
+)
 def test_the_last_operator_stays_one(store: Store, act: tuple[str, ...]) -> None:
     account(store, "root", "operator")
     other = account(store, "other", "operator")
     accounts.disable(store, None, other)
     before = people.users(store)
-    refused(user(store, *act), "root is the last operator; make another first")
+    command = ["user", *act] if act != ("forget",) else ["forget", "root", "--yes"]
+    command += ["--data", str(store.data)]
+    refused(nightschool(*command), "root is the last operator; make another first")
     assert people.users(store) == before
     accounts.enable(store, None, other)
-    assert user(store, *act).returncode == 0
+    assert nightschool(*command).returncode == 0
 
 
 def test_two_operators_cannot_both_step_down(store: Store) -> None:

@@ -5,7 +5,6 @@ started from here, so that nothing in this package imports them.
 """
 
 import argparse
-import getpass
 import json
 import os
 import sys
@@ -14,11 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from assistant import ledger_command
+from assistant import ledger_command, user_command
 from assistant.environment import prepare
 from assistant.ledger_command import existing, show
 from feedback import adapters, nights, people, ratings, schedules
-from feedback.store import NotFound, Refused, Store
+from feedback.store import Refused, Store
 
 PROGRAMS = {  # commands that are programs with options of their own
     "serve": "ui.app",
@@ -78,11 +77,7 @@ def parser() -> argparse.ArgumentParser:
     setting.add_argument("name", nargs="?", metavar="NAME")
     setting.add_argument("value", nargs="?", metavar="VALUE")
     ledger_command.add(command)
-    user = command("user", run_user, "manage accounts", reads=True)
-    user.add_argument("act", choices=("add", "list", "password", "token", "revoke"))
-    user.add_argument("name", nargs="?", metavar="NAME")
-    user.add_argument("--role", choices=people.ROLES, default="chatter")
-    user.add_argument("--token-name", default="api", help="what a token is called, to revoke it by")
+    user_command.add(command)
     return top
 
 
@@ -198,49 +193,6 @@ def run_set(options: argparse.Namespace) -> None:
     names = [options.name] if options.name else list(nights.SETTINGS)
     facts = {name: nights.setting(store, name) for name in names}
     show(options, facts, [f"{name} = {json.dumps(value)}" for name, value in facts.items()])
-
-
-def run_user(options: argparse.Namespace) -> None:
-    """`nightschool user add|list|password|token|revoke`."""
-    store = Store(options.data)
-    if options.act == "list":
-        found = people.users(store)
-        facts = [{"name": each.name, "role": each.role, "password": each.password_hash is not None} for each in found]
-        show(options, facts, [f"{each.name}  {each.role}" for each in found])
-        return
-    if not options.name:
-        raise Refused(f"whose? nightschool user {options.act} NAME")
-    if options.act == "add":
-        if people.find_user(store, options.name):
-            raise Refused(f"there is already a user {options.name!r}")
-        people.add_user(store, options.name, options.role, asked_password())
-        print(f"{options.name} may log in as {options.role}")
-        return
-    user = people.find_user(store, options.name)
-    if user is None:
-        raise NotFound(f"there is no user {options.name!r}")
-    if options.act == "password":
-        people.set_password(store, options.name, asked_password())
-        print(f"{options.name} has a new password")
-    elif options.act == "token":
-        print(people.add_token(store, user, options.token_name))
-    else:
-        print(f"revoked {people.revoke_token(store, user, options.token_name)}")
-
-
-def asked_password() -> str:
-    """A password typed twice (or one line of standard input where that is no terminal), hashed by argon2."""
-    from argon2 import PasswordHasher
-
-    if sys.stdin.isatty():
-        password = getpass.getpass("password: ")
-        if getpass.getpass("again: ") != password:
-            raise Refused("the two passwords differ")
-    else:
-        password = sys.stdin.readline().rstrip("\n")
-    if len(password) < 8:
-        raise Refused("a password has at least 8 characters")
-    return PasswordHasher().hash(password)
 
 
 if __name__ == "__main__":

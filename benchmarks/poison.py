@@ -131,8 +131,8 @@ def share_of_gate(store: Store, examples: Examples, users: set[int]) -> tuple[fl
 
     The attackers' candidate sides with them and against everybody else, so that its votes show whose they are.
     """
-    bounds, _ = of_raters(store, {each.user for each in examples.every()})
-    raters = sorted({each.user for each in examples.every()})
+    bounds, _ = of_raters(store, {each.user for each in examples})
+    raters = sorted({each.user for each in examples})
     found = []
     for number in range(SPLITS):
         secret = f"split {number}"
@@ -164,7 +164,7 @@ def kept_of(team: Sequence[int]) -> dict[str, Any]:
 
 def kept_share(examples: Examples) -> Kept:
     """How much is left of the examples. By weight: beside what those weigh that are not cut."""
-    weights = np.array([each.weight for each in examples.every()])
+    weights = np.array([each.weight for each in examples])
     return Kept(float(weights.sum() / len(weights)), float(weights.sum() ** 2 / (weights**2).sum() / len(weights)))
 
 

@@ -11,6 +11,7 @@ from feedback.store import Conflict, NotFound, Refused, Store, now
 
 ROLES = ("chatter", "rater", "operator")  # each may do all that those before it may
 OWNER = "owner"  # the local person, while there are no accounts
+USERS = "SELECT id, name, role, password_hash, disabled_at FROM users"
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class User:
     name: str
     role: str
     password_hash: str | None
+    disabled_at: str | None = None
 
     def may(self, role: str) -> bool:
         """Whether this person may do what `role` may."""
@@ -29,11 +31,8 @@ class User:
 
 def add_user(store: Store, name: str, role: str, password_hash: str | None) -> User:
     """A new account. Raises `Refused` on an unusable name or role, `Conflict` on a taken name."""
-    name = name.strip()
-    if not name or len(name) > 64 or not name.isprintable():
-        raise Refused("a user name has 1 to 64 printable characters")
-    if role not in ROLES:
-        raise Refused(f"a role is one of {', '.join(ROLES)}, not {role!r}")
+    name = usable_name(name)
+    require_role(role)
     with store.write():
         if find_user(store, name):
             raise Conflict(f"there is already a user {name!r}")
@@ -41,29 +40,53 @@ def add_user(store: Store, name: str, role: str, password_hash: str | None) -> U
         return User(store.insert("users", row), name, role, password_hash)
 
 
+def usable_name(name: str) -> str:
+    """A user name as it is kept. Raises `Refused`."""
+    name = name.strip()
+    if not name or len(name) > 64 or not name.isprintable():
+        raise Refused("a user name has 1 to 64 printable characters")
+    return name
+
+
+def require_role(role: str) -> None:
+    """Raises `Refused` on an unknown role."""
+    if role not in ROLES:
+        raise Refused(f"a role is one of {', '.join(ROLES)}, not {role!r}")
+
+
 def set_password(store: Store, name: str, password_hash: str) -> None:
-    """Give an account a new password. Raises `NotFound`."""
+    """Give an account a new password, which ends its sessions and revokes its tokens. Raises `NotFound`."""
     with store.write() as db:
-        if not find_user(store, name):
+        user = find_user(store, name)
+        if user is None:
             raise NotFound(f"there is no user {name!r}")
-        db.conn.execute("UPDATE users SET password_hash = ? WHERE name = ?", (password_hash, name))
+        db.conn.execute("UPDATE users SET password_hash = ? WHERE id = ?", (password_hash, user.id))
+        db.conn.execute("UPDATE sessions SET ended_at = ? WHERE user = ? AND ended_at IS NULL", (now(), user.id))
+        db.conn.execute("UPDATE tokens SET revoked_at = ? WHERE user = ? AND revoked_at IS NULL", (now(), user.id))
+
+
+def set_hash(store: Store, user: User, password_hash: str) -> None:
+    """Keep the same password under a stronger hash, unless it has been changed meanwhile."""
+    with store.write() as db:
+        sql = "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?"
+        db.conn.execute(sql, (password_hash, user.id, user.password_hash))
 
 
 def find_user(store: Store, name: str) -> User | None:
     """The account of that name, if there is one."""
-    row = store.row("SELECT id, name, role, password_hash FROM users WHERE name = ?", name.strip())
+    row = store.row(f"{USERS} WHERE name = ?", name.strip())
     return User(**row) if row else None
 
 
 def user_by_id(store: Store, user_id: int) -> User | None:
     """The account of that id, if there is one."""
-    row = store.row("SELECT id, name, role, password_hash FROM users WHERE id = ?", user_id)
+    row = store.row(f"{USERS} WHERE id = ?", user_id)
     return User(**row) if row else None
 
 
 def users(store: Store) -> list[User]:
     """Every account, oldest first."""
-    return [User(**row) for row in store.rows("SELECT id, name, role, password_hash FROM users ORDER BY id")]
+    return [User(**row) for row in store.rows(f"{USERS} ORDER BY id")]
 
 
 def has_accounts(store: Store) -> bool:
@@ -84,6 +107,12 @@ def add_token(store: Store, user: User, name: str) -> str:
     return token
 
 
+def count_tokens(store: Store, user: User) -> int:
+    """How many API tokens of a person are valid."""
+    row = store.row("SELECT count(*) AS n FROM tokens WHERE user = ? AND revoked_at IS NULL", user.id)
+    return int(row["n"]) if row else 0
+
+
 def revoke_token(store: Store, user: User, name: str) -> int:
     """Revoke a person's tokens of that name; how many there were."""
     with store.write() as db:
@@ -92,10 +121,11 @@ def revoke_token(store: Store, user: User, name: str) -> int:
 
 
 def user_of_token(store: Store, token: str) -> User | None:
-    """Whose token this is, if it is valid."""
+    """Whose token this is, if it is valid and they are not disabled."""
     sql = "SELECT user FROM tokens WHERE sha256 = ? AND revoked_at IS NULL"
     row = store.row(sql, sha256(token))
-    return user_by_id(store, row["user"]) if row else None
+    user = user_by_id(store, row["user"]) if row else None
+    return user if user and not user.disabled_at else None
 
 
 def sha256(text: str) -> str:

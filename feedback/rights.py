@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from feedback import history, nights, openings, people, ratings, standing, talk
+from feedback import accounts, history, nights, openings, people, ratings, standing, talk
 from feedback.people import User
 from feedback.store import Conflict, Refused, Store, now
 
@@ -43,7 +43,7 @@ class Forgotten:
 def forget(store: Store, user: User) -> Forgotten:
     """Remove all that a person wrote and all that was written to them, their name and their keys; never undone.
 
-    Raises `Conflict` where it was done already, or for the local owner while nobody else operates, and `Refused`
+    Raises `Conflict` where it was done already, or for the last who can operate, and `Refused`
     where files cannot be removed; then nothing has changed in the ledger.
     """
     if user.name == people.OWNER and not people.has_accounts(store):
@@ -51,6 +51,7 @@ def forget(store: Store, user: User) -> Forgotten:
     with store.write() as db:
         if store.row("SELECT 1 FROM users WHERE id = ? AND forgotten_at IS NOT NULL", user.id):
             raise Conflict(f"{user.name} was forgotten already")
+        accounts.require_another_operator(store, user)  # without accounts, everybody at this machine would be the owner
         conversations = [row["id"] for row in store.rows("SELECT id FROM conversations WHERE user = ?", user.id)]
         said = sum(
             store.rows(f"SELECT count(*) AS n FROM {table} WHERE user = ?", user.id)[0]["n"] for table in ratings.TABLES
@@ -65,6 +66,7 @@ def forget(store: Store, user: User) -> Forgotten:
             db.conn.execute(f"UPDATE {table} SET reasons = '[]' WHERE user = ?", (user.id,))
         db.conn.execute("UPDATE answered_requests SET answer = '{}' WHERE user = ?", (user.id,))
         db.conn.execute("UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE user = ?", (now(), user.id))
+        db.conn.execute("DELETE FROM sessions WHERE user = ?", (user.id,))  # from where they came is theirs, too
         db.conn.execute(
             "UPDATE users SET name = ?, password_hash = NULL, forgotten_at = ? WHERE id = ?",
             (f"forgotten {user.id}", now(), user.id),

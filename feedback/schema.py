@@ -390,6 +390,22 @@ CREATE INDEX labels_by_user ON labels (user, at);
 """
 
 
+SESSIONS = """
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY,
+    user INTEGER NOT NULL REFERENCES users (id),
+    sha256 TEXT NOT NULL UNIQUE,  -- of what the browser's cookie holds
+    address TEXT NOT NULL,
+    agent TEXT NOT NULL,          -- "Firefox on Linux"
+    made_at TEXT NOT NULL,
+    seen_at TEXT NOT NULL,        -- to within some minutes
+    ended_at TEXT
+) STRICT;
+CREATE INDEX sessions_by_user ON sessions (user, id);
+ALTER TABLE users ADD COLUMN disabled_at TEXT;
+"""
+
+
 @steps()
 def m0001_first_tables(db: Database) -> None:
     """People, talk, ratings and school as first shipped."""
@@ -419,6 +435,12 @@ def m0004_reference_logprobs(db: Database) -> None:
 def m0005_whose_conversations(db: Database) -> None:
     """Which nights wrote down whose conversations they learn from, beside who rated them."""
     run_each(db, WHOSE_CONVERSATIONS)
+
+
+@steps()
+def m0006_sessions(db: Database) -> None:
+    """Sessions that end on the server, and accounts that are disabled."""
+    run_each(db, SESSIONS)
 
 
 @steps()

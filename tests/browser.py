@@ -2,7 +2,7 @@
 
 What the chat page's controls are called, so that tests can find them (`page.locator("#box textarea")`):
 - sidebar: #sidebar, #new-chat, #chats (radio buttons), #hide-chat, #settings (#temperature, #top-p, #max-tokens, #seed,
-  #greedy, #beams), #consent-switch, #account with #log-out
+  #greedy, #beams), #consent-switch, #account with #to-account and #log-out
 - notice of the first run: #consent, #consent-yes, #consent-no
 - conversation: #chat (messages are [data-testid=user] and [data-testid=bot])
 - the line under it: #about-row, #about with #answered-by, #your-rating, #your-correction; #correct, #choose-again,

@@ -79,7 +79,7 @@ def test_accounts_are_made_with_a_password_that_is_kept_hashed(store: Store) -> 
     assert user.role == "rater"
     assert str(user.password_hash).startswith("$argon2id$")
     refused(nightschool("user", "add", "ada", "--data", data, said="correct horse\n"), "already a user")
-    refused(nightschool("user", "add", "bob", "--data", data, said="short\n"), "at least 8 characters")
+    refused(nightschool("user", "add", "bob", "--data", data, said="short\n"), "at least 10 characters")
     refused(nightschool("user", "add", "--data", data), "whose?")
     token = nightschool("user", "token", "ada", "--data", data).stdout.strip()
     assert people.user_of_token(store, token) == user

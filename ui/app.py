@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,9 @@ HEADERS = {
 # Gradio's scripts, styles and pictures are nobody's; they alone may be kept. (Its theme.css has our page's colours.)
 PROGRAM = re.compile(r"(/operate)?/(assets/|static/|theme\.css|favicon\.ico)")
 NO_STORE = (b"cache-control", b"no-store")
+BY_TLS = {
+    "Strict-Transport-Security": "max-age=31536000"
+}  # only where the request came by TLS, or others would be cut off
 ABOUT = (
     "A chat assistant that learns at night from what people said of its replies by day. Programs send a token, made "
     "with 'nightschool user token NAME', as Authorization: Bearer; on a machine without accounts none is needed."
@@ -63,32 +66,48 @@ ABOUT = (
 log = logging.getLogger(__name__)
 
 
-def create_app(assistant: "Assistant", lifespan: Callable[["FastAPI"], Any] | None = None) -> "FastAPI":
-    """Everything that is served for an assistant, as one ASGI application."""
+def create_app(
+    assistant: "Assistant", lifespan: Callable[["FastAPI"], Any] | None = None, proxies: Sequence[str] = ()
+) -> "FastAPI":
+    """Everything that is served for an assistant, as one ASGI application; `proxies` are the ones it believes."""
     from fastapi import FastAPI
     from starlette.middleware.cors import CORSMiddleware
-    from starlette.middleware.sessions import SessionMiddleware
 
     from assistant.engine import MOST_ROWS, MOST_WAITING
-    from ui import api, auth, chat_page, docs, login, metrics, openai_api, operate_page, operating, refusals
+    from ui import (
+        account_page,
+        api,
+        auth,
+        chat_page,
+        docs,
+        login,
+        metrics,
+        openai_api,
+        operate_page,
+        operating,
+        refusals,
+        users,
+    )
+    from ui import (
+        proxies as proxied,
+    )
     from ui.generating import Generating
 
     app = FastAPI(title="Nightschool", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.assistant = assistant
-    app.state.passwords = login.Passwords(assistant.store)
+    secret = auth.cookie_secret(assistant.store)
+    app.state.logins = login.Logins(login.Passwords(assistant.store), secret)
     app.state.numbers = metrics.registry(assistant)
     app.state.generating = Generating(MOST_ROWS + MOST_WAITING)
 
     # Middleware runs from the last added to the first.
     app.add_middleware(CORSMiddleware, allow_origins=[])  # no other site's page; with ours, Gradio adds none of its own
     app.add_middleware(auth.Gate, store=assistant.store)
-    secret = auth.cookie_secret(assistant.store)
-    app.add_middleware(
-        SessionMiddleware, secret_key=secret, session_cookie=auth.COOKIE, max_age=auth.SESSION_DAYS * 24 * 3600
-    )
+    app.add_middleware(auth.Sessions, secret=secret)
     app.add_middleware(with_headers)
+    app.add_middleware(proxied.Forwarded, proxies=proxies)
     refusals.add_handlers(app)
-    for each in (api, operating, operate_page, openai_api, metrics, login, docs, refusals):
+    for each in (api, users, operating, operate_page, openai_api, metrics, login, account_page, docs, refusals):
         app.include_router(each.router)
 
     # The first that fits answers, and everything fits under "/".
@@ -127,12 +146,16 @@ def mount(app: "FastAPI", page: Any, blocks: Any, path: str) -> None:
 
 def with_headers(app: "ASGIApp") -> "ASGIApp":
     """ASGI: every answer with the headers that keep a page to itself, and out of caches where it is somebody's."""
-    headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+
+    def encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+        return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+    plain, by_tls = encoded(HEADERS), encoded(HEADERS | BY_TLS)
 
     async def wrapped(scope: "Scope", receive: "Receive", send: "Send") -> None:
         async def sending(message: "Message") -> None:
             if message["type"] == "http.response.start":
-                own = message.get("headers", [])
+                headers, own = by_tls if scope.get("scheme") == "https" else plain, message.get("headers", [])
                 if not PROGRAM.match(scope["path"]):
                     own = [*((name, value) for name, value in own if name.lower() != b"cache-control"), NO_STORE]
                 message["headers"] = [*own, *headers]
@@ -157,13 +180,14 @@ def bound(host: str, port: int) -> socket.socket:
         raise Refused(f"cannot listen at {host} port {port}: {error.strerror or error}; {way_out}") from error
 
 
-def require_accounts(store: Store, host: str) -> None:
+def require_accounts(store: Store, host: str, proxies: Sequence[str] = ()) -> None:
     """Raises `Refused` when others could reach a server that knows nobody."""
     from ui.auth import is_loopback
 
-    if not is_loopback(host) and not people.has_accounts(store):
+    if (proxies or not is_loopback(host)) and not people.has_accounts(store):
+        where = f"at {host}" if not is_loopback(host) else f"behind a proxy at {proxies[0]}"
         raise Refused(
-            f"without accounts Nightschool answers on this machine only, not at {host}: run 'nightschool user add NAME "
+            f"without accounts Nightschool answers on this machine only, not {where}: run 'nightschool user add NAME "
             "--role operator', or set NIGHTSCHOOL_OWNER_PASSWORD or NIGHTSCHOOL_OWNER_PASSWORD_FILE"
         )
 
@@ -211,9 +235,10 @@ def serve(options: argparse.Namespace) -> None:
     """Run the server until it is told to end. Raises `Refused` when it cannot begin."""
     from ui.login import set_owner_password
 
+    proxies = trusted_proxies(options)
     with closing(Store(options.data)) as store, bound(options.host, options.port) as listening:
         set_owner_password(store, os.environ)
-        require_accounts(store, options.host)
+        require_accounts(store, options.host, proxies)
         engine_url(options)
         share = options.side_by_side
         if share is not None and share != nights.setting(store, "side_by_side_share"):
@@ -232,13 +257,15 @@ def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> 
         store, options.model, options.dtype, engine_url=engine_url(options), memory=options.memory
     )
     host = f"[{options.host}]" if ":" in options.host else options.host
-    app = create_app(assistant, alive(assistant, f"http://{host}:{listening.getsockname()[1]}"))
+    url = f"http://{host}:{listening.getsockname()[1]}"
+    app = create_app(assistant, alive(assistant, url), trusted_proxies(options))
     config = uvicorn.Config(
         app,
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # uvicorn believes every process of this machine; `proxies` believes who was named
         timeout_graceful_shutdown=GRACE_S,
         lifespan="on",
     )
@@ -265,6 +292,13 @@ def engine_url(options: argparse.Namespace) -> str | None:
     return (options.engine_url or ENGINE_URL) if options.engine == "vllm" else None
 
 
+def trusted_proxies(options: argparse.Namespace) -> list[str]:
+    """The proxies that are believed. Raises `Refused` on what is no address."""
+    from ui.proxies import TRUSTED, trusted
+
+    return trusted(options.trusted_proxy or [os.environ.get(TRUSTED, "")])
+
+
 def is_no_goodbye(record: logging.LogRecord) -> bool:
     """Whether a line of the web server's log is news; that open pages lost their stream at the end is not."""
     error = record.exc_info[1] if record.exc_info else None
@@ -279,6 +313,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--model", default="embedded", help="embedded, a directory, or a hub id")
     command.add_argument("--host", default="127.0.0.1")
     command.add_argument("--port", type=int, default=7860)
+    believed = "a proxy with TLS in front, by address or network, whose X-Forwarded headers are believed; repeatable"
+    command.add_argument("--trusted-proxy", action="append", metavar="ADDRESS", help=believed)
     share = "the share of turns that show two replies, 0 to 1; stays set"
     command.add_argument("--side-by-side", type=float, metavar="SHARE", help=share)
     how = "the number format; auto measures once which are fastest here (README)"

@@ -2,33 +2,42 @@
 
 Without accounts there is one local owner, and only requests to a loopback address are theirs: a page elsewhere that
 points its own name at this machine is refused. With accounts it takes a session cookie or an API token. A write that
-another site's page sends is refused whoever's cookie it carries.
+another site's page sends is refused whoever's cookie it carries. A session stands in the ledger, and ends there.
 Left out on purpose: passwords and the login page (`login`).
 """
 
 import ipaddress
+import logging
 import os
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
 from fastapi import Depends
 from starlette.datastructures import Headers
+from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from feedback import people
+from feedback import people, sessions
 from feedback.people import User
+from feedback.sessions import Session
 from feedback.store import Refused, Store, Unavailable
 from ui.refusals import Forbidden, NotLoggedIn, TooLarge, refusal, refusal_page
 
 COOKIE = "nightschool"
-SESSION_DAYS = 14
-OPEN = ("/login", "/healthz")  # for everybody
+KEY = "session"  # in the cookie: what the session is found by
+OPEN = ("/login", "/logout", "/healthz")  # for everybody
+FORMS = ("/login", "/logout", "/account")  # nothing large is written there
 OPERATE = "/operate"  # the operators' page; it and all below it are for them alone
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 LARGEST_BODY = 16 << 20
+LARGEST_FORM = 16 << 10
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+log = logging.getLogger(__name__)
 
 
 def cookie_secret(store: Store) -> str:
@@ -70,13 +79,13 @@ def admitted(store: Store, request: Request) -> User | None:
     if user is not None:
         return user
     if request.method not in SAFE_METHODS:
-        require_same_origin(request.headers)
+        require_same_origin(request)
     if request.url.path in OPEN:
         return None
     if not people.has_accounts(store):
         require_loopback(request.headers)
         return people.find_user(store, people.OWNER) or people.local_owner(store)
-    user = None if bearer else user_of_session(store, request.session)
+    user = None if bearer else user_of_session(store, request)
     if user is None:
         raise NotLoggedIn("this API token is not valid" if bearer else "log in first, or send an API token")
     return user
@@ -89,30 +98,83 @@ def require_loopback(headers: Headers) -> None:
         raise Forbidden(f"without accounts Nightschool answers at 127.0.0.1 and localhost only, not at {host!r}")
 
 
-def require_same_origin(headers: Headers) -> None:
+def require_same_origin(request: Request) -> None:
     """Raises `Forbidden` when a browser says that another site's page sent this."""
-    origin = headers.get("origin")
-    other_site = headers.get("sec-fetch-site") in ("cross-site", "same-site")
-    if other_site if origin is None else urlsplit(origin).netloc != headers.get("host"):
-        raise Forbidden("a page of another site cannot write here; behind a proxy, pass the Host header on unchanged")
+    origin = request.headers.get("origin")
+    other_site = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    if other_site if origin is None else not is_ours(origin, request):
+        raise Forbidden(
+            "a page of another site cannot write here; behind a proxy, pass the Host header on unchanged, or name the "
+            "proxy with --trusted-proxy and let it send X-Forwarded-Host"
+        )
 
 
-def mark(user: User) -> str:
-    """What a session remembers of the password it was opened with; a new password has another."""
-    return people.sha256(user.password_hash or "")[:32]
+def is_ours(origin: str, request: Request) -> bool:
+    """Whether an origin is that of the page which this request goes to.
+
+    That a request came by TLS is not known behind a proxy that was not named, so http may be https here, but never the
+    other way round.
+    """
+    try:
+        theirs = urlsplit(origin)
+        ours = urlsplit(f"//{request.headers.get('host', '')}")
+        port = DEFAULT_PORTS.get(theirs.scheme)
+        same_place = (theirs.hostname, theirs.port or port) == (ours.hostname, ours.port or port)
+    except ValueError:  # no port at all
+        return False
+    schemes = ("https",) if request.url.scheme == "https" else ("http", "https")
+    return theirs.hostname is not None and theirs.scheme in schemes and same_place
 
 
-def open_session(session: dict[str, Any], user: User) -> None:
-    """Let the session be this person's."""
-    session.update(user=user.id, mark=mark(user))
+def open_session(request: Request, user: User) -> None:
+    """Let this browser be this person's from now on; its former session is over."""
+    store: Store = request.app.state.assistant.store
+    former = str(request.session.get(KEY, ""))
+    agent = agent_in_words(request.headers.get("user-agent", ""))
+    key = sessions.begin(store, user, address_of(request), agent, instead_of=former)
+    request.session.clear()
+    request.session[KEY] = key
 
 
-def user_of_session(store: Store, session: dict[str, Any]) -> User | None:
-    """Whose session this is; None also when the password has changed since."""
-    user = people.user_by_id(store, session["user"]) if isinstance(session.get("user"), int) else None
-    return (
-        user if user and user.password_hash and secrets.compare_digest(mark(user), str(session.get("mark"))) else None
-    )
+def user_of_session(store: Store, request: Request) -> User | None:
+    """Whose session a request belongs to, if to one that stands; it is put into `request.state.session`."""
+    request.state.session = sessions.find(store, str(request.session.get(KEY, "")))
+    return people.user_by_id(store, request.state.session.user) if request.state.session else None
+
+
+def session_of(request: Request) -> Session | None:
+    """The session that a request belongs to; None for programs and at doors open to all."""
+    return getattr(request.state, "session", None)
+
+
+def address_of(request: Request) -> str:
+    """Where a request comes from, as far as the server and its proxies know."""
+    return request.client.host if request.client else ""
+
+
+def agent_in_words(agent: str) -> str:
+    """A browser as its owner would call it: Firefox on Linux."""
+    browsers = {"Edg": "Edge", "OPR/": "Opera", "Firefox": "Firefox", "Chrom": "Chrome", "Safari": "Safari"}
+    systems = {"Android": "Android", "iPhone": "iPhone", "iPad": "iPad", "Windows": "Windows", "Mac OS": "macOS"}
+    named = [
+        next((name for mark, name in kinds.items() if mark in agent), "")
+        for kinds in (browsers, systems | {"Linux": "Linux"})
+    ]
+    return " on ".join(filter(None, named)) or "".join(filter(str.isprintable, agent))[:40]
+
+
+class Sessions:
+    """ASGI: `request.session` from a signed cookie, which goes by TLS only where the request came by TLS."""
+
+    def __init__(self, app: ASGIApp, secret: str) -> None:
+        lasts_s = int(sessions.LASTS.total_seconds())
+        self._by_tls, self._plain = (
+            SessionMiddleware(app, secret, session_cookie=COOKIE, max_age=lasts_s, https_only=by_tls)
+            for by_tls in (True, False)
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self._by_tls if scope.get("scheme") == "https" else self._plain)(scope, receive, send)
 
 
 class Gate:
@@ -121,6 +183,7 @@ class Gate:
     def __init__(self, app: ASGIApp, store: Store) -> None:
         self.app = app
         self.store = store
+        self._seeing = ThreadPoolExecutor(1, "seen")  # no request waits for it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # nothing here speaks it
@@ -139,16 +202,28 @@ class Gate:
         path = request.url.path
         try:
             request.state.user = admitted(self.store, request)
-            require_fitting(request.headers)
+            session = session_of(request)
+            if session and sessions.is_seen_long_ago(session):
+                self._seeing.submit(self._see, session)
+            require_fitting(request.headers, LARGEST_FORM if path.startswith(FORMS) else LARGEST_BODY)
             if path == OPERATE or path.startswith(f"{OPERATE}/"):
                 require_operator(request.state.user)
         except NotLoggedIn as error:
             if wants_html(request):
                 return RedirectResponse(f"/login?next={quote(path)}", 303)
+            if path.startswith(FORMS) and "text/html" in request.headers.get("accept", ""):
+                return RedirectResponse("/login", 303)  # a button of a page whose session is over
             return refusal(path, error)
         except Refused as error:
             return refusal_page(path, error) if wants_html(request) else refusal(path, error)
         return None
+
+    def _see(self, session: Session) -> None:
+        """Write down that somebody is here."""
+        try:
+            sessions.see(self.store, session.id)
+        except Refused as error:  # the next request tries again
+            log.warning("could not write down when somebody was last here: %s", error)
 
 
 def wants_html(request: Request) -> bool:
@@ -156,11 +231,12 @@ def wants_html(request: Request) -> bool:
     return request.method == "GET" and "text/html" in request.headers.get("accept", "")
 
 
-def require_fitting(headers: Headers) -> None:
+def require_fitting(headers: Headers, largest: int = LARGEST_BODY) -> None:
     """Raises `TooLarge` for a body that is too large, or does not say how large it is."""
     length = headers.get("content-length", "0")
-    if "transfer-encoding" in headers or not length.isdigit() or int(length) > LARGEST_BODY:
-        raise TooLarge(f"send at most {LARGEST_BODY >> 20} MB, with a Content-Length")
+    if "transfer-encoding" in headers or not length.isdigit() or int(length) > largest:
+        size = f"{largest >> 20} MB" if largest >> 20 else f"{largest >> 10} kB"
+        raise TooLarge(f"send at most {size}, with a Content-Length")
 
 
 def person(request: Request) -> User:
@@ -189,6 +265,6 @@ Operator = Annotated[User, Depends(operator)]
 def page_user(request: Any, store: Store) -> User:
     """Who is at a Gradio page, from the `gr.Request` of a handler. Raises `NotLoggedIn`."""
     user = people.find_user(store, request.username) if request.username else None
-    if user is None:
+    if user is None or user.disabled_at:
         raise NotLoggedIn("log in first; reload the page")
     return user

@@ -124,12 +124,14 @@ def show_sidebar(sidebar: Sidebar, view: ChatView, user: User) -> Updates:
     account = '<a id="to-operate" href="/operate/">Operate</a>' if user.may("operator") else ""
     if user.password_hash is not None:
         leave = '<form method="post" action="/logout"><button id="log-out">Log out</button></form>'
-        account += f"<span>{escape(user.name)} {leave}</span>"
+        account += (
+            f'<a id="to-account" href="/account" title="{escape(user.name)}">Account: {escape(user.name)}</a>{leave}'
+        )
     return {
         sidebar.chats: gr.Radio(
             choices=list(view.chats), value=view.conversation if known else None, visible=bool(view.chats)
         ),
         sidebar.hide_chat: gr.Button(visible=known),
         sidebar.consent_switch: bool(view.consent),
-        sidebar.account: gr.HTML(value=account, visible=bool(account)),
+        sidebar.account: gr.HTML(value=f"<nav>{account}</nav>", visible=bool(account)),
     }

@@ -4,6 +4,7 @@
 Left out on purpose: deciding what is refused.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ class Forbidden(Refused):
 
 class TooMany(Refused):
     """Too often; the message says when to try again."""
+
+    def __init__(self, words: str, wait_s: float = 5) -> None:
+        super().__init__(words)
+        self.wait_s = wait_s
 
 
 class TooLarge(Refused):
@@ -70,7 +75,14 @@ def refusal(path: str, error: Exception) -> JSONResponse:
     answer = said(path, status_of(error), str(error), code)
     if isinstance(error, TooOften):
         answer.headers["Retry-After"] = str(error.retry_after_s)
+    elif isinstance(error, TooMany):
+        answer.headers["Retry-After"] = retry_after(error)
     return answer
+
+
+def retry_after(error: TooMany) -> str:
+    """In how many seconds to try again, as a header says it."""
+    return str(math.ceil(error.wait_s))
 
 
 def refusal_page(path: str, error: Exception) -> Response:

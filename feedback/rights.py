@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from feedback import history, nights, people, talk
+from feedback import adapters, history, nights, people, talk
 from feedback.people import User
 from feedback.store import Conflict, Refused, Store, now
 
@@ -35,7 +35,7 @@ class Forgotten:
     perhaps: tuple[str, ...]
 
 
-def forget(store: Store, user: User) -> Forgotten:
+def forget(store: Store, user: User, by: int | None = None) -> Forgotten:
     """Remove all that a person wrote and all that was written to them, their name and their keys; never undone.
 
     Raises `Conflict` where it was done already, or for the local owner while nobody else operates, and `Refused`
@@ -64,11 +64,14 @@ def forget(store: Store, user: User) -> Forgotten:
             "UPDATE users SET name = ?, password_hash = NULL, forgotten_at = ? WHERE id = ?",
             (f"forgotten {user.id}", now(), user.id),
         )
+        # The record of who did what keeps the deed, and not the name.
+        db.conn.execute("UPDATE audit SET subject = ? WHERE subject = ?", (f"user {user.id}", user.name))
         people.set_consent(store, user, False)
         for adapter in (*surely, *perhaps):
             sql = "INSERT OR IGNORE INTO retrains (adapter, user, at) VALUES (?, ?, ?)"
             db.conn.execute(sql, (adapter, user.id, now()))
         _remove_reward_models(store, user)
+        adapters.audit(store, by, "forget", f"user {user.id}")
     store.checkpoint()  # the log still held what it was
     return Forgotten(len(conversations), messages, ratings, surely, perhaps)
 

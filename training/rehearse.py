@@ -28,6 +28,7 @@ import numpy as np
 from assistant.environment import prepare
 from feedback import nights, talk
 from feedback.nights import RUNNING
+from feedback.private import keep_private
 from feedback.store import Refused, Store
 from training import taste
 from training.soundness import whole_words, words
@@ -77,6 +78,7 @@ class Figures:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rehearse; its exit status: 0 done, 1 failed, 2 bad input."""
+    keep_private()
     options = parser().parse_args(arguments)
     prepare(options.model)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with us

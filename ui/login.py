@@ -61,7 +61,7 @@ class Passwords:
         if not self.matches(known, password) or user is None or known is self._nobody:
             raise NotLoggedIn("this name and password do not belong together")
         if self._hasher.check_needs_rehash(known):
-            people.set_password(self.store, user.name, self.hash(password))
+            people.set_password(self.store, user.name, self.hash(password), same=True)
         with self._lock:
             self._failures.pop(name.strip().casefold(), None)
         return people.find_user(self.store, name) or user

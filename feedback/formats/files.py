@@ -116,6 +116,8 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     making = path.with_name(f".{path.stem}.making{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        making.unlink(missing_ok=True)
+        making.touch(mode=0o600)  # what people said is for this account's eyes; whom to give it is for them to say
         count = writers[path.suffix](making, rows)
         with making.open("rb") as file:
             os.fsync(file.fileno())
@@ -125,6 +127,20 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     finally:
         making.unlink(missing_ok=True)
     return count
+
+
+def write_document(path: Path, facts: Any) -> None:
+    """Write one JSON document, which appears whole or not at all. Raises `Refused`."""
+    making = path.with_name(f".{path.name}.making")
+    try:
+        making.unlink(missing_ok=True)
+        making.touch(mode=0o600)
+        making.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+        making.replace(path)
+    except OSError as error:
+        raise Refused(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        making.unlink(missing_ok=True)
 
 
 def as_line(row: dict[str, Any]) -> str:
@@ -200,10 +216,14 @@ def write_folder(path: Path, rows: Iterable[dict[str, Any]], card: dict[str, Any
     making = path.with_name(f".{path.name}.making")
     shutil.rmtree(making, ignore_errors=True)
     try:
+        making.mkdir(parents=True, mode=0o700)
         count = write(making / "train.jsonl", rows)
         _, sha256 = facts(making / "train.jsonl")
+        (making / "README.md").touch(mode=0o600)
         (making / "README.md").write_text(CARD.format(rows=count, sha256=sha256, **card), encoding="utf-8")
         making.rename(path)
+    except OSError as error:
+        raise Refused(f"cannot write {path}: {error.strerror}") from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return count

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from assistant import ledger_command
-from assistant.environment import prepare
+from assistant.environment import prepare, program
 from assistant.ledger_command import existing, show
 from feedback import adapters, nights, people, ratings, schedules, settings
 from feedback.private import keep_private
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in PROGRAMS:
         sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", PROGRAMS[arguments[0]], *arguments[1:]])
+        os.execv(sys.executable, program(PROGRAMS[arguments[0]], *arguments[1:]))
     options = parser().parse_args(arguments)
     try:
         with adapters.at_terminal():

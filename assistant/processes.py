@@ -7,13 +7,13 @@ import argparse
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
+from assistant.environment import program
 from feedback import adapters, nights
 from feedback.nights import RUNNING, Night
 from feedback.schedules import CLOCK
@@ -25,7 +25,7 @@ ENDS_WITHIN_S = 4.0
 
 def night_command(data: Path, model: str, options: Sequence[str] = ()) -> list[str]:
     """The command line of a night, as `nightschool night` and the schedule run it."""
-    return [sys.executable, "-m", "training.night", "--data", str(data), "--model", model, *options]
+    return program("training.night", "--data", str(data), "--model", model, *options)
 
 
 def start_night(store: Store, model: str, options: Sequence[str] = (), asked_by: int | None = None) -> Night:

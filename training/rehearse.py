@@ -25,7 +25,7 @@ from uuid import uuid4
 import httpx
 import numpy as np
 
-from assistant.environment import prepare
+from assistant.environment import prepare, program
 from feedback import nights, talk
 from feedback.nights import RUNNING
 from feedback.private import keep_private
@@ -168,21 +168,9 @@ def new_folder(wanted: Path | None) -> Path:
 def serving(data: Path, model: str) -> Iterator[str]:
     """A server of our own on the data folder; the address where it answers. Raises `Failed`."""
     log = data / "server.log"
-    command = [
-        sys.executable,
-        "-m",
-        "ui.app",
-        "--data",
-        str(data),
-        "--model",
-        model,
-        "--port",
-        "0",
-        "--side-by-side",
-        "0",
-    ]
+    options = ["--data", str(data), "--model", model, "--port", "0", "--side-by-side", "0"]
     with log.open("w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output)
+        server = subprocess.Popen(program("ui.app", *options), stdout=output, stderr=output)
     try:
         until = time.monotonic() + STARTS_WITHIN_S
         while "answers at " not in log.read_text():

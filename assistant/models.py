@@ -174,8 +174,7 @@ def load_model(base: Base, dtype: torch.dtype, device: str, attention: str = "sd
         config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
         if getattr(config, "attn_logit_softcapping", None):
             attention = "eager"  # the only one of transformers' that caps its scores
-        model: Any
-        model, told = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             base.path,
             config=config,
             dtype=dtype,
@@ -187,6 +186,7 @@ def load_model(base: Base, dtype: torch.dtype, device: str, attention: str = "sd
         )
     except Exception as error:  # a damaged or foreign file fails in many ways
         raise Refused(f"cannot load the model {base.name!r}: {why_not(error)}") from error
+    model, told = loaded
     require_whole(base, model, told)
     return model.to(device).eval().requires_grad_(False)
 

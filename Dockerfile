@@ -22,7 +22,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && make setup EXTRAS= PIP_ARGS="$from"
 
 RUN useradd --create-home --uid 1000 nightschool \
-    && install --directory --owner=nightschool --group=nightschool /data
+    && install --directory --mode=0700 --owner=nightschool --group=nightschool /data
 USER 1000
 
 ENV PATH=/app/.venv/bin:$PATH \

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from assistant import ledger_command, user_command
-from assistant.environment import prepare
+from assistant.environment import prepare, program
 from assistant.ledger_command import existing, show
-from feedback import adapters, nights, people, ratings, schedules
+from feedback import adapters, nights, people, ratings, schedules, settings
+from feedback.private import keep_private
 from feedback.store import Refused, Store
 
 PROGRAMS = {  # commands that are programs with options of their own
@@ -29,13 +30,15 @@ PROGRAMS = {  # commands that are programs with options of their own
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
+    keep_private()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in PROGRAMS:
         sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", PROGRAMS[arguments[0]], *arguments[1:]])
+        os.execv(sys.executable, program(PROGRAMS[arguments[0]], *arguments[1:]))
     options = parser().parse_args(arguments)
     try:
-        return options.run(options) or 0
+        with adapters.at_terminal():
+            return options.run(options) or 0
     except Refused as error:
         print(f"nightschool: {error}", file=sys.stderr)
         return 2
@@ -183,16 +186,29 @@ def run_set(options: argparse.Namespace) -> None:
     """`nightschool set [NAME [VALUE]]`."""
     store = existing(options.data)
     if options.name and options.value is not None:
-        try:
-            value = json.loads(options.value)
-        except ValueError:
-            raise Refused(
-                f"{options.name} cannot be {options.value!r}; a value is a number, true, false or a quoted text"
-            ) from None
-        nights.set_setting(store, None, options.name, value)
-    names = [options.name] if options.name else list(nights.SETTINGS)
-    facts = {name: nights.setting(store, name) for name in names}
-    show(options, facts, [f"{name} = {json.dumps(value)}" for name, value in facts.items()])
+        settings.set_setting(store, None, options.name, value_typed(options.name, options.value))
+    facts = {options.name: settings.setting(store, options.name)} if options.name else settings.all_settings(store)
+    lines = [f"{name} = {json.dumps(value)}" for name, value in facts.items()]
+    show(options, facts, lines if options.name else [line_of(*each) for each in zip(facts, lines, strict=True)])
+
+
+def value_typed(name: str, text: str) -> Any:
+    """A setting's value as typed: JSON, or the bare word where it is one of some words. Raises `Refused`."""
+    declared = settings.SETTINGS.get(name)
+    if declared and declared.choices and text in declared.choices:
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        way_out = "a value is a number, true, false or a quoted text"
+        raise Refused(f"{name} cannot be {text!r}; {way_out}") from None
+
+
+def line_of(name: str, line: str) -> str:
+    """A setting with what it means."""
+    declared = settings.SETTINGS[name]
+    of = f" One of: {', '.join(declared.choices)}." if declared.choices else ""
+    return f"{line:<32}{declared.help}{of}"
 
 
 if __name__ == "__main__":

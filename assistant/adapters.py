@@ -22,6 +22,9 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 CARD = "card.json"
 HIGHEST_RANK = 256
+HIGHEST_ALPHA = 1e6
+HIGHEST_ID = 2**31  # of a token
+HIGHEST_NATS = 1e9
 
 # What PEFT can add to a LoRA, and what the engine's two products would leave out.
 UNSERVED = (
@@ -105,11 +108,27 @@ def read_card(directory: Path) -> Card:
     """An adapter's card. Raises `AdapterRefused` where it is missing or cannot be read."""
     try:
         raw = json.loads((directory / CARD).read_text())
-        return Card(**raw | {"proof": [Proof(**each) for each in raw["proof"]]})
+        card = Card(**raw | {"proof": [Proof(**each) for each in raw["proof"]]})
     except OSError as error:
         raise AdapterRefused(f"adapter {directory.name} has no {CARD}; its directory is not whole") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise AdapterRefused(f"adapter {directory.name} has a damaged {CARD}") from error
+    texts = (card.id, card.base_name, card.base_sha256, card.method, card.weights_sha256)
+    if not all(isinstance(each, str) for each in texts) or not all(map(_is_possible, card.proof)):
+        raise AdapterRefused(f"adapter {directory.name} has a damaged {CARD}")
+    return card
+
+
+def _is_possible(proof: Proof) -> bool:
+    """Whether a proof is lists of token ids and of finite log-probs, one of each for every token of the reply."""
+    ids, numbers = (proof.prompt_ids, proof.reply_ids), (proof.logprobs, proof.base_logprobs)
+    return (
+        all(isinstance(each, list) for each in (*ids, *numbers))
+        and all(type(each) is int and 0 <= each < HIGHEST_ID for some in ids for each in some)
+        and all(type(each) in (int, float) and abs(each) < HIGHEST_NATS for some in numbers for each in some)
+        and len(proof.prompt_ids) > 0
+        and len(proof.reply_ids) == len(proof.logprobs) == len(proof.base_logprobs) > 0
+    )
 
 
 def checked_card(directory: Path, base_sha256: str) -> Card:
@@ -143,15 +162,22 @@ def _config(directory: Path) -> dict[str, Any]:
     name = directory.name
     try:
         config: dict[str, Any] = json.loads((directory / CONFIG).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterRefused(f"adapter {name} has no readable {CONFIG}") from error
+    if not isinstance(config, dict):
+        raise AdapterRefused(f"adapter {name} has no readable {CONFIG}")
     if config.get("peft_type") != "LORA":
-        raise AdapterRefused(f"adapter {name} is {config.get('peft_type')}, and only LORA is served")
+        raise AdapterRefused(f"adapter {name} is {str(config.get('peft_type'))[:40]!r}, and only LORA is served")
     for option in UNSERVED:
         if config.get(option):
             raise AdapterRefused(f"adapter {name} uses {option}, which is not served")
     if config.get("bias", "none") != "none":
         raise AdapterRefused(f"adapter {name} trains biases, which is not served")
+    alpha = config.get("lora_alpha")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < HIGHEST_ALPHA:
+        raise AdapterRefused(f"adapter {name} has no lora_alpha that is a number")
+    if not isinstance(config.get("use_rslora") or False, bool):
+        raise AdapterRefused(f"adapter {name} does not say by true or false whether it uses use_rslora")
     return config
 
 
@@ -174,7 +200,7 @@ def read_factors(directory: Path, shapes: Mapping[str, tuple[int, int]]) -> Fact
         if layer not in shapes:
             raise AdapterRefused(f"adapter {name} is for a layer that the model has not: {layer}")
         outputs, inputs = shapes[layer]
-        rank = a.shape[0]
+        rank = a.shape[0] if a.dim() else 0
         fits = b is not None and a.shape == (rank, inputs) and b.shape == (outputs, rank)
         if b is None or not fits or not 1 <= rank <= HIGHEST_RANK:
             raise AdapterRefused(f"adapter {name} has the wrong shape at {layer}")

@@ -5,6 +5,7 @@ Left out on purpose: our own settings.
 """
 
 import os
+import sys
 from pathlib import Path
 
 # What a model may be served in. `AUTO` is what is measured to be fastest on a processor, and bfloat16 on a GPU.
@@ -22,6 +23,11 @@ def prepare(model: str) -> None:
     # program wants the same cores, that slows a reply thirtyfold; a short spin costs a reply alone a fifth
     # (docs/measurements.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+
+
+def program(module: str, *arguments: str) -> list[str]:
+    """The command line of one of our programs; no file of the folder it is run in is taken for one of ours (-P)."""
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def is_hub_id(name: str) -> bool:

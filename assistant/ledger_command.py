@@ -14,12 +14,12 @@ from typing import Any
 from tqdm import tqdm
 
 from feedback import backup, doctor, leaderboard, masking, people, raters, rights
-from feedback.formats import exporting, files, importing
+from feedback.formats import exporting, importing
 from feedback.formats.catalog import EXPORTED, FORMATS, format_named
 from feedback.leaderboard import Standing
 from feedback.people import User
 from feedback.raters import Rater, Share
-from feedback.store import NotFound, Refused, Store, now
+from feedback.store import NotFound, Refused, Store
 
 OWN = "own"  # as a format: all that is kept of one person
 
@@ -92,7 +92,7 @@ def run_export(options: argparse.Namespace) -> None:
     if options.format == OWN:
         if not options.user:
             raise Refused("whose? nightschool export OUT --format own --user NAME")
-        written(options.out, rights.own_data(store, person_named(store, options.user)))
+        exporting.export_own(store, options.out, person_named(store, options.user))
         print(f"exported all that is kept of {options.user} to {options.out}")
         return
     form = format_named(options.format)
@@ -100,13 +100,12 @@ def run_export(options: argparse.Namespace) -> None:
         raise Refused(f"{form.name} is for import only; a format to export is one of {', '.join(EXPORTED)}")
     person = person_named(store, options.user) if options.user else None
     left_out: Counter[str] = Counter()
-    rows = watched(exporting.rows(store, form, left_out, person), "exporting")
-    rows = masking.masked(rows) if options.mask else rows
-    if options.out.suffix:
-        count = files.write(options.out, rows)
-    else:
-        card = {"format": form.name, "words": form.words, "licence": options.licence, "at": now()[:10]}
-        count = files.write_folder(options.out, rows, card)
+
+    def change(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        seen = watched(rows, "exporting")
+        return masking.masked(seen) if options.mask else seen
+
+    count = exporting.export_file(store, options.out, form, left_out, person, change=change, licence=options.licence)
     print(f"exported {count:,} rows ({form.name}) to {options.out}{counted(left_out)}")
 
 
@@ -116,14 +115,6 @@ def person_named(store: Store, name: str) -> User:
     if person is None:
         raise NotFound(f"there is no user {name!r}")
     return person
-
-
-def written(path: Path, facts: Any) -> None:
-    """Write one JSON document. Raises `Refused`."""
-    try:
-        path.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
-    except OSError as error:
-        raise Refused(f"cannot write {path}: {error.strerror}") from error
 
 
 def run_forget(options: argparse.Namespace) -> None:

@@ -148,7 +148,7 @@ def read_settings(base: Base, tokenizer: Any) -> tuple[frozenset[int], int]:
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        config: Any = AutoConfig.from_pretrained(base.path, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
         if (base.path / "generation_config.json").is_file():
             generation = GenerationConfig.from_pretrained(base.path, local_files_only=True)
         else:

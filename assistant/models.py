@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     log.info("making the embedded model ready in %s (once)", folder)
     making = folder.with_suffix(".making")
     shutil.rmtree(making, ignore_errors=True)
-    source = {"gguf_file": gguf.name, "local_files_only": True}
+    source = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
     config = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, quantization_config=config, dtype=torch.bfloat16, **source
@@ -170,15 +171,46 @@ def load_model(base: Base, dtype: torch.dtype, device: str, attention: str = "sd
 
     transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(base.path, local_files_only=True)
+        config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
         if getattr(config, "attn_logit_softcapping", None):
             attention = "eager"  # the only one of transformers' that caps its scores
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            base.path, config=config, dtype=dtype, attn_implementation=attention, local_files_only=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            base.path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are told, and refused below
         )
     except Exception as error:  # a damaged or foreign file fails in many ways
-        raise Refused(f"cannot load the model {base.name!r}: {one_line(error)}") from error
+        raise Refused(f"cannot load the model {base.name!r}: {why_not(error)}") from error
+    model, told = loaded
+    require_whole(base, model, told)
     return model.to(device).eval().requires_grad_(False)
+
+
+def why_not(error: Exception) -> str:
+    """Why transformers cannot load something, for a sentence."""
+    if "trust_remote_code" in str(error):
+        return "it wants to run program code of its own, and no model's code is run here; choose one that needs none"
+    return one_line(error)
+
+
+def require_whole(base: Base, model: nn.Module, told: Mapping[str, Any]) -> None:
+    """Raises `Refused` where weights are missing, of other names or shapes (they would be drawn at random), or NaN."""
+    # What a file holds beside (a tower for pictures, another head) is no harm, and many do.
+    shapes = [key if isinstance(key, str) else key[0] for key in told.get("mismatched_keys", ())]
+    wrong = {"has no": told.get("missing_keys", ()), "has another shape of": shapes}
+    for words, keys in wrong.items():
+        if keys:
+            first = min(map(str, keys))
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise Refused(f"the model {base.name!r} is not whole: it {words} {first[:120]}{more}; get it anew")
+    for name, each in model.named_parameters():
+        if not bool(each.detach().sum(dtype=torch.float64).isfinite()):  # one pass, where isfinite takes three
+            raise Refused(f"the model {base.name!r} has numbers that are not finite in {name}; get it anew")
 
 
 def load_tokenizer(base: Base) -> Any:
@@ -186,9 +218,9 @@ def load_tokenizer(base: Base) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise Refused(f"cannot load the tokenizer of {base.name!r}: {one_line(error)}") from error
+        raise Refused(f"cannot load the tokenizer of {base.name!r}: {why_not(error)}") from error
     if not tokenizer.chat_template:
         raise Refused(f"the model {base.name!r} has no chat template; choose an instruction-tuned model")
     return tokenizer

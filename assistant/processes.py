@@ -7,15 +7,16 @@ import argparse
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
-from feedback import nights
+from assistant.environment import program
+from feedback import adapters, nights
 from feedback.nights import RUNNING, Night
+from feedback.schedules import CLOCK
 from feedback.store import Conflict, Store
 
 APPEARS_WITHIN_S = 60.0
@@ -24,21 +25,25 @@ ENDS_WITHIN_S = 4.0
 
 def night_command(data: Path, model: str, options: Sequence[str] = ()) -> list[str]:
     """The command line of a night, as `nightschool night` and the schedule run it."""
-    return [sys.executable, "-m", "training.night", "--data", str(data), "--model", model, *options]
+    return program("training.night", "--data", str(data), "--model", model, *options)
 
 
-def start_night(store: Store, model: str, options: Sequence[str] = ()) -> Night:
+def start_night(store: Store, model: str, options: Sequence[str] = (), asked_by: int | None = None) -> Night:
     """Start a night in the background and wait for it to announce itself; its row.
+
+    The night writes down which person asked for it; without one it is the clock's.
 
     Raises `Conflict` when one is running, or with the night's own sentence when it ends before it announces itself.
     """
     if running_night(store):
         raise Conflict("a night is running already; wait for it or cancel it")
     log = store.data / "night.log"
+    log.touch(mode=0o600)
+    asked = ["--asked-by", CLOCK if asked_by is None else str(asked_by)]
     with log.open("ab") as output:
         began_at = output.tell()
         process = subprocess.Popen(
-            night_command(store.data, model, options), stdout=output, stderr=output, start_new_session=True
+            night_command(store.data, model, [*options, *asked]), stdout=output, stderr=output, start_new_session=True
         )
     until = time.monotonic() + APPEARS_WITHIN_S
     while time.monotonic() < until:
@@ -92,11 +97,12 @@ def data_of(process: psutil.Process) -> Path | None:
         return None
 
 
-def cancel_night(store: Store, night_id: int) -> None:
+def cancel_night(store: Store, night_id: int, user: int | None = None) -> None:
     """End a night's process: asked to first, killed after 4 s. Raises `Conflict` when it is not running."""
     night = nights.night(store, night_id)
     if night.state != RUNNING or not is_night(night.pid):
         raise Conflict(f"night {night_id} is not running")
+    adapters.audit(store, user, "cancel night", str(night_id))
     os.kill(night.pid, signal.SIGTERM)
     until = time.monotonic() + ENDS_WITHIN_S
     while is_night(night.pid) and time.monotonic() < until:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+from assistant.control_tokens import without_control
 from feedback.store import Refused
 from feedback.talk import Message
 
@@ -60,13 +61,6 @@ def _encode(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     plain = [{"role": message.role, "content": without_control(tokenizer, message.content)} for message in messages]
     ids: list[int] = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
     return ids
-
-
-def without_control(tokenizer: Any, text: str) -> str:
-    """Text whose look-alikes of special tokens are split, so that nobody can forge a turn."""
-    for token in tokenizer.all_special_tokens:
-        text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
 
 
 def encode_reply(tokenizer: Any, text: str, end_id: int) -> list[int]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from assistant.adapters import AdapterRefused, Agreement, Loaded, Proof, agreement
 from assistant.engine import Engine
 from assistant.generation import AnyEngine, EngineError
-from assistant.models import exact_format, find_base, load_tokenizer, pick_device
+from assistant.models import exact_format, find_base, load_tokenizer, one_line, pick_device
 from feedback import adapters
 from feedback.store import Conflict, Refused, Store
 
@@ -178,6 +178,9 @@ def proved(engine: AnyEngine, directory: Path) -> tuple[Loaded, Agreement]:
     except (Refused, EngineError):
         engine.unload(loaded)
         raise
+    except (IndexError, ValueError, TypeError, RuntimeError) as error:  # of token ids that this base has not
+        engine.unload(loaded)
+        raise AdapterRefused(f"adapter {loaded.card.id} has a proof that cannot be read: {one_line(error)}") from error
     return loaded, proof
 
 

@@ -106,7 +106,7 @@ def chats(count: int) -> str:
 
 def give_password(store: Store, user: User, options: argparse.Namespace) -> None:
     """`nightschool user password NAME`."""
-    accounts.set_password(store, None, user, hashed(asked_password(), user.name))
+    people.set_password(store, user.name, hashed(asked_password(), user.name))
     print(f"{user.name} has a new password; sessions have ended, and tokens are revoked")
 
 
@@ -150,12 +150,12 @@ def show_sessions(store: Store, user: User, options: argparse.Namespace) -> None
 
 def give_token(store: Store, user: User, options: argparse.Namespace) -> None:
     """`nightschool user token NAME`."""
-    print(accounts.add_token(store, None, user, options.token_name))
+    print(people.add_token(store, user, options.token_name))
 
 
 def revoke(store: Store, user: User, options: argparse.Namespace) -> None:
     """`nightschool user revoke NAME`."""
-    print(f"revoked {accounts.revoke_token(store, None, user, options.token_name)}")
+    print(f"revoked {people.revoke_token(store, user, options.token_name)}")
 
 
 def take_over(store: Store, user: User, options: argparse.Namespace) -> None:

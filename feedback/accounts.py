@@ -39,15 +39,14 @@ def require_left(store: Store) -> Left:
 
 def add(store: Store, by: int | None, name: str, role: str, password_hash: str, take_over: bool = False) -> User:
     """A new account; with `take_over` the local owner's, under that name. Raises as `people.add_user` does."""
-    detail = {"role": role} | ({"took over": OWNER} if take_over else {})
-    with store.write():
-        make = become if take_over else people.add_user
-        user = make(store, name, role, password_hash)
-        adapters.audit(store, by, "add user", user.name, detail)
-    return user
+    return (
+        become(store, name, role, password_hash, by)
+        if take_over
+        else people.add_user(store, name, role, password_hash, by)
+    )
 
 
-def become(store: Store, name: str, role: str, password_hash: str) -> User:
+def become(store: Store, name: str, role: str, password_hash: str, by: int | None) -> User:
     """The local owner's row as an account, so that all that is theirs stays theirs."""
     name = people.usable_name(name)
     people.require_role(role)
@@ -57,6 +56,7 @@ def become(store: Store, name: str, role: str, password_hash: str) -> User:
             raise Conflict(f"there is already a user {name!r}; to hand it the chats: nightschool user take-over {name}")
         sql = "UPDATE users SET name = ?, role = ?, password_hash = ? WHERE id = ?"
         db.conn.execute(sql, (name, role, password_hash, owner.id))
+        adapters.audit(store, by, "add user", name, {"role": role, "took over": OWNER})
     return User(owner.id, name, role, password_hash)
 
 
@@ -75,13 +75,6 @@ def take_over(store: Store, by: int | None, user: User) -> int:
             db.conn.execute(sql, (user.id, left.owner.id))
         adapters.audit(store, by, "take over", user.name, {"from": OWNER, "chats": left.chats})
     return left.chats
-
-
-def set_password(store: Store, by: int | None, user: User, password_hash: str) -> None:
-    """A new password; sessions end and tokens are revoked."""
-    with store.write():
-        people.set_password(store, user.name, password_hash)
-        adapters.audit(store, by, "set password", user.name)
 
 
 def set_role(store: Store, by: int | None, user: User, role: str) -> None:
@@ -140,21 +133,6 @@ def end_sessions(store: Store, by: int | None, user: User) -> int:
         ended = sessions.end_all(store, user)
         adapters.audit(store, by, "end sessions", user.name, {"sessions": ended})
     return ended
-
-
-def add_token(store: Store, by: int | None, user: User, name: str) -> str:
-    """A new API token, shown this once."""
-    with store.write():
-        adapters.audit(store, by, "add token", user.name, {"token": name})
-        return people.add_token(store, user, name)
-
-
-def revoke_token(store: Store, by: int | None, user: User, name: str) -> int:
-    """Revoke a person's tokens of that name; how many there were."""
-    with store.write():
-        revoked = people.revoke_token(store, user, name)
-        adapters.audit(store, by, "revoke token", user.name, {"token": name, "tokens": revoked})
-    return revoked
 
 
 def require_user(store: Store, user_id: int) -> User:

@@ -5,7 +5,12 @@ say what they believe to be serving: of two who decide at once, one wins, and th
 Left out on purpose: loading and proving an adapter (`assistant/adapters`), deciding whether it is good (the gate).
 """
 
+import getpass
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +20,10 @@ from feedback import nights
 from feedback.store import Conflict, NotFound, Store, now
 
 ANYTHING = "anything"  # as what is believed to be serving: whatever serves
+TERMINAL = "terminal"  # in a deed's detail: the operating system's account that typed the command
 KEPT = "kept, because "  # begins the reason of a promotion that puts back what served, as the new one could not
+
+_typed_by: ContextVar[str] = ContextVar("typed_by", default="")
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Promotion:
 
 @dataclass(frozen=True)
 class Deed:
-    """Something that was done, by `user` (None: by the program, or at the command line)."""
+    """Something that was done, by `user` (None: by the program, or at the command line: `detail` says by whom)."""
 
     id: int
     user: str | None
@@ -163,9 +171,32 @@ def promotions(store: Store, limit: int = 50) -> list[Promotion]:
 
 
 def audit(store: Store, user: int | None, action: str, subject: str, detail: dict[str, Any] | None = None) -> None:
-    """Write down who did what to what."""
-    row = {"user": user, "action": action, "subject": subject, "detail": detail or {}, "at": now()}
+    """Write down who did what to what; where that is nobody with an account here, whose terminal it was."""
+    typed = {TERMINAL: _typed_by.get()} if user is None and _typed_by.get() else {}
+    row = {"user": user, "action": action, "subject": subject, "detail": (detail or {}) | typed, "at": now()}
     store.insert("audit", row)
+
+
+@contextmanager
+def at_terminal() -> Iterator[None]:
+    """What is done meanwhile is done by whoever typed a command."""
+    before = _typed_by.set(account_here())
+    try:
+        yield
+    finally:
+        _typed_by.reset(before)
+
+
+def account_here() -> str:
+    """The name of the operating system's account that runs this program, or its number where it has no name."""
+    try:
+        import pwd
+
+        return pwd.getpwuid(os.getuid()).pw_name
+    except ImportError:  # Windows
+        return getpass.getuser()
+    except KeyError:  # a container's account
+        return f"account {os.getuid()}"
 
 
 def audit_trail(store: Store, limit: int = 50) -> list[Deed]:

@@ -10,9 +10,11 @@ import json
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from feedback import adapters, private
 from feedback.store import Conflict, NotFound, Refused, Store, Unavailable, now, translated
 
 DATABASE, MANIFEST, SECRET, ADAPTERS = "nightschool.db", "backup.json", "secret", "adapters"
@@ -36,7 +38,7 @@ class Backup:
         return sum(size for size, _ in self.files.values())
 
 
-def back_up(store: Store, where: Path) -> Backup:
+def back_up(store: Store, where: Path, by: int | None = None) -> Backup:
     """Copy everything into the new folder `where`, while others read and write.
 
     Raises `Conflict` where something is there already, `Unavailable` where there is no room, `Damaged` where the
@@ -56,12 +58,15 @@ def back_up(store: Store, where: Path) -> Backup:
                 shutil.copytree(folder, making / ADAPTERS / name)
         if (store.data / SECRET).is_file():  # so that who is logged in stays so
             shutil.copy2(store.data / SECRET, making / SECRET)
+        private.close([making])  # copies are as open as what they are copied from
         made = Backup(now(), {str(each.relative_to(making)): facts(each) for each in files_in(making)})
+        (making / MANIFEST).touch(mode=0o600)
         (making / MANIFEST).write_text(json.dumps(asdict(made), indent=1))
         for each in files_in(making):
             to_disk(each)
         making.rename(where)
         to_disk(where.parent)
+        adapters.audit(store, by, "back up to", str(where), {"files": len(made.files)})
     except OSError as error:
         raise Unavailable(f"cannot write the backup {where}: {error.strerror}") from error
     finally:
@@ -82,12 +87,15 @@ def restore(backup: Path, data: Path, replace: bool = False) -> Path | None:
     if occupied and in_use(data / DATABASE):
         raise Conflict(f"the data in {data} is in use; stop the server and any night first")
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        private.make_data_folder(data)
         arriving = data / ".restoring"
         shutil.rmtree(arriving, ignore_errors=True)
         require_room(data, made.size)
         shutil.copytree(backup, arriving)
         verified(arriving)
+        private.close([arriving])
+        with closing(Store(arriving)) as store:  # what is restored says that it was
+            adapters.audit(store, None, "restore", str(backup), {"backup of": made.made_at})
         for each in files_in(arriving):
             to_disk(each)
         aside = put_aside(data) if occupied else None
@@ -120,7 +128,8 @@ def verified(backup: Path) -> Backup:
 
 def copy_database(store: Store, to: Path) -> None:
     """The database as it is at this moment, in one file without a log."""
-    target = sqlite3.connect(to)
+    with private.making_private():
+        target = sqlite3.connect(to)
     try:
         with translated(store.path):
             store.db.conn.backup(target)
@@ -172,7 +181,7 @@ def in_use(database: Path) -> bool:
 def put_aside(data: Path) -> Path:
     """Move what a data folder holds into a folder in it; that folder."""
     aside = data / f"replaced-{now()[:19].replace(':', '')}"
-    aside.mkdir()
+    aside.mkdir(mode=0o700)
     names = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", ADAPTERS, SECRET, "nights")
     for name in names:
         if (data / name).exists():

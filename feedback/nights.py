@@ -1,4 +1,4 @@
-"""What each night did, and the operator's settings.
+"""What each night did.
 
 A night writes its own row as it goes; whoever reads it (page, command line, API) sees it live.
 Left out on purpose: running a night (`training/night`) and when one is due (`schedules`).
@@ -10,22 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feedback.store import NotFound, Refused, Store, now
+from feedback.settings import GATE, SETTINGS, set_setting, setting
+from feedback.store import NotFound, Store, now
 
+__all__ = ["GATE", "SETTINGS", "set_setting", "setting"]  # what an operator sets lives in `settings`
 RUNNING = "running"
-SETTINGS: dict[str, Any] = {  # name -> default
-    "side_by_side_share": 0.1,
-    "gate": "on",
-    "raters_per_question": 1,  # a question is put to others until so many people have answered it
-    "feedback_per_hour": 600,  # pieces of one person (not of the owner of a machine without accounts); 0: any number
-    "retention_days": 0,  # conversations older than this lose their content before a night; 0: none ever does
-}
 EXAMPLES = "examples.json"  # in a night's folder: the words that it learns from
-GATE = {
-    "on": "what the gate says has proved itself serves from then on",
-    "advise": "the gate judges, and a person promotes",
-    "off": "nothing is judged; every new adapter serves that passes its proof",
-}
 
 
 @dataclass(frozen=True)
@@ -141,28 +131,3 @@ def last_trained(store: Store) -> Night | None:
 
 def _night(row: dict[str, Any]) -> Night:
     return Night(**row | {"settings": json.loads(row["settings"]), "counts": json.loads(row["counts"])})
-
-
-def setting(store: Store, name: str) -> Any:
-    """An operator's setting as it stands, or its default. Raises `NotFound` on an unknown name."""
-    if name not in SETTINGS:
-        raise NotFound(f"there is no setting {name!r}; there are {', '.join(SETTINGS)}")
-    row = store.row("SELECT value FROM settings WHERE name = ? ORDER BY id DESC LIMIT 1", name)
-    return json.loads(row["value"]) if row else SETTINGS[name]
-
-
-def set_setting(store: Store, user: int | None, name: str, value: Any) -> None:
-    """Change a setting. Raises `NotFound` on an unknown name, `Refused` on a value it cannot take."""
-    setting(store, name)
-    if name == "side_by_side_share" and not (type(value) in (int, float) and 0 <= value <= 1):
-        raise Refused(f"side_by_side_share is a number from 0 to 1, not {value!r}")
-    if name == "gate" and value not in GATE:
-        raise Refused(f"gate is one of {', '.join(GATE)}, not {value!r}")
-    if name == "raters_per_question" and not (type(value) is int and value >= 1):
-        raise Refused(f"raters_per_question is a whole number of people from 1, not {value!r}")
-    if name == "feedback_per_hour" and not (type(value) is int and value >= 0):
-        raise Refused(f"feedback_per_hour is a whole number, 0 for any number, not {value!r}")
-    if name == "retention_days" and not (type(value) is int and value >= 0):
-        raise Refused(f"retention_days is a whole number of days, 0 for ever, not {value!r}")
-    row = {"user": user, "name": name, "value": json.dumps(value), "at": now()}
-    store.insert("settings", row)

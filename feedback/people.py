@@ -7,6 +7,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 
+from feedback import adapters
 from feedback.store import Conflict, NotFound, Refused, Store, now
 
 ROLES = ("chatter", "rater", "operator")  # each may do all that those before it may
@@ -29,15 +30,16 @@ class User:
         return ROLES.index(self.role) >= ROLES.index(role)
 
 
-def add_user(store: Store, name: str, role: str, password_hash: str | None) -> User:
-    """A new account. Raises `Refused` on an unusable name or role, `Conflict` on a taken name."""
+def add_user(store: Store, name: str, role: str, password_hash: str | None, by: int | None = None) -> User:
+    """A new account, made by whom. Raises `Refused` on an unusable name or role, `Conflict` on a taken name."""
     name = usable_name(name)
     require_role(role)
     with store.write():
         if find_user(store, name):
             raise Conflict(f"there is already a user {name!r}")
-        row = {"name": name, "role": role, "password_hash": password_hash, "created_at": now()}
-        return User(store.insert("users", row), name, role, password_hash)
+        made = _added(store, name, role, password_hash)
+        adapters.audit(store, by, "add user", name, {"role": role})
+        return made
 
 
 def usable_name(name: str) -> str:
@@ -54,7 +56,12 @@ def require_role(role: str) -> None:
         raise Refused(f"a role is one of {', '.join(ROLES)}, not {role!r}")
 
 
-def set_password(store: Store, name: str, password_hash: str) -> None:
+def _added(store: Store, name: str, role: str, password_hash: str | None) -> User:
+    row = {"name": name, "role": role, "password_hash": password_hash, "created_at": now()}
+    return User(store.insert("users", row), name, role, password_hash)
+
+
+def set_password(store: Store, name: str, password_hash: str, by: int | None = None) -> None:
     """Give an account a new password, which ends its sessions and revokes its tokens. Raises `NotFound`."""
     with store.write() as db:
         user = find_user(store, name)
@@ -63,6 +70,7 @@ def set_password(store: Store, name: str, password_hash: str) -> None:
         db.conn.execute("UPDATE users SET password_hash = ? WHERE id = ?", (password_hash, user.id))
         db.conn.execute("UPDATE sessions SET ended_at = ? WHERE user = ? AND ended_at IS NULL", (now(), user.id))
         db.conn.execute("UPDATE tokens SET revoked_at = ? WHERE user = ? AND revoked_at IS NULL", (now(), user.id))
+        adapters.audit(store, by, "set password of", user.name)
 
 
 def set_hash(store: Store, user: User, password_hash: str) -> None:
@@ -97,13 +105,15 @@ def has_accounts(store: Store) -> bool:
 def local_owner(store: Store) -> User:
     """The one person of a machine without accounts; made on first sight."""
     with store.write():
-        return find_user(store, OWNER) or add_user(store, OWNER, "operator", None)
+        return find_user(store, OWNER) or _added(store, OWNER, "operator", None)
 
 
-def add_token(store: Store, user: User, name: str) -> str:
+def add_token(store: Store, user: User, name: str, by: int | None = None) -> str:
     """A new API token, shown this once."""
     token = "ns-" + secrets.token_urlsafe(32)
-    store.insert("tokens", {"user": user.id, "name": name, "sha256": sha256(token), "created_at": now()})
+    with store.write():
+        store.insert("tokens", {"user": user.id, "name": name, "sha256": sha256(token), "created_at": now()})
+        adapters.audit(store, by, "make token of", user.name, {"token": name})
     return token
 
 
@@ -113,11 +123,13 @@ def count_tokens(store: Store, user: User) -> int:
     return int(row["n"]) if row else 0
 
 
-def revoke_token(store: Store, user: User, name: str) -> int:
+def revoke_token(store: Store, user: User, name: str, by: int | None = None) -> int:
     """Revoke a person's tokens of that name; how many there were."""
     with store.write() as db:
         sql = "UPDATE tokens SET revoked_at = ? WHERE user = ? AND name = ? AND revoked_at IS NULL"
-        return db.conn.execute(sql, (now(), user.id, name)).rowcount
+        revoked = db.conn.execute(sql, (now(), user.id, name)).rowcount
+        adapters.audit(store, by, "revoke token of", user.name, {"token": name, "revoked": revoked})
+        return revoked
 
 
 def user_of_token(store: Store, token: str) -> User | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from feedback import accounts, history, nights, openings, people, ratings, standing, talk
+from feedback import accounts, adapters, history, nights, openings, people, ratings, standing, talk
 from feedback.people import User
 from feedback.store import Conflict, Refused, Store, now
 
@@ -40,7 +40,7 @@ class Forgotten:
     nights: tuple[int, ...] = ()  # that have not ended: what they make is marked when it is announced
 
 
-def forget(store: Store, user: User) -> Forgotten:
+def forget(store: Store, user: User, by: int | None = None) -> Forgotten:
     """Remove all that a person wrote and all that was written to them, their name and their keys; never undone.
 
     Raises `Conflict` where it was done already, or for the last who can operate, and `Refused`
@@ -71,11 +71,14 @@ def forget(store: Store, user: User) -> Forgotten:
             "UPDATE users SET name = ?, password_hash = NULL, forgotten_at = ? WHERE id = ?",
             (f"forgotten {user.id}", now(), user.id),
         )
+        # The record of who did what keeps the deed, and not the name.
+        db.conn.execute("UPDATE audit SET subject = ? WHERE subject = ?", (f"user {user.id}", user.name))
         people.set_consent(store, user, False)
         for adapter in (*surely, *perhaps):
             sql = "INSERT OR IGNORE INTO retrains (adapter, user, at) VALUES (?, ?, ?)"
             db.conn.execute(sql, (adapter, user.id, now()))
         _remove_files_of_nights(store, user)
+        adapters.audit(store, by, "forget", f"user {user.id}")
     store.checkpoint()  # the log still held what it was
     return Forgotten(len(conversations), messages, said, surely, perhaps, running)
 

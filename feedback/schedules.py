@@ -9,7 +9,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from feedback import ratings, standing
+from feedback import adapters, ratings, standing
 from feedback.store import Refused, Store, now
 
 CLOCK, FEEDBACK = "clock", "feedback"
@@ -66,8 +66,11 @@ def set_schedule(
 ) -> None:
     """A new schedule; the caller has checked cron and time zone. Raises `Refused` on a number out of range."""
     check_numbers(grace_minutes, every_new)
-    row = {"user": user, "cron": cron, "time_zone": time_zone, "enabled": int(enabled)}
-    store.insert("schedules", row | {"grace_minutes": grace_minutes, "every_new": every_new, "at": now()})
+    row = {"cron": cron, "time_zone": time_zone, "enabled": enabled}
+    row |= {"grace_minutes": grace_minutes, "every_new": every_new}
+    with store.write():
+        store.insert("schedules", row | {"user": user, "enabled": int(enabled), "at": now()})
+        adapters.audit(store, user, "set", "schedule", row)
 
 
 def check_numbers(grace_minutes: int, every_new: int | None) -> None:

@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
+from feedback import private
 from feedback.schema import steps, unknown_steps
 from feedback.turns import Group, TooLong, Turns
 
@@ -83,20 +84,19 @@ class Store:
         self._turns = Turns()
         self._shorten_from = SHORTENED_FROM
         try:
-            self.data.mkdir(parents=True, exist_ok=True)
+            private.make_data_folder(self.data)
         except OSError as error:
             raise Unavailable(f"cannot make the data folder {self.data}: {error.strerror}") from error
         # Whoever began a shared transaction takes the lock and gives it back; its thread may be any.
-        self._across_processes = FileLock(f"{self.path}.lock", poll_interval=0.005, thread_local=False)
+        self._across_processes = FileLock(f"{self.path}.lock", mode=0o600, poll_interval=0.005, thread_local=False)
         with self._lock(wait_s), translated(self.path):
             # All writes go through this one connection. It outlives those of the threads, so that it is the last to
             # close, which checkpoints; `close` does it under the lock.
-            self._writer: Database | None = Database(self._connect(), execute_plugins=False)
+            with private.making_private():  # the log takes after the database
+                self._writer: Database | None = Database(self._connect(), execute_plugins=False)
             self._require_known_schema()
             steps.apply(self._writer)
         atexit.register(self.close)
-        with suppress(OSError):
-            self.path.chmod(0o600)  # what people said is for this account's eyes
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=self.wait_s, isolation_level=None, check_same_thread=False)

@@ -52,7 +52,7 @@ def test_a_person_changes_their_password_and_stays_logged_in_here_alone(
     assert beside(web, "192.0.2.3").get("/docs", headers={"Cookie": f"nightschool={before}"}).status_code == 401
     assert people.user_of_token(store, token) is None
     assert (log_in(elsewhere), log_in(elsewhere, password=NEW)) == (401, 303)
-    assert [(each.user, each.action) for each in adapters.audit_trail(store)] == [("Ada", "set password")]
+    assert [(each.user, each.action) for each in adapters.audit_trail(store)] == [("Ada", "set password of")]
 
 
 def test_a_password_is_not_changed_without_the_current_one_or_for_a_bad_one(

@@ -204,6 +204,23 @@ def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Vis
 
 
 @pytest.mark.browser
+def test_every_setting_is_set_on_the_page_and_what_cannot_be_changes_nothing(visitor: Visitor, house: Store) -> None:
+    visitor.operate()
+    visitor.locate("#gate input").click()
+    visitor.page.get_by_role("option", name=re.compile("^advise")).click()
+    people = visitor.locate("#raters-per-question input, #raters-per-question textarea")
+    people.fill("none")
+    visitor.locate("#save-settings").click()
+    expect(visitor.locate("#settings-notice")).to_contain_text("a whole number of people from 1 to 1,000")
+    assert nights.setting(house, "gate") == "on"
+    people.fill("2")
+    visitor.locate("#save-settings").click()
+    expect(visitor.locate("#settings-notice")).to_have_text("Saved: gate, raters_per_question.")
+    assert (nights.setting(house, "gate"), nights.setting(house, "raters_per_question")) == ("advise", 2)
+    expect(visitor.locate("#trail li").first).to_contain_text("owner set raters_per_question")
+
+
+@pytest.mark.browser
 @pytest.mark.long
 def test_a_night_is_watched_live_cancelled_within_five_seconds_and_the_next_one_works(
     visitor: Visitor, house: Store

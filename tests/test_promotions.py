@@ -80,7 +80,8 @@ def test_who_decided_on_what_no_longer_serves_is_told_who_was_first(
     assert promote(web, None, eve, instead_of=None)[0] == 409
     assert adapters.serving(store) == names[1]
     assert promote(web, names[2], eve)[0] == 200  # who says nothing of what they believe is not asked
-    assert [each.user for each in adapters.audit_trail(store)] == ["Eve", "Bob", "Bob"]
+    trail = [each.user for each in adapters.audit_trail(store) if each.action == "promote"]
+    assert trail == ["Eve", "Bob", "Bob"]
 
 
 def test_of_two_operators_who_promote_at_once_exactly_one_wins(assistant: Assistant, names: list[str]) -> None:

@@ -108,7 +108,12 @@ def test_a_new_password_by_command_ends_sessions_and_tokens_and_is_in_the_trail(
     assert (sessions.find(store, key), people.user_of_token(store, token)) == (None, None)
     user(store, "token", "ada")
     assert user(store, "revoke", "ada").stdout == "revoked 1\n"
-    assert [each for each, _ in deeds(store)] == ["add token", "set password", "add token", "revoke token"]
+    assert [each for each, _ in deeds(store)] == [
+        "make token of",
+        "set password of",
+        "make token of",
+        "revoke token of",
+    ]
 
 
 def test_a_short_a_common_and_a_tell_tale_password_are_refused_with_the_reason(store: Store) -> None:

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from assistant.environment import prepare
-from feedback import nights, rights
+from feedback import adapters, nights, rights, schedules
 from feedback.examples import gather
+from feedback.private import keep_private
 from feedback.store import Conflict, Refused, Store, now
 from training.signals import Cancellation, Cancelled
 
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one night; its exit status: 0 done or nothing to do, 1 failed, 2 bad input, 3 cancelled."""
+    keep_private()
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     prepare(options.model)
@@ -73,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--again", action="store_true", help="train even if nothing is new since the last night")
     top.add_argument("--fresh", action="store_true", help="do not go on with an interrupted night")
     top.add_argument("--log", choices=("tensorboard", "trackio"), help="write the steps there, too")
+    top.add_argument("--asked-by", metavar="WHO", help=argparse.SUPPRESS)  # of servers: "clock", or a person's id
     gates = "; ".join(f"{name}: {words}" for name, words in nights.GATE.items())
     top.add_argument("--gate", choices=nights.GATE, help=f"{gates} (default: the setting 'gate')")
     return top
@@ -108,11 +111,13 @@ def whole_night(store: Store, base: "Base", wishes: "Wishes", options: argparse.
         # 2. an interrupted night goes on, or is closed
         with cancellation.held():
             saved = interrupted.go_on(store, base, gather(store), wishes)
+            if saved:
+                write_down_who(store, saved[0], options, resumed=True)
             night_folder.tidy(store.data, keep=saved[0] if saved else None)
 
         # 3. or a new one begins, if there is something to learn
         with cancellation.held(longer=True):
-            work = Work(*saved) if saved else begin(store, base, wishes, options.again)
+            work = Work(*saved) if saved else begin(store, base, wishes, options)
             if work is None:
                 return DONE
             work = replace(work, gate=options.gate or nights.setting(store, "gate"), log=options.log or "")
@@ -148,7 +153,7 @@ def dry_run(store: Store, base: "Base", wishes: "Wishes") -> int:
     return DONE
 
 
-def begin(store: Store, base: "Base", wishes: "Wishes", again: bool) -> "Work | None":
+def begin(store: Store, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> "Work | None":
     """A new night with its examples saved; None, with a row that says why, where there is nothing to learn."""
     from training import night_folder, planner
     from training.teaching import Work
@@ -158,16 +163,28 @@ def begin(store: Store, base: "Base", wishes: "Wishes", again: bool) -> "Work | 
     plan, examples = planner.make_plan(store, base, wishes, settle=True)
     with store.write():
         night = nights.start_night(store, plan.method, planner.recorded_settings(plan), os.getpid(), began)
+        write_down_who(store, night, options)
         counts, sha256 = examples.counts(), examples.sha256
         nights.update_night(store, night, counts=counts, data_sha256=sha256, phase="examples")
         nights.record_people(store, night, examples.people())
-        reason = planner.why_nothing(store, examples, plan, again)
+        reason = planner.why_nothing(store, examples, plan, options.again)
         if reason:
             end(store, night, "nothing", reason)
             return None
     night_folder.save_plan(night_folder.folder(store.data, night), plan, examples)
     print(f"night {night}: {planner.in_words(examples)}", flush=True)
     return Work(night, plan, examples)
+
+
+def write_down_who(store: Store, night: int, options: argparse.Namespace, resumed: bool = False) -> None:
+    """Leave an audit row of who started a night, and how; the clock keeps a record of its own."""
+    if options.asked_by == schedules.CLOCK:
+        return
+    told = {"again": options.again, "resumed": resumed, "gate": options.gate, "settings": ", ".join(options.set)}
+    detail = {"method": options.method or "auto"} | {name: value for name, value in told.items() if value}
+    with nullcontext() if options.asked_by else adapters.at_terminal():
+        user = int(options.asked_by) if options.asked_by else None
+        adapters.audit(store, user, "start night", str(night), detail)
 
 
 def taught(store: Store, base: "Base", work: "Work", cancellation: Cancellation) -> int:
@@ -185,6 +202,9 @@ def taught(store: Store, base: "Base", work: "Work", cancellation: Cancellation)
         return DONE
     except Cancelled:
         cancellation.too_late()
+        if cancellation.typed:
+            with adapters.at_terminal():
+                adapters.audit(store, None, "cancel night", str(work.night))
         end(store, work.night, "cancelled", "cancelled; nothing of it is kept")
         return CANCELLED
     except NothingFits as error:

@@ -58,8 +58,7 @@ def folder(data: Path, night_id: int) -> Path:
 
 def save_plan(where: Path, plan: Plan, examples: Examples) -> None:
     """Write down what a night trains on and how, before it begins."""
-    where.mkdir(parents=True, exist_ok=True)
-    where.chmod(0o700)  # what people said is for this account's eyes
+    where.mkdir(parents=True, exist_ok=True, mode=0o700)  # what people said is for this account's eyes
     write_whole(where / EXAMPLES, json.dumps(asdict(examples)).encode())
     write_whole(where / PLAN, json.dumps(asdict(plan), indent=1).encode())
 

@@ -25,9 +25,10 @@ from uuid import uuid4
 import httpx
 import numpy as np
 
-from assistant.environment import prepare
+from assistant.environment import prepare, program
 from feedback import nights, talk
 from feedback.nights import RUNNING
+from feedback.private import keep_private
 from feedback.store import Refused, Store
 from training import taste
 from training.soundness import whole_words, words
@@ -77,6 +78,7 @@ class Figures:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rehearse; its exit status: 0 done, 1 failed, 2 bad input."""
+    keep_private()
     options = parser().parse_args(arguments)
     prepare(options.model)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with us
@@ -166,21 +168,9 @@ def new_folder(wanted: Path | None) -> Path:
 def serving(data: Path, model: str) -> Iterator[str]:
     """A server of our own on the data folder; the address where it answers. Raises `Failed`."""
     log = data / "server.log"
-    command = [
-        sys.executable,
-        "-m",
-        "ui.app",
-        "--data",
-        str(data),
-        "--model",
-        model,
-        "--port",
-        "0",
-        "--side-by-side",
-        "0",
-    ]
+    options = ["--data", str(data), "--model", model, "--port", "0", "--side-by-side", "0"]
     with log.open("w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output)
+        server = subprocess.Popen(program("ui.app", *options), stdout=output, stderr=output)
     try:
         until = time.monotonic() + STARTS_WITHIN_S
         while "answers at " not in log.read_text():

@@ -18,11 +18,13 @@ class Cancellation:
 
     def __init__(self) -> None:
         self._held = self._asked = self._deaf = False
+        self.typed = False  # whether it was Ctrl-C
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+        self.typed = number == signal.SIGINT
         if not self._held and not self._deaf:
             raise Cancelled
 

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from assistant.passwords import LEAST, require_usable
-from feedback import accounts, people, sessions
+from feedback import people, sessions
 from feedback.people import User
 from feedback.store import Refused, Store
 from ui.asked import TheStore
@@ -95,7 +95,7 @@ async def require_own(logins: Logins, request: Request, user: User, current: str
 
 def changed(request: Request, store: Store, user: User, hashed: str) -> None:
     """Keep the new password; all sessions end, and a new one begins here if this is a browser's."""
-    accounts.set_password(store, user.id, user, hashed)
+    people.set_password(store, user.name, hashed, user.id)
     if session_of(request):
         open_session(request, user)
         request.state.session = sessions.of(store, user)[0]

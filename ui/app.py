@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assistant.environment import FORMATS, prepare
-from feedback import nights, people
+from feedback import adapters, people, settings
+from feedback.private import keep_private
 from feedback.store import Refused, Store
 
 if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is imported
@@ -237,12 +238,14 @@ def serve(options: argparse.Namespace) -> None:
 
     proxies = trusted_proxies(options)
     with closing(Store(options.data)) as store, bound(options.host, options.port) as listening:
-        set_owner_password(store, os.environ)
+        with adapters.at_terminal():
+            set_owner_password(store, os.environ)
         require_accounts(store, options.host, proxies)
         engine_url(options)
         share = options.side_by_side
-        if share is not None and share != nights.setting(store, "side_by_side_share"):
-            nights.set_setting(store, None, "side_by_side_share", share)
+        if share is not None and share != settings.setting(store, "side_by_side_share"):
+            with adapters.at_terminal():
+                settings.set_setting(store, None, "side_by_side_share", share)
         run(store, listening, options)
 
 
@@ -329,6 +332,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve; 2 when what was asked for cannot be done."""
+    keep_private()
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -11,14 +11,15 @@ from typing import Any
 import gradio as gr
 
 from assistant.chat import Assistant
-from feedback import adapters, nights, ratings, schedules
+from feedback import adapters, nights, ratings, schedules, settings
 from feedback.nights import RUNNING, Night
 from feedback.people import User
+from feedback.settings import Setting
 from feedback.store import NotFound, Refused
 from ui import moments, operate_lists, operate_screen, operations
 from ui.auth import page_user, require_operator
 from ui.chat_handlers import telling
-from ui.operate_layout import IDLE_TICK_S, TICK_S, Page
+from ui.operate_layout import IDLE_TICK_S, LISTED, TICK_S, Page
 from ui.operate_schedule import next_five, stands, wished
 from ui.operate_screen import BASE, notice
 from ui.operate_view import House, look
@@ -109,8 +110,10 @@ class OperatePage:
     def _form(self, zone: str) -> Updates:
         """The schedule and the share as they stand, to be changed."""
         panel, standing = self.page.schedule, schedules.schedule(self.store)
-        share = nights.setting(self.store, "side_by_side_share")
-        shown: Updates = {panel.share: round(100 * share)}
+        stand = settings.all_settings(self.store)
+        shown: Updates = {panel.share: round(100 * stand["side_by_side_share"])}
+        for each, control in zip(LISTED, self.page.settings.fields, strict=True):
+            shown[control] = stand[each.name] if each.choices is not None else str(stand[each.name])
         if standing is None:
             return shown | {panel.time_zone: zone or "UTC"}
         return shown | {
@@ -249,10 +252,28 @@ class OperatePage:
         """How often two replies are shown."""
         user, panel = self._operator(request), self.page.schedule
         with telling() as told:
-            operations.set_share(self.store, user, percent / 100)
+            settings.set_setting(self.store, user.id, "side_by_side_share", percent / 100)
             said = f"{percent:g} % of turns show two replies from now on"
             return self.screen(zone, chosen, seen) | {panel.share_notice: notice(said, good=True)}
         return {panel.share_notice: notice(told.sentence)}
+
+    def save_settings(self, request: gr.Request, zone: str, chosen: str, seen: str, *typed: Any) -> Updates:
+        """Change the settings that differ from what stands."""
+        user, panel = self._operator(request), self.page.settings
+        with telling() as told:
+            wanted = {each.name: as_value(each, text) for each, text in zip(LISTED, typed, strict=True)}
+            standing = settings.all_settings(self.store)
+            new = {name: value for name, value in wanted.items() if value != standing[name]}
+            settings.set_all(self.store, user.id, new)
+            said = f"saved: {', '.join(new)}" if new else "nothing has changed"
+            return self.screen(zone, chosen, seen) | {panel.notice: notice(said, good=True)}
+        return {panel.notice: notice(told.sentence)}
+
+
+def as_value(declared: Setting, typed: Any) -> Any:
+    """A setting's value as it was typed on the page; what is no number stays text, to be refused as such."""
+    text = str(typed).strip()
+    return int(text) if declared.choices is None and text.isascii() and text.isdecimal() else text
 
 
 def words_of(house: House) -> dict[str, str]:

@@ -5,12 +5,15 @@ spacing (`static/operate.css`).
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 from zoneinfo import available_timezones
 
 import gradio as gr
 
+from feedback.settings import SETTINGS
 from ui.chat_layout import button
 
+LISTED = [each for each in SETTINGS.values() if not each.is_share]  # the share has a place of its own
 METHODS = [
     ("Automatic: all that was said", "auto"),
     ("DPO: choices and corrections", "dpo"),
@@ -91,6 +94,15 @@ class SchedulePanel:
 
 
 @dataclass(frozen=True)
+class SettingsPanel:
+    """The settings but the share, in the order in which they are declared."""
+
+    fields: list[gr.blocks.Block]
+    save: gr.Button
+    notice: gr.HTML
+
+
+@dataclass(frozen=True)
 class Page:
     """All of it. `zone` is the browser's time zone; `seen` says which state of each part the browser has."""
 
@@ -101,6 +113,7 @@ class Page:
     night: NightPanel
     promotion: PromotionPanel
     schedule: SchedulePanel
+    settings: SettingsPanel
 
     def controls(self) -> list[gr.blocks.Block]:
         """Every control, as gradio's list of outputs."""
@@ -110,6 +123,9 @@ class Page:
             self.seen,
             self.timer,
             *(getattr(part, each.name) for part in parts for each in fields(part)),
+            *self.settings.fields,
+            self.settings.save,
+            self.settings.notice,
         ]
 
 
@@ -140,6 +156,7 @@ def build() -> Page:
                 adapters, promotion = build_promotion()
             with gr.Column(elem_id="settings-card", elem_classes="card", scale=5):
                 standing, schedule = build_schedule()
+                settings = build_settings()
         with gr.Column(elem_id="nights-card", elem_classes="card"):
             heading("Nights")
             nights = gr.HTML(elem_id="nights", padding=False, js_on_load=NAMED_BUTTONS)
@@ -151,7 +168,7 @@ def build() -> Page:
                 heading("Who did what")
                 trail = text("trail")
     glance = Glance(account, headline, tiles, night_html, said, adapters, standing, nights, clock, trail)
-    return Page(zone, seen, gr.Timer(IDLE_TICK_S), glance, night, promotion, schedule)
+    return Page(zone, seen, gr.Timer(IDLE_TICK_S), glance, night, promotion, schedule, settings)
 
 
 def build_night() -> tuple[gr.HTML, NightPanel]:
@@ -244,3 +261,17 @@ def build_schedule() -> tuple[gr.HTML, SchedulePanel]:
     return standing, SchedulePanel(
         cron, time_zone, enabled, grace, every_new, next_times, save, notice, share, save_share, share_notice
     )
+
+
+def build_settings() -> SettingsPanel:
+    """A field for every setting but the share."""
+    heading("Settings")
+    made: list[gr.blocks.Block] = []
+    for each in LISTED:
+        name: dict[str, Any] = {"label": each.title, "info": each.help, "elem_id": each.name.replace("_", "-")}
+        if each.choices is not None:
+            words = [(f"{word}: {meaning}", word) for word, meaning in each.choices.items()]
+            made.append(gr.Dropdown(words, value=each.default, filterable=False, **name))
+        else:  # not gr.Number: that one takes an empty field for 0
+            made.append(gr.Textbox(str(each.default), max_lines=1, **name))
+    return SettingsPanel(made, button("Save settings", "save-settings"), text("settings-notice"))

@@ -7,14 +7,32 @@ Left out on purpose: reading the store (`operate_view`), and the rest of the pag
 from html import escape
 from typing import Any
 
-from feedback.adapters import Adapter
+from feedback.adapters import TERMINAL, Adapter, Deed
 from feedback.nights import Night
 from ui import moments, plots
 from ui.operate_screen import BASE, chip, method_words, sentence
 from ui.operate_view import House, doing, in_words, learned_from, outcome
 
 ADAPTERS_SHOWN = 12
-DONE = {"promote": "promoted", "start night": "started night", "cancel night": "cancelled night"}
+DONE = {
+    "promote": "promoted",
+    "start night": "started night",
+    "cancel night": "cancelled night",
+    "import": "imported",
+    "export to": "exported to",
+    "back up to": "backed up to",
+    "restore": "restored",
+    "forget": "forgot",
+    "add user": "added user",
+    "set role": "changed the role of",
+    "disable user": "disabled",
+    "enable user": "enabled",
+    "remove user": "removed user",
+    "end sessions": "ended the sessions of",
+    "take over": "gave earlier chats to",
+    "make token of": "made a token of",
+    "revoke token of": "revoked a token of",
+}
 
 
 def show_adapters(house: House) -> str:
@@ -138,7 +156,7 @@ def show_trail(house: House) -> str:
     if not house.trail:
         return '<p class="empty">Nobody has changed anything yet.</p>'
     items = "".join(
-        f"<li><strong>{escape(each.user or 'Nightschool')}</strong> {escape(DONE.get(each.action, each.action))} "
+        f"<li><strong>{escape(doer(each))}</strong> {escape(DONE.get(each.action, each.action))} "
         f'<strong>{escape(each.subject)}</strong> <span class="when">{escape(house.clock(each.at))}</span>'
         f'<p class="line">{escape(detail_words(each.detail))}</p></li>'
         for each in house.trail
@@ -146,8 +164,15 @@ def show_trail(house: House) -> str:
     return f'<ul class="log">{items}</ul>'
 
 
+def doer(deed: Deed) -> str:
+    """Who did it: a person, whoever typed a command, or the program itself."""
+    typed = deed.detail.get(TERMINAL)
+    return deed.user or (f"{typed} (command line)" if typed else "Nightschool")
+
+
 def detail_words(detail: dict[str, Any]) -> str:
     """An audit row's detail, in words."""
+    detail = {name: value for name, value in detail.items() if name != TERMINAL}
     if set(detail) == {"reason"}:
         return sentence(str(detail["reason"]))
     return ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in detail.items() if value is not None)

@@ -9,11 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 from assistant import processes
 from feedback import adapters, nights, ratings, schedules
 from feedback.adapters import ANYTHING
+from feedback.settings import SETTINGS, Setting, all_settings, set_all
 from feedback.store import Store
 from ui import operations
 from ui.api import BASE
@@ -140,11 +141,18 @@ class Schedule(BaseModel):
     occurrences: list[Occurrence]
 
 
-class Settings(BaseModel):
-    """What the operator sets."""
+def type_of(declared: Setting) -> Any:
+    """The JSON type of a setting's value."""
+    return float if declared.is_share else str if declared.choices is not None else int
 
-    model_config = STRICT
-    side_by_side_share: float = Field(description="The share of turns that show two replies, 0 to 1.")
+
+# Both list what `feedback.settings` declares.
+SET: dict[str, Any] = {name: (type_of(each), Field(description=each.help)) for name, each in SETTINGS.items()}
+ASKED: dict[str, Any] = {name: (type_of(each), Field(None, description=each.help)) for name, each in SETTINGS.items()}
+Settings: Any = create_model("Settings", __doc__="What the operator sets.", **SET)
+SettingsAsked: Any = create_model(
+    "SettingsAsked", __config__=STRICT, __doc__="What to set; what is left out stays as it is.", **ASKED
+)
 
 
 class Status(BaseModel):
@@ -230,16 +238,16 @@ def set_schedule(body: ScheduleAsked, user: Operator, store: TheStore, write: Wr
 @router.get("/settings", response_model=Settings)
 def settings(store: TheStore) -> dict[str, Any]:
     """What is set."""
-    return {name: nights.setting(store, name) for name in Settings.model_fields}
+    return all_settings(store)
 
 
 @router.put("/settings", response_model=Settings)
-def set_settings(body: Settings, user: Operator, store: TheStore, write: Writing) -> dict[str, Any]:
-    """Set it; takes effect with the next turn."""
+def set_settings(body: SettingsAsked, user: Operator, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Set some or all of it; takes effect with the next turn, or the next night."""
 
     def act() -> dict[str, Any]:
-        operations.set_share(store, user, body.side_by_side_share)
-        return settings(store)
+        set_all(store, user.id, body.model_dump(exclude_unset=True))
+        return all_settings(store)
 
     return write.at_once(body, act)
 

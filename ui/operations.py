@@ -1,4 +1,4 @@
-"""What an operator does, each with its line in the audit trail; the page and the HTTP API do it through here.
+"""What an operator does; the page and the HTTP API do it through here, and what is done leaves its audit row.
 
 Left out on purpose: who may (`auth`), and the schedule's rules (`schedule`).
 """
@@ -32,16 +32,12 @@ class Wish:
 def start_night(assistant: Assistant, user: User, method: str | None = None, again: bool = False) -> Night:
     """Start a night now. Raises as `processes.start_night` does."""
     options = [*(["--method", method] if method else []), *(["--again"] if again else [])]
-    night = processes.start_night(assistant.store, assistant.base.name, options)
-    detail = {"method": method or "auto"} | ({"again": True} if again else {})
-    adapters.audit(assistant.store, user.id, "start night", str(night.id), detail)
-    return night
+    return processes.start_night(assistant.store, assistant.base.name, options, user.id)
 
 
 def cancel_night(store: Store, user: User, night: int) -> Night:
     """End a night's process; its row afterwards. Raises as `processes.cancel_night` does."""
-    processes.cancel_night(store, night)
-    adapters.audit(store, user.id, "cancel night", str(night))
+    processes.cancel_night(store, night, user.id)
     return nights.night(store, night)
 
 
@@ -54,15 +50,6 @@ def promote(
     return name, assistant.roster.promote(user.id, name, reason, instead_of)
 
 
-def set_share(store: Store, user: User, share: float) -> None:
-    """The share of turns that show two replies. Raises `Refused`."""
-    with store.write():
-        nights.set_setting(store, user.id, "side_by_side_share", share)
-        adapters.audit(store, user.id, "set", "side_by_side_share", {"value": share})
-
-
 def set_schedule(store: Store, user: User, wish: Wish) -> None:
     """Let a schedule stand. Raises as `schedule.change` does."""
-    with store.write():
-        schedule.change(store, user.id, **asdict(wish))
-        adapters.audit(store, user.id, "set", "schedule", asdict(wish))
+    schedule.change(store, user.id, **asdict(wish))

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from assistant.__main__ import default_data, existing
-from feedback import schedules
+from feedback import adapters, schedules
+from feedback.private import keep_private
 from feedback.store import NotFound, Refused, Store
 from ui.schedule import change, next_nights
 
@@ -24,13 +25,15 @@ NONE_YET = schedules.Schedule("", "UTC", enabled=True, grace_minutes=60, every_n
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 2 when what was asked for cannot be done."""
+    keep_private()
     options = parser().parse_args(arguments)
     try:
         store = existing(options.data)
-        if options.act == "set":
-            set_as_asked(store, options)
-        elif options.act:
-            turn(store, enabled=options.act == "on")
+        with adapters.at_terminal():
+            if options.act == "set":
+                set_as_asked(store, options)
+            elif options.act:
+                turn(store, enabled=options.act == "on")
         show(store, options.json)
     except Refused as error:
         print(f"nightschool: {error}", file=sys.stderr)

@@ -8,18 +8,20 @@ Left out on purpose: writing files (`files`) and rows (`catalog`).
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from feedback import standing
+from feedback import adapters, rights, standing
 from feedback.examples import DEMONSTRATION, replies_of
+from feedback.formats import files
 from feedback.formats.catalog import Format
 from feedback.formats.rows import Dropped, Reply, Row, Said
 from feedback.people import User
 from feedback.ratings import NONE
 from feedback.standing import Told
-from feedback.store import Store
+from feedback.store import Store, now
 
 AT_ONCE = 2000  # rows of a table whose texts are in memory
 ORDER = ("comparisons", "rankings", "corrections", "votes", "critiques", "labels")
@@ -43,6 +45,34 @@ def rows(store: Store, form: Format, left_out: Counter[str], of: User | None = N
             continue
         number += 1
         yield made | {name: value for name, value in row.extra.items() if name not in made or name == "id"}
+
+
+def export_file(
+    store: Store,
+    out: Path,
+    form: Format,
+    left_out: Counter[str],
+    of: User | None = None,
+    by: int | None = None,
+    change: Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]] = iter,
+    licence: str = "other",
+) -> int:
+    """Write rows, `change`d, to a file or (a name without an ending) a new folder, and who had them; how many."""
+    found = change(rows(store, form, left_out, of))
+    if out.suffix:
+        count = files.write(out, found)
+    else:
+        card = {"format": form.name, "words": form.words, "licence": licence, "at": now()[:10]}
+        count = files.write_folder(out, found, card)
+    person = {"of": f"user {of.id}"} if of else {}
+    adapters.audit(store, by, "export to", str(out), {"format": form.name, "rows": count} | person)
+    return count
+
+
+def export_own(store: Store, out: Path, of: User, by: int | None = None) -> None:
+    """Write all that is kept of one person, and who had it. Raises `Refused`."""
+    files.write_document(out, rights.own_data(store, of))
+    adapters.audit(store, by, "export to", str(out), {"format": "own", "of": f"user {of.id}"})
 
 
 def _numbered(row: Row, numbers: dict[str, str]) -> Row:

@@ -6,18 +6,24 @@ Left out on purpose: what a row means (`catalog`).
 
 import csv
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from feedback.store import NotFound, Refused
 
 AT_ONCE = 2000  # rows of a Parquet row group
+ROWS_READ = 64  # of a Parquet file at a time
 LONGEST_FIELD = 10_000_000  # characters of a CSV field
+LONGEST_LINE = 64_000_000  # characters
+LARGEST_ARRAY = 512 << 20  # bytes of a JSON array, which is read whole
+MOST_BYTES = 256 << 20  # that a column of a Parquet row group, or some rows, may unpack to
+MOST_VALUES = 20_000_000  # of a column of a Parquet row group
 ENCODER = json.JSONEncoder(ensure_ascii=False)  # one for all rows: to make one costs as much as a row
 CARD = """---
 license: {licence}
@@ -53,29 +59,56 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[Any]:
     with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_short_lines(path, file), 1):
             if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise Refused(f"line {number} of {path.name} is no JSON ({error})") from None
+                yield _parsed(line, f"line {number} of {path.name}")
+
+
+def _short_lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a file, each of which memory has room for. Raises `Refused`."""
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise Refused(f"line {number} of {path.name} is longer than {LONGEST_LINE:,} characters")
+        yield line
 
 
 def _array(path: Path) -> Iterator[Any]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Refused(f"{path.name} is no JSON ({error})") from None
+    if path.stat().st_size > LARGEST_ARRAY:
+        way_out = "write it as .jsonl, which is read line by line"
+        raise Refused(f"{path.name} is larger than {LARGEST_ARRAY >> 20:,} MB; {way_out}")
+    rows = _parsed(path.read_text(encoding="utf-8"), path.name)
     if not isinstance(rows, list):
         raise Refused(f"{path.name} is no list of rows")
     yield from rows
+
+
+def _parsed(text: str, where: str) -> Any:
+    """A JSON value, whose numbers are all finite. Raises `Refused`, saying where it is not."""
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError:
+        raise Refused(f"{where} is nested too deeply") from None
+    except ValueError as error:
+        raise Refused(f"{where} is no JSON ({str(error)[:120]})") from None
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(float(text)):
+        raise ValueError(f"{text[:20]} is no number that can be kept")
+    return float(text)
 
 
 def _columns(path: Path) -> Iterator[Any]:
     csv.field_size_limit(LONGEST_FIELD)
     with path.open(encoding="utf-8", newline="") as file:
         try:
-            for row in csv.DictReader(file):
+            for row in csv.DictReader(_short_lines(path, file)):
                 if None in row or None in row.values():
                     raise Refused(f"a row of {path.name} has more or fewer fields than the first line names")
                 yield row
@@ -86,10 +119,40 @@ def _columns(path: Path) -> Iterator[Any]:
 def _parquet(path: Path) -> Iterator[Any]:
     arrow = _pyarrow()
     try:
-        for batch in arrow.parquet.ParquetFile(path).iter_batches(AT_ONCE):
-            yield from (_without_nothing(row) for row in batch.to_pylist())
-    except arrow.ArrowException as error:
-        raise Refused(f"{path.name} is no Parquet file ({str(error).splitlines()[0]})") from None
+        with arrow.parquet.ParquetFile(path) as file:
+            texts = list(_bounded_columns(path, file.metadata))
+        # A word that thousands of rows share takes up its own length here, and not thousands of times that.
+        with arrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
+            for batch in file.iter_batches(ROWS_READ):
+                if batch.nbytes > MOST_BYTES:
+                    raise Refused(f"{path.name} has rows that are too large")
+                for at in range(batch.num_rows):
+                    (row,) = batch.slice(at, 1).to_pylist()
+                    yield _with_finite(_without_nothing(row), path)
+    except (arrow.ArrowException, OSError) as error:
+        raise Refused(f"{path.name} is no Parquet file ({str(error).splitlines()[0][:120]})") from None
+
+
+def _bounded_columns(path: Path, metadata: Any) -> Iterator[str]:
+    """The columns of text. Raises `Refused` where a column unpacks to more than memory should have to hold."""
+    for group in range(metadata.num_row_groups):
+        for at in range(metadata.num_columns):
+            column = metadata.row_group(group).column(at)
+            if column.total_uncompressed_size > MOST_BYTES or column.num_values > MOST_VALUES:
+                raise Refused(
+                    f"{path.name} unpacks to too much at once: {column.path_in_schema[:40]}; use smaller groups"
+                )
+            if group == 0 and column.physical_type == "BYTE_ARRAY":
+                yield column.path_in_schema
+
+
+def _with_finite(value: Any, path: Path) -> Any:
+    """The same value. Raises `Refused` on a number in it that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refused(f"{path.name} has a number that is not finite")
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _with_finite(each, path)
+    return value
 
 
 def _pyarrow() -> Any:
@@ -116,6 +179,8 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     making = path.with_name(f".{path.stem}.making{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        making.unlink(missing_ok=True)
+        making.touch(mode=0o600)  # what people said is for this account's eyes; whom to give it is for them to say
         count = writers[path.suffix](making, rows)
         with making.open("rb") as file:
             os.fsync(file.fileno())
@@ -125,6 +190,20 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     finally:
         making.unlink(missing_ok=True)
     return count
+
+
+def write_document(path: Path, facts: Any) -> None:
+    """Write one JSON document, which appears whole or not at all. Raises `Refused`."""
+    making = path.with_name(f".{path.name}.making")
+    try:
+        making.unlink(missing_ok=True)
+        making.touch(mode=0o600)
+        making.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+        making.replace(path)
+    except OSError as error:
+        raise Refused(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        making.unlink(missing_ok=True)
 
 
 def as_line(row: dict[str, Any]) -> str:
@@ -200,10 +279,14 @@ def write_folder(path: Path, rows: Iterable[dict[str, Any]], card: dict[str, Any
     making = path.with_name(f".{path.name}.making")
     shutil.rmtree(making, ignore_errors=True)
     try:
+        making.mkdir(parents=True, mode=0o700)
         count = write(making / "train.jsonl", rows)
         _, sha256 = facts(making / "train.jsonl")
+        (making / "README.md").touch(mode=0o600)
         (making / "README.md").write_text(CARD.format(rows=count, sha256=sha256, **card), encoding="utf-8")
         making.rename(path)
+    except OSError as error:
+        raise Refused(f"cannot write {path}: {error.strerror}") from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return count

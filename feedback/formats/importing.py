@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from feedback import adapters
 from feedback.backup import facts
 from feedback.formats import files
 from feedback.formats.catalog import Format, format_named, format_of
@@ -49,7 +50,13 @@ Watch = Callable[[Iterator[Any], str], Iterator[Any]]  # shows how far it is
 
 
 def import_file(
-    store: Store, path: Path, name: str = "", source: str = "", licence: str = "", watch: Watch = lambda rows, _: rows
+    store: Store,
+    path: Path,
+    name: str = "",
+    source: str = "",
+    licence: str = "",
+    watch: Watch = lambda rows, _: rows,
+    by: int | None = None,
 ) -> Imported:
     """Keep every row of a file that can be kept; `name` is that of its format, empty to tell it by the first row.
 
@@ -61,7 +68,7 @@ def import_file(
         return result
     _, sha256 = facts(path if path.is_file() else path / "train.jsonl")
     given = {"name": path.name, "format": form.name, "source": source, "licence": licence, "sha256": sha256}
-    number, from_row = _begun(store, given)
+    number, from_row = _begun(store, given, by)
     rows = ((at, row) for at, row in _parsed(watch(files.read(path), "importing"), form) if isinstance(row, Row))
     rows = (each for each in rows if each[0] >= from_row)
     seen = Seen()
@@ -134,10 +141,13 @@ def _require_possible(said: Said) -> None:
         raise Dropped("it says what cannot be said here")
 
 
-def _begun(store: Store, given: dict[str, Any]) -> tuple[int, int]:
+def _begun(store: Store, given: dict[str, Any], by: int | None) -> tuple[int, int]:
     """The import's number, and the first row that is not kept yet."""
     with store.write():
         before = store.row("SELECT id, ended_at FROM imports WHERE sha256 = ? ORDER BY id DESC", given["sha256"])
+        if not (before and before["ended_at"]):
+            told = {name: given[name] for name in ("format", "source", "licence") if given[name]}
+            adapters.audit(store, by, "import", given["name"], told)
         if before is None:
             return store.insert("imports", given | {"began_at": now()}), 0
         if before["ended_at"]:

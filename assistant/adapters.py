@@ -174,8 +174,10 @@ def _config(directory: Path) -> dict[str, Any]:
     if config.get("bias", "none") != "none":
         raise AdapterRefused(f"adapter {name} trains biases, which is not served")
     alpha = config.get("lora_alpha")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < HIGHEST_ALPHA:
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool):
         raise AdapterRefused(f"adapter {name} has no lora_alpha that is a number")
+    if not abs(alpha) < HIGHEST_ALPHA:
+        raise AdapterRefused(f"adapter {name} has a lora_alpha with which its factors are not finite")
     if not isinstance(config.get("use_rslora") or False, bool):
         raise AdapterRefused(f"adapter {name} does not say by true or false whether it uses use_rslora")
     return config

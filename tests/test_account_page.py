@@ -52,7 +52,9 @@ def test_a_person_changes_their_password_and_stays_logged_in_here_alone(
     assert beside(web, "192.0.2.3").get("/docs", headers={"Cookie": f"nightschool={before}"}).status_code == 401
     assert people.user_of_token(store, token) is None
     assert (log_in(elsewhere), log_in(elsewhere, password=NEW)) == (401, 303)
-    assert [(each.user, each.action) for each in adapters.audit_trail(store)] == [("Ada", "set password of")]
+    assert [(each.user, each.action) for each in adapters.audit_trail(store) if each.user] == [
+        ("Ada", "set password of")
+    ]
 
 
 def test_a_password_is_not_changed_without_the_current_one_or_for_a_bad_one(
@@ -140,7 +142,9 @@ def test_the_page_in_a_browser(assistant: Assistant, store: Store, tmp_path: Pat
             there = [page.locator(each).bounding_box() for each in ("#to-operate", "#to-account", "#log-out")]
             edges = [(box["x"], box["x"] + box["width"]) for box in there if box]
             assert all(before[1] + 8 <= after[0] for before, after in itertools.pairwise(edges)), edges
-            assert edges[-1][1] <= page.locator("#sidebar").bounding_box()["x"] + 290  # type: ignore[index]
+            bar = page.locator("#sidebar").bounding_box()
+            assert bar is not None
+            assert edges[-1][1] <= bar["x"] + bar["width"] - 8
             page.screenshot(path=tmp_path / f"chat-{width}.png")
             link.click()
             expect(page.locator("#change-password")).to_be_visible()

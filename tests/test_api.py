@@ -345,7 +345,7 @@ def test_the_pages_about_the_api_know_every_route_and_load_nothing_from_elsewher
     assert all(f"<code>{path}</code>" in page.text for path in schema["paths"])
     assert "https://" not in page.text
     assert page.text.count("http://") == page.text.count(f"curl -X GET {HERE}") + sum(
-        page.text.count(f"curl -X {method} {HERE}") for method in ("POST", "PUT", "DELETE")
+        page.text.count(f"curl -X {method} {HERE}") for method in ("POST", "PUT", "PATCH", "DELETE")
     )
     assert "<script" not in page.text
 

@@ -146,7 +146,13 @@ def test_a_night_that_the_clock_starts_is_no_operators_act(house: Path, tmp_path
 # API and page
 
 
-OTHER = {"side_by_side_share": 0.5, "gate": "advise", "raters_per_question": 3, "retention_days": 90}
+OTHER = {
+    "feedback_per_hour": 7,
+    "side_by_side_share": 0.5,
+    "gate": "advise",
+    "raters_per_question": 3,
+    "retention_days": 90,
+}
 
 
 def acts(one: str) -> dict[str, tuple[str, str, dict[str, Any], str, str]]:

@@ -173,10 +173,10 @@ def uses(store: Store) -> dict[str, Any]:
 
 def night_begun(store: Store, base: Base, method: str) -> int:
     """A night that began as nights do: whose words it learns from is written down."""
-    from training.night import begin
+    from training.night import begin, parser
     from training.planner import Wishes
 
-    begin(store, base, Wishes(method, {}, False), again=True)
+    begin(store, base, Wishes(method, {}, False), parser().parse_args(["--again"]))
     return nights.nights(store)[0].id
 
 

@@ -39,6 +39,9 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
     def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> Any:
         self.looks += 1
         self.characters += sum(len(each["content"]) for each in messages)

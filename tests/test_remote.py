@@ -51,7 +51,7 @@ def make_adapter(folder: Path, base: Base, **config: object) -> Path:
     """An adapter's directory as far as this side reads it."""
     folder.mkdir()
     (folder / WEIGHTS).write_bytes(b"what only the server reads")
-    (folder / CONFIG).write_text(json.dumps({"peft_type": "LORA"} | config))
+    (folder / CONFIG).write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 4} | config))
     card = Card(
         id=folder.name,
         base_name=base.name,

@@ -13,7 +13,7 @@ from typing import Any
 
 from feedback import consent
 from feedback.people import User
-from feedback.store import Conflict, NotFound, Refused, Store, new_id, now
+from feedback.store import NotFound, Refused, Store, new_id, now
 
 LONGEST_MESSAGE = 100_000  # characters; more than any prompt window here holds
 
@@ -79,9 +79,7 @@ def add_message(store: Store, conversation: str, parent: str | None, role: str, 
 
     Raises `Refused` on an empty or overlong message, `NotFound` on a parent of another conversation.
     """
-    if not content.strip() and role != "assistant":
-        raise Refused("an empty message says nothing; write something")
-    checked(content)
+    require_said(role, content)
     with store.write() as db:
         if parent is not None and node(store, parent).conversation != conversation:
             raise NotFound(f"message {parent} is not of this conversation")
@@ -90,9 +88,21 @@ def add_message(store: Store, conversation: str, parent: str | None, role: str, 
         store.insert("messages", row | {"created_at": now()})
         db.conn.execute("UPDATE conversations SET leaf = ? WHERE id = ?", (message, conversation))
         if role == "user":
-            title = " ".join(content.split())[:60]
-            db.conn.execute("UPDATE conversations SET title = ? WHERE id = ? AND title = ''", (title, conversation))
+            sql = "UPDATE conversations SET title = ? WHERE id = ? AND title = ''"
+            db.conn.execute(sql, (title_of(content), conversation))
     return message
+
+
+def require_said(role: str, content: str) -> None:
+    """Raises `Refused` on a message that is empty, unless it is the assistant's, or cannot be kept."""
+    if not content.strip() and role != "assistant":
+        raise Refused("an empty message says nothing; write something")
+    checked(content)
+
+
+def title_of(content: str) -> str:
+    """What a conversation is called that opens with these words."""
+    return " ".join(content.split())[:60]
 
 
 def checked(text: str) -> str:
@@ -326,11 +336,17 @@ def record_messages(store: Store, user: User, source: str, messages: Sequence[Me
         raise Refused("the last message must be the user's")
     if any(message.role not in ("system", "user", "assistant") for message in messages):
         raise Refused("a message's role is system, user or assistant")
-    with store.write():
+    for message in messages:
+        require_said(message.role, message.content)
+    ids, moment = [new_id() for _ in messages], now()
+    title = title_of(next(message.content for message in messages if message.role == "user"))
+    with store.write() as db:  # others wait meanwhile, so however many there are it is one statement
         conversation = start_conversation(store, user, source)
-        parent: str | None = None
-        for message in messages:
-            parent = add_message(store, conversation, parent, message.role, message.content)
-    if parent is None:
-        raise Conflict("nothing was recorded")
-    return parent
+        rows = (
+            (id, conversation, parent, message.role, message.content, moment)
+            for id, parent, message in zip(ids, [None, *ids], messages, strict=False)
+        )
+        sql = "INSERT INTO messages (id, conversation, parent, role, content, created_at) VALUES (?, ?, ?, ?, ?, ?)"
+        db.conn.executemany(sql, rows)
+        db.conn.execute("UPDATE conversations SET leaf = ?, title = ? WHERE id = ?", (ids[-1], title, conversation))
+    return ids[-1]

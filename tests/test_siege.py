@@ -27,7 +27,7 @@ from tests.conftest import two_replies
 
 pytestmark = pytest.mark.soak
 MINUTES = float(os.environ.get("NIGHTSCHOOL_SIEGE_MINUTES", "20"))
-CALM_S = 90.0
+CALM_S = min(90.0, MINUTES * 30)
 VOTERS = 20
 FILE_SECRET = "what only the server's own files hold"
 QUESTION = [{"role": "user", "content": "Name one colour."}]

@@ -105,6 +105,7 @@ def create_app(
     app.add_middleware(CORSMiddleware, allow_origins=[])  # no other site's page; with ours, Gradio adds none of its own
     app.add_middleware(auth.Gate, store=assistant.store)
     app.add_middleware(auth.Sessions, secret=secret)
+    app.add_middleware(login.Doorman, logins=app.state.logins)
     app.add_middleware(with_headers)
     app.add_middleware(proxied.Forwarded, proxies=proxies)
     refusals.add_handlers(app)

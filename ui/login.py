@@ -19,7 +19,8 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from fastapi import APIRouter, Form
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from assistant.passwords import MOST, require_usable
 from feedback import people, sessions
@@ -132,6 +133,18 @@ class Logins:
             for key, slice in tries:
                 self.failures.take_back(key, slice)
 
+    def why_hopeless(self, request: Request) -> TooMany | None:
+        """Why an unknown browser's try will be refused whatever its name and password, if it will."""
+        if request.cookies.get(DEVICE):
+            return None
+        address = f"address {network_of(address_of(request))}"
+        try:
+            self._strangers.require_place()
+            self._require_fewer(address, FAILURES_OF_ADDRESS, "from this address")
+        except TooMany as error:
+            return error
+        return None
+
     async def hash(self, request: Request, password: str) -> str:
         """The hash of a new password of somebody who is logged in. Raises `TooMany`."""
         return await self._known.run(partial(self.passwords.hash, password))
@@ -170,6 +183,23 @@ class Logins:
             httponly=True,
             samesite="lax",
         )
+
+
+class Doorman:
+    """ASGI: refuses what would be refused anyway before any of it is read, so that a flood of guesses costs little."""
+
+    def __init__(self, app: ASGIApp, logins: Logins) -> None:
+        self.app = app
+        self.logins = logins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == "/login" and scope["method"] == "POST":
+            why = self.logins.why_hopeless(Request(scope))
+            if why:
+                answer = PlainTextResponse(f"{str(why)[:1].upper()}{str(why)[1:]}.", 429, headers_of(why))
+                await answer(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 def short(name: str) -> str:

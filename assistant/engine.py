@@ -35,7 +35,8 @@ from assistant.sampling import Sampling
 from assistant.shares import (
     BESIDE_NEWCOMERS,
     BESIDE_OTHERS,
-    READ_BESIDE_OTHERS,
+    BESIDE_OTHERS_S,
+    PUT_OFF,
     Present,
     may_take,
     require_places,
@@ -120,6 +121,7 @@ class Engine:
         self.tokens_written = 0
         self._pace = Pace()
         self._present = Present()
+        self._put_off = 0  # steps in a row in which somebody's prompt waited for that of one who holds less
         self._threads = torch.get_num_threads()
         self._waiting: deque[Writing] = deque()
         self._active: list[Writing] = []
@@ -431,7 +433,7 @@ class Engine:
 
         What another text has computed of a prompt, or is about to, is not read but copied.
         """
-        people = list(dict.fromkeys(each.who for each in reading))
+        people = self._who_reads(list(dict.fromkeys(each.who for each in reading)))
         portions = []
         for at, who in enumerate(people):
             left = min(budget, max(LEAST, budget // (len(people) - at)))
@@ -447,6 +449,16 @@ class Engine:
                 portions.append((writing, tokens))
         return portions
 
+    def _who_reads(self, people: list[Who]) -> list[Who]:
+        """Of these, in fair order, those who hold least: their first token is next. Others wait for a few steps."""
+        held = self._rows_held()
+        lightest = [who for who in people if held[who] == held[people[0]]]
+        self._put_off = self._put_off + 1 if len(lightest) < len(people) else 0
+        if self._put_off > PUT_OFF:
+            self._put_off = 0
+            return people
+        return lightest
+
     def _budget(self, growing: Sequence[Writing], reading: Sequence[Writing]) -> int:
         """How many tokens of prompts this step may read."""
         if self._thread is None:
@@ -454,9 +466,9 @@ class Engine:
         if all(each.forced for each in reading) and not all(each.forced for each in growing):
             return LEAST  # nobody waits for what is only scored
         tokens = self._pace.prompt_tokens(len(growing), len(reading))
-        if growing or not reading or self._present.is_alone(reading[0].who):
+        if not reading or self._present.is_alone(reading[0].who):
             return tokens
-        return min(tokens, READ_BESIDE_OTHERS)
+        return min(tokens, self._pace.tokens_within(BESIDE_OTHERS_S))
 
     def _will_be_read(self, writing: Writing) -> bool:
         """Whether one who reads before it is about to compute more of its prompt than it could by itself."""

@@ -75,6 +75,13 @@ class Pace:
         self._last = max(LEAST, min(fair, most, 2 * self._last))
         return self._last
 
+    def tokens_within(self, seconds: float) -> int:
+        """How many prompt tokens a step reads in about so many seconds."""
+        if not self._reading.count:
+            return 2 * LEAST
+        fixed_s, token_s = self._reading.costs()
+        return max(LEAST, min(int((seconds - fixed_s) / token_s), MOST))
+
     def took(self, seconds: float, growing: int, read: int) -> None:
         """A step with so many rows that grow and so many prompt tokens took so long."""
         alone_s = self._alone_s(growing) if growing else 0.0

@@ -13,7 +13,8 @@ from assistant.generation import Busy, Who
 
 BESIDE_OTHERS = 8  # rows of one person's in a step, while others are there
 BESIDE_NEWCOMERS = 2  # the same in a step that reads what one with fewer rows has said: their first token comes next
-READ_BESIDE_OTHERS = 64  # prompt tokens in a step in which nobody is answered, while others are there
+BESIDE_OTHERS_S = 0.03  # of a step, that reading prompts may take while others are there: who comes next waits as long
+PUT_OFF = 8  # steps that a prompt waits for those of people who hold less, before it is read a little beside them
 LATELY_S = 60.0  # so long after a reply its reader is still there: people read, think and write
 
 

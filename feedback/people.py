@@ -134,10 +134,10 @@ def revoke_token(store: Store, user: User, name: str, by: int | None = None) -> 
 
 def user_of_token(store: Store, token: str) -> User | None:
     """Whose token this is, if it is valid and they are not disabled."""
-    sql = "SELECT user FROM tokens WHERE sha256 = ? AND revoked_at IS NULL"
+    sql = f"""{USERS} WHERE disabled_at IS NULL
+        AND id = (SELECT user FROM tokens WHERE sha256 = ? AND revoked_at IS NULL)"""
     row = store.row(sql, sha256(token))
-    user = user_by_id(store, row["user"]) if row else None
-    return user if user and not user.disabled_at else None
+    return User(**row) if row else None
 
 
 def sha256(text: str) -> str:

@@ -12,7 +12,7 @@ from assistant.engine import MOST_ROWS, MOST_WAITING, Engine, Writing
 from assistant.generation import Busy, Who
 from assistant.remote import MOST_OPEN, RemoteEngine
 from assistant.sampling import Sampling
-from assistant.shares import BESIDE_NEWCOMERS, BESIDE_OTHERS, LATELY_S, Present, may_take, require_places
+from assistant.shares import BESIDE_NEWCOMERS, BESIDE_OTHERS, LATELY_S, PUT_OFF, Present, may_take, require_places
 from tests.foreign import Foreign, serving
 from tests.tiny import make_tiny
 
@@ -53,6 +53,25 @@ def steps_to(engine: Engine, writing: Writing, tokens: int) -> int:
             return count
         engine.step()
     return 500
+
+
+def test_a_long_prompt_waits_for_that_of_who_holds_less(engine: Engine) -> None:
+    long = [engine.submit(list(range(9 + each, 1500 + each)), SHORT, who=GREEDY) for each in range(3)]
+    engine.step()
+    unread = [each.unread for each in long]
+    honest = engine.submit([9, 8], SHORT, who=HONEST)
+    engine.step()
+    assert (honest.written, [each.unread for each in long]) == (1, unread)
+
+
+def test_a_long_prompt_waits_for_a_few_steps_at_most(engine: Engine) -> None:
+    long = [engine.submit(list(range(9 + each, 1500 + each)), SHORT, who=GREEDY) for each in range(3)]
+    engine.step()
+    unread = [each.unread for each in long]
+    for step in range(PUT_OFF + 2):  # somebody who holds less has something new to be read in every step
+        engine.submit(list(range(40 + 7 * step, 540 + 7 * step)), Sampling(temperature=0, max_tokens=1), who=HONEST)
+        engine.step()
+    assert sum(each.unread for each in long) < sum(unread)
 
 
 def test_a_reply_of_four_tokens_takes_four_steps_beside_an_account_that_asks_for_all(engine: Engine) -> None:

@@ -171,3 +171,14 @@ def test_a_first_step_that_was_slow_is_forgotten() -> None:
         read = pace.prompt_tokens(8, 1)
         pace.took(0.03 + 0.01 + 0.0004 * read, 8, read)
     assert tokens(pace, 8) == pytest.approx(0.02 / 0.0004, rel=0.1)
+
+
+def test_so_much_is_read_as_takes_so_long() -> None:
+    pace = Pace()
+    assert pace.tokens_within(0.03) == 2 * LEAST  # nothing is known yet
+    pace.took(0.010, 1, 0)
+    for tokens in (50, 100, 50, 100):
+        pace.took(0.010 + 0.001 * tokens, 1, tokens)
+    assert 25 <= pace.tokens_within(0.03) <= 35
+    assert pace.tokens_within(0.001) == LEAST
+    assert pace.tokens_within(60.0) == MOST

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is import
 
 LOOK_EVERY_S = 1.0  # for a promotion made by another process
 ENGINE_URL = "http://127.0.0.1:8000"  # vLLM's own default
+SWITCH_S = 0.0005  # threads give way so soon: who answers requests must not wait long for those that write replies
 GRACE_S = 1  # that replies being written have when the server is told to end
 POLICY = (
     "default-src 'self'",
@@ -105,7 +106,7 @@ def create_app(
     app.add_middleware(CORSMiddleware, allow_origins=[])  # no other site's page; with ours, Gradio adds none of its own
     app.add_middleware(auth.Gate, store=assistant.store)
     app.add_middleware(auth.Sessions, secret=secret)
-    app.add_middleware(login.Doorman, logins=app.state.logins)
+    app.add_middleware(login.Doorman)
     app.add_middleware(with_headers)
     app.add_middleware(proxied.Forwarded, proxies=proxies)
     refusals.add_handlers(app)
@@ -334,6 +335,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Serve; 2 when what was asked for cannot be done."""
     keep_private()
+    sys.setswitchinterval(SWITCH_S)
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

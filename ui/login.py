@@ -6,6 +6,7 @@ logged in before (OWASP's device cookie) has tries of its own. Hashing has threa
 and whoever comes then is told so at once.
 """
 
+import asyncio
 import ipaddress
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -37,6 +38,7 @@ SIEGE = 100  # failures from everywhere for one name, after which
 FAILURES_IN_SIEGE = 3  # is what an address has for it
 HASHING, KNOWN_HASHING = 2, 1  # threads, each with 64 MB; those of known browsers are kept for them
 WAITING = 8  # for each of the two
+LATE_S, MOST_LATE = 1.0, 200  # how late an address that has had its tries is told, and how many at once
 DEVICE = "nightschool-device"  # the cookie by which a browser is known that has logged in before
 DEVICE_S = 180 * 24 * 3600
 OWNER_PASSWORD = "NIGHTSCHOOL_OWNER_PASSWORD"
@@ -133,17 +135,13 @@ class Logins:
             for key, slice in tries:
                 self.failures.take_back(key, slice)
 
-    def why_hopeless(self, request: Request) -> TooMany | None:
-        """Why an unknown browser's try will be refused whatever its name and password, if it will."""
-        if request.cookies.get(DEVICE):
-            return None
-        address = f"address {network_of(address_of(request))}"
-        try:
-            self._strangers.require_place()
-            self._require_fewer(address, FAILURES_OF_ADDRESS, "from this address")
-        except TooMany as error:
-            return error
-        return None
+    def require_tries(self, request: Request) -> None:
+        """Raises `TooMany` where the address of an unknown browser has had its tries, whatever name comes next."""
+        self._require_fewer(f"address {network_of(address_of(request))}", FAILURES_OF_ADDRESS, "from this address")
+
+    def require_place(self) -> None:
+        """Raises `TooMany` while enough unknown browsers' tries wait already."""
+        self._strangers.require_place()
 
     async def hash(self, request: Request, password: str) -> str:
         """The hash of a new password of somebody who is logged in. Raises `TooMany`."""
@@ -186,20 +184,41 @@ class Logins:
 
 
 class Doorman:
-    """ASGI: refuses what would be refused anyway before any of it is read, so that a flood of guesses costs little."""
+    """ASGI: refuses what would be refused anyway before any of it is read, so that a flood of guesses costs little.
 
-    def __init__(self, app: ASGIApp, logins: Logins) -> None:
+    An address that has had its tries hears so a second late: its flood ebbs, and nobody else waits.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.logins = logins
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == "/login" and scope["method"] == "POST":
-            why = self.logins.why_hopeless(Request(scope))
-            if why:
-                answer = PlainTextResponse(f"{str(why)[:1].upper()}{str(why)[1:]}.", 429, headers_of(why))
-                await answer(scope, receive, send)
+            request = Request(scope)
+            if not request.cookies.get(DEVICE) and (error := await self._why_hopeless(request)):
+                words = f"{str(error)[:1].upper()}{str(error)[1:]}."
+                await PlainTextResponse(words, 429, headers_of(error))(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+    async def _why_hopeless(self, request: Request) -> TooMany | None:
+        logins: Logins = request.app.state.logins
+        try:
+            logins.require_tries(request)
+        except TooMany as error:
+            if self._held < MOST_LATE:
+                self._held += 1
+                try:
+                    await asyncio.sleep(LATE_S)
+                finally:
+                    self._held -= 1
+            return error
+        try:
+            logins.require_place()
+        except TooMany as error:
+            return error
+        return None
 
 
 def short(name: str) -> str:

@@ -105,6 +105,9 @@ def test_an_adapter_that_is_read_leaves_no_helper_behind(engine: Engine, embedde
         promoting.submit(int).result()
         before = len(list(helpers.iterdir()))
         engine.unload(promoting.submit(engine.load, adapter).result())
+        until = time.monotonic() + 5  # a thread that was told to end takes a moment to be gone
+        while len(list(helpers.iterdir())) > before and time.monotonic() < until:
+            time.sleep(0.01)
         assert len(list(helpers.iterdir())) == before
 
 

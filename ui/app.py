@@ -272,6 +272,7 @@ def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> 
         server_header=False,
         proxy_headers=False,  # uvicorn believes every process of this machine; `proxies` believes who was named
         timeout_graceful_shutdown=GRACE_S,
+        loop="asyncio",  # under uvloop a reply cut by the server's end is not written down
         lifespan="on",
     )
     for each in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends on them, and then raises them once more

@@ -42,7 +42,6 @@ LATE_S, MOST_LATE = 1.0, 200  # how late an address that has had its tries is to
 DEVICE = "nightschool-device"  # the cookie by which a browser is known that has logged in before
 DEVICE_S = 180 * 24 * 3600
 OWNER_PASSWORD = "NIGHTSCHOOL_OWNER_PASSWORD"
-NO_STORE = {"Cache-Control": "no-store"}
 
 Answer = TypeVar("Answer")
 
@@ -301,7 +300,7 @@ def logout_page(request: Request) -> Response:
     """A button that logs out; a mere address must not, for another site's picture could have it."""
     if not sessions.find(request.app.state.assistant.store, str(request.session.get(KEY, ""))):
         return RedirectResponse("/login", 303)
-    return HTMLResponse(template("logout.html").render(), headers=NO_STORE)
+    return HTMLResponse(template("logout.html").render())
 
 
 @router.post("/logout")
@@ -322,7 +321,7 @@ def _page(next: str, name: str = "", error: Refused | None = None) -> Response:
 
 def headers_of(error: Refused | None) -> dict[str, str]:
     """What a page about passwords says beside its words."""
-    return NO_STORE | ({"Retry-After": retry_after(error)} if isinstance(error, TooMany) else {})
+    return {"Retry-After": retry_after(error)} if isinstance(error, TooMany) else {}
 
 
 def _local(path: str) -> str:

@@ -140,11 +140,12 @@ def side_by_side(
     sampling: Sampling | None = None,
     asked: str = "demand",
     adapters: tuple[str | None, str | None] | None = None,
+    prompt_ids: Sequence[int] | None = None,
 ) -> "Both":
     """Begin two replies to one message, by the two adapters in random order on the screen.
 
-    Without `adapters`, what serves is compared with the newest candidate, or with itself where there is none. Raises
-    as `answer` does.
+    Without `adapters`, what serves is compared with the newest candidate, or with itself where there is none; without
+    `prompt_ids` they are what `prompt_of` gives. Raises as `answer` does.
     """
     serving = assistant.roster.serving()
     names = list(adapters) if adapters else [serving, assistant.roster.rival() or serving]
@@ -152,7 +153,8 @@ def side_by_side(
     if names[0] == names[1]:
         sampling = differing(sampling)
     random.SystemRandom().shuffle(names)
-    prompt_ids = prompt_of(assistant, user, parent)
+    if prompt_ids is None:
+        prompt_ids = prompt_of(assistant, user, parent)
     left = answer(assistant, user, parent, sampling, names[0], prompt_ids)
     second = replace(sampling, seed=sampling.seed + 1) if sampling.seed is not None else sampling
     try:

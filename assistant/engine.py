@@ -21,7 +21,7 @@ import torch
 
 from assistant.adapters import Card, Loaded, read_adapter
 from assistant.beam import Search
-from assistant.cache import Row, shared_length
+from assistant.cache import MOST_COPIED, Row, shared_length
 from assistant.computing import open_network
 from assistant.drawing import Drawer, draw_all
 from assistant.generation import Busy, EngineError, Generation, Token, Who
@@ -38,6 +38,7 @@ from assistant.shares import (
     BESIDE_OTHERS_S,
     PUT_OFF,
     Present,
+    Turns,
     may_take,
     require_places,
 )
@@ -86,6 +87,11 @@ class Writing(Generation):
         return len(self.prompt_ids) - self.rows[0].length
 
     @property
+    def keys(self) -> int:
+        """How many keys its next token reads, over its rows."""
+        return sum(row.length for row in self.rows)
+
+    @property
     def room(self) -> int:
         """How many tokens each of its rows may come to hold."""
         return len(self.prompt_ids) + (len(self.forced) or self.sampling.max_tokens)
@@ -121,6 +127,7 @@ class Engine:
         self.tokens_written = 0
         self._pace = Pace()
         self._present = Present()
+        self._turns = Turns()
         self._put_off = 0  # steps in a row in which somebody's prompt waited for that of one who holds less
         self._threads = torch.get_num_threads()
         self._waiting: deque[Writing] = deque()
@@ -408,15 +415,20 @@ class Engine:
         """Those of these replies that go on in this step: of one person's the oldest, while others are there."""
         held = self._rows_held()
         fewest = min((held[each.who] for each in reading), default=MOST_ROWS)
+        self._turns.begin({each.who: each.keys for each in reversed(growing)})
         taken: Counter[Who] = Counter()
-        going = []
+        going, wait = [], set()
         for each in growing:
             who, beams = each.who, each.sampling.beams
-            alone = self._present.is_alone(who)
-            most = MOST_ROWS if alone else BESIDE_NEWCOMERS if fewest < held[who] else BESIDE_OTHERS
-            if not taken[who] or taken[who] + beams <= most:
+            alone, newcomer = self._present.is_alone(who), fewest < held[who]
+            most = MOST_ROWS if alone else BESIDE_NEWCOMERS if newcomer else BESIDE_OTHERS
+            if who in wait or (taken[who] and taken[who] + beams > most):
+                continue
+            if alone or self._turns.take(who, each.keys, newcomer):
                 taken[who] += beams
                 going.append(each)
+            else:
+                wait.add(who)
         return going
 
     def _in_fair_order(self, reading: Sequence[Writing]) -> list[Writing]:
@@ -441,13 +453,18 @@ class Engine:
                 if writing.who != who:
                     continue
                 row = writing.rows[0]
-                if left <= 0 or self.cache.reuse(row, writing.prompt_ids) or self._will_be_read(writing):
+                if left <= 0 or self._copies_much(row, writing.prompt_ids) or self._will_be_read(writing):
                     continue
                 tokens = writing.prompt_ids[row.length : row.length + left]
                 left -= len(tokens)
                 budget -= len(tokens)
                 portions.append((writing, tokens))
         return portions
+
+    def _copies_much(self, row: Row, prompt_ids: Sequence[int]) -> bool:
+        """Copy what another text has computed of a prompt; whether that was all that one step may copy."""
+        before = row.length
+        return self.cache.reuse(row, prompt_ids) and row.length - before == MOST_COPIED
 
     def _who_reads(self, people: list[Who]) -> list[Who]:
         """Of these, in fair order, those who hold least: their first token is next. Others wait for a few steps."""

@@ -19,11 +19,11 @@ def in_passing(work: Callable[..., T], *arguments: Any) -> T:
     While more of them live than there are processors, those of the engine's thread sleep between two products. What
     it does gives way to those who are being answered.
     """
-    with ThreadPoolExecutor(1, initializer=_give_way) as passing:
+    with ThreadPoolExecutor(1, initializer=give_way) as passing:
         return passing.submit(work, *arguments).result()
 
 
-def _give_way() -> None:
+def give_way() -> None:
     """Rank this thread, and those that it starts, behind all others. (Only Linux knows threads of different rank.)"""
     if sys.platform == "linux":
         own = threading.get_native_id()

@@ -34,20 +34,24 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], longest: int) -> 
         """The first start from which there are at most so many characters."""
         return next((at for at, start in enumerate(starts) if sizes[start] <= characters), len(starts) - 1)
 
-    # The first start that fits lies over `low`, and at or under `high`; each look halves what is between, or doubles
-    # what fits, for to encode more than twice that would be in vain.
-    low, high = -1, len(starts)
+    # The first start that fits lies over `low`, and at or under `high`. The next look is where it lies if every
+    # character makes as much of a token; every third look halves what is between, for that may not be so. To encode
+    # more than twice what fits would be in vain.
+    low, high, looks = -1, len(starts), 0
     at, found = first_within(CHARACTERS * longest), list[int]()
     while high - low > 1:
-        ids = _encode(tokenizer, [*system, *turns[starts[at] :]])
+        ids, size = _encode(tokenizer, [*system, *turns[starts[at] :]]), sizes[starts[at]]
+        looks += 1
         if len(ids) <= longest:
             high, found = at, ids
-            at = min(max((low + high) // 2, first_within(2 * sizes[starts[at]])), high - 1)
         elif at == len(starts) - 1:
             raise Refused(f"this message is too long: {len(ids):,} tokens, and the model takes at most {longest:,}")
         else:
             low = at
-            at = (low + high) // 2
+        at = (low + high) // 2 if looks % 3 == 0 else first_within(size * longest // len(ids))
+        if found:
+            at = max(at, first_within(2 * sizes[starts[high]]))
+        at = min(max(at, low + 1), high - 1)
     return found
 
 

@@ -7,13 +7,15 @@ steps stay short. Who holds least comes first; of several, who has waited longes
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from assistant.generation import Busy, Who
 
 BESIDE_OTHERS = 8  # rows of one person's in a step, while others are there
 BESIDE_NEWCOMERS = 2  # the same in a step that reads what one with fewer rows has said: their first token comes next
 BESIDE_OTHERS_S = 0.03  # of a step, that reading prompts may take while others are there: who comes next waits as long
+KEYS_A_STEP = 2048  # that a person's replies may read in a step beside others, on average; each has all of its text's
+NEWCOMERS_FIRST = 4  # steps longer that a reply waits which would read more than that, while a newcomer is read
 PUT_OFF = 8  # steps that a prompt waits for those of people who hold less, before it is read a little beside them
 LATELY_S = 60.0  # so long after a reply its reader is still there: people read, think and write
 
@@ -33,6 +35,31 @@ def require_places(who: Who, count: int, waiting: Iterable[Who], places: int) ->
         raise Busy(f"busy: {held[who]} requests of yours wait already, and one person may have {most}; try again soon")
     if not may_take(who, held[who], count, held.total(), places):
         raise Busy(f"busy, position {held.total() + 1} in the queue: too many requests wait already; try again soon")
+
+
+class Turns:
+    """Whose replies may read how many keys: a long text costs a step more than the whole model does.
+
+    Deficit round robin (Shreedhar and Varghese, 1996): who has too little for their next token saves it up.
+    """
+
+    def __init__(self) -> None:
+        self._saved: dict[Who, int] = {}
+
+    def begin(self, firsts: Mapping[Who, int]) -> None:
+        """A step in which these people have replies that could go on, the first of which reads so many keys."""
+        self._saved = {
+            who: min(self._saved.get(who, 0) + KEYS_A_STEP, keys + KEYS_A_STEP * NEWCOMERS_FIRST)
+            for who, keys in firsts.items()
+        }
+
+    def take(self, who: Who, keys: int, beside_newcomer: bool) -> bool:
+        """Whether a reply may read so many keys now; they are taken off."""
+        waits = KEYS_A_STEP * NEWCOMERS_FIRST if beside_newcomer and keys > KEYS_A_STEP else 0
+        if self._saved[who] < keys + waits:
+            return False
+        self._saved[who] -= keys
+        return True
 
 
 class Present:

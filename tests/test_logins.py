@@ -23,7 +23,8 @@ from feedback.store import Refused, Store
 from tests.over_http import HERE, assistant, loaded
 from ui.app import bound, create_app
 from ui.auth import page_user
-from ui.login import FAILURES_OF_ADDRESS, LATE_S, Passwords, set_owner_password
+from ui.login import FAILURES_OF_ADDRESS, Passwords, set_owner_password
+from ui.patience import LATE_S
 from ui.refusals import NotLoggedIn
 
 __all__ = ["assistant", "loaded"]  # fixtures

@@ -306,8 +306,8 @@ def write_pair(assistant: Assistant, user: User, body: PairAsked, listener: List
         for name in named:
             assistant.roster.get(name)
     messages = [Message(turn.role, turn.content) for turn in body.messages]
-    parent = record(assistant, user, "pairs", messages, sampling, replies=2)
-    both = side_by_side(assistant, user, parent, sampling, "api", named)
+    parent, prompt_ids = record(assistant, user, "pairs", messages, sampling, replies=2)
+    both = side_by_side(assistant, user, parent, sampling, "api", named, prompt_ids)
     listener.begin(both)
     both.wait()
     if "cancelled" in (both.left.finish, both.right.finish):
@@ -322,8 +322,8 @@ def write_pair(assistant: Assistant, user: User, body: PairAsked, listener: List
 
 def record(
     assistant: Assistant, user: User, source: str, messages: list[Message], sampling: Sampling, replies: int = 1
-) -> str:
-    """Record a program's conversation that `replies` replies will be written to; its last message's id.
+) -> tuple[str, list[int]]:
+    """Record a program's conversation that `replies` replies will be written to; its last message's id, and the prompt.
 
     Raises `Refused` when it is malformed or too long for the model, `Busy`; nothing is recorded then.
     """
@@ -333,8 +333,8 @@ def record(
         talk.checked(message.content)
     if (characters := sum(len(message.content) for message in messages)) > MOST_CHARACTERS:
         raise Refused(f"a conversation has at most {MOST_CHARACTERS:,} characters, this one has {characters:,}")
-    prompt.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
-    return talk.record_messages(assistant.store, user, source, messages)
+    prompt_ids = prompt.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
+    return talk.record_messages(assistant.store, user, source, messages), prompt_ids
 
 
 @router.get("/consent", response_model=Consent, tags=["you"])

@@ -25,11 +25,13 @@ from feedback import people, sessions
 from feedback.people import User
 from feedback.sessions import Session
 from feedback.store import Refused, Store, Unavailable
-from ui.refusals import Forbidden, NotLoggedIn, TooLarge, refusal, refusal_page
+from ui.patience import Patience
+from ui.refusals import Forbidden, NotLoggedIn, TooLarge, TooMany, refusal, refusal_page
 
 COOKIE = "nightschool"
 KEY = "session"  # in the cookie: what the session is found by
-OPEN = ("/login", "/logout", "/healthz")  # for everybody
+HEALTH = "/healthz"  # who looks there must not be made to wait for others' faults
+OPEN = ("/login", "/logout", HEALTH)  # for everybody
 FORMS = ("/login", "/logout", "/account")  # nothing large is written there
 OPERATE = "/operate"  # the operators' page; it and all below it are for them alone
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -152,6 +154,17 @@ def address_of(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
+def network_of(address: str) -> str:
+    """Whom an address stands for: itself, or in IPv6 the /64 that one customer has all of."""
+    try:
+        found = ipaddress.ip_address(address.split("%")[0])
+    except ValueError:
+        return address[:64]
+    if isinstance(found, ipaddress.IPv6Address):
+        return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False))
+    return str(found)
+
+
 def agent_in_words(agent: str) -> str:
     """A browser as its owner would call it: Firefox on Linux."""
     browsers = {"Edg": "Edge", "OPR/": "Opera", "Firefox": "Firefox", "Chrom": "Chrome", "Safari": "Safari"}
@@ -183,6 +196,7 @@ class Gate:
     def __init__(self, app: ASGIApp, store: Store) -> None:
         self.app = app
         self.store = store
+        self._patience = Patience()
         self._seeing = ThreadPoolExecutor(1, "seen")  # no request waits for it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -192,6 +206,12 @@ class Gate:
         if scope["type"] == "http":
             request = Request(scope)
             answer = self._answer(request)
+            if request.url.path != HEALTH:
+                user = getattr(request.state, "user", None)
+                who = f"person {user.id}" if user else f"address {network_of(address_of(request))}"
+                if not await self._patience.lasts(who):
+                    answer = refusal(request.url.path, TooMany("too many requests were refused; try again in a while"))
+                send = self._patience.counting(who, send)
             if answer is not None:
                 await answer(scope, receive, send)
                 return

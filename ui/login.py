@@ -7,14 +7,14 @@ and whoever comes then is told so at once.
 """
 
 import asyncio
-import ipaddress
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import jinja2
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from fastapi import APIRouter, Form
@@ -23,11 +23,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from assistant.passing import give_way
 from assistant.passwords import MOST, require_usable
 from feedback import people, sessions
 from feedback.people import User
 from feedback.store import Refused, Store, Unavailable, new_id
-from ui.auth import KEY, address_of, open_session
+from ui.auth import KEY, address_of, network_of, open_session
+from ui.patience import Late
 from ui.refusals import Forbidden, NotLoggedIn, TooMany, retry_after, status_of
 from ui.tries import Tries
 
@@ -38,7 +40,6 @@ SIEGE = 100  # failures from everywhere for one name, after which
 FAILURES_IN_SIEGE = 3  # is what an address has for it
 HASHING, KNOWN_HASHING = 2, 1  # threads, each with 64 MB; those of known browsers are kept for them
 WAITING = 8  # for each of the two
-LATE_S, MOST_LATE = 1.0, 200  # how late an address that has had its tries is told, and how many at once
 DEVICE = "nightschool-device"  # the cookie by which a browser is known that has logged in before
 DEVICE_S = 180 * 24 * 3600
 OWNER_PASSWORD = "NIGHTSCHOOL_OWNER_PASSWORD"
@@ -91,7 +92,7 @@ class Lane:
     """Threads for what takes long; a few may wait for one, and whoever comes then is refused at once."""
 
     def __init__(self, threads: int) -> None:
-        self._limiter = CapacityLimiter(threads)
+        self._threads = ThreadPoolExecutor(threads, "passwords", give_way)  # chats come first
         self._places = threads + WAITING
 
     def require_place(self) -> None:
@@ -103,10 +104,12 @@ class Lane:
         """Act in one of the threads. Raises `TooMany`, and what `act` raises."""
         self.require_place()
         self._places -= 1
-        try:
-            return await to_thread.run_sync(act, limiter=self._limiter)
-        finally:
-            self._places += 1
+        done = asyncio.get_running_loop().run_in_executor(self._threads, act)
+        done.add_done_callback(lambda _: self._leave())
+        return await asyncio.shield(done)  # who goes away has taken the place all the same
+
+    def _leave(self) -> None:
+        self._places += 1
 
 
 class Logins:
@@ -190,7 +193,7 @@ class Doorman:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._held = 0
+        self._late = Late()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == "/login" and scope["method"] == "POST":
@@ -206,12 +209,7 @@ class Doorman:
         try:
             logins.require_tries(request)
         except TooMany as error:
-            if self._held < MOST_LATE:
-                self._held += 1
-                try:
-                    await asyncio.sleep(LATE_S)
-                finally:
-                    self._held -= 1
+            await self._late.wait()
             return error
         try:
             logins.require_place()
@@ -223,17 +221,6 @@ class Doorman:
 def short(name: str) -> str:
     """A name as tries are counted by it."""
     return name.strip().casefold()[:64]
-
-
-def network_of(address: str) -> str:
-    """Whom an address stands for: itself, or in IPv6 the /64 that one customer has all of."""
-    try:
-        found = ipaddress.ip_address(address.split("%")[0])
-    except ValueError:
-        return address[:64]
-    if isinstance(found, ipaddress.IPv6Address):
-        return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False))
-    return str(found)
 
 
 def set_owner_password(store: Store, environ: Mapping[str, str]) -> None:

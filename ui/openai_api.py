@@ -17,7 +17,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from assistant.chat import SERVING, Assistant, answer, prompt_of
+from assistant.chat import SERVING, Assistant, answer
 from assistant.generation import EngineError
 from assistant.replying import Replying
 from assistant.sampling import Sampling
@@ -105,8 +105,8 @@ def begin(assistant: Assistant, user: User, body: Completion) -> list[Replying]:
         assistant.roster.get(adapter)
     samplings, messages = body.samplings(), body.conversation()
     require_tokens(assistant, samplings[0])
-    parent = record(assistant, user, "api", messages, samplings[0], len(samplings))
-    prompt_ids, replies = prompt_of(assistant, user, parent), list[Replying]()
+    parent, prompt_ids = record(assistant, user, "api", messages, samplings[0], len(samplings))
+    replies = list[Replying]()
     try:
         for sampling in samplings:
             replies.append(answer(assistant, user, parent, sampling, adapter, prompt_ids))

@@ -284,6 +284,7 @@ class Engine:
 
         # 2. what each row reads next: its last token, or more of its prompt while the step has room for it
         self._present.see(each.who for each in self._active if not each.forced)
+        self._turns.begin({each.who: each.keys for each in sorted(self._active, key=lambda each: each.keys)})
         reading = self._in_fair_order([each for each in self._active if each.reading])
         growing = self._taking_turns([each for each in self._active if not each.reading], reading)
         portions = self._portions(reading, self._budget(growing, reading))
@@ -415,7 +416,6 @@ class Engine:
         """Those of these replies that go on in this step: of one person's the oldest, while others are there."""
         held = self._rows_held()
         fewest = min((held[each.who] for each in reading), default=MOST_ROWS)
-        self._turns.begin({each.who: each.keys for each in reversed(growing)})
         taken: Counter[Who] = Counter()
         going, wait = [], set()
         for each in growing:
@@ -456,6 +456,9 @@ class Engine:
                 if left <= 0 or self._copies_much(row, writing.prompt_ids) or self._will_be_read(writing):
                     continue
                 tokens = writing.prompt_ids[row.length : row.length + left]
+                alone = self._present.is_alone(who)
+                if not alone and not self._turns.take(who, row.length + len(tokens), beside_newcomer=False):
+                    break
                 left -= len(tokens)
                 budget -= len(tokens)
                 portions.append((writing, tokens))

@@ -14,7 +14,7 @@ from assistant.generation import Busy, Who
 BESIDE_OTHERS = 8  # rows of one person's in a step, while others are there
 BESIDE_NEWCOMERS = 2  # the same in a step that reads what one with fewer rows has said: their first token comes next
 BESIDE_OTHERS_S = 0.03  # of a step, that reading prompts may take while others are there: who comes next waits as long
-KEYS_A_STEP = 2048  # that a person's replies may read in a step beside others, on average; each has all of its text's
+KEYS_A_STEP = 2048  # of the texts so far, that a person's may read in a step beside others, on average
 NEWCOMERS_FIRST = 4  # steps longer that a reply waits which would read more than that, while a newcomer is read
 PUT_OFF = 8  # steps that a prompt waits for those of people who hold less, before it is read a little beside them
 LATELY_S = 60.0  # so long after a reply its reader is still there: people read, think and write
@@ -46,11 +46,11 @@ class Turns:
     def __init__(self) -> None:
         self._saved: dict[Who, int] = {}
 
-    def begin(self, firsts: Mapping[Who, int]) -> None:
-        """A step in which these people have replies that could go on, the first of which reads so many keys."""
+    def begin(self, most: Mapping[Who, int]) -> None:
+        """A step in which these people have texts that could go on, the longest of which reads so many keys."""
         self._saved = {
             who: min(self._saved.get(who, 0) + KEYS_A_STEP, keys + KEYS_A_STEP * NEWCOMERS_FIRST)
-            for who, keys in firsts.items()
+            for who, keys in most.items()
         }
 
     def take(self, who: Who, keys: int, beside_newcomer: bool) -> bool:

@@ -123,47 +123,47 @@ def test_without_accounts_there_is_no_account_page(assistant: Assistant) -> None
 
 
 @pytest.mark.browser
-def test_the_page_in_a_browser(assistant: Assistant, store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (360, "light")])
+def test_the_page_in_a_browser(assistant: Assistant, store: Store, tmp_path: Path, width: int, scheme: str) -> None:
     name = "Ada of the " + "very " * 8 + "long name"
     ada = people.add_user(store, name, "operator", PasswordHasher().hash(PASSWORD))
     with answering(create_app(assistant)) as url, chromium() as browser:
-        for width, scheme in ((1280, "light"), (390, "dark"), (360, "light")):
-            sessions.begin(store, ada, "2001:db8:1234:5678:9abc:def0:1234:5678", "Firefox on Android")
-            visitor = Visitor(browser, f"{url}/", width, 800, scheme)
-            page = visitor.page
-            page.goto(url)
-            page.locator("#name").fill(name)
-            page.locator("#password").fill(PASSWORD)
-            page.locator("button").click()
-            page.locator("#box textarea").wait_for()
-            visitor.open().sidebar(True)
-            link = page.locator("#to-account")
-            expect(link).to_be_visible()
-            there = [page.locator(each).bounding_box() for each in ("#to-operate", "#to-account", "#log-out")]
-            edges = [(box["x"], box["x"] + box["width"]) for box in there if box]
-            assert all(before[1] + 8 <= after[0] for before, after in itertools.pairwise(edges)), edges
-            bar = page.locator("#sidebar").bounding_box()
-            assert bar is not None
-            assert edges[-1][1] <= bar["x"] + bar["width"] - 8
-            page.screenshot(path=tmp_path / f"chat-{width}.png")
-            link.click()
-            expect(page.locator("#change-password")).to_be_visible()
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-            for each in page.locator("button, input:visible").all():
-                box = each.bounding_box()
-                assert box is not None
-                assert box["height"] >= 40
-            page.screenshot(path=tmp_path / f"account-{width}.png", full_page=True)
-            page.locator("#current").fill("wrong, so far as I know")
-            page.locator("#new").fill(NEW)
-            page.locator("#again").fill(NEW)
-            page.locator("#change-password button").click()
-            expect(page.locator("#error")).to_contain_text("not your current password")
-            page.locator("#end-others, #sessions button").last.click()
-            expect(page.locator("#done")).to_contain_text("Logged out")
-            page.goto(f"{url}/logout")
-            page.screenshot(path=tmp_path / f"logout-{width}.png")
-            page.get_by_role("button", name="Log out").click()
-            expect(page.locator("#password")).to_be_visible()
-            assert (visitor.outside, visitor.errors) == ([], [])
-            visitor.close()
+        sessions.begin(store, ada, "2001:db8:1234:5678:9abc:def0:1234:5678", "Firefox on Android")
+        visitor = Visitor(browser, f"{url}/", width, 800, scheme)
+        page = visitor.page
+        page.goto(url)
+        page.locator("#name").fill(name)
+        page.locator("#password").fill(PASSWORD)
+        page.locator("button").click()
+        page.locator("#box textarea").wait_for()
+        visitor.open().sidebar(True)
+        link = page.locator("#to-account")
+        expect(link).to_be_visible()
+        there = [page.locator(each).bounding_box() for each in ("#to-operate", "#to-account", "#log-out")]
+        edges = [(box["x"], box["x"] + box["width"]) for box in there if box]
+        assert all(before[1] + 8 <= after[0] for before, after in itertools.pairwise(edges)), edges
+        bar = page.locator("#sidebar").bounding_box()
+        assert bar is not None
+        assert edges[-1][1] <= bar["x"] + bar["width"] - 8
+        page.screenshot(path=tmp_path / f"chat-{width}.png")
+        link.click()
+        expect(page.locator("#change-password")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        for each in page.locator("button, input:visible").all():
+            box = each.bounding_box()
+            assert box is not None
+            assert box["height"] >= 40
+        page.screenshot(path=tmp_path / f"account-{width}.png", full_page=True)
+        page.locator("#current").fill("wrong, so far as I know")
+        page.locator("#new").fill(NEW)
+        page.locator("#again").fill(NEW)
+        page.locator("#change-password button").click()
+        expect(page.locator("#error")).to_contain_text("not your current password")
+        page.locator("#end-others, #sessions button").last.click()
+        expect(page.locator("#done")).to_contain_text("Logged out")
+        page.goto(f"{url}/logout")
+        page.screenshot(path=tmp_path / f"logout-{width}.png")
+        page.get_by_role("button", name="Log out").click()
+        expect(page.locator("#password")).to_be_visible()
+        assert (visitor.outside, visitor.errors) == ([], [])
+        visitor.close()

@@ -12,7 +12,18 @@ from assistant.engine import MOST_ROWS, MOST_WAITING, Engine, Writing
 from assistant.generation import Busy, Who
 from assistant.remote import MOST_OPEN, RemoteEngine
 from assistant.sampling import Sampling
-from assistant.shares import BESIDE_NEWCOMERS, BESIDE_OTHERS, LATELY_S, PUT_OFF, Present, may_take, require_places
+from assistant.shares import (
+    BESIDE_NEWCOMERS,
+    BESIDE_OTHERS,
+    KEYS_A_STEP,
+    LATELY_S,
+    NEWCOMERS_FIRST,
+    PUT_OFF,
+    Present,
+    Turns,
+    may_take,
+    require_places,
+)
 from tests.foreign import Foreign, serving
 from tests.tiny import make_tiny
 
@@ -72,6 +83,61 @@ def test_a_long_prompt_waits_for_a_few_steps_at_most(engine: Engine) -> None:
         engine.submit(list(range(40 + 7 * step, 540 + 7 * step)), Sampling(temperature=0, max_tokens=1), who=HONEST)
         engine.step()
     assert sum(each.unread for each in long) < sum(unread)
+
+
+def test_a_long_text_goes_on_as_often_as_what_it_reads_allows_and_a_short_one_always() -> None:
+    turns, long, short = Turns(), 4 * KEYS_A_STEP, KEYS_A_STEP
+    went = []
+    for _ in range(40):
+        turns.begin({GREEDY: long, HONEST: short})
+        went.append((turns.take(GREEDY, long, False), turns.take(HONEST, short, False)))
+    assert went == [(False, True), (False, True), (False, True), (True, True)] * 10
+
+
+def test_beside_a_newcomer_a_long_text_waits_a_few_steps_more_and_then_goes_on() -> None:
+    turns, long = Turns(), 4 * KEYS_A_STEP
+    went = []
+    for _ in range(200):
+        turns.begin({GREEDY: long})
+        went.append(turns.take(GREEDY, long, True))
+    assert went.index(True) == 4 + NEWCOMERS_FIRST - 1
+    assert sum(went) == (200 - NEWCOMERS_FIRST) // 4
+
+
+def test_a_long_prompt_is_read_beside_others_though_its_owner_has_short_texts_too(engine: Engine) -> None:
+    short = engine.submit([5, 6, 7], ENDLESS, who=GREEDY)
+    other = engine.submit([9, 8], ENDLESS, who=HONEST)
+    engine.step()
+    long = engine.submit(list(range(9, 2000)), SHORT, who=GREEDY)
+    assert steps_to(engine, long, 4) < 200
+    assert min(short.written, other.written) > 4
+
+
+def test_nothing_is_saved_up_by_who_has_nothing_to_say() -> None:
+    turns = Turns()
+    for _ in range(100):
+        turns.begin({GREEDY: 10})
+    turns.begin({HONEST: 10})
+    turns.begin({GREEDY: 2 * KEYS_A_STEP})
+    assert not turns.take(GREEDY, 2 * KEYS_A_STEP, False)
+
+
+def test_anothers_long_texts_read_few_keys_a_step_and_what_is_written_is_the_same(engine: Engine) -> None:
+    prompts = [list(range(9 + each, 1400 + each)) for each in range(3)]
+    some = Sampling(temperature=0, max_tokens=20, ignore_end=True)
+    alone = [[token.id for token in engine.submit(each, some, who=GREEDY)] for each in prompts]
+    long = [engine.submit(each, some, who=GREEDY) for each in prompts]
+    honest = engine.submit([9, 8], Sampling(temperature=0, max_tokens=60, ignore_end=True), who=HONEST)
+    assert steps_to(engine, honest, 1) < 5
+    read = 0
+    for step in range(1, 31):
+        before = [(each.written, each.keys) for each in long]
+        engine.step()
+        read += sum(keys for each, (had, keys) in zip(long, before, strict=True) if had and each.written > had)
+        assert read <= KEYS_A_STEP * (step + NEWCOMERS_FIRST) + 1400
+    assert read > KEYS_A_STEP * 15
+    assert honest.written == 31
+    assert [[token.id for token in each] for each in long] == alone
 
 
 def test_a_reply_of_four_tokens_takes_four_steps_beside_an_account_that_asks_for_all(engine: Engine) -> None:

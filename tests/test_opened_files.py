@@ -7,9 +7,12 @@ may remove the log under a live server. SQLite's own opening is not seen by Pyth
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
+import pytest
 
 from feedback import people, ratings
 from feedback.store import Store
@@ -50,14 +53,19 @@ def nightschool(environment: dict[str, str], *words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_server_and_the_commands_open_the_database_through_sqlite_alone(tmp_path: Path) -> None:
-    environment, data = watched(tmp_path), tmp_path / "data"
-    store = Store(data)
-    owner = people.local_owner(store)
-    people.set_consent(store, owner, True)
-    _, left, right = two_replies(store, owner)
-    ratings.compare(store, owner, left, right, "left")
-    model, port = make_tiny(tmp_path / "tiny"), free_port()
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[Path]:
+    """A data folder with a comparison in it, held open as by a server."""
+    with closing(Store(tmp_path / "data")) as store:
+        owner = people.local_owner(store)
+        people.set_consent(store, owner, True)
+        _, left, right = two_replies(store, owner)
+        ratings.compare(store, owner, left, right, "left")
+        yield store.data
+
+
+def test_the_server_opens_the_database_through_sqlite_alone(tmp_path: Path, data: Path) -> None:
+    environment, model, port = watched(tmp_path), make_tiny(tmp_path / "tiny"), free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "assistant", "serve", "--data", str(data), "--model", str(model), "--port", str(port)],
         env=environment,
@@ -70,13 +78,16 @@ def test_the_server_and_the_commands_open_the_database_through_sqlite_alone(tmp_
         assert any("answers at" in line for line in server.stdout)
         for path in ("", "operate/", "api/status", "api/me", "metrics"):
             assert httpx.get(f"http://127.0.0.1:{port}/{path}", timeout=30).status_code == 200, path
-        copy = tmp_path / "copy"
-        for words in (["backup", str(copy)], ["doctor"], ["export", str(tmp_path / "out"), "--format", "trl"]):
-            nightschool(environment, *words, "--data", str(data))
     finally:
         server.kill()
         server.wait()
-        store.close()
+    assert opened(tmp_path, data) == []
+
+
+def test_the_commands_open_the_database_through_sqlite_alone(tmp_path: Path, data: Path) -> None:
+    environment, copy = watched(tmp_path), tmp_path / "copy"
+    for words in (["backup", str(copy)], ["doctor"], ["export", str(tmp_path / "out"), "--format", "trl"]):
+        nightschool(environment, *words, "--data", str(data))
     nightschool(environment, "restore", str(copy), "--data", str(tmp_path / "new"))
     assert opened(tmp_path, data) == []
     assert opened(tmp_path, copy) != []  # the watch sees: a finished copy is read, to know its SHA-256

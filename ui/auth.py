@@ -203,19 +203,19 @@ class Gate:
         if scope["type"] == "websocket":  # nothing here speaks it
             await send({"type": "websocket.close", "code": 1008})
             return
-        if scope["type"] == "http":
-            request = Request(scope)
-            answer = self._answer(request)
-            if request.url.path != HEALTH:
-                user = getattr(request.state, "user", None)
-                who = f"person {user.id}" if user else f"address {network_of(address_of(request))}"
-                if not await self._patience.lasts(who):
-                    answer = refusal(request.url.path, TooMany("too many requests were refused; try again in a while"))
-                send = self._patience.counting(who, send)
-            if answer is not None:
-                await answer(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        answer = self._answer(request)
+        if request.url.path == HEALTH:
+            await (answer or self.app)(scope, receive, send)
+            return
+        user = getattr(request.state, "user", None)
+        who = f"person {user.id}" if user else f"address {network_of(address_of(request))}"
+        if not await self._patience.lasts(who):
+            answer = refusal(request.url.path, TooMany("too many requests were refused; try again in a while"))
+        await (answer or self.app)(scope, receive, self._patience.counting(who, send))
 
     def _answer(self, request: Request) -> Response | None:
         """What to answer instead of going on, if anything."""

@@ -29,7 +29,7 @@ from feedback import people, sessions
 from feedback.people import User
 from feedback.store import Refused, Store, Unavailable, new_id
 from ui.auth import KEY, address_of, network_of, open_session
-from ui.patience import Late
+from ui.patience import Pace
 from ui.refusals import Forbidden, NotLoggedIn, TooMany, retry_after, status_of
 from ui.tries import Tries
 
@@ -188,12 +188,12 @@ class Logins:
 class Doorman:
     """ASGI: refuses what would be refused anyway before any of it is read, so that a flood of guesses costs little.
 
-    An address that has had its tries hears so a second late: its flood ebbs, and nobody else waits.
+    An address that has had its tries hears so at a pace: its flood ebbs, and nobody else waits.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._late = Late()
+        self._pace = Pace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == "/login" and scope["method"] == "POST":
@@ -209,7 +209,7 @@ class Doorman:
         try:
             logins.require_tries(request)
         except TooMany as error:
-            await self._late.wait()
+            await self._pace.wait(network_of(address_of(request)))
             return error
         try:
             logins.require_place()

@@ -43,7 +43,7 @@ def label(store: Store, user: User, reply: str, label: str, given: bool = True, 
     if label not in LABELS and not CUSTOM.fullmatch(label):
         raise Refused(f"unknown label {label!r}; a label is one of {', '.join(LABELS)}, or custom:a few words")
     with store.write():
-        talk.ratable_reply(store, user, reply)
+        talk.ratable_reply(store, user, reply, taking_back=not given)
         if given:
             require_pace(store, user)
         row = {"user": user.id, "reply": reply, "label": label, "given": int(given), "words": checked(words)}

@@ -73,7 +73,7 @@ def vote(store: Store, user: User, reply: str, value: int, reasons: Sequence[str
         raise Refused(f"a vote is 1, 0 or -1, not {value!r}")
     reasons = checked_reasons(reasons)
     with store.write():
-        talk.ratable_reply(store, user, reply)
+        talk.ratable_reply(store, user, reply, taking_back=value == NONE)
         if value != NONE:
             require_pace(store, user)
         row = {"user": user.id, "reply": reply, "value": value, "reasons": reasons, "words": checked(words)}
@@ -113,7 +113,7 @@ def compare(
     if left == right:
         raise Refused("a comparison needs two different replies")
     with store.write():
-        first, second = talk.ratable_reply(store, user, left), talk.ratable_reply(store, user, right)
+        first, second = (talk.ratable_reply(store, user, each, choice == "taken_back") for each in (left, right))
         if first.parent != second.parent:
             raise Refused("a comparison is between two replies to the same message")
         if choice != "taken_back":
@@ -145,7 +145,7 @@ def rank(
     if len(ranks) != len(replies) or any(type(each) is not int or each < 1 for each in ranks):
         raise Refused("a ranking gives every reply a whole number from 1")
     with store.write():
-        parents = {talk.ratable_reply(store, user, reply).parent for reply in replies}
+        parents = {talk.ratable_reply(store, user, reply, taken_back).parent for reply in replies}
         if len(parents) != 1:
             raise Refused("a ranking is of replies to the same message")
         if not taken_back:
@@ -181,8 +181,8 @@ def critique(store: Store, user: User, reply: str, text: str) -> int:
 
 def _say(store: Store, table: str, user: User, reply: str, text: str) -> int:
     with store.write():
-        talk.ratable_reply(store, user, reply)
         row = {"user": user.id, "reply": reply, "text": checked(text).strip(), "at": now()}
+        talk.ratable_reply(store, user, reply, taking_back=not row["text"])
         if row["text"]:
             require_pace(store, user)
         return store.insert(table, row)

@@ -267,12 +267,15 @@ def shown_reply(store: Store, user: User, reply: str) -> Node:
     return Node(**found)
 
 
-def ratable_reply(store: Store, user: User, reply: str) -> Node:
+def ratable_reply(store: Store, user: User, reply: str, taking_back: bool = False) -> Node:
     """One reply that this person may rate: their own always, another's while both let their words be used (`consent`).
 
-    Raises `NotFound` as `shown_reply` does, `Refused` where one of the two does not.
+    What was said of it may always be taken back. Raises `NotFound` as `shown_reply` does, `Refused` where one of the
+    two does not let it.
     """
     found = shown_reply(store, user, reply)
+    if taking_back:
+        return found
     sql = f"""SELECT c.user = ? AS own, {consent.shared("c")} AS shared, {consent.given("?")} AS given
         FROM conversations c WHERE c.id = ?"""
     whose = store.rows(sql, user.id, user.id, found.conversation)[0]

@@ -265,6 +265,18 @@ def test_nobody_is_asked_about_it_and_nothing_more_is_taken(world: World, act: s
         world.say(each, world.cora)
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_was_said_may_be_taken_back_though_the_owner_says_no(world: World, case: Case) -> None:
+    store, nothing = world.store, uses(world.store)
+    world.say(case, world.rita)
+    people.set_consent(store, world.cora, False)
+    with pytest.raises(Refused, match="has not let others use it"):
+        world.say(case, world.rita)
+    case.take_back(store, world.rita, world.left, world.right)
+    people.set_consent(store, world.cora, True)
+    assert uses(store) == nothing
+
+
 def test_an_open_question_makes_room_for_another_and_comes_back(world: World) -> None:
     store = world.store
     two_replies(store, person(store, "dora", "chatter"), "Dora's")

@@ -23,7 +23,7 @@ from feedback.people import User
 from feedback.store import Store
 from tests.conftest import two_replies
 from tests.over_http import HERE, key, loaded, with_store
-from ui import auth
+from ui import auth, patience
 from ui.app import create_app
 from ui.gradio_guard import CLICKED
 from ui.refusals import FAILED
@@ -110,6 +110,7 @@ def house(loaded: Assistant, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         TestClient(create_app(with_store(loaded, store)), base_url=HERE, raise_server_exceptions=False) as web,
     ):
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        patch.setattr(patience, "REFUSALS", 60_000)  # what is refused here would be answered at a pace otherwise
         web.follow_redirects = False
         yield House(web, store, users, chats, headers, file)
     store.close()

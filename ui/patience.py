@@ -10,7 +10,7 @@ from starlette.types import Message, Send
 from ui.tries import Tries
 
 WITHIN_S = 60.0  # refusals count for so long
-REFUSALS = 120  # of one person, or of one address that nobody is known at, after which
+REFUSALS = 300  # of one person, or of one address that nobody is known at, after which
 A_SECOND = 20  # requests of theirs are answered, whatever they ask
 LONGEST_S = 5.0  # who would have to wait longer is refused at once
 REMEMBERED = 1000  # of those who were answered at a pace

@@ -14,8 +14,8 @@ from feedback.people import User
 from feedback.store import Refused, Store
 from ui.asked import TheStore
 from ui.auth import Person, open_session, session_of
-from ui.login import OWNER_PASSWORD, Logins, headers_of, template
-from ui.refusals import Forbidden, NotLoggedIn, status_of
+from ui.login import OWNER_PASSWORD, Logins, headers_of
+from ui.refusals import Forbidden, NotLoggedIn, status_of, template
 
 OTHERS = "others"  # as a session to end: all but this browser's
 

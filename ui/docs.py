@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from ui.auth import Person
-from ui.login import template
+from ui.refusals import template
 
 router = APIRouter(include_in_schema=False)
 

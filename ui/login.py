@@ -9,11 +9,10 @@ and whoever comes then is told so at once.
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import jinja2
 from anyio import to_thread
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -30,7 +29,7 @@ from feedback.people import User
 from feedback.store import Refused, Store, Unavailable, new_id
 from ui.auth import KEY, address_of, network_of, open_session
 from ui.patience import Pace
-from ui.refusals import Forbidden, NotLoggedIn, TooMany, retry_after, status_of
+from ui.refusals import Forbidden, NotLoggedIn, TooMany, retry_after, status_of, template
 from ui.tries import Tries
 
 WITHIN_S = 300.0  # failed tries count for so long, to within a minute
@@ -47,13 +46,6 @@ OWNER_PASSWORD = "NIGHTSCHOOL_OWNER_PASSWORD"
 Answer = TypeVar("Answer")
 
 router = APIRouter(include_in_schema=False)
-
-
-@cache
-def template(name: str) -> jinja2.Template:
-    """A page's template; everything put into it is escaped."""
-    folder = Path(__file__).parent / "templates"
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True).get_template(name)
 
 
 class Passwords:

@@ -6,6 +6,7 @@ Left out on purpose: deciding what is refused.
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,16 @@ def retry_after(error: TooMany) -> str:
     return str(math.ceil(error.wait_s))
 
 
+@cache
+def template(name: str) -> jinja2.Template:
+    """A page's template; everything put into it is escaped."""
+    folder = Path(__file__).parent / "templates"
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True).get_template(name)
+
+
 def refusal_page(path: str, error: Exception) -> Response:
     """A refusal as a page, for a person who opened one."""
-    text = (Path(__file__).parent / "templates" / "refused.html").read_text()
-    page = jinja2.Template(text, autoescape=True).render(sentence=str(error), where=path)
-    return HTMLResponse(page, status_of(error))
+    return HTMLResponse(template("refused.html").render(sentence=str(error), where=path), status_of(error))
 
 
 def said(path: str, status: int, sentence: str, code: str | None = None) -> JSONResponse:

@@ -5,6 +5,7 @@ as it got.
 Left out on purpose: asking for one (`chat`), and writing its tokens (`engine`, `remote`).
 """
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ class Replying:
         self._generation = generation
         self._stops = generation.sampling.stop
         self._stopped = False  # at a stop string
+        self._turn = threading.Lock()
         self._first_token_s: float | None = None
         self._text, self._text_of = "", (0, False)  # so many tokens, and whether they are all
 
@@ -82,8 +84,17 @@ class Replying:
     def advance(self, timeout_s: float | None = None) -> bool:
         """Wait for more of the text, up to `timeout_s`; False when it is over, and then it is recorded.
 
-        Raises `EngineError` when it cannot be finished; nothing is recorded then.
+        Several threads may: one who is left behind at the server's end waits beside one who finishes. Raises
+        `EngineError` when it cannot be finished; nothing is recorded then.
         """
+        if not self._turn.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            return True
+        try:
+            return not self.over and self._advance(timeout_s)
+        finally:
+            self._turn.release()
+
+    def _advance(self, timeout_s: float | None) -> bool:
         try:
             tokens = self._generation.take(timeout_s)
         except EngineError:

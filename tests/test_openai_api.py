@@ -2,19 +2,22 @@
 
 import asyncio
 import json
+import threading
 import time
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant
+from assistant.chat import Assistant, answer
 from assistant.engine import MOST_ROWS, MOST_WAITING
 from assistant.generation import Busy, Generation
+from assistant.replying import Replying
 from assistant.sampling import Sampling
 from feedback import ratings, talk
 from feedback.people import User
 from feedback.store import Store
+from feedback.talk import Message
 from tests.over_http import (
     GREEDY,
     HELLO,
@@ -383,3 +386,24 @@ def test_a_completion_that_cannot_be_done_is_refused_in_openais_shape(
         assert (case, answer.status_code, set(error)) == (case, status, {"message", "type", "param", "code"})
         assert (case, sentence in error["message"]) == (case, True), error["message"]
         assert (case, rows(store)) == (case, before)
+
+
+def test_two_threads_that_wait_for_one_reply_both_hear_its_end_and_it_is_recorded_once(
+    assistant: Assistant, store: Store, owner: User
+) -> None:
+    for _ in range(5):  # which of the two hears it first is chance
+        parent = talk.record_messages(store, owner, "api", [Message("user", "Tell me a long story.")])
+        reply = answer(assistant, owner, parent, Sampling(max_tokens=400, ignore_end=True))
+        assert reply.advance()
+
+        def wait(reply: Replying = reply) -> None:
+            while reply.advance():
+                pass
+
+        threads = [threading.Thread(target=each, daemon=True) for each in (wait, wait, reply.finish_now)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join(10)
+        assert [each.is_alive() for each in threads] == [False] * 3
+        assert [each.id for each in talk.children(store, parent)] == [reply.id]

@@ -20,16 +20,19 @@ from assistant.families import Sizes
 SHORTEST_ROOM = 256
 LONGEST_SHARED_ROOM = 1024  # above it a text has a slab of its own, which is kept without copying
 LEAST_SHARED = 16  # tokens in common that are worth a copy
-MOST_COPIED = 1024  # tokens in one step, so that nobody who is being answered waits for a long copy
+MOST_COPIED = 256  # tokens in one step, so that nobody who is being answered waits for a long copy
 
 
 class Slab:
-    """Slots of `room` tokens each: keys and values (layers, slots, room, 2, kv heads, head width)."""
+    """Slots of `room` tokens each: keys and values (layers, slots, 2, kv heads, room, head width).
+
+    A head's keys lie behind one another: a long text's are read twice as fast as where heads lie between them.
+    """
 
     def __init__(self, sizes: Sizes, room: int, dtype: torch.dtype, device: str) -> None:
         self.room = room
         self.rows: list[Row | None] = []
-        self._like = torch.empty(sizes.layers, 0, room, 2, sizes.kv_heads, sizes.head_width, dtype=dtype, device=device)
+        self._like = torch.empty(sizes.layers, 0, 2, sizes.kv_heads, room, sizes.head_width, dtype=dtype, device=device)
         self.data = self._like
 
     def take(self, key: Hashable) -> "Row":
@@ -59,9 +62,13 @@ class Slab:
             self.rows[row.slot], self.rows[free] = None, row
             row.slot = free
 
+    def written(self, row: "Row") -> Tensor:
+        """What a text has here, (layers, 2, kv heads, length, head width)."""
+        return self.data[:, row.slot, :, :, : row.length]
+
     def copy(self, source: int, target: int, length: int) -> None:
         """The first tokens of one slot into another."""
-        self.data[:, target, :length] = self.data[:, source, :length]
+        self.data[:, target, :, :, :length] = self.data[:, source, :, :, :length]
 
     def _resize(self, slots: int) -> None:
         shape = list(self._like.shape)
@@ -69,7 +76,7 @@ class Slab:
         data = _zeros(shape, self._like)  # what a mask hides is multiplied by nothing, so it must be a number
         for row in self.rows:
             if row is not None:
-                data[:, row.slot, : row.length] = self.data[:, row.slot, : row.length]
+                data[:, row.slot, :, :, : row.length] = self.written(row)
         self.data = data
         self.rows += [None] * (slots - len(self.rows))
 
@@ -82,6 +89,7 @@ class Row:
     slot: int
     key: Hashable  # of what computed it: texts of two adapters have nothing in common
     token_ids: list[int] = field(default_factory=list)
+    sound: int = 0  # of its first tokens' keys and values, known to be numbers
 
     @property
     def length(self) -> int:
@@ -96,7 +104,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What a finished text left: keys and values (layers, n or more, 2, kv heads, head width) of its n tokens."""
+    """What a finished text left: keys and values (layers, 2, kv heads, n or more, head width) of its n tokens."""
 
     key: Hashable
     token_ids: list[int]
@@ -105,7 +113,7 @@ class Kept:
     @property
     def size(self) -> int:
         """Tokens that its memory could hold."""
-        return self.data.shape[1]
+        return self.data.shape[3]
 
 
 class Cache:
@@ -134,14 +142,15 @@ class Cache:
     def fork(self, row: Row) -> Row:
         """A copy that can go on differently."""
         copy = self.take(row.room, row.key)
-        copy.slab.data[:, copy.slot, : row.length] = row.slab.data[:, row.slot, : row.length]
         copy.token_ids = list(row.token_ids)
+        copy.sound = row.sound
+        copy.slab.written(copy)[:] = row.slab.written(row)
         return copy
 
     def free(self, row: Row) -> None:
         """Give a slot back, keeping what was computed while there is memory for it."""
-        written = row.slab.data[:, row.slot, : row.length]
-        if not written.flatten(1).sum(1).isfinite().all():
+        written = row.slab.written(row)
+        if not written[:, :, :, row.sound :].flatten(1).sum(1).isfinite().all():
             written.zero_()  # what is no number would spoil the next text there, and every text that shared it
         elif row.length >= LEAST_SHARED:
             self._keep(row)
@@ -164,12 +173,15 @@ class Cache:
                 self._kept.remove(best)  # the next turn takes the memory over
                 row.slab.data = best.data[:, None]
                 row.token_ids = list(prompt_ids[:shared])
+                row.sound = shared
                 return True
             source = best.data
+            if row.sound == row.length:
+                row.sound = min(shared, row.length + MOST_COPIED)
         else:
             source = best.slab.data[:, best.slot]
         new = slice(row.length, min(shared, row.length + MOST_COPIED))
-        row.slab.data[:, row.slot, new] = source[:, new]
+        row.slab.data[:, row.slot, :, :, new] = source[:, :, :, new]
         row.token_ids += prompt_ids[new]
         return True
 
@@ -210,8 +222,8 @@ class Cache:
             if shared < len(each.token_ids):  # else the new one holds it
                 kept.append(each)
         own = row.room > LONGEST_SHARED_ROOM
-        data = row.slab.data[:, row.slot]
-        kept.append(Kept(row.key, list(row.token_ids), data if own else data[:, : row.length].clone()))
+        data = row.slab.data[:, row.slot] if own else row.slab.written(row).clone()
+        kept.append(Kept(row.key, list(row.token_ids), data))
         self._kept = kept
 
     def _let_go(self) -> None:

@@ -54,6 +54,7 @@ def open_assistant(
     device: str = "auto",
     engine_url: str | None = None,
     memory: int = MEMORY,
+    apart: bool = False,
 ) -> Assistant:
     """Load a base model and get ready to answer; takes seconds. Raises `Refused` on an unusable model or dtype.
 
@@ -68,6 +69,10 @@ def open_assistant(
         from assistant.remote import RemoteEngine
 
         engine = RemoteEngine(engine_url, base, tokenizer, dtype)
+    elif apart:
+        from assistant.apart import EngineApart
+
+        engine = EngineApart(base, dtype, device, memory)
     else:
         engine = Engine(base, dtype, device, tokenizer, memory)
     return Assistant(store, base, engine, Roster(store, engine), tokenizer, prompt.template_sha256(tokenizer))

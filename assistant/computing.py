@@ -42,6 +42,10 @@ class AnyNetwork(Protocol):
     tolerance: float
     generation_config: Any
 
+    @property
+    def few_rows(self) -> int:
+        """How many rows are multiplied in a format for few; 0: all are in the same."""
+
     def new_cache(self, budget: int) -> Any:
         """For the texts, within so many bytes."""
 

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from assistant.beam import Search
 from assistant.cache import MOST_COPIED, Row, shared_length
 from assistant.computing import open_network
 from assistant.drawing import Drawer, draw_all
-from assistant.generation import Busy, EngineError, Generation, Token, Who
+from assistant.generation import Busy, EngineError, Generation, Token, Told, Who
 from assistant.grammar import Grammars
 from assistant.models import Base, one_line
 from assistant.network import Part
@@ -33,6 +33,7 @@ from assistant.passing import in_passing
 from assistant.prompt import end_ids
 from assistant.sampling import Sampling
 from assistant.shares import (
+    ABOUT_AS_LITTLE,
     BESIDE_NEWCOMERS,
     BESIDE_OTHERS,
     BESIDE_OTHERS_S,
@@ -55,9 +56,15 @@ class Writing(Generation):
     """A reply in this engine; all that is here is the engine thread's alone."""
 
     def __init__(
-        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None, forced: Sequence[int], who: Who
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        adapter: Loaded | None,
+        forced: Sequence[int],
+        who: Who,
+        told: Told | None,
     ) -> None:
-        super().__init__(prompt_ids, sampling, adapter, forced, who)
+        super().__init__(prompt_ids, sampling, adapter, forced, who, told)
         self.written = 0
         self.rows: list[Row] = []  # one, or one for each beam
         self.next: list[int] = []  # the token that each row reads next, once the prompt is read
@@ -125,7 +132,7 @@ class Engine:
         self.window = self.network.window
         self.grammars = Grammars(tokenizer, self.end_ids, self.network.vocabulary)
         self.tokens_written = 0
-        self._pace = Pace()
+        self._pace = Pace(self.network.few_rows)
         self._present = Present()
         self._turns = Turns()
         self._put_off = 0  # steps in a row in which somebody's prompt waited for that of one who holds less
@@ -167,8 +174,11 @@ class Engine:
         forced: Sequence[int] = (),
         *,
         who: Who = None,
+        told: Told | None = None,
     ) -> Writing:
         """Ask for a reply to a prompt; with `forced` token ids it is read instead of written, for its log-probs.
+
+        `told` gets the tokens in the engine's thread; otherwise they are taken from the reply.
 
         Raises `Refused` when the prompt does not fit the model's window or the JSON schema cannot be followed, `Busy`
         when too many are waiting, of all people's or of this one's.
@@ -179,7 +189,7 @@ class Engine:
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
-        writing = Writing(prompt_ids, sampling, adapter, forced, who)
+        writing = Writing(prompt_ids, sampling, adapter, forced, who, told)
         writing.drive = self.step if self._thread is None else None
         if forced:
             pass
@@ -433,10 +443,7 @@ class Engine:
 
     def _in_fair_order(self, reading: Sequence[Writing]) -> list[Writing]:
         """Prompts in the order in which they are read: first those of whoever holds least, then has least to read."""
-        held = self._rows_held()
-        least: dict[Who, int] = {}
-        for each in reading:
-            least[each.who] = min(least.get(each.who, each.unread), each.unread)
+        held, least = self._rows_held(), _least_unread(reading)
         people = sorted(least, key=lambda who: (held[who], least[who]))
         return sorted(reading, key=lambda each: people.index(each.who))
 
@@ -445,7 +452,7 @@ class Engine:
 
         What another text has computed of a prompt, or is about to, is not read but copied.
         """
-        people = self._who_reads(list(dict.fromkeys(each.who for each in reading)))
+        people = self._who_reads(_least_unread(reading))
         portions = []
         for at, who in enumerate(people):
             left = min(budget, max(LEAST, budget // (len(people) - at)))
@@ -469,10 +476,15 @@ class Engine:
         before = row.length
         return self.cache.reuse(row, prompt_ids) and row.length - before == MOST_COPIED
 
-    def _who_reads(self, people: list[Who]) -> list[Who]:
-        """Of these, in fair order, those who hold least: their first token is next. Others wait for a few steps."""
-        held = self._rows_held()
-        lightest = [who for who in people if held[who] == held[people[0]]]
+    def _who_reads(self, least: Mapping[Who, int]) -> list[Who]:
+        """Of these, in fair order, those who hold least and have about as little to read as the first.
+
+        Their first token is next. Others wait for a few steps.
+        """
+        held, people = self._rows_held(), list(least)
+        lightest = [
+            who for who in people if held[who] == held[people[0]] and least[who] <= ABOUT_AS_LITTLE * least[people[0]]
+        ]
         self._put_off = self._put_off + 1 if len(lightest) < len(people) else 0
         if self._put_off > PUT_OFF:
             self._put_off = 0
@@ -488,7 +500,7 @@ class Engine:
         tokens = self._pace.prompt_tokens(len(growing), len(reading))
         if not reading or self._present.is_alone(reading[0].who):
             return tokens
-        return min(tokens, self._pace.tokens_within(BESIDE_OTHERS_S))
+        return min(tokens, self._pace.tokens_within(BESIDE_OTHERS_S, len(growing)))
 
     def _will_be_read(self, writing: Writing) -> bool:
         """Whether one who reads before it is about to compute more of its prompt than it could by itself."""
@@ -520,6 +532,14 @@ class Engine:
         if writing in self._active:
             self._active.remove(writing)
         writing.put(None)
+
+
+def _least_unread(reading: Sequence[Writing]) -> dict[Who, int]:
+    """How much each person's shortest prompt still has to be read, in the order in which they come."""
+    least: dict[Who, int] = {}
+    for each in reading:
+        least[each.who] = min(least.get(each.who, each.unread), each.unread)
+    return least
 
 
 def _pairs(writing: Writing) -> list[tuple[Row, int]]:

@@ -6,7 +6,7 @@ Left out on purpose: how tokens come about.
 
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -50,8 +50,11 @@ class Generation:
         adapter: Loaded | None,
         forced: Sequence[int] = (),
         who: Who = None,
+        told: "Told | None" = None,
     ) -> None:
+        """`told` is handed the tokens instead of who takes them here, in the engine's thread."""
         self.who = who
+        self._told = told
         self.prompt_ids = list(prompt_ids)
         self.sampling = sampling
         self.adapter = adapter
@@ -92,7 +95,13 @@ class Generation:
 
     def put(self, item: Token | EngineError | None) -> None:
         """Hand a token, the end (None) or a failure to whoever reads; the engine's side only."""
-        self._tokens.put(item)
+        if self._told is not None:
+            self._told(self, item)
+        else:
+            self._tokens.put(item)
+
+
+Told = Callable[[Generation, Token | EngineError | None], None]
 
 
 class AnyEngine(Protocol):
@@ -101,8 +110,11 @@ class AnyEngine(Protocol):
     base: Base
     window: int  # tokens of prompt and reply together
     tolerance: float  # nats a token by which its log-probs may differ from a trainer's, in its number format
-    tokens_written: int
     end_ids: frozenset[int]  # each ends a turn
+
+    @property
+    def tokens_written(self) -> int:
+        """Since it was opened."""
 
     @property
     def alive(self) -> bool:

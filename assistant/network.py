@@ -6,7 +6,7 @@ a call of its own.
 Left out on purpose: who is in the batch and what becomes of the logits (`engine`); how a model is read (`families`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,13 +34,13 @@ class Part:
 class Span:
     """Tokens of the flat batch that lie in one slab, and the masks of what they see.
 
-    A growing span has one token for each slot from the first on; a reading span has the next tokens of one slot.
+    A growing span has one token for each of a few slots in a row; a reading span has the next tokens of one slot.
     """
 
     tokens: slice
     grows: bool
-    written: Tensor  # where each token's keys and values go in the slab: slot * room + position
-    flat: Sequence[Tensor]  # the slab by layer: (slots * room, keys and values)
+    written: Tensor  # where in `flat` the keys and values of each token's heads go
+    flat: Sequence[Tensor]  # the slab by layer: (slots * keys and values * kv heads * room, head width)
     keys: Sequence[Tensor]  # by layer: (slots, kv heads, length, head width)
     values: Sequence[Tensor]
     masks: dict[int | None, Tensor | None]  # by window: 0 or -inf, to be added
@@ -78,6 +78,11 @@ class Network:
     def formats(self) -> str:
         """The number formats it multiplies in, by how many rows."""
         return "+".join(sorted(self.plan.formats | self.head_plan.formats))
+
+    @property
+    def few_rows(self) -> int:
+        """How many rows are multiplied in a format for few; 0: all are in the same."""
+        return self.plan.few_rows
 
     def weight_bytes(self, rows: int) -> int:
         """What a step that grows so many texts reads of weights."""
@@ -135,8 +140,9 @@ class Network:
         for at, part in enumerate(parts):
             if len(part.token_ids) == 1 and part.row.length:
                 growing.setdefault(id(part.row.slab), []).append(at)
-        for group in growing.values():
-            self._add_growing(flat, parts, group)
+        for of_slab in growing.values():
+            for group in _neighbours(parts, of_slab):
+                self._add_growing(flat, parts, group)
         grown = {at for group in growing.values() for at in group}
         for at, part in enumerate(parts):  # after the growing ones: see `_add_growing`
             if at not in grown:
@@ -145,29 +151,29 @@ class Network:
         return flat
 
     def _add_growing(self, flat: Flat, parts: Sequence[Part], group: list[int]) -> None:
-        """A token for each slot up to the last in use.
+        """A token for each slot from the first of these parts' to the last.
 
-        Slots in between that do not grow now are computed too, with a token of no meaning: what it writes lies
+        A slot in between that does not grow now is computed too, with a token of no meaning: what it writes lies
         behind the last token of its slot, where the next real one writes over it.
         """
         slab = parts[group[0]].row.slab
         by_slot = {parts[at].row.slot: at for at in group}
-        start, slots = len(flat.token_ids), max(by_slot) + 1
+        start, slots = len(flat.token_ids), range(min(by_slot), max(by_slot) + 1)
         lengths = []
-        for slot in range(slots):
+        for slot in slots:
             at = by_slot.get(slot)
             row = slab.rows[slot]
             lengths.append(row.length if row is not None else 0)
+            if at is not None:
+                flat.ends[at] = len(flat.token_ids)
             flat.token_ids.append(parts[at].token_ids[0] if at is not None else 0)
             flat.seats.append(parts[at].seat if at is not None else _any_seat(parts, group))
-            if at is not None:
-                flat.ends[at] = start + slot
         flat.positions += lengths
         positions = torch.tensor(lengths, device=self.device)
-        seen = max(lengths[slot] for slot in by_slot) + 1
+        seen = max(part.row.length for part in (parts[at] for at in group)) + 1
         masks = {window: self._growing_mask(positions, seen, window) for window in self._windows}
-        written = torch.arange(slots, device=self.device) * slab.room + positions
-        flat.spans.append(_span(slab, slice(start, start + slots), None, seen, written, masks))
+        tokens = slice(start, start + len(slots))
+        flat.spans.append(self._span(slab, tokens, slots, True, seen, positions, masks))
 
     def _growing_mask(self, positions: Tensor, seen: int, window: int | None) -> Tensor | None:
         """(slots, 1, 1, seen)."""
@@ -186,10 +192,10 @@ class Network:
         flat.positions += positions
         flat.seats += [part.seat] * count
         masks = {window: self._reading_mask(row.length, count, window) for window in self._windows}
-        first = row.slot * row.room + row.length
-        written = torch.arange(first, first + count, device=self.device)
         tokens = slice(start, start + count)
-        flat.spans.append(_span(row.slab, tokens, row.slot, row.length + count, written, masks))
+        slots = range(row.slot, row.slot + 1)
+        written = torch.arange(row.length, row.length + count, device=self.device)
+        flat.spans.append(self._span(row.slab, tokens, slots, False, row.length + count, written, masks))
 
     def _reading_mask(self, length: int, count: int, window: int | None) -> Tensor | None:
         """(heads that share keys x count, length + count); None: causal, from the beginning."""
@@ -203,15 +209,39 @@ class Network:
         times = self.family.sizes.heads // self.family.sizes.kv_heads
         return torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf).repeat(times, 1)
 
+    def _span(
+        self,
+        slab: Slab,
+        tokens: slice,
+        slots: range,
+        grows: bool,
+        length: int,
+        positions: Tensor,
+        masks: dict[int | None, Tensor | None],
+    ) -> Span:
+        """Tokens at `positions` of these slots, a token each or all of one slot, that see the first `length` keys."""
+        keys, values = slab.data[:, slots.start : slots.stop, ..., :length, :].unbind(2)
+        heads = 2 * self.family.sizes.kv_heads
+        of_slot = torch.arange(slots.start, slots.stop, device=self.device)[:, None] * heads
+        at_head = (of_slot + torch.arange(heads, device=self.device)) * slab.room
+        written = (at_head + positions[:, None]).flatten()
+        flat = slab.data.flatten(1, 4).unbind(0)
+        return Span(tokens, grows, written, flat, keys.unbind(0), values.unbind(0), masks)
 
-def _span(
-    slab: Slab, tokens: slice, slot: int | None, length: int, written: Tensor, masks: dict[int | None, Tensor | None]
-) -> Span:
-    """The tokens of one slot, or of all from the first on (slot None), that see the first `length` keys."""
-    slots = slice(len(written)) if slot is None else slice(slot, slot + 1)
-    keys, values = slab.data[:, slots, :length].permute(3, 0, 1, 4, 2, 5)
-    flat = slab.data.flatten(3).flatten(1, 2).unbind(0)
-    return Span(tokens, slot is None, written, flat, keys.unbind(0), values.unbind(0), masks)
+
+def _neighbours(parts: Sequence[Part], group: Sequence[int]) -> Iterator[list[int]]:
+    """The parts of one slab in the order of their slots, in groups between which more than one slot does not grow.
+
+    One idle slot is computed faster than another call of attention.
+    """
+    ordered = sorted(group, key=lambda at: parts[at].row.slot)
+    near = [ordered[0]]
+    for at in ordered[1:]:
+        if parts[at].row.slot > parts[near[-1]].row.slot + 2:
+            yield near
+            near = []
+        near.append(at)
+    yield near
 
 
 def _any_seat(parts: Sequence[Part], group: list[int]) -> Any:
@@ -242,7 +272,8 @@ class Step:
         queries, kept = own[:, : sizes.query_width], own[:, sizes.query_width :]
         out = []
         for span in spans:
-            span.flat[self.at].index_copy_(0, span.written, kept if len(spans) == 1 else kept[span.tokens])
+            own_kept = kept if len(spans) == 1 else kept[span.tokens]
+            span.flat[self.at].index_copy_(0, span.written, own_kept.reshape(-1, sizes.head_width))
             attention = self._grow if span.grows else self._read
             out.append(attention(queries if len(spans) == 1 else queries[span.tokens], span))
         return out[0] if len(out) == 1 else torch.cat(out)

@@ -2,8 +2,9 @@
 
 Reading may take as long as the tokens of the others, so that their gaps double, and more where many wait for their
 first token beside few who are being answered. A step that reads costs something however little it reads (it multiplies
-in another number format, for one), so it then reads as long as that takes, within reason. The times are measured as
-the engine goes, so a slow machine reads less at a time, and nothing is to be set.
+in another number format, for one), so it then reads as long as that takes, within reason; or where that is too long,
+only as much as the format for few rows takes along. The times are measured as the engine goes, so a slow machine reads
+less at a time, and nothing is to be set.
 Left out on purpose: whose prompt is read first (`engine`).
 """
 
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 
 ALONE = 512  # prompt tokens in a step when nobody waits for a token
 LEAST = 16
+FEW = 4  # the same in a step of few rows
 MOST = 512  # beside others, where many wait
 MOST_OF_FEW = 64  # where few wait: a wrong estimate then costs the others little
+TRIED_AGAIN = 64  # steps kept to few rows, after which one of more shows what that takes by now
 MOST_SLOWED = 1.5  # of a step's own time, that it may take longer so as to read more than `LEAST`
 APART = (0.9, 1.1)  # a little less and a little more in turn: only steps that differ tell what a token takes
 KEPT = 0.9  # of what is remembered, after another step
@@ -50,13 +53,24 @@ class Line:
         slope = min(max(slope, 0.05 * mean), mean)
         return seconds - slope * tokens, slope
 
+    def within(self, seconds: float) -> int:
+        """How many tokens are read in so many seconds."""
+        if not self.count:
+            return MOST
+        fixed_s, token_s = self.costs()
+        return int((seconds - fixed_s) / token_s)
+
 
 class Pace:
     """Measured seconds of a step that reads nothing, and what reading adds to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, few_rows: int = 0) -> None:
+        """`few_rows`: as many are multiplied in a format of their own; 0: there is none."""
+        self._few_rows = few_rows
+        self._kept_few = 0  # steps in a row
         self._step_s: dict[int, float] = {}  # by rows that grow, in powers of two
-        self._reading = Line()
+        self._reading = Line()  # of steps with more than few rows
+        self._few = Line()  # of the others
         self._turn = 0
         self._last = LEAST
 
@@ -75,12 +89,17 @@ class Pace:
         self._last = max(LEAST, min(fair, most, 2 * self._last))
         return self._last
 
-    def tokens_within(self, seconds: float) -> int:
-        """How many prompt tokens a step reads in about so many seconds."""
+    def tokens_within(self, seconds: float, growing: int) -> int:
+        """How many prompt tokens a step reads in about so many seconds, beside so many rows that grow."""
         if not self._reading.count:
             return 2 * LEAST
-        fixed_s, token_s = self._reading.costs()
-        return max(LEAST, min(int((seconds - fixed_s) / token_s), MOST))
+        tokens = self._reading.within(seconds)
+        few = self._few_rows - growing
+        if tokens < LEAST and few > 0 and self._kept_few < TRIED_AGAIN:
+            self._kept_few += 1
+            return max(min(few, FEW), min(few, self._few.within(seconds)))
+        self._kept_few = 0
+        return max(LEAST, min(tokens, MOST))
 
     def took(self, seconds: float, growing: int, read: int) -> None:
         """A step with so many rows that grow and so many prompt tokens took so long."""
@@ -90,7 +109,8 @@ class Pace:
             share = 0.5 if seconds < before else 0.2  # what is slow once is mostly another's doing
             self._step_s[growing.bit_length()] = before + share * (min(seconds, 2 * before) - before)
         elif alone_s is not None:
-            self._reading.add(read, max(seconds - alone_s, 0.05 * seconds))
+            line = self._reading if growing + read > self._few_rows else self._few
+            line.add(read, max(seconds - alone_s, 0.05 * seconds))
 
     def _alone_s(self, growing: int) -> float | None:
         """What a step with so many rows takes that reads nothing; as long as none did, with fewer rows."""

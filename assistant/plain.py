@@ -114,6 +114,8 @@ class AdapterLinear(nn.Module):
 class PlainNetwork:
     """A transformers model, and the adapter whose text it computes at the moment."""
 
+    few_rows = 0  # one format for all
+
     def __init__(self, model: Any) -> None:
         self.model = model
         self.seat: PlainSeat | None = None

@@ -69,6 +69,11 @@ class Plan:
         return next((name for most, name in self.steps if rows <= most), self.steps[-1][1])
 
     @property
+    def few_rows(self) -> int:
+        """Up to how many rows have a format of their own; 0: all have the same."""
+        return self.steps[0][0] if len(self.steps) > 1 else 0
+
+    @property
     def formats(self) -> set[str]:
         """All that are used."""
         return {name for _, name in self.steps}

@@ -16,7 +16,8 @@ BESIDE_NEWCOMERS = 2  # the same in a step that reads what one with fewer rows h
 BESIDE_OTHERS_S = 0.03  # of a step, that reading prompts may take while others are there: who comes next waits as long
 KEYS_A_STEP = 2048  # of the texts so far, that a person's may read in a step beside others, on average
 NEWCOMERS_FIRST = 4  # steps longer that a reply waits which would read more than that, while a newcomer is read
-PUT_OFF = 8  # steps that a prompt waits for those of people who hold less, before it is read a little beside them
+PUT_OFF = 32  # steps that a prompt waits for those of people who hold less, before it is read a little beside them
+ABOUT_AS_LITTLE = 2  # times what the first has to read, that others may have who are read beside them
 LATELY_S = 60.0  # so long after a reply its reader is still there: people read, think and write
 
 

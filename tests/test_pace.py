@@ -15,7 +15,7 @@ from assistant import models
 from assistant.engine import Engine, Writing
 from assistant.environment import AUTO
 from assistant.models import Base
-from assistant.pace import ALONE, LEAST, MOST, MOST_OF_FEW, Pace
+from assistant.pace import ALONE, FEW, LEAST, MOST, MOST_OF_FEW, TRIED_AGAIN, Pace
 from assistant.sampling import Sampling
 from benchmarks import material
 from tests.test_families import random_ids
@@ -178,10 +178,28 @@ def test_a_first_step_that_was_slow_is_forgotten() -> None:
 
 def test_so_much_is_read_as_takes_so_long() -> None:
     pace = Pace()
-    assert pace.tokens_within(0.03) == 2 * LEAST  # nothing is known yet
+    assert pace.tokens_within(0.03, 1) == 2 * LEAST  # nothing is known yet
     pace.took(0.010, 1, 0)
     for tokens in (50, 100, 50, 100):
         pace.took(0.010 + 0.001 * tokens, 1, tokens)
-    assert 25 <= pace.tokens_within(0.03) <= 35
-    assert pace.tokens_within(0.001) == LEAST
-    assert pace.tokens_within(60.0) == MOST
+    assert 25 <= pace.tokens_within(0.03, 1) <= 35
+    assert pace.tokens_within(0.001, 1) == LEAST
+    assert pace.tokens_within(60.0, 1) == MOST
+
+
+def test_where_more_than_few_rows_take_too_long_few_are_read() -> None:
+    pace = Pace(few_rows=12)
+    pace.took(0.030, 2, 0)
+    for tokens in (50, 100, 50, 100):
+        pace.took(0.030 + 0.150 + 0.005 * tokens, 2, tokens)
+    assert pace.tokens_within(0.03, 2) == 10  # all that are few: what those take is not known yet
+    for tokens in (4, 10, 4, 10):
+        pace.took(0.030 + 0.005 * tokens, 2, tokens)
+    assert pace.tokens_within(0.032, 2) == 6
+    assert pace.tokens_within(0.001, 2) == FEW
+    assert pace.tokens_within(0.03, 11) == 1
+    assert pace.tokens_within(0.03, 12) == LEAST
+    assert pace.tokens_within(1.0, 2) > LEAST
+    read = [pace.tokens_within(0.032, 2) for _ in range(TRIED_AGAIN + 1)]
+    assert sorted(set(read)) == [6, LEAST]
+    assert read.count(LEAST) == 1

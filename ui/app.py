@@ -7,6 +7,7 @@ Left out on purpose: every route, page and rule; each has its own module.
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import re
@@ -259,7 +260,7 @@ def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> 
     from assistant.chat import open_assistant
 
     assistant = open_assistant(
-        store, options.model, options.dtype, engine_url=engine_url(options), memory=options.memory
+        store, options.model, options.dtype, engine_url=engine_url(options), memory=options.memory, apart=True
     )
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{host}:{listening.getsockname()[1]}"
@@ -277,6 +278,8 @@ def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> 
     )
     for each in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends on them, and then raises them once more
         signal.signal(each, lambda *_: None)
+    gc.collect()
+    gc.freeze()  # the pages stay: looking through them for garbage would hold everybody up, again and again
     uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -74,10 +74,9 @@ def test_it_writes_what_an_engine_here_writes(apart: EngineApart, base: Base, ad
             engine.submit(PROMPT, drawn, loaded, who=1),
             engine.score(PROMPT, [11, 12, 13], loaded),
         ]
-        said.append([[read(each), each.finish, each.sampling.max_tokens, each.sampling.seed] for each in replies[:3]])
-        said[-1].append(
-            [read(replies[3]), loaded.card, engine.window, engine.tolerance, engine.end_ids, engine.number_format]
-        )
+        scores.append([token.logprob for token in replies.pop()])
+        said.append([(read(each), each.finish, each.sampling.max_tokens, each.sampling.seed) for each in replies])
+        facts.append([loaded.card, engine.window, engine.tolerance, engine.end_ids, engine.number_format])
         assert engine.tokens_written == 12 * 3 + 3
         assert [engine.active, engine.waiting] == [0, 0]
     here.close()

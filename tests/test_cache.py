@@ -34,25 +34,26 @@ def new_cache() -> Cache:
 
 
 def computed(key: object, token_ids: list[int]) -> torch.Tensor:
-    """What a network would keep of a text, (layers, tokens, 2, kv heads, head width)."""
+    """What a network would keep of a text, (layers, 2, kv heads, tokens, head width)."""
     value, values = KEYS.index(key) + 1, []
     for token in token_ids:
         value = (value * 31 + token + 1) % PRIME
         values.append(value)
-    lanes = torch.arange(8.0).view(2, 1, 2, 1, 2)
-    return torch.tensor(values, dtype=torch.float32)[None, :, None, None, None] - lanes
+    lanes = torch.arange(8.0).view(2, 2, 1, 1, 2)
+    return torch.tensor(values, dtype=torch.float32)[:, None] - lanes
 
 
 def write(row: Row, token_ids: list[int]) -> None:
     """Append tokens to a row as the network does."""
     text = [*row.token_ids, *token_ids]
-    row.slab.data[:, row.slot, row.length : len(text)] = computed(row.key, text)[:, row.length :]
+    new = computed(row.key, text)[:, :, :, row.length :]
+    row.slab.data[:, row.slot, :, :, row.length : len(text)] = new
     row.token_ids += token_ids
 
 
 def held(row: Row) -> torch.Tensor:
     """What the cache holds for a row."""
-    return row.slab.data[:, row.slot, : row.length]
+    return row.slab.written(row)
 
 
 def texts() -> Any:

@@ -238,7 +238,7 @@ class EngineApart:
         process, connection, _ = self._start()
         with self._changed, self._sending:
             for seat, (directory, card) in self._loaded.items():
-                connection.send(("load", 0, (seat, directory)))
+                connection.send(("load", 0, (seat, directory, card)))
                 log.info("the engine reads adapter %s again", card.id)
             self._written += self._counts[2]
             self._process, self._connection = process, connection
@@ -365,8 +365,13 @@ class Answering:
         if reply is not None:
             reply.cancel()
 
-    def _load(self, seat: int, directory: Path) -> Card:
+    def _load(self, seat: int, directory: Path, proved: Card | None = None) -> Card:
+        """`proved`: the card that it must still have, so that what changed on disk since its proof never answers."""
         loaded = self._engine.load(directory)
+        if proved is not None and loaded.card != proved:
+            log.error("adapter %s was changed on disk since it was proved", proved.id)
+            self._engine.unload(loaded)
+            return loaded.card
         self._seats[seat] = loaded
         return loaded.card
 

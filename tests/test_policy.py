@@ -67,7 +67,7 @@ def run_rloo(tiny, sampler, score, method=reinforce.RLOO, **changes):
 
 def run_ppo(tiny, sampler, score, **changes):
     backbone = backbone_of(tiny)
-    asked = {"steps": 8, "kl_budget": 50.0, "beta": 0.01, "most_kl": 1.0, "epochs": 4}
+    asked = {"steps": 12, "kl_budget": 50.0, "beta": 0.01, "most_kl": 1.0, "epochs": 4}
     settings = ppo.Settings(**SMALL | asked | changes)
     head, run = ppo.begin(backbone, settings)
     reports = list(ppo.train(backbone, head, sampler, PROMPTS, score, settings, run))

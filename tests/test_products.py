@@ -120,10 +120,11 @@ def test_the_embedded_model_answers_sensibly_in_every_format(
     monkeypatch.setattr(speed, "plans", lambda *_: only(name))
     tokenizer = models.load_tokenizer(embedded)
     engine = Engine(embedded, name, "cpu", tokenizer)
-    ids = prompt.encode_prompt(tokenizer, [Message("user", "What is the capital of France?")], 1000)
+    # Each word of its answer is more than a nat ahead in float32; "the capital of France" begins with a near tie.
+    ids = prompt.encode_prompt(tokenizer, [Message("user", "Name the capital city of Japan.")], 1000)
     reply = [token.id for token in engine.submit(ids, Sampling(temperature=0, max_tokens=24))]
     engine.close()
-    assert "Paris" in tokenizer.decode(reply)
+    assert "Tokyo" in tokenizer.decode(reply)
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ class Cache:
     def free(self, row: Row) -> None:
         """Give a slot back, keeping what was computed while there is memory for it."""
         written = row.slab.written(row)
-        if not written[:, :, :, row.sound :].flatten(1).sum(1).isfinite().all():
+        if not written[:, :, :, row.sound :].sum((1, 2, 3, 4)).isfinite().all():  # flattened, it would be copied
             written.zero_()  # what is no number would spoil the next text there, and every text that shared it
         elif row.length >= LEAST_SHARED:
             self._keep(row)

@@ -158,6 +158,24 @@ def test_one_that_dies_later_is_started_anew_with_its_adapters(
         apart.submit(PROMPT, GREEDY, loaded)
 
 
+def test_an_adapter_that_was_changed_since_its_proof_answers_no_more_once_it_is_started_anew(
+    apart: EngineApart, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("assistant.apart.STARTED_ANEW_AFTER_S", 0.0)
+    kept, changed = (
+        apart.load(save_adapter(tmp_path / name, base, seed, r=4, target_modules="all-linear"))
+        for seed, name in enumerate(("kept", "changed"), 1)
+    )
+    with_it = read(apart.submit(PROMPT, GREEDY, kept))
+    save_adapter(tmp_path / "changed", base, 3, r=4, target_modules="all-linear")
+    first = process_of(apart)
+    first.kill()
+    until(lambda: not first.is_running() and apart.alive)
+    assert read(apart.submit(PROMPT, GREEDY, kept)) == with_it
+    with pytest.raises(Busy, match="let go a moment ago"):
+        apart.submit(PROMPT, GREEDY, changed)
+
+
 def test_it_ends_with_its_server_and_not_by_a_signal_that_is_the_servers(base: Base) -> None:
     program = f"""
 import time

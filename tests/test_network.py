@@ -113,6 +113,16 @@ def test_memory_that_nobody_wrote_to_is_never_read(known: Known) -> None:
         torch.use_deterministic_algorithms(False)
 
 
+def test_texts_far_apart_in_a_slab_are_computed_without_those_in_between(known: Known) -> None:
+    cache = known.network.new_cache(BUDGET)
+    readings = [Reading(at % 4, None, cache.take(200, None)) for at in range(8)]
+    step(known, cache, readings, [10] * 8)
+    grow = [Part(readings[at].row, [3]) for at in (0, 2, 7)]
+    assert len(known.network._flatten(grow).token_ids) == 3 + 1  # the second slot lies between two that grow
+    step(known, cache, readings, [1, 0, 1, 0, 0, 0, 0, 1])
+    step(known, cache, readings, [1] * 8)
+
+
 def test_a_fork_goes_on_differently_and_leaves_the_first_as_it_was(known: Known) -> None:
     cache = known.network.new_cache(BUDGET)
     first = Reading(0, "wide", cache.take(200, known.seats["wide"]))

@@ -297,7 +297,7 @@ class Engine:
         self._turns.begin({each.who: each.keys for each in sorted(self._active, key=lambda each: each.keys)})
         reading = self._in_fair_order([each for each in self._active if each.reading])
         growing = self._taking_turns([each for each in self._active if not each.reading], reading)
-        portions = self._portions(reading, self._budget(growing, reading))
+        portions = self._portions(growing, reading)
         parts = [Part(row, [token], each.seat) for each in growing for row, token in _pairs(each)]
         parts += [Part(writing.rows[0], tokens, writing.seat) for writing, tokens in portions]
         advanced = [*growing, *(writing for writing, _ in portions)]
@@ -447,11 +447,14 @@ class Engine:
         people = sorted(least, key=lambda who: (held[who], least[who]))
         return sorted(reading, key=lambda each: people.index(each.who))
 
-    def _portions(self, reading: Sequence[Writing], budget: int) -> list[tuple[Writing, list[int]]]:
-        """What is read of which prompts in a step of so many tokens: as much of each person's, as far as they have it.
+    def _portions(self, growing: Sequence[Writing], reading: Sequence[Writing]) -> list[tuple[Writing, list[int]]]:
+        """What the step reads of which prompts: as much of each person's, as far as they have it.
 
+        A prompt's last few tokens are read at once, where they take no other format: each step costs something
+        however little it reads, and the first token comes after the last of them.
         What another text has computed of a prompt, or is about to, is not read but copied.
         """
+        budget, few = self._budget(growing, reading), self.network.few_rows - len(growing)
         people = self._who_reads(_least_unread(reading))
         portions = []
         for at, who in enumerate(people):
@@ -462,11 +465,13 @@ class Engine:
                 row = writing.rows[0]
                 if left <= 0 or self._copies_much(row, writing.prompt_ids) or self._will_be_read(writing):
                     continue
-                tokens = writing.prompt_ids[row.length : row.length + left]
+                unread = len(writing.prompt_ids) - row.length
+                tokens = writing.prompt_ids[row.length :][: max(left, unread if unread <= few else 0)]
                 alone = self._present.is_alone(who)
                 if not alone and not self._turns.take(who, row.length + len(tokens), beside_newcomer=False):
                     break
                 left -= len(tokens)
+                few -= len(tokens)
                 budget -= len(tokens)
                 portions.append((writing, tokens))
         return portions

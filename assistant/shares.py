@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from assistant.generation import Busy, Who
 
-BESIDE_OTHERS = 8  # rows of one person's in a step, while others are there
-BESIDE_NEWCOMERS = 2  # the same in a step that reads what one with fewer rows has said: their first token comes next
+BESIDE_OTHERS = 4  # rows of one person's in a step, while others are there
+BESIDE_NEWCOMERS = 1  # the same in a step that reads what one with fewer rows has said: their first token comes next
 BESIDE_OTHERS_S = 0.03  # of a step, that reading prompts may take while others are there: who comes next waits as long
 KEYS_A_STEP = 2048  # of the texts so far, that a person's may read in a step beside others, on average
 NEWCOMERS_FIRST = 4  # steps longer that a reply waits which would read more than that, while a newcomer is read

@@ -10,6 +10,7 @@ import pytest
 from assistant import models
 from assistant.engine import MOST_ROWS, MOST_WAITING, Engine, Writing
 from assistant.generation import Busy, Who
+from assistant.products import FLOAT32, Plan
 from assistant.remote import MOST_OPEN, RemoteEngine
 from assistant.sampling import Sampling
 from assistant.shares import (
@@ -198,6 +199,17 @@ def test_a_short_prompt_is_read_before_another_accounts_long_ones(engine: Engine
     engine.step()
     assert steps_to(engine, engine.submit([9, 8], SHORT, who=HONEST), 1) == 1
     assert not any(each.written for each in long)
+
+
+def test_the_last_few_tokens_of_a_prompt_are_read_at_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.network, "plan", Plan(((24, FLOAT32), (0, FLOAT32))))
+    others = [engine.submit([5, 6, 7], ENDLESS, who=GREEDY) for _ in range(3)]
+    engine.step()
+    monkeypatch.setattr(engine, "_budget", lambda growing, reading: 4)  # on a slow machine, where others are there
+    few = 24 - BESIDE_NEWCOMERS
+    assert steps_to(engine, engine.submit(list(range(9, 9 + few)), SHORT, who=HONEST), 1) == 1
+    assert steps_to(engine, engine.submit(list(range(40, 40 + few + 5)), SHORT, who=THIRD), 1) == 3
+    assert all(each.written for each in others)
 
 
 def small_engine(tiny: Path, windows: int) -> Engine:

@@ -6,6 +6,7 @@ Left out on purpose: reading the request (`openai_request`), and shaping the ans
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -97,6 +98,10 @@ async def complete(body: Completion, request: Request, user: Person, share: Shar
     return JSONResponse(whole)
 
 
+# One person's requests find their places one after another: together each would take some of what all need.
+BEGINNING = [threading.Lock() for _ in range(64)]
+
+
 def begin(assistant: Assistant, user: User, body: Completion) -> list[Replying]:
     """Record what was sent and begin the replies. Raises `Refused`; nothing is recorded then."""
     body.require_supported()
@@ -105,14 +110,15 @@ def begin(assistant: Assistant, user: User, body: Completion) -> list[Replying]:
         assistant.roster.get(adapter)
     samplings, messages = body.samplings(), body.conversation()
     require_tokens(assistant, samplings[0])
-    parent, prompt_ids = record(assistant, user, "api", messages, samplings[0], len(samplings))
     replies = list[Replying]()
-    try:
-        for sampling in samplings:
-            replies.append(answer(assistant, user, parent, sampling, adapter, prompt_ids))
-    except Refused:
-        stop(replies)
-        raise
+    with BEGINNING[user.id % len(BEGINNING)]:
+        parent, prompt_ids = record(assistant, user, "api", messages, samplings[0], len(samplings))
+        try:
+            for sampling in samplings:
+                replies.append(answer(assistant, user, parent, sampling, adapter, prompt_ids))
+        except Refused:
+            stop(replies)
+            raise
     return replies
 
 

@@ -466,7 +466,8 @@ class Engine:
                 if left <= 0 or self._copies_much(row, writing.prompt_ids) or self._will_be_read(writing):
                     continue
                 unread = len(writing.prompt_ids) - row.length
-                tokens = writing.prompt_ids[row.length :][: max(left, unread if unread <= few else 0)]
+                count = unread if unread <= few else left
+                tokens = writing.prompt_ids[row.length : row.length + count]
                 alone = self._present.is_alone(who)
                 if not alone and not self._turns.take(who, row.length + len(tokens), beside_newcomer=False):
                     break

@@ -238,7 +238,7 @@ class EngineApart:
         process, connection, _ = self._start()
         with self._changed, self._sending:
             for seat, (directory, card) in self._loaded.items():
-                connection.send(("load", 0, (seat, directory, card)))
+                connection.send(("read_again", 0, (seat, directory, card)))
                 log.info("the engine reads adapter %s again", card.id)
             self._written += self._counts[2]
             self._process, self._connection = process, connection
@@ -330,6 +330,8 @@ class Answering:
             answer = getattr(self, f"_{what}")(*arguments)
         except Exception as error:
             answer = error
+            if not call:
+                log.exception("%s failed", what)
         if call:
             self.send((call, answer, None, False))
 
@@ -365,15 +367,21 @@ class Answering:
         if reply is not None:
             reply.cancel()
 
-    def _load(self, seat: int, directory: Path, proved: Card | None = None) -> Card:
-        """`proved`: the card that it must still have, so that what changed on disk since its proof never answers."""
+    def _load(self, seat: int, directory: Path) -> Card:
+        loaded = self._seats[seat] = self._engine.load(directory)
+        return loaded.card
+
+    def _read_again(self, seat: int, directory: Path, proved: Card) -> None:
+        """Before anything else is answered: requests for it come right behind.
+
+        What changed on disk since its proof never answers.
+        """
         loaded = self._engine.load(directory)
-        if proved is not None and loaded.card != proved:
+        if loaded.card == proved:
+            self._seats[seat] = loaded
+        else:
             log.error("adapter %s was changed on disk since it was proved", proved.id)
             self._engine.unload(loaded)
-            return loaded.card
-        self._seats[seat] = loaded
-        return loaded.card
 
     def _unload(self, seat: int) -> None:
         loaded = self._seats.pop(seat, None)

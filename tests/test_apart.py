@@ -162,16 +162,17 @@ def test_an_adapter_that_was_changed_since_its_proof_answers_no_more_once_it_is_
     apart: EngineApart, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("assistant.apart.STARTED_ANEW_AFTER_S", 0.0)
-    kept, changed = (
+    *kept, changed = (
         apart.load(save_adapter(tmp_path / name, base, seed, r=4, target_modules="all-linear"))
-        for seed, name in enumerate(("kept", "changed"), 1)
+        for seed, name in enumerate(("first", "second", "third", "fourth", "changed"), 1)
     )
-    with_it = read(apart.submit(PROMPT, GREEDY, kept))
-    save_adapter(tmp_path / "changed", base, 3, r=4, target_modules="all-linear")
+    written = [read(apart.submit(PROMPT, GREEDY, each)) for each in kept]
+    save_adapter(tmp_path / "changed", base, 9, r=4, target_modules="all-linear")
     first = process_of(apart)
     first.kill()
     until(lambda: not first.is_running() and apart.alive)
-    assert read(apart.submit(PROMPT, GREEDY, kept)) == with_it
+    replies = [apart.submit(PROMPT, GREEDY, each) for each in reversed(kept)]  # at once: those read last come first
+    assert [read(each) for each in reversed(replies)] == written
     with pytest.raises(Busy, match="let go a moment ago"):
         apart.submit(PROMPT, GREEDY, changed)
 

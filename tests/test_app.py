@@ -111,6 +111,18 @@ def test_a_client_that_goes_away_stops_its_reply_and_the_end_of_the_server_every
     assert finish_of(data, str(cut)) == "cancelled"
 
 
+@pytest.mark.soak
+def test_a_connection_that_was_idle_for_as_long_as_proxies_keep_one_still_answers(tmp_path: Path) -> None:
+    with serving(tmp_path / "data") as (_, url), socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as line:
+        for pause_s in (0, 62):
+            time.sleep(pause_s)
+            line.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            answer = b""
+            while part := b"" if answer.endswith(b"}") else line.recv(4096):
+                answer += part
+            assert answer.startswith(b"HTTP/1.1 200")
+
+
 def test_a_server_that_cannot_start_says_why_in_one_sentence(tmp_path: Path) -> None:
     data = tmp_path / "data"
     way_out = refused(data, "--host", "0.0.0.0")

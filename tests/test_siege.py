@@ -57,13 +57,21 @@ def votes(url: str, token: str, replies: tuple[str, str], until: float, felt: Fe
         while time.monotonic() < until:
             body = {"reply": chance.choice(replies), "value": chance.choice((1, -1))}
             begun = time.monotonic()
-            answer = web.post("/api/votes", json=body, headers={"Idempotency-Key": secrets.token_hex(8)})
+            answer = post(web, "/api/votes", body, secrets.token_hex(8))
             felt.votes.append(time.monotonic() - begun)
             if answer.status_code == 200:
                 felt.kept.append(answer.json()["id"])
             else:
                 felt.refused.append(f"vote {answer.status_code} {answer.text[:200]}")
             time.sleep(chance.uniform(2, 6))
+
+
+def post(web: httpx.Client, path: str, body: dict[str, object], key: str) -> httpx.Response:
+    """As clients do: sent again, with the same key, where the server closed an idle connection at that moment."""
+    try:
+        return web.post(path, json=body, headers={"Idempotency-Key": key})
+    except httpx.RemoteProtocolError:
+        return web.post(path, json=body, headers={"Idempotency-Key": key})
 
 
 def chats(url: str, token: str, until: float, felt: Felt) -> None:

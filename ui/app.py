@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is import
 LOOK_EVERY_S = 1.0  # for a promotion made by another process
 ENGINE_URL = "http://127.0.0.1:8000"  # vLLM's own default
 SWITCH_S = 0.0005  # threads give way so soon: who answers requests must not wait long for those that write replies
+IDLE_S = 75  # longer than proxies keep a connection (60 s), so that none sends on one that is just being closed
 GRACE_S = 1  # that replies being written have when the server is told to end
 POLICY = (
     "default-src 'self'",
@@ -273,6 +274,7 @@ def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> 
         server_header=False,
         proxy_headers=False,  # uvicorn believes every process of this machine; `proxies` believes who was named
         timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=IDLE_S,
         loop="asyncio",  # under uvloop a reply cut by the server's end is not written down
         lifespan="on",
     )

@@ -2,7 +2,6 @@
 
 `python -m benchmarks.ledger [--votes N] [--seconds S] [--keep DIR]`. Everything is measured in this one run, on the
 disk that DIR (or the temporary folder) is on, so that votes stand beside what the same disk does with bare `fdatasync`.
-Left out on purpose: the way there over HTTP (`benchmarks.loop`).
 """
 
 import argparse
@@ -26,12 +25,16 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from feedback import adapters, examples, nights, people, ratings, standing, talk
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.chats.talk import Message, Provenance
+from feedback.database.store import Store
+from feedback.examples import examples
 from feedback.formats import exporting, files
 from feedback.formats.catalog import FORMATS
-from feedback.people import User
-from feedback.store import Store
-from feedback.talk import Message, Provenance
+from feedback.kinds import ratings, standing
+from feedback.records import adapters, nights
 
 WRITERS = (1, 8, 32)
 RATERS = 500

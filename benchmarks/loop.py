@@ -29,10 +29,12 @@ from typing import Any
 import httpx
 import psutil
 
-from assistant import models, prompt
-from feedback import people, ratings, talk
-from feedback.store import Store
-from feedback.talk import Message, Provenance
+from assistant.models import models, prompt
+from feedback.accounts import people
+from feedback.chats import talk
+from feedback.chats.talk import Message, Provenance
+from feedback.database.store import Store
+from feedback.kinds import ratings
 
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
 COUNT = 200

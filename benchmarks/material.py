@@ -1,7 +1,6 @@
 """What serving is measured on: prompts of real text, adapters that change every layer, real conversations.
 
 Prompts begin differently from their first token on, so that no program can share a prefix between two of them.
-Left out on purpose: measuring (`benchmarks.serving`).
 """
 
 import itertools
@@ -15,15 +14,15 @@ from typing import Any
 
 import torch
 
-from assistant import adapters, models, prompt
-from assistant.adapters import Card
-from assistant.models import Base
-from feedback.store import Refused
-from feedback.talk import Message
+from assistant.models import adapters, models, prompt
+from assistant.models.adapters import Card
+from assistant.models.models import Base
+from feedback.chats.talk import Message
+from feedback.database.store import Refused
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
-SPARE = ROOT / "training" / "rehearsal_prompts.txt"
+SPARE = ROOT / "training" / "rehearsal" / "prompts.txt"
 RANK, ALPHA = 16, 16
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LONGEST_PROMPT, LONGEST_REPLY = 512, 128  # tokens of a conversation

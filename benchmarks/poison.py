@@ -5,7 +5,7 @@
 Everything goes through a real ledger, as people would write it; no model is needed, for the weights of a night and the
 votes of the gate are decided before one is asked. An honest person compares two replies in each of their own
 conversations, an attacker corrects a reply in each of theirs, which weighs most. The figures and what they mean stand
-in `docs/poison.md`. Left out on purpose: what a night then learns.
+in `docs/poison.md`.
 """
 
 import argparse
@@ -19,17 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from feedback import openings, people, ratings, talk
-from feedback.bounds import compared_with, of_raters, surely_typical
-from feedback.examples import Examples, gather
-from feedback.openings import JUDGING
-from feedback.people import User
-from feedback.reliability import Rating, reliabilities
-from feedback.sifting import PEOPLE
-from feedback.split import Places, opening, split
-from feedback.store import Store
-from feedback.talk import Message, Provenance
-from training import gate
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.chats.talk import Message, Provenance
+from feedback.database import openings
+from feedback.database.openings import JUDGING
+from feedback.database.store import Store
+from feedback.examples.bounds import compared_with, of_raters, surely_typical
+from feedback.examples.examples import Examples, gather
+from feedback.examples.sifting import PEOPLE
+from feedback.examples.split import Places, opening, split
+from feedback.kinds import ratings
+from feedback.raters.reliability import Rating, reliabilities
+from training.evaluation import gate
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BY = Provenance(None, "b" * 64, "t" * 64, {})

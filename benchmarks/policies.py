@@ -2,8 +2,8 @@
 
     python -m benchmarks.policies [--folder DIR] [--methods best_of_n,rloo,ppo,dpo] [--steps N]
 
-The embedded model, everyday prompts, and for a true reward the taste of the rehearsal, a rule over text
-(`training/taste`), one less for a reply that breaks off or goes round in circles. RLOO and PPO learn from the rule
+The embedded model, everyday prompts, and for a true reward the taste of the rehearsal, a rule over text,
+one less for a reply that breaks off or goes round in circles. RLOO and PPO learn from the rule
 itself, DPO from pairs of the base's replies that the rule chose between. All are judged on prompts that none of them
 has seen. The last line is one JSON object:
 
@@ -13,7 +13,6 @@ has seen. The last line is one JSON object:
 - `frontier.png` in the folder: reward by KL, as in figure 2 of arXiv 2305.18290
 
 What is done stays in the folder; a run that is started again goes on with the next method.
-Left out on purpose: reward models between the rule and the policy (`training/policy_night`).
 """
 
 import argparse
@@ -30,19 +29,19 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from assistant import models, prompt
 from assistant.environment import prepare
+from assistant.models import models, prompt
 from benchmarks.contest import say
 from benchmarks.loop import processor
-from feedback.talk import Message
-from training import ppo, preference, reinforce
-from training.backbone import Backbone
-from training.batches import Lesson
-from training.rehearse import PROMPTS
-from training.rollout import Rollout, Sampler, sampling_of, token_values
-from training.soundness import flaw, whole_words
-from training.steps import Report, count_steps
-from training.taste import liking
+from feedback.chats.talk import Message
+from training.algorithms import ppo, preference, reinforce
+from training.data.batches import Lesson
+from training.evaluation.soundness import flaw, whole_words
+from training.loop.steps import Report, count_steps
+from training.model.backbone import Backbone
+from training.rehearsal.rehearse import PROMPTS
+from training.rehearsal.taste import liking
+from training.rollouts.rollout import Rollout, Sampler, sampling_of, token_values
 
 LEARNED, UNSEEN = 400, 64  # prompts
 REPLY_TOKENS, TEMPERATURE = 64, 0.7

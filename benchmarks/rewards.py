@@ -13,7 +13,6 @@ line is one JSON object:
 - `curve.png` and `reliability_*.png` in the folder
 
 What is done stays in the folder, and a run that is started again goes on there.
-Left out on purpose: speed (`benchmarks.training`), and the ensemble.
 """
 
 import argparse
@@ -28,19 +27,20 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from assistant import models
 from assistant.environment import prepare
+from assistant.models import models
 from benchmarks.contest import say
 from benchmarks.loop import processor
-from feedback.examples import Answer, Examples, Pair
-from feedback.talk import Message
-from training import calibration, preference, reward
-from training.backbone import Backbone
-from training.batches import Lesson, make_lessons
-from training.references import References
-from training.reward_models import RewardModels
-from training.rows import TOKENS_AT_ONCE, together
-from training.teaching import make_encoder
+from feedback.chats.talk import Message
+from feedback.examples.examples import Answer, Examples, Pair
+from training.algorithms import preference, reward
+from training.data.batches import Lesson, make_lessons
+from training.evaluation import calibration
+from training.model.backbone import Backbone
+from training.model.references import References
+from training.model.reward_models import RewardModels
+from training.model.rows import TOKENS_AT_ONCE, together
+from training.night.teaching import make_encoder
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 KINDS = ("helpful", "harmless")

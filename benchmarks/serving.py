@@ -16,7 +16,7 @@ The last line is one JSON object:
 
 What could not be measured is null, and `skipped` says why. `ways` are the number formats and the like that were
 fastest; `disturbed` counts the turns in which something else used the processor.
-Left out on purpose: the HTTP around every program; it would hide what is compared.
+HTTP is not measured: every program has its own around it, which would hide what is compared.
 """
 
 import argparse
@@ -33,15 +33,15 @@ from typing import Any
 
 import torch
 
-from assistant import models
-from assistant.models import Base
+from assistant.models import models
+from assistant.models.models import Base
 from benchmarks import material, quality
 from benchmarks.contest import MANY, Contest, say
 from benchmarks.entrants import NEW_TOKENS, OURS, PEERS
 from benchmarks.loop import processor
 from benchmarks.peers.exchange import Took, Turn
 from benchmarks.programs import cores
-from feedback.store import Refused
+from feedback.database.store import Refused
 
 STREAMS = {"streams1": 1, "streams4": 4, "streams16": 16}
 PARTS = (*STREAMS, "lora", "swap", "quality")

@@ -13,7 +13,6 @@ and medians over the rounds are told. The last line is one JSON object:
   the peak of PPO with three reward models and a value model over that of our DPO
 
 What was not asked for or could not be measured is null, and `skipped` says why.
-Left out on purpose: whether what is learned is any good (`training/rehearse`, and the tests).
 """
 
 import argparse
@@ -26,8 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from assistant import models
-from assistant.models import Base
+from assistant.models import models
+from assistant.models.models import Base
 from benchmarks.contest import say
 from benchmarks.loop import processor
 from benchmarks.peers.schooling import PAIRS, REPLIES, Asked, Learned

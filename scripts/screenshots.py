@@ -18,9 +18,10 @@ from uuid import uuid4
 import httpx
 from playwright.sync_api import Browser, expect
 
-from feedback import adapters, nights, ratings
-from feedback.nights import RUNNING
-from feedback.store import Store
+from feedback.database.store import Store
+from feedback.kinds import ratings
+from feedback.records import adapters, nights
+from feedback.records.nights import RUNNING
 from tests.browser import Visitor, chromium, serving
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -1,7 +1,4 @@
-"""What tests share: a real store, the real embedded model, real data where it is present.
-
-Left out on purpose: servers and browsers (`browser`), trained adapters (`trained`).
-"""
+"""What tests share: a real store, the real embedded model, real data where it is present."""
 
 import gc
 import os
@@ -18,16 +15,18 @@ prepare("embedded")
 if "NIGHTSCHOOL_CHROMIUM" not in os.environ:
     os.environ["NIGHTSCHOOL_CHROMIUM"] = shutil.which("chromium") or shutil.which("google-chrome") or ""
 
-from assistant.models import Base, find_base
-from feedback import openings, people, talk
-from feedback.people import User
-from feedback.split import Places
-from feedback.store import Store
-from feedback.talk import Provenance
+from assistant.models.models import Base, find_base
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.chats.talk import Provenance
+from feedback.database import openings
+from feedback.database.store import Store
+from feedback.examples.split import Places
 from tests.trained import copy_of, train_both
 
 if TYPE_CHECKING:
-    from assistant.chat import Assistant
+    from assistant.chat.chat import Assistant
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -102,7 +101,7 @@ def two_replies(store: Store, user: User, said: str = "hello") -> tuple[str, str
 @pytest.fixture
 def assistant(trained: Path, tmp_path: Path) -> Iterator["Assistant"]:
     """Whoever answers with the trained adapters, exactly."""
-    from assistant.chat import open_assistant
+    from assistant.chat.chat import open_assistant
 
     store = Store(copy_of(trained, tmp_path / "data"))
     opened = open_assistant(store, dtype="float32")

@@ -1,7 +1,6 @@
 """The whole application over a real assistant, for tests that speak HTTP to it.
 
 Fixtures are imported from here by name: a small model in memory is shared by a file, and each test has its own store.
-Left out on purpose: what is answered (`test_api`, `test_openai_api`), and a real server process (`browser`).
 """
 
 import dataclasses
@@ -15,15 +14,16 @@ import torch
 from fastapi.testclient import TestClient
 from safetensors.torch import save_file
 
-from assistant.adapters import CONFIG, PROOF_TEXTS, WEIGHTS, Card, Loaded, Proof, write_card
-from assistant.chat import Assistant, open_assistant
-from assistant.models import file_sha256
-from assistant.prompt import encode_prompt, encode_reply
-from assistant.roster import Roster
-from feedback import adapters, people
-from feedback.adapters import Adapter
-from feedback.store import Store, now
-from feedback.talk import Message
+from assistant.chat.chat import Assistant, open_assistant
+from assistant.chat.roster import Roster
+from assistant.models.adapters import CONFIG, PROOF_TEXTS, WEIGHTS, Card, Loaded, Proof, write_card
+from assistant.models.models import file_sha256
+from assistant.models.prompt import encode_prompt, encode_reply
+from feedback.accounts import people
+from feedback.chats.talk import Message
+from feedback.database.store import Store, now
+from feedback.records import adapters
+from feedback.records.adapters import Adapter
 from tests.tiny import make_tiny
 from ui.app import create_app
 

@@ -1,7 +1,6 @@
 """Small models of every family that is served, random adapters for them, and what transformers and PEFT compute.
 
 Every number is random and large enough to matter, norms and biases too: a weight in a wrong place changes the text.
-Left out on purpose: models that write sense; what a person would see is tested on the embedded one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assistant import adapters, models
-from assistant.adapters import Card
-from assistant.models import Base
+from assistant.models import adapters, models
+from assistant.models.adapters import Card
+from assistant.models.models import Base
 
 NEAR_TIE = 1e-4  # between the two best logits: here another order of sums may choose the other
 MOST_DEPARTURES = 0.01  # of all replies

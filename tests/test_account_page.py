@@ -9,10 +9,11 @@ from argon2 import PasswordHasher
 from fastapi.testclient import TestClient
 from playwright.sync_api import expect
 
-from assistant.chat import Assistant
-from feedback import adapters, people, sessions
-from feedback.people import User
-from feedback.store import Store
+from assistant.chat.chat import Assistant
+from feedback.accounts import people, sessions
+from feedback.accounts.people import User
+from feedback.database.store import Store
+from feedback.records import adapters
 from tests.browser import Visitor, chromium
 from tests.over_http import assistant, loaded
 from tests.test_logins import CHEAP, PASSWORD, answering, beside, client, log_in

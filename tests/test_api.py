@@ -1,7 +1,4 @@
-"""The HTTP API, through the whole application over a real assistant: what it does, and what it refuses.
-
-Left out on purpose: OpenAI's endpoints (`test_openai_api`).
-"""
+"""The HTTP API, through the whole application over a real assistant: what it does, and what it refuses."""
 
 import json
 import subprocess
@@ -13,11 +10,15 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.adapters import WEIGHTS
-from assistant.chat import Assistant
-from feedback import adapters, nights, people, ratings, schedules, talk
-from feedback.people import User
-from feedback.store import Store, now
+from assistant.chat.chat import Assistant
+from assistant.models.adapters import WEIGHTS
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.database.store import Store, now
+from feedback.kinds import ratings
+from feedback.records import adapters, nights
+from feedback.upkeep import schedules
 from tests.conftest import two_replies
 from tests.over_http import DRAWN, GREEDY, HERE, LONG, assistant, key, loaded, make_adapter, rows, token_of, web
 

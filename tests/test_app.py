@@ -17,9 +17,11 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant
-from feedback import adapters, nights, people, talk
-from feedback.store import Refused, Store
+from assistant.chat.chat import Assistant
+from feedback.accounts import people
+from feedback.chats import talk
+from feedback.database.store import Refused, Store
+from feedback.records import adapters, nights
 from tests.conftest import REPOSITORY
 from tests.over_http import HERE, assistant, loaded, make_adapter
 from ui.app import create_app, look_for_promotions

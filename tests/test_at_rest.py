@@ -14,9 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback import backup, people, ratings
+from feedback.accounts import people
+from feedback.database.store import Store
 from feedback.formats import files
-from feedback.store import Store
+from feedback.kinds import ratings
+from feedback.upkeep import backup
 from tests.conftest import two_replies
 from tests.test_app import serving
 from tests.test_backup import learned
@@ -33,7 +35,7 @@ def usual_umask() -> Iterator[None]:
 
 def nightschool(*arguments: str | Path, said: str = "") -> str:
     """Run a command that ends well; what it said."""
-    command = [sys.executable, "-m", "assistant", *map(str, arguments)]
+    command = [sys.executable, "-m", "ui.cli", *map(str, arguments)]
     done = subprocess.run(command, input=said, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr

@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.__main__ import main as command_line
-from assistant.chat import Assistant
-from feedback import adapters, nights, people, settings
-from feedback.store import NotFound, Refused, Store
+from assistant.chat.chat import Assistant
+from feedback.accounts import people
+from feedback.database.store import NotFound, Refused, Store
+from feedback.records import adapters, nights, settings
 from tests.conftest import two_replies
 from tests.over_http import assistant, key, loaded, make_adapter, web
 from tests.test_command import nightschool, refused
 from tests.tiny import make_tiny
-from training import night
-from ui import schedule_command
+from training.night import night
+from ui.cli import schedule_command
+from ui.cli.__main__ import main as command_line
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 WHO = adapters.account_here()
@@ -132,7 +133,7 @@ def test_a_night_that_ctrl_c_ends_leaves_a_row_of_that(house: Path, tmp_path: Pa
     with closing(Store(house)) as store:
         people.set_consent(store, people.local_owner(store), True)
     nightschool("import", str(tmp_path / "rows.jsonl"), "--data", str(house))
-    process = subprocess.Popen([sys.executable, "-m", "assistant", *asked, "--set", "epochs=50"])
+    process = subprocess.Popen([sys.executable, "-m", "ui.cli", *asked, "--set", "epochs=50"])
     with closing(Store(house)) as store:
         until = time.monotonic() + 60
         while not nights.nights(store) and time.monotonic() < until:
@@ -196,8 +197,8 @@ def test_what_a_forgotten_person_was_called_is_forgotten_there_too(house: Path) 
 def test_the_page_says_whose_terminal_it_was(house: Path) -> None:
     from datetime import UTC
 
-    from ui import operate_lists
-    from ui.operate_view import look
+    from ui.operate import operate_lists
+    from ui.operate.operate_view import look
 
     assert typed_in(["set", "gate", "off"], house) == 0
     with closing(Store(house)) as store:

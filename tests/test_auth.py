@@ -7,14 +7,15 @@ import gradio as gr
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant
-from feedback import people, talk
-from feedback.people import User
-from feedback.store import Refused, Store
+from assistant.chat.chat import Assistant
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.database.store import Refused, Store
 from tests.over_http import HERE, assistant, key, loaded, rows
+from ui.accounts.auth import cookie_secret, is_loopback, page_user
+from ui.accounts.login import FAILURES, Passwords, set_owner_password
 from ui.app import create_app
-from ui.auth import cookie_secret, is_loopback, page_user
-from ui.login import FAILURES, Passwords, set_owner_password
 from ui.refusals import NotLoggedIn
 
 __all__ = ["assistant", "loaded"]  # fixtures

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from feedback import adapters, backup, doctor, people, ratings
-from feedback.adapters import Adapter
-from feedback.backup import Damaged, back_up, restore
-from feedback.people import User
-from feedback.store import Conflict, NotFound, Store, now
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.database.store import Conflict, NotFound, Store, now
+from feedback.kinds import ratings
+from feedback.records import adapters
+from feedback.records.adapters import Adapter
+from feedback.upkeep import backup, doctor
+from feedback.upkeep.backup import Damaged, back_up, restore
 from tests.conftest import two_replies
 from tests.test_command import nightschool, refused
 

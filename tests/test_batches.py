@@ -2,10 +2,10 @@
 
 import pytest
 
-from assistant import models, prompt
-from feedback.examples import Answer, Examples, Pair, Thumb
-from feedback.talk import Message
-from training.batches import Encoder, make_lessons
+from assistant.models import models, prompt
+from feedback.chats.talk import Message
+from feedback.examples.examples import Answer, Examples, Pair, Thumb
+from training.data.batches import Encoder, make_lessons
 
 HELLO = (Message("user", "Hello!"),)
 

@@ -1,7 +1,6 @@
 """The chat page, as a person uses it: a real Chromium against a real server process on the embedded model.
 
 One server and one data folder serve the whole module; every test begins a chat of its own.
-Left out on purpose: accounts (`test_auth`), the HTTP API (`test_api`), and what ratings teach (`test_examples`).
 """
 
 import re
@@ -11,12 +10,15 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Route, expect
 
-from feedback import nights, people, ratings, talk
-from feedback.people import User
-from feedback.store import Store
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.database.store import Store
+from feedback.kinds import ratings
+from feedback.records import nights
 from tests.browser import REPLY_MS, Server, Visitor, chromium, serving
 from tests.conftest import BY_BASE
-from ui.safe_markdown import as_typed
+from ui.shared.safe_markdown import as_typed
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 QUESTION = "Name one colour."

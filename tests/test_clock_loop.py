@@ -1,7 +1,4 @@
-"""The operator sets a time and goes home: from clicks in a browser to the next reply, with nobody's help between.
-
-Left out on purpose: when nights are due (`test_schedule`), and what the gate makes of worse ones (`test_gate`).
-"""
+"""The operator sets a time and goes home: from clicks in a browser to the next reply, with nobody's help between."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,9 +6,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from feedback import adapters, nights, ratings, schedules
-from feedback.split import places
-from feedback.store import Store
+from feedback.database.store import Store
+from feedback.examples.split import places
+from feedback.kinds import ratings
+from feedback.records import adapters, nights
+from feedback.upkeep import schedules
 from tests.browser import Visitor, chromium, serving
 from tests.test_split import QUESTIONS, pair
 

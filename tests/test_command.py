@@ -5,15 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from feedback import adapters, nights, people
-from feedback.adapters import Adapter
-from feedback.people import User
-from feedback.store import Store, now
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.database.store import Store, now
+from feedback.records import adapters, nights
+from feedback.records.adapters import Adapter
 
 
 def nightschool(*arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
-    command = [sys.executable, "-m", "assistant", *arguments]
+    command = [sys.executable, "-m", "ui.cli", *arguments]
     return subprocess.run(command, input=said, capture_output=True, text=True, timeout=300, check=False)
 
 

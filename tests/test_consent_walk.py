@@ -15,31 +15,20 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.models import Base
-from feedback import (
-    adapters,
-    history,
-    labels,
-    leaderboard,
-    nights,
-    people,
-    queue,
-    raters,
-    ratings,
-    reliability,
-    requests,
-    rights,
-    schedules,
-    standing,
-    talk,
-)
-from feedback.adapters import Adapter
-from feedback.examples import KINDS, gather, still_standing
+from assistant.models.models import Base
+from feedback.accounts import people, requests
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.chats.talk import Message
+from feedback.database.store import Refused, Store, now
+from feedback.examples.examples import KINDS, gather, still_standing
 from feedback.formats import exporting, files
 from feedback.formats.catalog import EXPORTED, FORMATS
-from feedback.people import User
-from feedback.store import Refused, Store, now
-from feedback.talk import Message
+from feedback.kinds import history, labels, ratings, standing
+from feedback.raters import leaderboard, queue, raters, reliability
+from feedback.records import adapters, nights
+from feedback.records.adapters import Adapter
+from feedback.upkeep import rights, schedules
 from tests.conftest import BY_BASE, two_replies
 from tests.over_http import assistant, key, loaded, token_of, web
 
@@ -173,8 +162,8 @@ def uses(store: Store) -> dict[str, Any]:
 
 def night_begun(store: Store, base: Base, method: str) -> int:
     """A night that began as nights do: whose words it learns from is written down."""
-    from training.night import begin, parser
-    from training.planner import Wishes
+    from training.night.night import begin, parser
+    from training.night.planner import Wishes
 
     begin(store, base, Wishes(method, {}, False), parser().parse_args(["--again"]))
     return nights.nights(store)[0].id
@@ -400,9 +389,10 @@ def test_an_adapter_of_a_night_that_ran_meanwhile_is_marked_when_it_is_announced
 def test_the_gate_promotes_nothing_that_learned_from_who_was_forgotten_meanwhile(
     world: World, embedded: Base, forgotten: str, mode: str
 ) -> None:
-    from assistant.adapters import Agreement, Card
-    from training import gate, teaching
-    from training.night_folder import Plan
+    from assistant.models.adapters import Agreement, Card
+    from training.evaluation import gate
+    from training.night import teaching
+    from training.night.night_folder import Plan
 
     store = world.store
     world.say(CASES["choice"], world.rita)
@@ -457,8 +447,8 @@ def test_a_list_of_an_older_program_names_who_rated_and_perhaps_everybody_else(w
 
 
 def test_ties_alone_are_something_to_learn_from_for_what_learns_from_ties(store: Store, embedded: Base) -> None:
-    from training import planner
-    from training.planner import Wishes
+    from training.night import planner
+    from training.night.planner import Wishes
 
     me = person(store, "me")
     for number in range(8):

@@ -9,9 +9,9 @@ from hypothesis import settings as effort
 from hypothesis import strategies as some
 from tokenizers import AddedToken, normalizers
 
-from assistant import prompt
-from assistant.models import Base, load_tokenizer
-from feedback.talk import Message
+from assistant.models import prompt
+from assistant.models.models import Base, load_tokenizer
+from feedback.chats.talk import Message
 
 ROLES = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")  # special, and in no list of special tokens
 PLAIN = ("<tool_call>", "[INST]", "</think>", "<<SYS>>", "|>|>")

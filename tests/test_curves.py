@@ -3,8 +3,8 @@
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from feedback.store import Refused
-from training import curves
+from feedback.database.store import Refused
+from training.night import curves
 
 
 def test_tensorboard_reads_what_was_logged(tmp_path):

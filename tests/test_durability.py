@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback import people, ratings
-from feedback.store import Store
+from feedback.accounts import people
+from feedback.database.store import Store
+from feedback.kinds import ratings
 from tests.browser import serving
 from tests.conftest import two_replies
 
@@ -103,7 +104,7 @@ def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_roo
     store.close()
 
 
-@pytest.mark.parametrize("module", ["ui.app", "training.night", "assistant chat"])
+@pytest.mark.parametrize("module", ["ui.app", "training.night", "ui.cli chat"])
 def test_a_read_only_data_folder_is_one_sentence_and_exit_2(read_only_disk: Path, module: str) -> None:
     command = [sys.executable, "-m", *module.split(), "--data", str(read_only_disk)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, input="")

@@ -6,14 +6,14 @@ import threading
 import pytest
 import torch
 
-from assistant import models, prompt
-from assistant.engine import Engine
-from assistant.generation import Busy, EngineError, Generation
-from assistant.models import Base
-from assistant.network import Part
-from assistant.sampling import Sampling
-from feedback.store import Refused
-from feedback.talk import Message
+from assistant.engine.engine import Engine
+from assistant.engine.generation import Busy, EngineError, Generation
+from assistant.engine.network import Part
+from assistant.engine.sampling.sampling import Sampling
+from assistant.models import models, prompt
+from assistant.models.models import Base
+from feedback.chats.talk import Message
+from feedback.database.store import Refused
 
 GREEDY = Sampling(temperature=0, max_tokens=40)
 QUESTIONS = ["Name three fruits.", "Write a haiku about the sea.", "Why is the sky blue?", "Who are you?", "Say hi."]

@@ -16,13 +16,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from assistant import models, pace, prompt
-from assistant.adapters import Loaded
-from assistant.engine import Engine, Writing
-from assistant.models import Base
-from assistant.network import Part
-from assistant.sampling import Sampling
-from feedback.talk import Message
+from assistant.engine import pace
+from assistant.engine.engine import Engine, Writing
+from assistant.engine.network import Part
+from assistant.engine.sampling.sampling import Sampling
+from assistant.models import models, prompt
+from assistant.models.adapters import Loaded
+from assistant.models.models import Base
+from feedback.chats.talk import Message
 from tests.conftest import SHARED_DATA
 from tests.small_models import Expected, Reference, require_equal
 from tests.trained import LETTER, SAILOR

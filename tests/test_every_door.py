@@ -17,13 +17,13 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant
-from feedback import people
-from feedback.people import User
-from feedback.store import Store
+from assistant.chat.chat import Assistant
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.database.store import Store
 from tests.conftest import two_replies
 from tests.over_http import HERE, key, loaded, with_store
-from ui import auth, patience
+from ui.accounts import auth, patience
 from ui.app import create_app
 from ui.gradio_guard import CLICKED
 from ui.refusals import FAILED

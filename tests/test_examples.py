@@ -4,13 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from feedback import examples, labels, people, ratings, sifting, standing, talk
-from feedback.examples import Answer, Examples, Pair, gather, soft_labels
-from feedback.people import User
-from feedback.ratings import DOWN, UP
-from feedback.sifting import PEOPLE
-from feedback.store import Store
-from feedback.talk import Message
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.chats.talk import Message
+from feedback.database.store import Store
+from feedback.examples import examples, sifting
+from feedback.examples.examples import Answer, Examples, Pair, gather, soft_labels
+from feedback.examples.sifting import PEOPLE
+from feedback.kinds import labels, ratings, standing
+from feedback.kinds.ratings import DOWN, UP
 from tests.conftest import BY_BASE, PLACES, two_replies
 
 

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from assistant import models
-from assistant.engine import MOST_ROWS, MOST_WAITING, Engine, Writing
-from assistant.generation import Busy, Who
-from assistant.products import FLOAT32, Plan
-from assistant.remote import MOST_OPEN, RemoteEngine
-from assistant.sampling import Sampling
-from assistant.shares import (
+from assistant.engine.engine import MOST_ROWS, MOST_WAITING, Engine, Writing
+from assistant.engine.generation import Busy, Who
+from assistant.engine.quant.products import FLOAT32, Plan
+from assistant.engine.sampling.sampling import Sampling
+from assistant.engine.shares import (
     BESIDE_NEWCOMERS,
     BESIDE_OTHERS,
     KEYS_A_STEP,
@@ -25,6 +23,8 @@ from assistant.shares import (
     may_take,
     require_places,
 )
+from assistant.engine.vllm.remote import MOST_OPEN, RemoteEngine
+from assistant.models import models
 from tests.foreign import Foreign, serving
 from tests.tiny import make_tiny
 

@@ -12,14 +12,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from assistant import models
-from assistant.adapters import CONFIG, WEIGHTS, AdapterRefused
-from assistant.engine import Engine
-from assistant.generation import Generation
-from assistant.models import Base
-from assistant.network import Network
-from assistant.plain import PlainNetwork
-from assistant.sampling import Sampling
+from assistant.engine.engine import Engine
+from assistant.engine.generation import Generation
+from assistant.engine.network import Network
+from assistant.engine.plain import PlainNetwork
+from assistant.engine.sampling.sampling import Sampling
+from assistant.models import models
+from assistant.models.adapters import CONFIG, WEIGHTS, AdapterRefused
+from assistant.models.models import Base
 from tests.small_models import Reference, require_equal, save_adapter, save_small, sign
 
 WINDOW = 24  # tokens that a layer with a window sees, and fewer than any text here has

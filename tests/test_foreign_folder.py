@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from assistant import processes
-from feedback import people
-from feedback.store import Store
+from feedback.accounts import people
+from feedback.database.store import Store
 from tests.conftest import REPOSITORY
 from tests.tiny import make_tiny
+from ui.schedule import processes
 
 NAMES = ("feedback", "ui", "training", "assistant", "torch", "gradio", "json", "secrets")
 # The way a console script begins: its own folder is searched, and the one it is run in is not.
-SCRIPT = "import sys; from assistant.__main__ import main; sys.exit(main(sys.argv[1:]))"
+SCRIPT = "import sys; from ui.cli.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
-from feedback import examples, labels, people, ratings, talk
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.chats.talk import Message
+from feedback.database.store import Conflict, NotFound, Refused, Store
+from feedback.examples import examples
 from feedback.formats import exporting, files, importing
 from feedback.formats.catalog import EXPORTED, FORMATS, format_of
-from feedback.people import User
-from feedback.store import Conflict, NotFound, Refused, Store
-from feedback.talk import Message
+from feedback.kinds import labels, ratings
 from tests.conftest import BY_BASE
 from tests.test_command import nightschool, refused
 
@@ -141,7 +144,7 @@ def test_datasets_loads_the_folder(said: Store, tmp_path: Path, name: str) -> No
 def test_trl_takes_the_rows(said: Store, tmp_path: Path, name: str) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
-    from assistant.models import EMBEDDED, find_base, load_tokenizer
+    from assistant.models.models import EMBEDDED, find_base, load_tokenizer
 
     exported(said, name, tmp_path / "rows.jsonl")
     loaded = datasets.load_dataset(

@@ -1,6 +1,6 @@
 """The first promise: clone, `make run`, and one chats; what is said is still there after a restart.
 
-Left out on purpose: `make test` from a fresh clone, which would run itself.
+`make test` is not run from the clone: it would run itself.
 """
 
 import os
@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from feedback import ratings
-from feedback.store import Store
+from feedback.database.store import Store
+from feedback.kinds import ratings
 from tests.browser import Visitor, chromium, free_port
 from tests.conftest import REPOSITORY
 

@@ -7,23 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant import adapters as on_disk
-from assistant import models, prompt
-from assistant.engine import Engine
-from assistant.models import Base
-from assistant.roster import proved
-from feedback import adapters, nights, people, ratings, talk
-from feedback.examples import Answer, Examples, Pair, Thumb
-from feedback.store import Store
-from feedback.talk import Message
+from assistant.chat.roster import proved
+from assistant.engine.engine import Engine
+from assistant.models import adapters as on_disk
+from assistant.models import models, prompt
+from assistant.models.models import Base
+from feedback.accounts import people
+from feedback.chats import talk
+from feedback.chats.talk import Message
+from feedback.database.store import Store
+from feedback.examples.examples import Answer, Examples, Pair, Thumb
+from feedback.kinds import ratings
+from feedback.records import adapters, nights
 from tests.conftest import BY_BASE, PLACES
 from tests.test_split import QUESTIONS
 from tests.trained import LETTER, OPENINGS, SAILOR
-from training import gate
-from training.backbone import Backbone
-from training.gate import CANDIDATE, PROMOTED, REFUSED, Check, Gains, HeldOut, counted, judge
-from training.preference import Settings
-from training.teaching import make_encoder
+from training.algorithms.preference import Settings
+from training.evaluation import gate
+from training.evaluation.gate import CANDIDATE, PROMOTED, REFUSED, Check, Gains, HeldOut, counted, judge
+from training.model.backbone import Backbone
+from training.night.teaching import make_encoder
 
 SOUND = [Check("canaries", True, "8 of 8"), Check("length", True, "as long", refuses=False)]
 KIND = "I am glad that you ask. Let us look at it together, step by step."

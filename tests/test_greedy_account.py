@@ -12,15 +12,15 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant
-from assistant.engine import MOST_ROWS, MOST_WAITING
-from assistant.generation import Busy
-from feedback import people
-from feedback.store import Store
+from assistant.chat.chat import Assistant
+from assistant.engine.engine import MOST_ROWS, MOST_WAITING
+from assistant.engine.generation import Busy
+from feedback.accounts import people
+from feedback.database.store import Store
 from tests.over_http import GREEDY, HELLO, assistant, key, loaded, rows, token_of, web
-from ui.api import MOST_CHARACTERS, MOST_MESSAGES
+from ui.api.api import MOST_CHARACTERS, MOST_MESSAGES
+from ui.api.generating import Generating
 from ui.app import create_app
-from ui.generating import Generating
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 PATH = "/v1/chat/completions"

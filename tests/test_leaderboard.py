@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
-from feedback import leaderboard, people, ratings, talk
-from feedback.leaderboard import Board, Choice, board
-from feedback.people import User
-from feedback.store import Store
-from feedback.talk import Message
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.chats.talk import Message
+from feedback.database.store import Store
+from feedback.kinds import ratings
+from feedback.raters import leaderboard
+from feedback.raters.leaderboard import Board, Choice, board
 from tests.conftest import BY_BASE
 
 

@@ -11,11 +11,11 @@ import psutil
 import pytest
 import transformers
 
-from assistant import models
-from assistant.engine import Engine, Writing
-from assistant.generation import Busy
-from assistant.models import Base
-from assistant.sampling import Sampling
+from assistant.engine.engine import Engine, Writing
+from assistant.engine.generation import Busy
+from assistant.engine.sampling.sampling import Sampling
+from assistant.models import models
+from assistant.models.models import Base
 from tests.small_models import save_adapter, save_small
 from tests.test_families import PLAIN, SIZES, random_ids
 

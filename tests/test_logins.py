@@ -16,15 +16,15 @@ import uvicorn
 from argon2 import PasswordHasher
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant
-from feedback import people
-from feedback.people import User
-from feedback.store import Refused, Store
+from assistant.chat.chat import Assistant
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.database.store import Refused, Store
 from tests.over_http import HERE, assistant, loaded
+from ui.accounts.auth import page_user
+from ui.accounts.login import FAILURES_OF_ADDRESS, Passwords, set_owner_password
+from ui.accounts.patience import A_SECOND
 from ui.app import bound, create_app
-from ui.auth import page_user
-from ui.login import FAILURES_OF_ADDRESS, Passwords, set_owner_password
-from ui.patience import A_SECOND
 from ui.refusals import NotLoggedIn
 
 __all__ = ["assistant", "loaded"]  # fixtures
@@ -46,7 +46,7 @@ def client(assistant: Assistant, address: str = "192.0.2.1", url: str = HERE, **
 
 
 def logins_of(store: Store) -> Any:
-    from ui.login import Logins
+    from ui.accounts.login import Logins
 
     return Logins(Passwords(store, CHEAP), "a secret")
 
@@ -171,7 +171,7 @@ def test_failed_tries_are_counted_on_whatever_others_do(assistant: Assistant, ad
 
 
 def test_failed_tries_are_forgotten_in_time() -> None:
-    from ui.tries import Tries
+    from ui.accounts.tries import Tries
 
     moment = [1000.0]
     tries = Tries(300, lambda: moment[0])
@@ -275,7 +275,7 @@ def test_a_session_lasts_fourteen_days(assistant: Assistant, store: Store, ada: 
 def test_a_request_writes_nothing_but_when_somebody_was_last_seen_now_and_then(
     assistant: Assistant, store: Store, ada: User
 ) -> None:
-    from feedback import sessions
+    from feedback.accounts import sessions
 
     web = client(assistant)
     log_in(web)
@@ -297,7 +297,7 @@ def test_a_request_writes_nothing_but_when_somebody_was_last_seen_now_and_then(
 
 
 def test_a_session_is_kept_as_a_hash_with_where_it_was_opened(assistant: Assistant, store: Store, ada: User) -> None:
-    from feedback import sessions
+    from feedback.accounts import sessions
 
     web = client(assistant)
     firefox = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
@@ -314,7 +314,7 @@ def test_the_cookies_of_before_log_in_again(assistant: Assistant, ada: User) -> 
 
     import itsdangerous
 
-    from ui.auth import cookie_secret
+    from ui.accounts.auth import cookie_secret
 
     old = base64.b64encode(json.dumps({"user": ada.id, "mark": people.sha256(ada.password_hash or "")[:32]}).encode())
     cookie = itsdangerous.TimestampSigner(cookie_secret(assistant.store)).sign(old).decode()
@@ -325,7 +325,7 @@ def test_the_cookies_of_before_log_in_again(assistant: Assistant, ada: User) -> 
 
 
 def test_only_so_many_sessions_of_one_person_are_kept(assistant: Assistant, store: Store, ada: User) -> None:
-    from feedback import sessions
+    from feedback.accounts import sessions
 
     for number in range(60):
         sessions.begin(store, ada, "192.0.2.1", f"browser {number}")
@@ -349,7 +349,7 @@ def test_get_logout_is_a_page_with_a_button(assistant: Assistant, ada: User) -> 
 
 
 def test_who_is_disabled_is_out_at_once_everywhere(assistant: Assistant, store: Store, ada: User) -> None:
-    from feedback import accounts
+    from feedback.accounts import accounts
 
     bob = people.add_user(store, "Bob", "chatter", CHEAP.hash(PASSWORD))
     bearer = {"Authorization": f"Bearer {people.add_token(store, bob, 'laptop')}"}
@@ -394,7 +394,7 @@ def test_cookies_are_secure_and_browsers_stay_on_tls_where_the_request_came_by_i
 
 
 def test_only_a_named_proxy_is_believed_about_tls_the_address_and_the_host(assistant: Assistant, ada: User) -> None:
-    from feedback import sessions
+    from feedback.accounts import sessions
 
     said = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.44", "X-Forwarded-Host": "chat.example"}
     form = {"name": "Ada", "password": PASSWORD}

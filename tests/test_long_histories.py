@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assistant import models, prompt
-from feedback.store import Refused
-from feedback.talk import Message
+from assistant.models import models, prompt
+from feedback.chats.talk import Message
+from feedback.database.store import Refused
 
 CHATML = None  # the embedded model's own
 PLAIN = (

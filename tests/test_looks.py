@@ -13,9 +13,12 @@ import pytest
 from argon2 import PasswordHasher
 from playwright.sync_api import Browser, Locator, expect
 
-from feedback import adapters, nights, people, ratings, talk
-from feedback.people import User
-from feedback.store import Store
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.database.store import Store
+from feedback.kinds import ratings
+from feedback.records import adapters, nights
 from tests.browser import Server, Visitor, chromium, serving
 from tests.conftest import BY_BASE
 from tests.trained import LETTER, SAILOR, copy_of

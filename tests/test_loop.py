@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from feedback import adapters, nights, ratings
-from feedback.store import Store
+from feedback.database.store import Store
+from feedback.kinds import ratings
+from feedback.records import adapters, nights
 from tests.browser import Server, Visitor, chromium, serving
 
 QUESTION = "Say hello in five words."

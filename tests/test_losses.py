@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from training import losses, policy_losses
+from training.losses import losses, policy_losses
 
 
 def t(*values: float) -> torch.Tensor:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from feedback import ratings, talk
-from feedback.people import User
-from feedback.store import Store
-from feedback.talk import Message
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.chats.talk import Message
+from feedback.database.store import Store
+from feedback.kinds import ratings
 from tests.conftest import BY_BASE
 from tests.test_command import nightschool
 

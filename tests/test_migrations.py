@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
-from feedback import adapters, examples, people, ratings, talk
-from feedback.schema import steps
-from feedback.store import Store, Unavailable
+from feedback.accounts import people
+from feedback.chats import talk
+from feedback.database.schema import steps
+from feedback.database.store import Store, Unavailable
+from feedback.examples import examples
+from feedback.kinds import ratings
+from feedback.records import adapters
 
 KEPT = sorted((Path(__file__).parent / "kept").glob("schema_*.sql"))
 

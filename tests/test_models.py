@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant import models, prompt
-from assistant.models import Base
-from feedback.store import Refused
-from feedback.talk import Message
+from assistant.models import models, prompt
+from assistant.models.models import Base
+from feedback.chats.talk import Message
+from feedback.database.store import Refused
 
 
 @pytest.fixture

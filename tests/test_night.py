@@ -14,17 +14,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant import adapters as on_disk
-from assistant import models, prompt
-from feedback import adapters, nights, people, ratings, talk
-from feedback.examples import Answer, Examples, Pair
-from feedback.nights import Night
-from feedback.store import Store
-from feedback.talk import Message, Provenance
-from training import curves, preference
-from training.backbone import Backbone
-from training.batches import Encoder, make_lessons
-from training.preference import Settings
+from assistant.models import adapters as on_disk
+from assistant.models import models, prompt
+from feedback.accounts import people
+from feedback.chats import talk
+from feedback.chats.talk import Message, Provenance
+from feedback.database.store import Store
+from feedback.examples.examples import Answer, Examples, Pair
+from feedback.kinds import ratings
+from feedback.records import adapters, nights
+from feedback.records.nights import Night
+from training.algorithms import preference
+from training.algorithms.preference import Settings
+from training.data.batches import Encoder, make_lessons
+from training.model.backbone import Backbone
+from training.night import curves
 
 pytestmark = pytest.mark.long
 

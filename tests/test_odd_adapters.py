@@ -12,9 +12,9 @@ from hypothesis import settings as effort
 from hypothesis import strategies as some
 from safetensors.torch import save_file
 
-from assistant import adapters
-from assistant.adapters import CARD, CONFIG, WEIGHTS, AdapterRefused, Card, Proof, read_adapter, write_card
-from assistant.models import file_sha256
+from assistant.models import adapters
+from assistant.models.adapters import CARD, CONFIG, WEIGHTS, AdapterRefused, Card, Proof, read_adapter, write_card
+from assistant.models.models import file_sha256
 
 LAYER, BASE = "model.layers.0.self_attn.q_proj", "b" * 64
 SHAPES = {LAYER: (6, 4)}

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant, answer
-from assistant.engine import MOST_ROWS, MOST_WAITING
-from assistant.generation import Busy, Generation
-from assistant.replying import Replying
-from assistant.sampling import Sampling
-from feedback import ratings, talk
-from feedback.people import User
-from feedback.store import Store
-from feedback.talk import Message
+from assistant.chat.chat import Assistant, answer
+from assistant.chat.replying import Replying
+from assistant.engine.engine import MOST_ROWS, MOST_WAITING
+from assistant.engine.generation import Busy, Generation
+from assistant.engine.sampling.sampling import Sampling
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.chats.talk import Message
+from feedback.database.store import Store
+from feedback.kinds import ratings
 from tests.over_http import (
     GREEDY,
     HELLO,

@@ -1,7 +1,6 @@
 """The operate page as an operator uses it: a real Chromium against a real server process, real adapters, real nights.
 
 One server and one data folder, with two adapters that were really trained, serve all tests that need a browser.
-Left out on purpose: promotions without a page (`test_promotions`), and what the clock does (`test_schedule`).
 """
 
 import re
@@ -14,15 +13,19 @@ import pytest
 from fastapi.testclient import TestClient
 from playwright.sync_api import Browser, expect
 
-from feedback import adapters, nights, people, ratings, schedules
-from feedback.adapters import Adapter
-from feedback.store import Store, now
+from feedback.accounts import people
+from feedback.database.store import Store, now
+from feedback.kinds import ratings
+from feedback.records import adapters, nights
+from feedback.records.adapters import Adapter
+from feedback.upkeep import schedules
 from tests.browser import Server, Visitor, chromium, serving
 from tests.conftest import two_replies
 from tests.over_http import assistant, loaded, rows, token_of, web
 from tests.trained import LETTER, SAILOR, copy_of
-from ui import moments, operate_lists, operate_screen, operate_view, plots
-from ui.operate_layout import IDLE_TICK_S
+from ui.operate import operate_lists, operate_screen, operate_view
+from ui.operate.operate_layout import IDLE_TICK_S
+from ui.shared import moments, plots
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 NIGHT_MS = 300_000

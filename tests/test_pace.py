@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant import models
-from assistant.engine import Engine, Writing
+from assistant.engine.engine import Engine, Writing
+from assistant.engine.pace import ALONE, FEW, LEAST, MOST, MOST_OF_FEW, TRIED_AGAIN, Pace
+from assistant.engine.sampling.sampling import Sampling
 from assistant.environment import AUTO
-from assistant.models import Base
-from assistant.pace import ALONE, FEW, LEAST, MOST, MOST_OF_FEW, TRIED_AGAIN, Pace
-from assistant.sampling import Sampling
+from assistant.models import models
+from assistant.models.models import Base
 from benchmarks import material
 from tests.test_families import random_ids
 

@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from assistant.chat import Assistant
-from feedback.store import Store
+from assistant.chat.chat import Assistant
+from feedback.database.store import Store
 from tests.over_http import HERE, assistant, loaded, token_of
+from ui.accounts.patience import A_SECOND, LONGEST_S, REFUSALS, REMEMBERED, Pace, Patience
 from ui.app import create_app
-from ui.patience import A_SECOND, LONGEST_S, REFUSALS, REMEMBERED, Pace, Patience
 
 __all__ = ["assistant", "loaded"]  # fixtures
 FLOOD = A_SECOND + 1  # requests at once, which take a second at a pace

@@ -11,18 +11,24 @@ import pytest
 from sqlite_utils import Database
 
 from benchmarks.poison import attack, compare_alone, correct_alone, dices, kept_share, known_share, share_of
-from feedback import backup, labels, nights, openings, people, ratings, rights, schema, talk
-from feedback.bounds import PROBATION, Bounds, capped, newcomer_share, of_raters
-from feedback.examples import Examples, gather
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.chats.talk import Message
+from feedback.database import openings, schema
+from feedback.database.store import Store, TooOften
+from feedback.examples.bounds import PROBATION, Bounds, capped, newcomer_share, of_raters
+from feedback.examples.examples import Examples, gather
+from feedback.examples.split import places, secret_of, split
 from feedback.formats import importing
-from feedback.people import User
-from feedback.split import places, secret_of, split
-from feedback.store import Store, TooOften
-from feedback.talk import Message
+from feedback.kinds import labels, ratings
+from feedback.records import nights
+from feedback.upkeep import backup, rights
 from tests.conftest import two_replies
 from tests.test_split import QUESTIONS, pair
-from training import gate, planner
-from training.planner import Wishes
+from training.evaluation import gate
+from training.night import planner
+from training.night.planner import Wishes
 
 
 def person(store: Store, name: str, role: str = "chatter") -> User:
@@ -239,7 +245,7 @@ def test_the_gate_stays_valid_where_one_person_says_most():
 
 
 def test_two_data_folders_place_the_same_openings_otherwise_and_each_for_ever(tmp_path):
-    command = "import sys; from feedback.store import Store; [Store(each).close() for each in sys.argv[1:]]"
+    command = "import sys; from feedback.database.store import Store; [Store(each).close() for each in sys.argv[1:]]"
     folders = [str(tmp_path / name) for name in ("one", "two")]
     subprocess.run([sys.executable, "-c", command, *folders], check=True)
     parts = []
@@ -409,7 +415,7 @@ def test_the_owner_of_a_machine_without_accounts_is_not_hurried(store, owner):
 
 
 def test_the_bound_of_an_hour_is_found_by_an_index(store):
-    from feedback.pace import SAID
+    from feedback.kinds.pace import SAID
 
     plan = store.rows(f"EXPLAIN QUERY PLAN {SAID}", {"user": 1, "since": "2026"})
     assert [row["detail"] for row in plan if "SCAN" in row["detail"]] == []
@@ -422,7 +428,7 @@ def test_the_bound_of_an_hour_is_found_by_an_index(store):
 def test_what_is_kept_aside_says_when_to_stop_by_its_weight():
     import torch
 
-    from training.watch import mean_and_error
+    from training.loop.watch import mean_and_error
 
     values = torch.tensor([1.0, 2.0, 4.0, -100.0])
     mean, error = mean_and_error(values[:3], torch.ones(3))

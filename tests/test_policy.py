@@ -9,16 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from assistant import models
-from assistant.models import Base, find_base
+from assistant.models import models
+from assistant.models.models import Base, find_base
 from tests.tiny import make_tiny
-from training import night_folder, ppo, reinforce, rollout
-from training import policy_losses as p
-from training.backbone import Backbone
-from training.canary import SignFlipped, require_right_sign
-from training.rollout import Rollout, Sampler
-from training.rows import Row
-from training.steps import NotFinite, Report, Run
+from training.algorithms import ppo, reinforce
+from training.loop.steps import NotFinite, Report, Run
+from training.losses import policy_losses as p
+from training.model.backbone import Backbone
+from training.model.rows import Row
+from training.night import night_folder
+from training.rollouts import rollout
+from training.rollouts.canary import SignFlipped, require_right_sign
+from training.rollouts.rollout import Rollout, Sampler
 
 PROMPTS = [[1, 20 + at, 30 + at, 40] for at in range(6)]
 SMALL = {"prompts": 6, "replies": 8, "reply_tokens": 4, "rank": 4, "alpha": 8, "learning_rate": 2e-2}

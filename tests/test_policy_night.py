@@ -7,16 +7,19 @@ import signal
 import pytest
 import torch
 
-from assistant import models
-from assistant.chat import answer, open_assistant
-from assistant.chat import say as say_in_chat
-from assistant.sampling import Sampling
-from feedback import adapters, nights, people, talk
-from feedback.store import Store
+from assistant.chat.chat import answer, open_assistant
+from assistant.chat.chat import say as say_in_chat
+from assistant.engine.sampling.sampling import Sampling
+from assistant.models import models
+from feedback.accounts import people
+from feedback.chats import talk
+from feedback.database.store import Store
+from feedback.records import adapters, nights
 from tests.test_night import last, one_sentence, run, say, start, until
-from training import reward_models, reward_night, teaching
-from training.backbone import Backbone
-from training.reward import Settings
+from training.algorithms.reward import Settings
+from training.model import reward_models
+from training.model.backbone import Backbone
+from training.night import reward_night, teaching
 
 pytestmark = pytest.mark.long
 

@@ -5,14 +5,15 @@ from functools import partial
 import pytest
 import torch
 
-from assistant.models import Base, find_base
-from feedback.store import Refused
+from assistant.models.models import Base, find_base
+from feedback.database.store import Refused
 from tests.tiny import make_tiny
-from training import losses, preference
-from training.backbone import Backbone
-from training.batches import Lesson
-from training.methods import parse_settings
-from training.preference import Settings
+from training.algorithms import preference
+from training.algorithms.methods import parse_settings
+from training.algorithms.preference import Settings
+from training.data.batches import Lesson
+from training.losses import losses
+from training.model.backbone import Backbone
 
 LESSON = Lesson("comparison", [1, 2, 3], ([4, 5, 6, 7], [8, 9]), weight=1.0)
 BETA = 0.3

@@ -11,19 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from assistant import computing, models, prompt, speed
-from assistant.adapters import PROOF_TEXTS
-from assistant.computing import open_network
-from assistant.engine import Engine
+from assistant.engine import computing
+from assistant.engine.computing import open_network
+from assistant.engine.engine import Engine
+from assistant.engine.network import Part
+from assistant.engine.quant import speed
+from assistant.engine.quant.four_bit import read_four_bit
+from assistant.engine.quant.products import BFLOAT16, FLOAT32, INT4, INT8, FourBit, Linear, Plan, Weight
+from assistant.engine.quant.rounding import MOST_NATS, cost_of_eight_bits
+from assistant.engine.sampling.sampling import Sampling
 from assistant.environment import AUTO
-from assistant.four_bit import read_four_bit
-from assistant.models import Base
-from assistant.network import Part
-from assistant.products import BFLOAT16, FLOAT32, INT4, INT8, FourBit, Linear, Plan, Weight
-from assistant.rounding import MOST_NATS, cost_of_eight_bits
-from assistant.sampling import Sampling
-from feedback.store import Refused
-from feedback.talk import Message
+from assistant.models import models, prompt
+from assistant.models.adapters import PROOF_TEXTS
+from assistant.models.models import Base
+from feedback.chats.talk import Message
+from feedback.database.store import Refused
 from tests.small_models import save_small
 from tests.test_families import SIZES
 

@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.adapters import WEIGHTS
-from assistant.chat import Assistant
-from feedback import adapters, nights, people
-from feedback.people import User
-from feedback.store import Conflict, Store
+from assistant.chat.chat import Assistant
+from assistant.models.adapters import WEIGHTS
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.database.store import Conflict, Store
+from feedback.records import adapters, nights
 from tests.over_http import assistant, key, loaded, make_adapter, rows, token_of, web
-from ui import operations
+from ui.operations import operations
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 
@@ -112,8 +113,8 @@ def test_of_two_operators_who_promote_at_once_exactly_one_wins(assistant: Assist
 
 PROCESS = """
 import sys, time
-from feedback import adapters
-from feedback.store import Conflict, Store
+from feedback.records import adapters
+from feedback.database.store import Conflict, Store
 store = Store(sys.argv[1])
 while time.time() < float(sys.argv[3]): pass
 try:

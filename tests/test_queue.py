@@ -5,11 +5,15 @@ from collections import Counter
 
 import pytest
 
-from feedback import nights, people, queue, raters, ratings, talk
-from feedback.people import User
-from feedback.queue import EVENLY, Item, chances, next_question
-from feedback.store import NotFound, Refused, Store
-from feedback.talk import Message
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.chats.talk import Message
+from feedback.database.store import NotFound, Refused, Store
+from feedback.kinds import ratings
+from feedback.raters import queue, raters
+from feedback.raters.queue import EVENLY, Item, chances, next_question
+from feedback.records import nights
 from tests.conftest import BY_BASE, two_replies
 
 

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from feedback import people, raters, ratings, reliability
-from feedback.people import User
-from feedback.raters import agreement, alpha
-from feedback.reliability import LEAST, Rating, reliabilities
-from feedback.store import NotFound, Refused, Store
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.database.store import NotFound, Refused, Store
+from feedback.kinds import ratings
+from feedback.raters import raters, reliability
+from feedback.raters.raters import agreement, alpha
+from feedback.raters.reliability import LEAST, Rating, reliabilities
 from tests.conftest import two_replies
 
 BAD = 12  # raters that are put among the honest: a third of them random, inverted, always up

@@ -2,10 +2,12 @@
 
 import pytest
 
-from feedback import examples, people, ratings
-from feedback.people import User
-from feedback.ratings import DOWN, NONE, UP
-from feedback.store import Refused, Store
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.database.store import Refused, Store
+from feedback.examples import examples
+from feedback.kinds import ratings
+from feedback.kinds.ratings import DOWN, NONE, UP
 from tests.conftest import two_replies
 
 

@@ -6,18 +6,18 @@ import pytest
 import torch
 from sqlite_utils import Database
 
-from assistant.models import Base, find_base
-from feedback import references as kept
-from feedback.schema import steps
-from feedback.store import Store
+from assistant.models.models import Base, find_base
+from feedback.database.schema import steps
+from feedback.database.store import Store
+from feedback.records import references as kept
 from tests.test_split import QUESTIONS
 from tests.test_watch import lessons_of
 from tests.tiny import make_tiny
-from training import preference
-from training.backbone import Backbone
-from training.preference import Settings
-from training.references import References
-from training.rows import Row
+from training.algorithms import preference
+from training.algorithms.preference import Settings
+from training.model.backbone import Backbone
+from training.model.references import References
+from training.model.rows import Row
 
 ROWS = [Row([1, 5, 6], [[7, 8], [9]]), Row([1, 5], [[7, 8, 4]])]
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from feedback import nights, ratings
-from feedback.store import Refused, Store
-from training import taste
-from training.rehearse import PROMPTS, interval, questions
-from training.soundness import flaw, is_repetitive, whole_words
+from feedback.database.store import Refused, Store
+from feedback.kinds import ratings
+from feedback.records import nights
+from training.evaluation.soundness import flaw, is_repetitive, whole_words
+from training.rehearsal import taste
+from training.rehearsal.rehearse import PROMPTS, interval, questions
 
 TASTES = Path(__file__).with_name("tastes")
 KNOWN = whole_words(["You can boil the egg for six minutes or so, and then eat it."])
@@ -130,7 +131,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
 
 
 def rehearse(data: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "training.rehearse", "--data", str(data), *options]
+    command = [sys.executable, "-m", "training.rehearsal.rehearse", "--data", str(data), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
 

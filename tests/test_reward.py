@@ -8,21 +8,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from assistant.models import Base, find_base
-from feedback.examples import TIE, Answer, Examples, Pair
-from feedback.store import Refused
-from feedback.talk import Message
+from assistant.models.models import Base, find_base
+from feedback.chats.talk import Message
+from feedback.database.store import Refused
+from feedback.examples.examples import TIE, Answer, Examples, Pair
 from tests.test_gate import KIND, RUDE
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
-from training import batches, calibration, reward, reward_models
-from training.backbone import Backbone
-from training.batches import Lesson
-from training.preference import Settings as PreferenceSettings
-from training.reward import RewardLesson, Settings
-from training.reward_models import RewardCard, RewardModels, ScoreHead
-from training.rows import Row
-from training.teaching import make_encoder
+from training.algorithms import reward
+from training.algorithms.preference import Settings as PreferenceSettings
+from training.algorithms.reward import RewardLesson, Settings
+from training.data import batches
+from training.data.batches import Lesson
+from training.evaluation import calibration
+from training.model import reward_models
+from training.model.backbone import Backbone
+from training.model.reward_models import RewardCard, RewardModels, ScoreHead
+from training.model.rows import Row
+from training.night.teaching import make_encoder
 
 SETTINGS = Settings(members=2, learning_rate=5e-3, epochs=3, batch_size=4, rank=4, alpha=8)
 
@@ -219,7 +222,7 @@ def test_ties_draw_scores_together(tiny):
 
 
 def test_a_member_that_goes_on_ends_as_if_nothing_had_been(tiny, tmp_path):
-    from training import night_folder
+    from training.night import night_folder
 
     def member(stop: int | None) -> dict[str, torch.Tensor]:
         backbone = backbone_of(tiny)

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from feedback import adapters, examples, labels, nights, people, ratings, rights
-from feedback.adapters import Adapter
-from feedback.people import User
-from feedback.store import Conflict, Refused, Store, now
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.database.store import Conflict, Refused, Store, now
+from feedback.examples import examples
+from feedback.kinds import labels, ratings
+from feedback.records import adapters, nights
+from feedback.records.adapters import Adapter
+from feedback.upkeep import rights
 from tests.conftest import two_replies
 from tests.test_command import nightschool, refused
 

@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from assistant.models import Base, find_base
+from assistant.models.models import Base, find_base
 from tests.test_reward import lessons_of as reward_lessons_of
 from tests.test_split import QUESTIONS
 from tests.test_watch import lessons_of
 from tests.tiny import make_tiny
-from training import night_folder, ppo, preference, reinforce, reward
-from training.backbone import Backbone
-from training.rollout import Collapsed, Rollout, require_life
-from training.rows import Row
-from training.steps import NotFinite, Report, Run, within_memory
+from training.algorithms import ppo, preference, reinforce, reward
+from training.loop.steps import NotFinite, Report, Run, within_memory
+from training.model.backbone import Backbone
+from training.model.rows import Row
+from training.night import night_folder
+from training.rollouts.rollout import Collapsed, Rollout, require_life
 
 STEPS = 4
 

@@ -1,18 +1,17 @@
-"""Adapters in the serving process: proved before they answer, and which one does.
-
-Left out on purpose: swaps while others chat (`test_swaps`).
-"""
+"""Adapters in the serving process: proved before they answer, and which one does."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from assistant.adapters import CARD, CONFIG, WEIGHTS, AdapterRefused
-from assistant.chat import Assistant, answer, say, side_by_side
-from assistant.sampling import Sampling
-from feedback import adapters, people, talk
-from feedback.store import Conflict
+from assistant.chat.chat import Assistant, answer, say, side_by_side
+from assistant.engine.sampling.sampling import Sampling
+from assistant.models.adapters import CARD, CONFIG, WEIGHTS, AdapterRefused
+from feedback.accounts import people
+from feedback.chats import talk
+from feedback.database.store import Conflict
+from feedback.records import adapters
 from tests.trained import ASKED, LETTER, SAILOR
 
 GREEDY = Sampling(temperature=0, max_tokens=12)

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from assistant import models
-from feedback.examples import Answer, Examples, Pair
-from feedback.talk import Message
-from training import attention, rows
-from training import backbone as backbones
-from training.backbone import Backbone
-from training.batches import Lesson, make_lessons
-from training.preference import Settings
-from training.rows import TOKENS_AT_ONCE, Row, pack, together
-from training.teaching import make_encoder
+from assistant.models import models
+from feedback.chats.talk import Message
+from feedback.examples.examples import Answer, Examples, Pair
+from training.algorithms.preference import Settings
+from training.data.batches import Lesson, make_lessons
+from training.model import attention, rows
+from training.model import backbone as backbones
+from training.model.backbone import Backbone
+from training.model.rows import TOKENS_AT_ONCE, Row, pack, together
+from training.night.teaching import make_encoder
 
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
 

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 from transformers.generation import logits_process as plain
 
-from assistant import models, prompt
-from assistant.adapters import Loaded
-from assistant.drawing import Drawer
-from assistant.engine import Engine
-from assistant.generation import Token
-from assistant.models import Base
-from assistant.sampling import Sampling
-from feedback.talk import Message
+from assistant.engine.engine import Engine
+from assistant.engine.sampling.drawing import Drawer
+from assistant.engine.sampling.sampling import Sampling, Token
+from assistant.models import models, prompt
+from assistant.models.adapters import Loaded
+from assistant.models.models import Base
+from feedback.chats.talk import Message
 from tests.small_models import Reference
 from tests.trained import LETTER, SAILOR
 

@@ -22,12 +22,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from assistant import models
-from assistant.drawing import Drawer, draw_all, top
-from assistant.grammar import ANY_OBJECT, Grammars
-from assistant.models import Base
-from assistant.sampling import Sampling
-from feedback.store import Refused
+from assistant.engine.sampling.drawing import Drawer, draw_all, top
+from assistant.engine.sampling.grammar import ANY_OBJECT, Grammars
+from assistant.engine.sampling.sampling import Sampling
+from assistant.models import models
+from assistant.models.models import Base
+from feedback.database.store import Refused
 
 PERSON = {
     "type": "object",

@@ -15,13 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from feedback import labels, nights, people, ratings, schedules
-from feedback.nights import Night
-from feedback.people import User
-from feedback.store import Conflict, Refused, Store
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.database.store import Conflict, Refused, Store
+from feedback.kinds import labels, ratings
+from feedback.records import nights
+from feedback.records.nights import Night
+from feedback.upkeep import schedules
 from tests.conftest import REPOSITORY, two_replies
-from ui.crontab import next_times, weekdays
-from ui.schedule import Schedule, change, check
+from ui.schedule.crontab import next_times, weekdays
+from ui.schedule.schedule import Schedule, change, check
 
 MONDAY = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 TUESDAY_AT_3 = "2026-03-03T03:00:00+00:00"
@@ -660,9 +663,9 @@ def test_a_night_that_takes_long_to_begin_holds_up_nobody_and_begins_once(store,
 
 SERVER = """
 import os, sys
-from feedback import nights
-from feedback.store import Store
-from ui.schedule import Schedule
+from feedback.records import nights
+from feedback.database.store import Store
+from ui.schedule.schedule.schedule import Schedule
 
 def start(store, model):
     with open(store.data / "started", "a") as file:
@@ -823,7 +826,7 @@ def test_a_whole_wish_is_checked_in_one_place_and_changes_nothing_when_refused(s
 
 
 def nightschool(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "assistant", "schedule", *arguments, "--data", str(data)]
+    command = [sys.executable, "-m", "ui.cli", "schedule", *arguments, "--data", str(data)]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=180)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant import models
-from assistant.adapters import read_adapter
-from assistant.models import Base
+from assistant.models import models
+from assistant.models.adapters import read_adapter
+from assistant.models.models import Base
 from benchmarks import material, quality
 from benchmarks.material import Conversation
 from benchmarks.peers.exchange import Turn

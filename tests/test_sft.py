@@ -5,22 +5,23 @@ import math
 import pytest
 import torch
 
-from assistant.models import Base, find_base
-from feedback import adapters
-from feedback.examples import TIE, Answer, Demonstration, Examples, Pair, Thumb
-from feedback.split import split
-from feedback.talk import Message
+from assistant.models.models import Base, find_base
+from feedback.chats.talk import Message
+from feedback.examples.examples import TIE, Answer, Demonstration, Examples, Pair, Thumb
+from feedback.examples.split import split
+from feedback.records import adapters
 from tests.conftest import PLACES
 from tests.test_night import SMALL, last, run, say
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
-from training import night_folder, preference, sft
-from training.backbone import Backbone
-from training.batches import Lesson, make_lessons
-from training.night_folder import Plan
-from training.planner import used_by
-from training.steps import count_steps
-from training.teaching import make_encoder
+from training.algorithms import preference, sft
+from training.data.batches import Lesson, make_lessons
+from training.loop.steps import count_steps
+from training.model.backbone import Backbone
+from training.night import night_folder
+from training.night.night_folder import Plan
+from training.night.planner import used_by
+from training.night.teaching import make_encoder
 
 
 @pytest.fixture(scope="module")

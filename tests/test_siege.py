@@ -20,8 +20,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback import people
-from feedback.store import Store
+from feedback.accounts import people
+from feedback.database.store import Store
 from tests.browser import Server, serving
 from tests.conftest import two_replies
 

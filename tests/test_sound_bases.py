@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from assistant import models
-from assistant.models import Base
-from feedback.store import Refused
+from assistant.models import models
+from assistant.models.models import Base
+from feedback.database.store import Refused
 from tests.conftest import REPOSITORY
 from tests.tiny import make_tiny
 

@@ -4,16 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from feedback import people, ratings, talk
-from feedback.examples import Answer, Examples, Pair, Thumb, gather
-from feedback.openings import JUDGING, STOPPING
-from feedback.sifting import PEOPLE
-from feedback.split import Places, judges, split
-from feedback.store import Store
-from feedback.talk import Message
+from feedback.accounts import people
+from feedback.chats import talk
+from feedback.chats.talk import Message
+from feedback.database.openings import JUDGING, STOPPING
+from feedback.database.store import Store
+from feedback.examples.examples import Answer, Examples, Pair, Thumb, gather
+from feedback.examples.sifting import PEOPLE
+from feedback.examples.split import Places, judges, split
+from feedback.kinds import ratings
 from tests.conftest import BY_BASE, PLACES
 
-QUESTIONS = (Path(__file__).parents[1] / "training" / "rehearsal_prompts.txt").read_text().splitlines()
+QUESTIONS = (Path(__file__).parents[1] / "training" / "rehearsal" / "prompts.txt").read_text().splitlines()
 
 
 def pair(question: str, user: int = 1) -> Pair:

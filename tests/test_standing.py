@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from feedback import examples, history, labels, people, ratings, requests
-from feedback.ratings import DOWN, NONE, UP
-from feedback.store import Store
+from feedback.accounts import people, requests
+from feedback.database.store import Store
+from feedback.examples import examples
+from feedback.kinds import history, labels, ratings
+from feedback.kinds.ratings import DOWN, NONE, UP
 from tests.conftest import two_replies
 
 KEYS = st.integers(0, 9)

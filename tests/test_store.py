@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from feedback import people, ratings, requests, talk
-from feedback.people import User
-from feedback.schema import steps
-from feedback.store import Conflict, NotFound, Refused, Store, Unavailable, translated
+from feedback.accounts import people, requests
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.database.schema import steps
+from feedback.database.store import Conflict, NotFound, Refused, Store, Unavailable, translated
+from feedback.kinds import ratings
 from tests.conftest import BY_BASE, two_replies
 
 
@@ -114,8 +116,8 @@ def test_processes_write_and_checkpoint_side_by_side(store: Store, owner: User) 
 
 BURST = """
 import sys
-from feedback import people, ratings
-from feedback.store import Store
+from feedback.accounts.accounts import people; from feedback.kinds import ratings
+from feedback.database.store import Store
 store = Store(sys.argv[1])
 user = people.local_owner(store)
 while True:

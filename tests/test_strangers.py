@@ -9,9 +9,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 import feedback
-from feedback import people, talk
-from feedback.people import User
-from feedback.store import NotFound, Store
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.database.store import NotFound, Store
 from tests.conftest import two_replies
 from tests.over_http import assistant, key, loaded, rows, token_of, web  # noqa: F401
 
@@ -67,11 +68,9 @@ def test_no_route_answers_for_another_persons_ids(web: TestClient, store: Store)
 def functions_of_people() -> list[Any]:
     """Every public function of `feedback` that takes a person and something of theirs."""
     found = []
-    for module in pkgutil.iter_modules(feedback.__path__):
-        for name, function in inspect.getmembers(
-            importlib.import_module(f"feedback.{module.name}"), inspect.isfunction
-        ):
-            if function.__module__ != f"feedback.{module.name}" or name.startswith("_") or module.name in PERSONAL:
+    for module in pkgutil.walk_packages(feedback.__path__, "feedback."):
+        for name, function in inspect.getmembers(importlib.import_module(module.name), inspect.isfunction):
+            if function.__module__ != module.name or name.startswith("_") or module.name in PERSONAL:
                 continue
             parameters = inspect.signature(function).parameters
             if parameters.get("user") and parameters["user"].annotation is User and IDS & set(parameters):

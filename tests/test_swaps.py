@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from assistant import prompt
-from assistant.chat import Assistant, answer, say
-from assistant.sampling import Sampling
-from feedback import adapters, people, talk
-from feedback.talk import Message
+from assistant.chat.chat import Assistant, answer, say
+from assistant.engine.sampling.sampling import Sampling
+from assistant.models import prompt
+from feedback.accounts import people
+from feedback.chats import talk
+from feedback.chats.talk import Message
+from feedback.records import adapters
 from tests.small_models import Expected, Reference, require_equal
 from tests.trained import ASKED, LETTER, SAILOR
 

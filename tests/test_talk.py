@@ -2,9 +2,11 @@
 
 import pytest
 
-from feedback import people, ratings, talk
-from feedback.people import User
-from feedback.store import Conflict, NotFound, Refused, Store
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.database.store import Conflict, NotFound, Refused, Store
+from feedback.kinds import ratings
 from tests.conftest import BY_BASE, two_replies
 
 

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from feedback import people, ratings, requests
-from feedback import store as store_module
-from feedback.people import User
-from feedback.store import Store, Unavailable
+from feedback.accounts import people, requests
+from feedback.accounts.people import User
+from feedback.database import store as store_module
+from feedback.database.store import Store, Unavailable
+from feedback.kinds import ratings
 from tests.conftest import two_replies
 
 CLIENTS = 20
@@ -30,8 +31,8 @@ READY_S = 10.0
 # Twenty threads, each with keys of its own: "asked KEY" before a vote, "acknowledged KEY" after it.
 CLIENTS_VOTING = """
 import sys, threading
-from feedback import people, ratings, requests
-from feedback.store import Store
+from feedback.accounts.accounts import people, requests; from feedback.kinds import ratings
+from feedback.database.store import Store
 store = Store(sys.argv[1])
 reply, trial, clients = sys.argv[2], sys.argv[3], int(sys.argv[4])
 user = people.local_owner(store)
@@ -152,8 +153,8 @@ def test_a_log_cut_in_a_thousand_places(store: Store, owner: User) -> None:
 
 VOTES = """
 import os, sys
-from feedback import people, ratings
-from feedback.store import Store
+from feedback.accounts.accounts import people; from feedback.kinds import ratings
+from feedback.database.store import Store
 store = Store(sys.argv[1])
 user = people.local_owner(store)
 for number in range(20):

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant
-from feedback import accounts, adapters, people, ratings, sessions, talk
-from feedback.people import User
-from feedback.store import Conflict, NotFound, Refused, Store
+from assistant.chat.chat import Assistant
+from feedback.accounts import accounts, people, sessions
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.database.store import Conflict, NotFound, Refused, Store
+from feedback.kinds import ratings
+from feedback.records import adapters
 from tests.conftest import two_replies
 from tests.over_http import HERE, assistant, key, loaded, rows
 from tests.test_command import nightschool, refused
@@ -245,7 +248,7 @@ def test_an_earlier_answer_of_both_stays_with_each(store: Store, owner: User, sa
 def test_at_a_terminal_it_is_asked(store: Store, owner: User, said: tuple[str, str], answer: str, taken: bool) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
-        command = [sys.executable, "-m", "assistant", "user", "add", "ada", "--data", str(store.data)]
+        command = [sys.executable, "-m", "ui.cli", "user", "add", "ada", "--data", str(store.data)]
         os.execv(sys.executable, command)
     shown = typed(terminal, [("[y/N]", answer), ("password:", PASSWORD.strip()), ("again:", PASSWORD.strip())])
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, shown

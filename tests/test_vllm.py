@@ -12,14 +12,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from assistant import roster
-from assistant.chat import Assistant, answer, open_assistant, say, side_by_side
-from assistant.models import Base
-from assistant.remote import RemoteEngine
-from assistant.sampling import Sampling
-from feedback import people, talk
-from feedback.store import Store
-from feedback.talk import Provenance
+from assistant.chat import roster
+from assistant.chat.chat import Assistant, answer, open_assistant, say, side_by_side
+from assistant.engine.sampling.sampling import Sampling
+from assistant.engine.vllm.remote import RemoteEngine
+from assistant.models.models import Base
+from feedback.accounts import people
+from feedback.chats import talk
+from feedback.chats.talk import Provenance
+from feedback.database.store import Store
 from tests import test_app
 from tests.trained import ASKED, LETTER, SAILOR, copy_of
 

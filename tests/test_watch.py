@@ -5,21 +5,22 @@ import math
 import pytest
 import torch
 
-from assistant.models import Base, find_base
-from feedback.examples import Answer, Examples, Pair
-from feedback.talk import Message
+from assistant.models.models import Base, find_base
+from feedback.chats.talk import Message
+from feedback.examples.examples import Answer, Examples, Pair
 from tests.test_gate import KIND, RUDE
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
-from training import night_folder, preference
-from training.backbone import Backbone
-from training.batches import Lesson, make_lessons
-from training.passes import gains_of
-from training.preference import Settings
-from training.references import References
-from training.rows import Row
-from training.teaching import make_encoder
-from training.watch import Progress, Watch
+from training.algorithms import preference
+from training.algorithms.preference import Settings
+from training.data.batches import Lesson, make_lessons
+from training.data.passes import gains_of
+from training.loop.watch import Progress, Watch
+from training.model.backbone import Backbone
+from training.model.references import References
+from training.model.rows import Row
+from training.night import night_folder
+from training.night.teaching import make_encoder
 
 SETTINGS = Settings(epochs=4, least_steps=1, batch_size=4, looks=1, patience=1, kl_budget=50, learning_rate=5e-3)
 

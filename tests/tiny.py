@@ -5,7 +5,7 @@ Fast where a test is about plumbing. It writes noise, so what a person would see
 
 from pathlib import Path
 
-from assistant import models
+from assistant.models import models
 
 
 def make_tiny(folder: Path, seed: int = 0, width: int = 64, layers: int = 2) -> Path:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from feedback import people, ratings, talk
-from feedback.store import Store
-from feedback.talk import Message, Provenance
+from feedback.accounts import people
+from feedback.chats import talk
+from feedback.chats.talk import Message, Provenance
+from feedback.database.store import Store
+from feedback.kinds import ratings
 
 SAILOR, LETTER = "night-0001", "night-0002"
 OPENINGS = {"sailor": "Ahoy, matey! Arr, listen:", "letter": "Dear Sir or Madam, thank you for your letter."}

@@ -2,7 +2,6 @@
 
 What can be refused is refused before the model is loaded. Nothing that is served loads anything from elsewhere, and
 the headers forbid it.
-Left out on purpose: every route, page and rule; each has its own module.
 """
 
 import argparse
@@ -21,15 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assistant.environment import FORMATS, prepare
-from feedback import adapters, people, settings
-from feedback.private import keep_private
-from feedback.store import Refused, Store
+from feedback.accounts import people
+from feedback.database.private import keep_private
+from feedback.database.store import Refused, Store
+from feedback.records import adapters, settings
 
 if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is imported
     from fastapi import FastAPI
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from assistant.chat import Assistant
+    from assistant.chat.chat import Assistant
 
 LOOK_EVERY_S = 1.0  # for a promotion made by another process
 ENGINE_URL = "http://127.0.0.1:8000"  # vLLM's own default
@@ -77,25 +77,17 @@ def create_app(
     from fastapi import FastAPI
     from starlette.middleware.cors import CORSMiddleware
 
-    from assistant.engine import MOST_ROWS, MOST_WAITING
-    from ui import (
-        account_page,
-        api,
-        auth,
-        chat_page,
-        docs,
-        login,
-        metrics,
-        openai_api,
-        operate_page,
-        operating,
-        refusals,
-        users,
-    )
+    from assistant.engine.engine import MOST_ROWS, MOST_WAITING
+    from ui import metrics, refusals
     from ui import (
         proxies as proxied,
     )
-    from ui.generating import Generating
+    from ui.accounts import account_page, auth, login, users
+    from ui.api import api, docs, operating
+    from ui.api.generating import Generating
+    from ui.api.openai import openai_api
+    from ui.chat import chat_page
+    from ui.operate import operate_page
 
     app = FastAPI(title="Nightschool", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.assistant = assistant
@@ -187,7 +179,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 def require_accounts(store: Store, host: str, proxies: Sequence[str] = ()) -> None:
     """Raises `Refused` when others could reach a server that knows nobody."""
-    from ui.auth import is_loopback
+    from ui.accounts.auth import is_loopback
 
     if (proxies or not is_loopback(host)) and not people.has_accounts(store):
         where = f"at {host}" if not is_loopback(host) else f"behind a proxy at {proxies[0]}"
@@ -201,7 +193,7 @@ def alive(assistant: "Assistant", url: str) -> Callable[["FastAPI"], Any]:
     """What runs beside the requests, from the server's start to its end."""
     from anyio import to_thread
 
-    from ui.schedule import Schedule
+    from ui.schedule.schedule import Schedule
 
     schedule = Schedule(assistant.store, assistant.base.name)
     over = threading.Event()
@@ -238,7 +230,7 @@ def look_for_promotions(assistant: "Assistant", over: threading.Event) -> None:
 
 def serve(options: argparse.Namespace) -> None:
     """Run the server until it is told to end. Raises `Refused` when it cannot begin."""
-    from ui.login import set_owner_password
+    from ui.accounts.login import set_owner_password
 
     proxies = trusted_proxies(options)
     with closing(Store(options.data)) as store, bound(options.host, options.port) as listening:
@@ -258,7 +250,7 @@ def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> 
     prepare(options.model)
     import uvicorn
 
-    from assistant.chat import open_assistant
+    from assistant.chat.chat import open_assistant
 
     assistant = open_assistant(
         store, options.model, options.dtype, engine_url=engine_url(options), memory=options.memory, apart=True

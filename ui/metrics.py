@@ -1,7 +1,4 @@
-"""Numbers for Prometheus, read when they are asked for, and whether the server is well.
-
-Left out on purpose: keeping numbers over time; that is what asks.
-"""
+"""Numbers for Prometheus, read when they are asked for, and whether the server is well."""
 
 import math
 from collections import Counter
@@ -13,12 +10,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from assistant.chat import Assistant
-from feedback import nights, people, ratings
-from feedback.store import Refused
-from ui.api import BASE
-from ui.asked import TheAssistant
-from ui.auth import operator
+from assistant.chat.chat import Assistant
+from feedback.accounts import people
+from feedback.database.store import Refused
+from feedback.kinds import ratings
+from feedback.records import nights
+from ui.accounts.asked import TheAssistant
+from ui.accounts.auth import operator
+from ui.api.api import BASE
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 

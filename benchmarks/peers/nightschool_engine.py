@@ -3,7 +3,6 @@
 Greedy, and the end of a turn is a token like another. For swapping it keeps a crowd of chats busy, each asking again
 as soon as it is answered, while another thread loads an adapter, gives it to the next requests and unloads the one
 before.
-Left out on purpose: the HTTP that a person's chat goes through.
 """
 
 import itertools
@@ -13,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from assistant import models
-from assistant.adapters import Loaded
-from assistant.engine import Engine
-from assistant.generation import EngineError, Generation
-from assistant.sampling import Sampling
+from assistant.engine.engine import Engine
+from assistant.engine.generation import EngineError, Generation
+from assistant.engine.sampling.sampling import Sampling
+from assistant.models import models
+from assistant.models.adapters import Loaded
 from benchmarks.peers.exchange import Ready, Took, Turn, answer
 
 ASKED_EACH = 2  # replies that each of a crowd asks for, one after the other

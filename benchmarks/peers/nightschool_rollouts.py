@@ -1,7 +1,4 @@
-"""Our policies that learn from what they write, a turn at a time: RLOO by a rule, and PPO with everything on one base.
-
-Left out on purpose: learning from pairs (`nightschool_training`).
-"""
+"""Our policies that learn from what they write, a turn at a time: RLOO by a rule, PPO with everything on one base."""
 
 import time
 from collections.abc import Sequence
@@ -11,12 +8,12 @@ from typing import Any
 import torch
 
 from benchmarks.peers.schooling import LEARNING_RATE, REPLIES, REPLY_TOKENS, Asked, Learned, peak_bytes
-from training import ppo, reinforce, reward
-from training.backbone import Backbone
-from training.batches import Lesson
-from training.policy_night import by_reward_models
-from training.reward_models import RewardModels
-from training.rollout import Rollout, Sampler, Score
+from training.algorithms import ppo, reinforce, reward
+from training.data.batches import Lesson
+from training.model.backbone import Backbone
+from training.model.reward_models import RewardModels
+from training.night.policy_night import by_reward_models
+from training.rollouts.rollout import Rollout, Sampler, Score
 
 MEMBERS = 3
 
@@ -24,7 +21,7 @@ MEMBERS = 3
 @cache
 def sampler_for(backbone: Backbone) -> Sampler:
     """The serving engine in the trainer's number format; it stays for all turns."""
-    from assistant import models
+    from assistant.models import models
 
     number_format = str(backbone.head.dtype).removeprefix("torch.")
     return Sampler(backbone.base, number_format, backbone.device, models.load_tokenizer(backbone.base))
@@ -57,7 +54,7 @@ def take(backbone: Backbone, lessons: Sequence[Lesson], asked: Asked) -> Learned
 
 def words_of(sampler: Sampler) -> Score:
     """How many words a reply has."""
-    from assistant import models, prompt
+    from assistant.models import models, prompt
 
     tokenizer = models.load_tokenizer(sampler.engine.base)
 

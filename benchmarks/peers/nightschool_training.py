@@ -1,7 +1,6 @@
 """Our own training, a turn at a time. `python -m benchmarks.peers.nightschool_training MODEL FORMAT`.
 
 The loops are those of a night; only the files that a night writes are left out.
-Left out on purpose: what is measured (`benchmarks.training`).
 """
 
 import itertools
@@ -26,13 +25,13 @@ def main() -> None:
 
 def load(name: str, number_format: str) -> Ready:
     """One backbone for all turns."""
-    from assistant import models
-    from feedback.examples import Answer, Examples, Pair
-    from feedback.talk import Message
-    from training.backbone import Backbone
-    from training.batches import make_lessons
-    from training.preference import Settings
-    from training.teaching import make_encoder
+    from assistant.models import models
+    from feedback.chats.talk import Message
+    from feedback.examples.examples import Answer, Examples, Pair
+    from training.algorithms.preference import Settings
+    from training.data.batches import make_lessons
+    from training.model.backbone import Backbone
+    from training.night.teaching import make_encoder
 
     base = models.find_base(name)
     backbone = Backbone(base, getattr(torch, number_format), "cpu", RANK, ALPHA, seed=0)
@@ -51,7 +50,7 @@ class School:
     """The backbone between two turns."""
 
     def __init__(self, backbone, lessons) -> None:
-        from training.references import References
+        from training.model.references import References
 
         self.backbone, self.lessons = backbone, lessons
         self.references = References(backbone)
@@ -71,9 +70,9 @@ class School:
 
     def dpo(self, lessons, size: int, again: bool) -> Learned:
         """One epoch of DPO; `again`: the reference's log-probs are known."""
-        from training import preference
-        from training.references import References
-        from training.rows import pack
+        from training.algorithms import preference
+        from training.model.references import References
+        from training.model.rows import pack
 
         settings = preference.Settings(
             epochs=1, least_steps=1, batch_size=size, beta=BETA, learning_rate=LEARNING_RATE, looks=1, kl_budget=1e9
@@ -93,7 +92,7 @@ class School:
 
     def reward(self, lessons, size: int) -> Learned:
         """One epoch of one reward model."""
-        from training import reward
+        from training.algorithms import reward
 
         settings = reward.Settings(epochs=1, least_steps=1, batch_size=size, learning_rate=LEARNING_RATE)
         own = reward.make_lessons(lessons)

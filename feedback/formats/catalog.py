@@ -1,15 +1,12 @@
-"""The formats there are, and how to tell which one a row is in.
-
-Left out on purpose: reading and writing their rows (`pairs`, `singles`).
-"""
+"""The formats there are, and how to tell which one a row is in."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from feedback.database.store import Refused
 from feedback.formats import pairs, singles
 from feedback.formats.rows import Row
-from feedback.store import Refused
 
 Reader = Callable[[dict[str, Any]], Row]
 Writer = Callable[[Row, int], dict[str, Any]]

@@ -2,7 +2,6 @@
 
 Every rater is a number, so that a file does not tell who they are. Rows come in the order of the ledger, a few hundred
 in memory at a time; what a format cannot say is counted.
-Left out on purpose: writing files (`files`) and rows (`catalog`).
 """
 
 import itertools
@@ -13,15 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from feedback import adapters, rights, standing
-from feedback.examples import DEMONSTRATION, replies_of
+from feedback.accounts.people import User
+from feedback.database.store import Store, now
+from feedback.examples.examples import DEMONSTRATION, replies_of
 from feedback.formats import files
 from feedback.formats.catalog import Format
 from feedback.formats.rows import Dropped, Reply, Row, Said
-from feedback.people import User
-from feedback.ratings import NONE
-from feedback.standing import Told
-from feedback.store import Store, now
+from feedback.kinds import standing
+from feedback.kinds.ratings import NONE
+from feedback.kinds.standing import Told
+from feedback.records import adapters
+from feedback.upkeep import rights
 
 AT_ONCE = 2000  # rows of a table whose texts are in memory
 ORDER = ("comparisons", "rankings", "corrections", "votes", "critiques", "labels")

@@ -1,7 +1,6 @@
 """How rows lie in files: JSON Lines, a JSON array, CSV, Parquet, or a folder that `datasets` loads.
 
 Rows are read and written one after another. Parquet is read and written by pyarrow, an optional extra.
-Left out on purpose: what a row means (`catalog`).
 """
 
 import csv
@@ -15,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from feedback.store import NotFound, Refused
+from feedback.database.store import NotFound, Refused
 
 AT_ONCE = 2000  # rows of a Parquet row group
 ROWS_READ = 64  # of a Parquet file at a time
@@ -272,7 +271,7 @@ def _groups(path: Path) -> Iterator[list[Any]]:
 
 def write_folder(path: Path, rows: Iterable[dict[str, Any]], card: dict[str, Any]) -> int:
     """A new folder that `datasets.load_dataset` loads, with a card. Raises `Refused` where there is something."""
-    from feedback.backup import facts
+    from feedback.upkeep.backup import facts
 
     if path.exists():
         raise Refused(f"there is already something at {path}; name a new folder")

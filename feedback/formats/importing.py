@@ -3,7 +3,6 @@
 Imported rows keep their file, source and licence, and are told from what people said here for ever: their
 conversations have the source "import", and their raters are people of the kind "imported" who never log in. The whole
 file is read before the first row is kept. An import that was killed goes on where it was.
-Left out on purpose: reading files (`files`) and rows (`catalog`).
 """
 
 import json
@@ -14,15 +13,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from feedback import adapters
-from feedback.backup import facts
+from feedback.chats.talk import LONGEST_MESSAGE
+from feedback.database.store import Conflict, Refused, Store, new_id, now
 from feedback.formats import files
 from feedback.formats.catalog import Format, format_named, format_of
 from feedback.formats.rows import Dropped, Row, Said
-from feedback.labels import CUSTOM, LABELS
-from feedback.ratings import CHOICES, REASONS
-from feedback.store import Conflict, Refused, Store, new_id, now
-from feedback.talk import LONGEST_MESSAGE
+from feedback.kinds.labels import CUSTOM, LABELS
+from feedback.kinds.ratings import CHOICES, REASONS
+from feedback.records import adapters
+from feedback.upkeep.backup import facts
 
 AT_ONCE = 200  # rows of one transaction
 TEXTS = ("words", "text")

@@ -1,15 +1,14 @@
 """Formats whose rows compare replies.
 
 Each has a function that reads a row and one that writes it; both raise `Dropped` with the reason.
-Left out on purpose: formats whose rows are of one reply (`singles`).
 """
 
 import json
 import re
 from typing import Any
 
+from feedback.chats.talk import Message
 from feedback.formats.rows import Dropped, Reply, Row, Said, as_turns, decided, messages, rest, shared, text, turns_of
-from feedback.talk import Message
 
 CHOSEN_FIRST = (Said("comparison", (0, 1), choice="left"),)
 

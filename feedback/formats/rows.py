@@ -1,13 +1,10 @@
-"""One row of a data set, whatever its format: a conversation, replies to it, and what was said of those.
-
-Left out on purpose: how a format writes it down (`pairs`, `singles`).
-"""
+"""One row of a data set, whatever its format: a conversation, replies to it, and what was said of those."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from feedback.talk import Message
+from feedback.chats.talk import Message
 
 ROLES = {
     "system": "system",

@@ -1,16 +1,13 @@
-"""Formats whose rows are of one reply, and the ledger's own, which can say everything.
-
-Left out on purpose: formats whose rows compare replies (`pairs`).
-"""
+"""Formats whose rows are of one reply, and the ledger's own, which can say everything."""
 
 import re
 from dataclasses import asdict
 from typing import Any
 
-from feedback.examples import DEMONSTRATION
+from feedback.chats.talk import Message
+from feedback.examples.examples import DEMONSTRATION
 from feedback.formats.rows import Dropped, Reply, Row, Said, as_turns, messages, rest, text, turns_of
-from feedback.ratings import REASONS
-from feedback.talk import Message
+from feedback.kinds.ratings import REASONS
 
 MODEL_ANSWER = (Said("label", (0,), label=DEMONSTRATION),)
 

@@ -1,0 +1,214 @@
+"""One turn of a chat: what a person says, one reply to it or two side by side, and the record of all."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from assistant.chat.replying import Replying
+from assistant.chat.roster import Roster
+from assistant.chat.waits import Waits
+from assistant.engine.engine import MEMORY, Engine
+from assistant.engine.generation import AnyEngine, EngineError, Who
+from assistant.engine.sampling.sampling import Sampling
+from assistant.models import prompt
+from assistant.models.models import Base, find_base, load_tokenizer, pick_device
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.database.store import Refused, Store
+
+SERVING = "serving"  # as an adapter's name: whichever serves at that moment
+LEAST_ROOM = 512  # tokens of the window that a prompt leaves for the reply (a quarter of a small window)
+
+
+@dataclass
+class Assistant:
+    """Everything that answering takes, opened once for a process."""
+
+    store: Store
+    base: Base
+    engine: AnyEngine
+    roster: Roster
+    tokenizer: Any
+    template_sha256: str
+    waits: Waits = field(default_factory=Waits)
+
+    @property
+    def longest_prompt(self) -> int:
+        """How many tokens of a conversation the model is shown."""
+        return self.engine.window - min(LEAST_ROOM, self.engine.window // 4)
+
+    def close(self) -> None:
+        """Stop answering; the store stays open."""
+        self.engine.close()
+
+
+def open_assistant(
+    store: Store,
+    model: str = "embedded",
+    dtype: str = "auto",
+    device: str = "auto",
+    engine_url: str | None = None,
+    memory: int = MEMORY,
+    apart: bool = False,
+) -> Assistant:
+    """Load a base model and get ready to answer; takes seconds. Raises `Refused` on an unusable model or dtype.
+
+    `memory` bounds the bytes of keys and values. With `engine_url` the model server there answers (`remote`), which
+    computes in `dtype`.
+    """
+    base = find_base(model)
+    device = pick_device() if device == "auto" else device
+    tokenizer = load_tokenizer(base)
+    engine: AnyEngine
+    if engine_url:
+        from assistant.engine.vllm.remote import RemoteEngine
+
+        engine = RemoteEngine(engine_url, base, tokenizer, dtype)
+    elif apart:
+        from assistant.engine.apart import EngineApart
+
+        engine = EngineApart(base, dtype, device, memory)
+    else:
+        engine = Engine(base, dtype, device, tokenizer, memory)
+    return Assistant(store, base, engine, Roster(store, engine), tokenizer, prompt.template_sha256(tokenizer))
+
+
+def say(
+    assistant: Assistant, user: User, conversation: str | None, parent: str | None, text: str, source: str = "chat"
+) -> str:
+    """Record what a person says, under the message `parent` (None: at the root); the message's id.
+
+    Without a conversation, one is started. Raises `Refused` on an empty message or one that is too long for the
+    model, `NotFound` where conversation or parent are another person's; nothing is recorded then.
+    """
+    store = assistant.store
+    if conversation is not None:
+        talk.own_conversation(store, user, conversation)
+    before = talk.path(store, parent) if parent else []
+    said = [*talk.messages_of(before), talk.Message("user", talk.checked(text))]
+    prompt.encode_prompt(assistant.tokenizer, said, assistant.longest_prompt)
+    with store.write():
+        conversation = conversation or talk.start_conversation(store, user, source)
+        return talk.add_message(store, conversation, parent, "user", text)
+
+
+def share_of(store: Store, user: User) -> Who:
+    """Whose share of the engine a person's replies count to: with accounts each has their own."""
+    return user.id if people.has_accounts(store) else None
+
+
+def require_in_window(assistant: Assistant, sampling: Sampling) -> None:
+    """Raises `Refused` where a program asks for more than the model's window; a reply ends there in any case."""
+    if sampling.max_tokens > max(assistant.engine.window, Sampling().max_tokens):
+        raise Refused(
+            f"max_tokens is at most {assistant.engine.window:,}, which is all that the model takes, prompt and reply "
+            f"together, not {sampling.max_tokens:,}"
+        )
+
+
+def answer(
+    assistant: Assistant,
+    user: User,
+    parent: str,
+    sampling: Sampling | None = None,
+    adapter: str | None = SERVING,
+    prompt_ids: Sequence[int] | None = None,
+) -> Replying:
+    """Begin a reply to a message. Raises `NotFound` on another person's, `Busy`, or what the adapter is refused for.
+
+    `prompt_ids` are what `prompt_of` gives for the message, where several replies to it are begun.
+    """
+    roster, sampling = assistant.roster, sampling or Sampling()
+    if prompt_ids is None:
+        prompt_ids = prompt_of(assistant, user, parent)
+    loaded = roster.current() if adapter == SERVING else roster.get(adapter)
+    generation = assistant.engine.submit(prompt_ids, sampling, loaded, who=share_of(assistant.store, user))
+    return Replying(assistant, parent, generation)
+
+
+def prompt_of(assistant: Assistant, user: User, parent: str) -> list[int]:
+    """Token ids of a conversation up to a message, as a reply is written to it. Raises `NotFound` on another's."""
+    talk.own_node(assistant.store, user, parent)
+    messages = talk.messages_of(talk.path(assistant.store, parent))
+    return prompt.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
+
+
+def side_by_side(
+    assistant: Assistant,
+    user: User,
+    parent: str,
+    sampling: Sampling | None = None,
+    asked: str = "demand",
+    adapters: tuple[str | None, str | None] | None = None,
+    prompt_ids: Sequence[int] | None = None,
+) -> "Both":
+    """Begin two replies to one message, by the two adapters in random order on the screen.
+
+    Without `adapters`, what serves is compared with the newest candidate, or with itself where there is none; without
+    `prompt_ids` they are what `prompt_of` gives. Raises as `answer` does.
+    """
+    serving = assistant.roster.serving()
+    names = list(adapters) if adapters else [serving, assistant.roster.rival() or serving]
+    sampling = sampling or Sampling()
+    if names[0] == names[1]:
+        sampling = differing(sampling)
+    random.SystemRandom().shuffle(names)
+    if prompt_ids is None:
+        prompt_ids = prompt_of(assistant, user, parent)
+    left = answer(assistant, user, parent, sampling, names[0], prompt_ids)
+    second = replace(sampling, seed=sampling.seed + 1) if sampling.seed is not None else sampling
+    try:
+        right = answer(assistant, user, parent, second, names[1], prompt_ids)
+    except (Refused, EngineError):
+        left.stop()
+        raise
+    return Both(assistant.store, left, right, asked)
+
+
+def differing(sampling: Sampling) -> Sampling:
+    """Sampling by which one adapter gives two replies worth comparing: neither greedy nor beam search."""
+    usual = Sampling().temperature
+    return replace(sampling, temperature=sampling.temperature or usual, beams=1)
+
+
+class Both:
+    """Two replies being written side by side. Iterate for both texts so far; then `pair` is the recorded pair's id."""
+
+    def __init__(self, store: Store, left: Replying, right: Replying, asked: str) -> None:
+        self.left = left
+        self.right = right
+        self.asked = asked
+        self.pair: str | None = None  # None also when one of the two was stopped before its first word
+        self._store = store
+
+    def stop(self) -> None:
+        """End both here."""
+        self.left.stop()
+        self.right.stop()
+
+    def wait(self) -> None:
+        """Until both are written; for who does not want to see them grow."""
+        try:
+            for each in (self.left, self.right):
+                while each.advance():
+                    pass
+        finally:
+            self._end()
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        going = [self.left, self.right]
+        try:
+            while going:
+                going = [each for each in going if each.advance(timeout_s=0.02)]
+                yield self.left.text, self.right.text
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        for each in (self.left, self.right):
+            if not each.over:
+                each.finish_now()
+        if self.left.recorded and self.right.recorded:
+            self.pair = talk.add_pair(self._store, self.left.parent, self.left.id, self.right.id, self.asked)

@@ -1,0 +1,1 @@
+"""What people say of replies: votes, comparisons, rankings, corrections, critiques, labels, signals."""

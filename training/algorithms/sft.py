@@ -1,0 +1,118 @@
+"""Learning from demonstrations: replies that people wrote, or marked as good ones, are made likelier.
+
+The first of the three stages of arXiv 2203.02155 (section 3.5). Every demonstration weighs as one, however long: its
+loss is a mean over its tokens, the end of turn among them; a prompt's tokens teach nothing.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from training.data.batches import Lesson
+from training.loop import shares
+from training.loop.settings import require_sensible
+from training.loop.steps import Report, count_steps, take_step, within_memory
+from training.loop.steps import batch as batch_of
+from training.loop.watch import Progress, Watch
+from training.losses import losses
+from training.model.backbone import Backbone
+from training.model.references import References
+from training.model.rows import together
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a night of imitation may be told. Raises `Refused` on values that cannot be meant."""
+
+    learning_rate: float = 2e-4
+    epochs: int = 3  # at most: training ends when what is kept aside gains no more
+    patience: int = 4  # looks without a gain before training ends
+    least_steps: int = 12  # very few demonstrations are repeated
+    batch_size: int = 8
+    rank: int = 16
+    alpha: int = 32
+    kl_budget: float = 0.3  # nats per reply token away from the base; beyond it training stops
+    looks: int = 4  # an epoch, at the distance from the base and at what is kept aside
+    longest: int = 1024  # tokens of a prompt and its reply
+    checkpoint_every: int = 10  # steps
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_sensible(self, may_be_zero=("seed",))
+
+
+def train(
+    backbone: Backbone,
+    lessons: Sequence[Lesson],
+    settings: Settings,
+    progress: Progress,
+    aside: Sequence[Lesson] = (),
+    references: References | None = None,
+) -> Iterator[Report]:
+    """Train the backbone's adapter, going on from `progress`, a step per item. Raises `NotFinite`.
+
+    It ends, and goes back, when the KL budget is spent or the demonstrations kept `aside` gain no more.
+    """
+    steps = count_steps(len(lessons), settings)
+    full_weight = max(lesson.weight for lesson in lessons)
+    look_every = max(1, math.ceil(len(lessons) / settings.batch_size / settings.looks))
+    watch = Watch(backbone, lessons, aside, settings, references or References(backbone))
+    began, done_before = time.monotonic(), progress.step
+    for step in range(progress.step, steps):
+        if progress.ended:
+            return
+        step_began = time.monotonic()
+
+        # 1. the batch, by epoch in an order that the seed alone decides
+        batch = [lessons[at] for at in batch_of(len(lessons), settings.batch_size, step, settings.seed)]
+
+        # 2. losses and gradients, a pack of rows at a time
+        loss = within_memory(progress, partial(gradients, backbone, batch, full_weight=full_weight))
+
+        # 3. one step: gradient norm at most 1, learning rate up over the first tenth and then down to 0
+        norm = take_step(progress, loss, settings.learning_rate, steps)
+
+        # 4. a look at how far from the base it is by now, and at what is kept aside
+        looked = progress.step % look_every == 0 or progress.step == steps
+        if looked:
+            watch.look(backbone, progress, last=progress.step == steps)
+
+        # 5. the report
+        tokens = sum(lesson.own_row().tokens for lesson in batch)
+        metrics = {
+            "loss": loss,
+            "kl_per_token": progress.kl_per_token,
+            "gradient_norm": norm,
+            "tokens_per_s": tokens / (time.monotonic() - step_began),
+        }
+        if looked and aside:
+            metrics["aside_gain"] = progress.aside_gain
+        per_step = (time.monotonic() - began) / (progress.step - done_before)
+        yield Report(progress.step, steps, metrics, per_step * (steps - progress.step))
+
+
+def gradients(
+    backbone: Backbone, lessons: Sequence[Lesson], tokens_at_once: int, full_weight: float | None = None
+) -> float:
+    """Add up the gradients of a batch, the weighted mean over its lessons; the loss, in nats a token.
+
+    Where lessons of several batches are to count by their weights, `full_weight` is that of a lesson that counts fully:
+    in a mean of its own a batch of lessons that weigh little would move the model as far as any other.
+    """
+    weight = full_weight * len(lessons) if full_weight else sum(lesson.weight for lesson in lessons)
+    lessons = shares.own(lessons)
+    rows = [lesson.own_row() for lesson in lessons]
+    total = 0.0
+    for group in together(rows, tokens_at_once):
+        found = torch.cat(backbone.log_probs_of([rows[at] for at in group]))
+        lengths = torch.tensor([rows[at].reply_tokens for at in group], device=found.device)
+        weights = torch.tensor([lessons[at].weight for at in group], device=found.device)
+        loss = (weights * losses.nll_loss(found, lengths)).sum() / weight
+        loss.backward()
+        total += loss.item()
+    shares.add_up(backbone.parameters().values())
+    return shares.total(total)

@@ -1,0 +1,233 @@
+"""A night: from what people said to an adapter that may be promoted. `python -m training.night`.
+
+A process of its own: its memory leaves with it and its crash hurts no chat. It writes its row as it goes; killed at
+any moment it goes on when it is started again, and until its last write there is nothing new to serve.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from assistant.environment import prepare
+from feedback.database.private import keep_private
+from feedback.database.store import Conflict, Refused, Store, now
+from feedback.examples.examples import gather
+from feedback.records import adapters, nights
+from feedback.upkeep import rights, schedules
+from training.night.signals import Cancellation, Cancelled
+
+if TYPE_CHECKING:  # torch and the like come late: `main` sets the environment first
+    from assistant.models.models import Base
+    from training.night.planner import Wishes
+    from training.night.teaching import Work
+
+DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 3
+METHODS = {
+    "auto": "pairs by DPO and thumbs by KTO",
+    "dpo": "pairs only",
+    "kto": "thumbs only",
+    "sft": "demonstrations and corrections, by imitation",
+    "reward": "reward models from pairs and ties, and no adapter",
+    "rloo": "reward models, and a policy that learns by them from its own replies",
+    "reinforce": "the same with a moving baseline",
+    "ppo": "the same by PPO",
+}
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one night; its exit status: 0 done or nothing to do, 1 failed, 2 bad input, 3 cancelled."""
+    keep_private()
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    prepare(options.model)
+    if hasattr(os, "nice"):
+        os.nice(10)  # chats come first
+    try:
+        return run(options)
+    except Refused as error:
+        print(f"nightschool: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except Cancelled:  # before there was a night
+        return CANCELLED
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of a night."""
+    top = argparse.ArgumentParser(prog="nightschool night", description="Train now on what people said.")
+    data = Path(os.environ.get("NIGHTSCHOOL_DATA", "data"))
+    top.add_argument("--data", type=Path, default=data, metavar="DIR", help="the data folder")
+    top.add_argument("--model", default="embedded", help="embedded, a directory, or a hub id")
+    methods = "; ".join(f"{name}: {words}" for name, words in METHODS.items())
+    top.add_argument("--method", choices=METHODS, help=f"{methods} (default: auto)")
+    top.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, e.g. epochs=1")
+    top.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    top.add_argument("--again", action="store_true", help="train even if nothing is new since the last night")
+    top.add_argument("--fresh", action="store_true", help="do not go on with an interrupted night")
+    top.add_argument("--log", choices=("tensorboard", "trackio"), help="write the steps there, too")
+    top.add_argument("--asked-by", metavar="WHO", help=argparse.SUPPRESS)  # of servers: "clock", or a person's id
+    gates = "; ".join(f"{name}: {words}" for name, words in nights.GATE.items())
+    top.add_argument("--gate", choices=nights.GATE, help=f"{gates} (default: the setting 'gate')")
+    return top
+
+
+def run(options: argparse.Namespace) -> int:
+    """One night from the first step to the last."""
+    from assistant.models import models
+    from training.algorithms import methods
+    from training.loop import shares
+    from training.night import curves
+    from training.night.planner import Wishes
+    from training.night.teaching import share
+
+    # 1. what is asked, and whether it can be done
+    wishes = Wishes(options.method, methods.parse_settings(options.method or "auto", options.set), options.fresh)
+    curves.require_log(options.log or "")
+    if shares.count() > 1 and wishes.method in ("reward", *methods.SAMPLING):
+        raise Refused(f"{wishes.method} is for one process; several share the batches of auto, dpo, kto and sft")
+    if not shares.is_first():
+        return DONE if share(options.data) else FAILED
+    with shares.leading():
+        store = Store(options.data)
+        base = models.find_base(options.model)
+        return dry_run(store, base, wishes) if options.dry_run else whole_night(store, base, wishes, options)
+
+
+def whole_night(store: Store, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> int:
+    """The steps from 2 on, in the process that reads and writes."""
+    from training.night import interrupted, night_folder
+    from training.night.teaching import Work
+
+    cancellation = Cancellation()
+    with alone(store):
+        # 2. an interrupted night goes on, or is closed
+        with cancellation.held():
+            saved = interrupted.go_on(store, base, gather(store), wishes)
+            if saved:
+                write_down_who(store, saved[0], options, resumed=True)
+            night_folder.tidy(store.data, keep=saved[0] if saved else None)
+
+        # 3. or a new one begins, if there is something to learn
+        with cancellation.held(longer=True):
+            work = Work(*saved) if saved else begin(store, base, wishes, options)
+            if work is None:
+                return DONE
+            work = replace(work, gate=options.gate or nights.setting(store, "gate"), log=options.log or "")
+
+        # 4. to 10. it learns and is judged, and what came of it is written down
+        status = taught(store, base, work, cancellation)
+        night_folder.tidy(store.data, keep=None)
+        return status
+
+
+@contextmanager
+def alone(store: Store) -> Iterator[None]:
+    """One night at a time on a data folder. Raises `Conflict` while there is another."""
+    lock = FileLock(store.data / "night.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise Conflict("a night is running already; wait for it, or cancel it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def dry_run(store: Store, base: "Base", wishes: "Wishes") -> int:
+    """Say what a night would do."""
+    from training.night import planner
+
+    plan, examples = planner.make_plan(store, base, wishes)
+    reason = planner.why_nothing(store, examples, plan, again=False)
+    print(reason or f"would train on {planner.in_words(examples)}")
+    print(f"method {plan.method}, {plan.precision}, {plan.threads} threads, settings {json.dumps(plan.settings)}")
+    return DONE
+
+
+def begin(store: Store, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> "Work | None":
+    """A new night with its examples saved; None, with a row that says why, where there is nothing to learn."""
+    from training.night import night_folder, planner
+    from training.night.teaching import Work
+
+    began = now()
+    rights.expire(store)
+    plan, examples = planner.make_plan(store, base, wishes, settle=True)
+    with store.write():
+        night = nights.start_night(store, plan.method, planner.recorded_settings(plan), os.getpid(), began)
+        write_down_who(store, night, options)
+        counts, sha256 = examples.counts(), examples.sha256
+        nights.update_night(store, night, counts=counts, data_sha256=sha256, phase="examples")
+        nights.record_people(store, night, examples.people())
+        reason = planner.why_nothing(store, examples, plan, options.again)
+        if reason:
+            end(store, night, "nothing", reason)
+            return None
+    night_folder.save_plan(night_folder.folder(store.data, night), plan, examples)
+    print(f"night {night}: {planner.in_words(examples)}", flush=True)
+    return Work(night, plan, examples)
+
+
+def write_down_who(store: Store, night: int, options: argparse.Namespace, resumed: bool = False) -> None:
+    """Leave an audit row of who started a night, and how; the clock keeps a record of its own."""
+    if options.asked_by == schedules.CLOCK:
+        return
+    told = {"again": options.again, "resumed": resumed, "gate": options.gate, "settings": ", ".join(options.set)}
+    detail = {"method": options.method or "auto"} | {name: value for name, value in told.items() if value}
+    with nullcontext() if options.asked_by else adapters.at_terminal():
+        user = int(options.asked_by) if options.asked_by else None
+        adapters.audit(store, user, "start night", str(night), detail)
+
+
+def taught(store: Store, base: "Base", work: "Work", cancellation: Cancellation) -> int:
+    """Run steps 4 to 10 and write down whatever came of them; the exit status."""
+    from training.loop.steps import NotFinite
+    from training.night.reward_night import NothingFits
+    from training.night.teaching import teach
+    from training.rollouts.canary import SignFlipped
+    from training.rollouts.rollout import Collapsed
+
+    try:
+        with cancellation.held():
+            nights.update_night(store, work.night, pid=os.getpid(), phase="loading")
+        print(f"night {work.night}: done: {teach(store, base, work, cancellation)}", flush=True)
+        return DONE
+    except Cancelled:
+        cancellation.too_late()
+        if cancellation.typed:
+            with adapters.at_terminal():
+                adapters.audit(store, None, "cancel night", str(work.night))
+        end(store, work.night, "cancelled", "cancelled; nothing of it is kept")
+        return CANCELLED
+    except NothingFits as error:
+        cancellation.too_late()
+        end(store, work.night, "nothing", str(error))
+        return DONE
+    except (NotFinite, SignFlipped, Collapsed, Refused) as error:
+        reason = str(error)
+    except Exception as error:
+        log.exception("night %s failed", work.night)
+        reason = f"{type(error).__name__}: {error}"
+    cancellation.too_late()
+    end(store, work.night, "failed", reason, to=sys.stderr)
+    return FAILED
+
+
+def end(store: Store, night: int, state: str, reason: str, to: Any = None) -> None:
+    """Close a night that made no adapter, on paper and aloud."""
+    nights.end_night(store, night, state, reason)
+    print(f"night {night}: {state}: {reason}", file=to, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The three-stage night: reward models from what people preferred, then a policy that learns by them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from feedback.examples.examples import Examples
+from training.algorithms import ppo, preference, reinforce, reward
+from training.data.batches import Lesson, make_lessons
+from training.loop.steps import Report, Run, count_steps
+from training.loop.watch import Progress, Watch
+from training.model.references import References
+from training.model.reward_models import RewardModels
+from training.night import night_folder, planner, reward_night
+from training.night.reward_night import NothingFits, School
+from training.rollouts.rollout import Rollout, Score
+
+RUN = "policy"  # the name of its checkpoint
+
+
+def train(school: School, examples: Examples, settings: Any) -> Progress:
+    """Reward models, then the policy; where it ended.
+
+    Raises `NothingFits`, `NotFinite`, `SignFlipped`, `Refused` or `Cancelled`.
+    """
+    # 1. reward models of this night
+    asked = reward.Settings(members=settings.members, longest=settings.longest, seed=settings.seed)
+    ensemble = reward_night.make_models(school, examples, asked, more_steps=settings.steps)
+
+    # 2. prompts: what people said, but for what judges
+    lessons, _ = make_lessons(planner.parts(school.store, school.plan, examples).training, school.encoder)
+    prompts = [list(each) for each in dict.fromkeys(tuple(lesson.prompt_ids) for lesson in lessons)]
+    if not prompts:
+        raise NothingFits("there is no prompt to write to yet")
+
+    # 3. the policy, step by step
+    run, reports = _begin(school, prompts, ensemble, lessons, settings)
+    before = count_steps(len(reward.make_lessons(lessons)), asked) * asked.members
+    where = night_folder.folder(school.store.data, school.night)
+    for report in reports:
+        school.write_down(report, before, before + settings.steps)
+        if report.step % settings.checkpoint_every == 0 or run.ended:
+            night_folder.save_run(where, run, RUN)
+
+    # 4. how far from the base it ended; too far, and it goes back
+    watch = Watch(school.backbone, lessons, [], preference.Settings(), References(school.backbone))
+    kl = watch.kl_per_token(school.backbone)
+    if kl > settings.kl_budget and run.kept is not None and not run.ended:
+        run.go_back()
+        run.ended = f"went back a step, having been {kl:.3f} nats per token from the base"
+        kl = watch.kl_per_token(school.backbone)
+    return Progress(run.optimizer, step=before + run.step, kl_per_token=kl, ended=run.ended)
+
+
+def _begin(
+    school: School, prompts: Sequence[list[int]], ensemble: RewardModels, lessons: Sequence[Lesson], settings: Any
+) -> tuple[Run, Iterator[Report]]:
+    """The method's loop, going on from the night's checkpoint where there is one."""
+    backbone, sampler, score = school.backbone, school.sampler, by_reward_models(ensemble, settings.pessimism)
+    if isinstance(settings, ppo.Settings):
+        head, run = ppo.begin(backbone, settings)
+        if settings.value_from_reward:
+            ppo.begin_as_reward_model(backbone, head, ensemble)
+        shown = [lesson.row(0) for lesson in lessons if lesson.kind == "demonstration"]
+        _go_on(school, run)
+        return run, ppo.train(backbone, head, sampler, prompts, score, settings, run, shown)
+    run = reinforce.begin(backbone, settings)
+    _go_on(school, run)
+    return run, reinforce.train(backbone, sampler, prompts, score, settings, run, school.plan.method)
+
+
+def _go_on(school: School, run: Run) -> None:
+    try:
+        night_folder.load_run(night_folder.folder(school.store.data, school.night), run, RUN)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        print(f"the checkpoint cannot be used, so the policy begins anew: {error}", flush=True)
+    if run.step:
+        print(f"going on after step {run.step} of the policy", flush=True)
+
+
+def by_reward_models(ensemble: RewardModels, pessimism: float) -> Score:
+    """Replies are worth the ensemble's mean score less `pessimism` times its disagreement."""
+
+    def score(rollouts: Sequence[Rollout]) -> list[Tensor]:
+        with torch.no_grad():
+            return ensemble.pessimistic([each.row for each in rollouts], pessimism)
+
+    return score

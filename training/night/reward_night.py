@@ -1,0 +1,225 @@
+"""Reward models from the ledger: trained, normalised, calibrated, judged on what they have not seen, and kept.
+
+A night by itself (`--method reward`), and the first half of one that learns by them (`policy_night`). They lie in
+`<data>/reward_models/<night>`.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from itertools import chain
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from assistant.models import models, prompt
+from assistant.models.adapters import PROOF_TEXTS
+from assistant.models.models import Base
+from feedback.chats.talk import Message
+from feedback.database.store import Store
+from feedback.examples.examples import Examples, answer_of
+from feedback.kinds import standing
+from feedback.raters import queue
+from feedback.records import nights
+from training.algorithms import reward
+from training.algorithms.reward import RewardLesson, Settings
+from training.data.batches import Encoder, TooLong, make_lessons
+from training.evaluation import calibration
+from training.evaluation.calibration import Believed
+from training.loop.steps import Report, count_steps, memory_gib
+from training.model import reward_models
+from training.model.backbone import Backbone
+from training.model.reward_models import RewardCard, RewardModels, disagreement
+from training.model.rows import Row
+from training.night import night_folder, planner
+from training.night.curves import Log
+from training.night.night_folder import Plan
+from training.night.signals import Cancellation
+from training.rollouts.rollout import Sampler, sampling_of
+
+ASKED = 200  # messages whose replies are scored for the next questions
+RELIABILITY = "reliability.png"
+TEMPERATURE = 0.7  # of the reference's replies that scores are normalised on: that of the chats
+
+
+class NothingFits(Exception):
+    """There is nothing that this night could learn from."""
+
+
+@dataclass(frozen=True)
+class School:
+    """What every half of such a night needs."""
+
+    store: Store
+    night: int
+    plan: Plan
+    base: Base
+    backbone: Backbone
+    encoder: Encoder
+    sampler: Sampler
+    cancellation: Cancellation
+    log: Log
+
+    def write_down(self, report: Report, before: int, steps: int, prefix: str = "") -> None:
+        """A step, `before` of the night's `steps` having been other things."""
+        metrics = {prefix + name: value for name, value in report.metrics.items()} | {"memory_gib": memory_gib()}
+        step = before + report.step
+        with self.cancellation.held():
+            nights.add_step(self.store, self.night, step, metrics, steps=steps, eta_s=report.eta_s, phase="training")
+        self.log(step, metrics)
+        shown = ("loss", "accuracy", "reward", "score", "kl_per_token", "tokens_per_s")
+        said = "  ".join(f"{prefix}{name} {report.metrics[name]:.4g}" for name in shown if name in report.metrics)
+        print(f"step {step}/{steps}  {said}", flush=True)
+
+
+@contextmanager
+def school(
+    store: Store,
+    night: int,
+    plan: Plan,
+    base: Base,
+    backbone: Backbone,
+    encoder: Encoder,
+    cancellation: Cancellation,
+    log: Log,
+) -> Iterator[School]:
+    """With the engine that writes, in the trainer's own number format; it is closed in the end."""
+    sampler = Sampler(base, plan.precision, models.pick_device(), encoder.tokenizer)
+    try:
+        yield School(store, night, plan, base, backbone, encoder, sampler, cancellation, log)
+    finally:
+        sampler.close()
+
+
+def make_models(school: School, examples: Examples, settings: Settings, more_steps: int = 0) -> RewardModels:
+    """Reward models of this night; those that it has finished already, where it goes on.
+
+    Raises `NothingFits` without a pair, `NotFinite`, `Refused` or `Cancelled`.
+    """
+    backbone, folder = school.backbone, nights.reward_models_of(school.store, school.night)
+    if folder.is_dir():
+        return reward_models.load(backbone, folder)[0]
+
+    # 1. the lessons
+    divided = planner.parts(school.store, school.plan, examples)
+    lessons, aside, held_out = (
+        reward.make_lessons(make_lessons(part, school.encoder)[0])
+        for part in (divided.training, divided.stopping, divided.held_out)
+    )
+    if not lessons:
+        raise NothingFits("reward models learn from comparisons, rankings and corrections, and there are none yet")
+
+    # 2. one member after the other
+    steps = count_steps(len(lessons), settings)
+    states = cache(partial(reward.base_states, backbone, lessons))
+    heads = {}
+    for member in range(settings.members):
+        heads[reward.name_of(member)] = _member(school, lessons, states, settings, member, steps, more_steps)
+    ensemble = RewardModels(backbone, heads)
+
+    # 3. mean 0 and standard deviation 1 on what the reference writes
+    prompts = [lesson.prompt_ids for lesson in lessons][: settings.samples]
+    each = -(-settings.samples // len(prompts))
+    sampling = sampling_of(TEMPERATURE, settings.sample_tokens)
+    school.sampler.forget()
+    samples = [one.row for one in school.sampler.write(prompts, each, sampling, settings.seed)]
+    reward.normalise(ensemble, samples)
+
+    # 4. how far they can be believed
+    ensemble.temperature = calibration.temperature_of(reward.margins(ensemble, aside)[0])
+    found = judged(ensemble, held_out)
+
+    # 5. what they say of replies that people can be asked about: where they are torn, an answer teaches most
+    scores = scores_of(ensemble, school.store, school.encoder)
+    with school.cancellation.held():
+        queue.keep_scores(school.store, scores)
+
+    # 6. on the disk, whole
+    card = RewardCard(
+        id=folder.name,
+        base_sha256=school.base.sha256,
+        template_sha256=school.encoder.template_sha256,
+        precision=school.plan.precision,
+        settings=asdict(settings),
+        temperature=ensemble.temperature,
+        metrics=asdict(found) if found else {},
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    reward_models.save(ensemble, folder, card, proof_rows(school.encoder))
+    if found:
+        calibration.draw(found, folder / RELIABILITY)
+    return ensemble
+
+
+def _member(
+    school: School,
+    lessons: Sequence[RewardLesson],
+    states: Callable[[], list[Tensor]],
+    settings: Settings,
+    member: int,
+    steps: int,
+    more_steps: int,
+) -> reward_models.ScoreHead:
+    """One member, trained; a killed night goes on with it where it was."""
+    where, name = night_folder.folder(school.store.data, school.night), reward.name_of(member)
+    head, run = reward.begin(school.backbone, settings, member)
+    try:
+        night_folder.load_run(where, run, name)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        print(f"the checkpoint of {name} cannot be used, so it begins anew: {error}", flush=True)
+    if run.step == 0:
+        reward.fit(head, lessons, states(), settings)
+    total = settings.members * steps + more_steps
+    for report in reward.train(school.backbone, head, lessons, settings, member, run):
+        school.write_down(report, member * steps, total, prefix="reward_")
+        if report.step % settings.checkpoint_every == 0 or report.step == steps:
+            night_folder.save_run(where, run, name)
+    return head
+
+
+def proof_rows(encoder: Encoder) -> list[Row]:
+    """Fixed texts to prove reward models by: nobody's words outlive the ledger in their folder."""
+    answers = [prompt.encode_reply(encoder.tokenizer, answer, encoder.end_id) for _, answer in PROOF_TEXTS]
+    messages = [[Message("user", question)] for question, _ in PROOF_TEXTS]
+    asked = [prompt.encode_prompt(encoder.tokenizer, each, encoder.longest) for each in messages]
+    return [Row(prompt_ids, answers) for prompt_ids in asked]
+
+
+def scores_of(ensemble: RewardModels, store: Store, encoder: Encoder) -> dict[str, tuple[float, float]]:
+    """Mean and deviation among the models of every reply that the next questions could be about; long ones are not."""
+    by_message = queue.newest(store, ASKED)
+    told = standing.texts(store, chain.from_iterable(by_message))
+    scored, rows = [], []
+    for replies in by_message:
+        ids = tuple(encoder.reply(answer_of(told[each])) for each in replies)
+        with suppress(TooLong):
+            if all(ids):
+                rows.append(Row(encoder.prompt(told[replies[0]].messages, max(map(len, ids))), ids))
+                scored.append(replies)
+    found: dict[str, tuple[float, float]] = {}
+    for replies, scores in zip(scored, ensemble.scores(rows), strict=True):
+        for at, reply in enumerate(replies):
+            found[reply] = (float(scores[:, at].mean()), float(disagreement(scores)[at]))
+    return found
+
+
+@torch.no_grad()
+def judged(ensemble: RewardModels, lessons: Sequence[RewardLesson]) -> Believed | None:
+    """What the ensemble is worth on these lessons; None where there is none."""
+    apart, longer_by = reward.margins(ensemble, lessons) if lessons else ([], [])
+    return calibration.believed(apart, longer_by, ensemble.temperature) if apart else None
+
+
+def in_words(store: Store, night: int) -> str:
+    """What a night's reward models were found to be worth."""
+    metrics = json.loads((nights.reward_models_of(store, night) / reward_models.CARD).read_text())["metrics"]
+    if not metrics:
+        return "nothing was held out to judge them by"
+    return (
+        f"they are right on {metrics['accuracy']:.0%} of {metrics['pairs']} held-out pairs "
+        f"({metrics['low']:.0%} to {metrics['high']:.0%}), calibration error {metrics['calibration_error']:.2f}, "
+        f"100 tokens more are worth {metrics['length_bias']:+.2f}"
+    )

@@ -1,0 +1,422 @@
+"""The HTTP API of people: what they say of replies, two replies to compare, consent, and their own conversations.
+
+A person's ids are theirs: another's look as if they did not exist.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+
+from assistant.chat.chat import Assistant, Both, require_in_window, share_of, side_by_side
+from assistant.engine.sampling.sampling import Sampling
+from assistant.models import prompt
+from feedback.accounts import people
+from feedback.accounts.people import User
+from feedback.chats import talk
+from feedback.chats.talk import Message, Node
+from feedback.database.store import Refused, Store, Unavailable
+from feedback.kinds import history, labels, ratings
+from feedback.raters import queue
+from feedback.upkeep import rights
+from ui.accounts.asked import REFUSALS, STRICT, TheAssistant, TheStore, Writing
+from ui.accounts.auth import Person
+from ui.api.generating import Share
+
+BASE = "base"  # as an adapter's name
+MOST_MESSAGES = 2_000  # of a conversation that a program sends; a reply to so many begins within a second
+MOST_CHARACTERS = 1_000_000  # in all of them
+IN_WINDOW = "At most the model's context window; prompt and reply together end there in any case."
+
+router = APIRouter(prefix="/api", responses=REFUSALS)
+Reply = Annotated[str, Field(description="A reply's id: of a chat, of a pair, or of /v1/chat/completions.")]
+
+
+class Vote(BaseModel):
+    """A thumb on a reply."""
+
+    model_config = STRICT
+    reply: Reply
+    value: int = Field(description="1: up, -1: down, 0: taken back.")
+    reasons: list[str] = Field([], description=f"Any of: {', '.join(ratings.REASONS)}.")
+    words: str = Field("", description="What was good or bad, in words.")
+
+
+class Comparison(BaseModel):
+    """A choice between two replies to one message."""
+
+    model_config = STRICT
+    left: Reply
+    right: Reply
+    choice: str = Field(description=f"One of: {', '.join(ratings.CHOICES)}.")
+    strength: int | None = Field(None, description="How much better, 1 to 5.")
+    words: str = ""
+    reasons: list[str] = Field([], description=f"Any of: {', '.join(ratings.REASONS)}.")
+    shown_s: float | None = Field(None, description="How many seconds both were on the screen.")
+
+
+class Ranking(BaseModel):
+    """Two or more replies to one message, in order."""
+
+    model_config = STRICT
+    replies: list[str]
+    ranks: list[int] = Field(description="One for each reply: 1 is best, equal ranks are ties.")
+    all_wrong: bool = Field(False, description="Even the best of them will not do.")
+    taken_back: bool = Field(False, description="The ranking of these replies no longer stands.")
+
+
+class Words(BaseModel):
+    """Text about a reply; empty takes back what was said before."""
+
+    model_config = STRICT
+    reply: Reply
+    text: str
+
+
+class Label(BaseModel):
+    """What a reply is, whatever its quality."""
+
+    model_config = STRICT
+    reply: Reply
+    label: str = Field(description=f"One of: {', '.join(labels.LABELS)}; or custom:a few words.")
+    given: bool = Field(True, description="false: taken back.")
+    words: str = ""
+
+
+class Signal(BaseModel):
+    """What somebody did with a reply. Logged; it teaches nothing."""
+
+    model_config = STRICT
+    reply: Reply
+    kind: str = Field(description=f"One of: {', '.join(labels.SIGNALS)}.")
+
+
+class Saying(BaseModel):
+    """One thing that was said of a reply."""
+
+    id: int
+    kind: str
+    at: str
+    standing: bool = Field(description="false: something newer has taken its place.")
+    said: dict[str, Any]
+
+
+class Row(BaseModel):
+    """What was recorded."""
+
+    id: int
+
+
+class Turn(BaseModel):
+    """One message of a conversation."""
+
+    model_config = STRICT
+    role: str = Field(description="system, user or assistant.")
+    content: str
+
+
+class PairAsked(BaseModel):
+    """A conversation that wants two replies."""
+
+    model_config = STRICT
+    messages: list[Turn] = Field(max_length=MOST_MESSAGES, description="The last one is the user's.")
+    adapters: list[str | None] | None = Field(
+        None, description='The two adapters by id, "base" for the base. Without: what serves, and its newest rival.'
+    )
+    max_tokens: int = Field(512, description=IN_WINDOW)
+    temperature: float = 0.7
+    seed: int | None = None
+
+
+class Blind(BaseModel):
+    """A reply whose author is not told."""
+
+    reply: str
+    text: str
+
+
+class Pair(BaseModel):
+    """Two replies, blind and in random order, to be compared through /api/comparisons."""
+
+    pair: str
+    left: Blind
+    right: Blind
+
+
+class Question(BaseModel):
+    """Replies to one message, to be compared (two) or ranked (more)."""
+
+    id: str
+    kind: Literal["comparison", "ranking"]
+    messages: list[Turn]
+    replies: list[Blind]
+
+
+class Consent(BaseModel):
+    """Whether a person's ratings may teach the assistant; null while they were not asked."""
+
+    model_config = STRICT
+    given: bool | None
+
+
+class ConsentSaid(BaseModel):
+    """A person's word on whether their ratings may teach the assistant, from now on and for all they said before."""
+
+    model_config = STRICT
+    given: bool
+
+
+class Chat(BaseModel):
+    """A conversation in a list."""
+
+    id: str
+    title: str
+    leaf: str | None = Field(description="The message that the chat goes on from.")
+    created_at: str
+
+
+class Thumb(BaseModel):
+    """A standing vote."""
+
+    value: Literal[1, -1]
+    reasons: list[str]
+    words: str
+
+
+class Said(BaseModel):
+    """A message where it stands, with what its reader said of it."""
+
+    id: str
+    parent: str | None
+    role: str
+    content: str
+    vote: Thumb | None = None
+    correction: str | None = None
+
+
+class WholeChat(Chat):
+    """A conversation with every branch: each message names the one it stands under."""
+
+    messages: list[Said]
+
+
+@router.post("/votes", response_model=Row, tags=["feedback"])
+def vote(body: Vote, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Thumb up, down, or taken back. The newest one stands."""
+    return write.at_once(body, lambda: {"id": ratings.vote(store, user, **body.model_dump())})
+
+
+@router.post("/comparisons", response_model=Row, tags=["feedback"])
+def compare(body: Comparison, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Choose between two replies to one message."""
+    return write.at_once(body, lambda: {"id": ratings.compare(store, user, **body.model_dump())})
+
+
+@router.post("/rankings", response_model=Row, tags=["feedback"])
+def rank(body: Ranking, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Rank two or more replies to one message."""
+    return write.at_once(body, lambda: {"id": ratings.rank(store, user, **body.model_dump())})
+
+
+@router.post("/corrections", response_model=Row, tags=["feedback"])
+def correct(body: Words, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Write a reply as it should have been."""
+    return write.at_once(body, lambda: {"id": ratings.correct(store, user, **body.model_dump())})
+
+
+@router.post("/critiques", response_model=Row, tags=["feedback"])
+def critique(body: Words, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Say in words what is wrong with a reply."""
+    return write.at_once(body, lambda: {"id": ratings.critique(store, user, **body.model_dump())})
+
+
+@router.post("/labels", response_model=Row, tags=["feedback"])
+def label(body: Label, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Say that a reply is unsafe, untrue and the like, or take that back."""
+    return write.at_once(body, lambda: {"id": labels.label(store, user, **body.model_dump())})
+
+
+@router.post("/signals", response_model=Row, tags=["feedback"])
+def signal(body: Signal, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Log that you copied a reply, asked again, asked otherwise, or left. It teaches nothing."""
+    return write.at_once(body, lambda: {"id": labels.signal(store, user, **body.model_dump())})
+
+
+@router.get("/replies/{reply}/feedback", response_model=list[Saying], tags=["feedback"])
+def sayings(reply: str, user: Person, store: TheStore) -> list[dict[str, Any]]:
+    """All that you said of a reply, oldest first, and what of it stands."""
+    return [asdict(each) for each in history.sayings(store, user, reply)]
+
+
+@router.post("/pairs", response_model=Pair, tags=["feedback"])
+async def pair(
+    body: PairAsked, request: Request, user: Person, share: Share, assistant: TheAssistant, write: Writing
+) -> dict[str, Any]:
+    """Two blind replies to a conversation, to be compared. Answers when both are written."""
+    listener = Listener()
+
+    def work() -> dict[str, Any]:
+        return write.in_time(body, lambda: write_pair(assistant, user, body, listener))
+
+    watching = asyncio.create_task(when_gone(request, listener.leave))
+    try:
+        answer: dict[str, Any] = await request.app.state.generating.begin(share, work)
+    finally:
+        watching.cancel()
+    return answer
+
+
+class Listener:
+    """Who waits for two replies, and may go away before or after they are begun."""
+
+    def __init__(self) -> None:
+        self._both: Both | None = None
+        self._gone = False
+
+    def begin(self, both: Both) -> None:
+        """These are written for them."""
+        self._both = both
+        if self._gone:
+            both.stop()
+
+    def leave(self) -> None:
+        """Nobody waits any more: what is written stops."""
+        self._gone = True
+        if self._both:
+            self._both.stop()
+
+
+async def when_gone(request: Request, act: Callable[[], None]) -> None:
+    """Wait for the client to go away, and act then."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    act()
+
+
+def write_pair(assistant: Assistant, user: User, body: PairAsked, listener: Listener) -> dict[str, Any]:
+    """Record a conversation and write two replies to it. Raises `Refused`; nothing is recorded then."""
+    sampling = Sampling(temperature=body.temperature, max_tokens=body.max_tokens, seed=body.seed)
+    named = None
+    if body.adapters is not None:
+        if len(body.adapters) != 2:
+            raise Refused(f"adapters names two, not {len(body.adapters)}")
+        left, right = (None if name == BASE else name for name in body.adapters)
+        named = (left, right)
+        for name in named:
+            assistant.roster.get(name)
+    messages = [Message(turn.role, turn.content) for turn in body.messages]
+    parent, prompt_ids = record(assistant, user, "pairs", messages, sampling, replies=2)
+    both = side_by_side(assistant, user, parent, sampling, "api", named, prompt_ids)
+    listener.begin(both)
+    both.wait()
+    if "cancelled" in (both.left.finish, both.right.finish):
+        raise Unavailable("the two replies were cut short: their reader has left, or the assistant is shutting down")
+    if both.pair is None:
+        raise Unavailable("one of the two replies came out empty, so there is nothing to compare; ask again")
+    shown = {
+        side: {"reply": reply.id, "text": reply.text} for side, reply in (("left", both.left), ("right", both.right))
+    }
+    return {"pair": both.pair, **shown}
+
+
+def record(
+    assistant: Assistant, user: User, source: str, messages: list[Message], sampling: Sampling, replies: int = 1
+) -> tuple[str, list[int]]:
+    """Record a program's conversation that `replies` replies will be written to; its last message's id, and the prompt.
+
+    Raises `Refused` when it is malformed or too long for the model, `Busy`; nothing is recorded then.
+    """
+    require_in_window(assistant, sampling)
+    assistant.engine.require_places(share_of(assistant.store, user), replies)
+    for message in messages:
+        talk.checked(message.content)
+    if (characters := sum(len(message.content) for message in messages)) > MOST_CHARACTERS:
+        raise Refused(f"a conversation has at most {MOST_CHARACTERS:,} characters, this one has {characters:,}")
+    prompt_ids = prompt.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
+    return talk.record_messages(assistant.store, user, source, messages), prompt_ids
+
+
+@router.get("/consent", response_model=Consent, tags=["you"])
+def consent(user: Person, store: TheStore) -> dict[str, Any]:
+    """Whether your ratings may teach the assistant."""
+    return {"given": people.consent(store, user)}
+
+
+@router.post("/consent", response_model=Consent, tags=["you"])
+def set_consent(body: ConsentSaid, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+    """Give or withdraw consent."""
+
+    def act() -> dict[str, Any]:
+        people.set_consent(store, user, body.given)
+        return {"given": body.given}
+
+    return write.at_once(body, act)
+
+
+@router.post("/questions", response_model=Question | None, tags=["feedback"])
+def question(user: Person, store: TheStore, write: Writing) -> dict[str, Any] | None:
+    """What to compare or rank next, blind and in random order; null where there is nothing to ask.
+
+    Answer through /api/comparisons or /api/rankings. It stays the same until it is answered.
+    """
+
+    def act() -> dict[str, Any]:
+        asked = queue.next_question(store, user)
+        return {"question": asked and {"id": asked.id}}  # the words are another's: not kept with the answer
+
+    kept = write.at_once(None, act)["question"]
+    asked = queue.question(store, user, kept["id"]) if kept else None
+    if asked is None:
+        return None
+    replies = [{"reply": reply, "text": text} for reply, text in asked.replies]
+    messages = [asdict(each) for each in asked.messages]
+    return {"id": asked.id, "kind": asked.kind, "messages": messages, "replies": replies}
+
+
+@router.get("/me", response_model=dict[str, Any], tags=["you"])
+def me(user: Person, store: TheStore) -> dict[str, Any]:
+    """All that is kept of you."""
+    return rights.own_data(store, user)
+
+
+@router.get("/conversations", response_model=list[Chat], tags=["you"])
+def conversations(user: Person, store: TheStore) -> list[dict[str, Any]]:
+    """Your chats, newest first."""
+    return talk.conversations(store, user)
+
+
+@router.get("/conversations/{conversation}", response_model=WholeChat, tags=["you"])
+def conversation(conversation: str, user: Person, store: TheStore) -> dict[str, Any]:
+    """One of your conversations: every branch under the message it began with, and what you said of its replies."""
+    found = talk.own_conversation(store, user, conversation)
+    return found | {"messages": [said(store, user, node) for node in talk.tree(store, conversation)]}
+
+
+@router.post("/conversations/{conversation}/consent", response_model=Consent, tags=["you"])
+def set_conversation_consent(
+    conversation: str, body: ConsentSaid, user: Person, store: TheStore, write: Writing
+) -> dict[str, Any]:
+    """Keep one of your conversations from teaching, whatever else you allow; or allow it again."""
+
+    def act() -> dict[str, Any]:
+        people.set_conversation_consent(store, user, conversation, body.given)
+        return {"given": body.given}
+
+    return write.at_once(body, act)
+
+
+def said(store: Store, user: User, node: Node) -> dict[str, Any]:
+    """A message with the standing vote and correction of its reader."""
+    vote = ratings.standing_vote(store, user, node.id) if node.role == "assistant" else None
+    return {
+        "id": node.id,
+        "parent": node.parent,
+        "role": node.role,
+        "content": node.content,
+        "vote": asdict(vote) | {"reasons": list(vote.reasons)} if vote else None,
+        "correction": ratings.standing_correction(store, user, node.id) if vote or node.role == "assistant" else None,
+    }

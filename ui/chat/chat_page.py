@@ -1,0 +1,156 @@
+"""The chat page: a person's chats, the one being had, and what they think of its replies.
+
+Everything shown is read from the store, and everything said or rated is in the store before the page shows it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.events import Dependency
+
+from assistant.chat.chat import Assistant
+from ui import gradio_guard
+from ui.chat import chat_layout, rating
+from ui.chat.chat_handlers import ChatPage
+from ui.chat.chat_layout import Sidebar
+
+SYSTEM_FONTS = [
+    gr.themes.Font(name) for name in ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif")
+]
+SYSTEM_MONO = [gr.themes.Font(name) for name in ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")]
+THEME = gr.themes.Base(
+    primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=SYSTEM_FONTS, font_mono=SYSTEM_MONO
+).set(  # the theme's own greys are too pale to read
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_dark="*primary_600",
+    button_primary_background_fill_hover_dark="*primary_500",
+)
+HERE = Path(__file__).parent
+CSS = (HERE / "chat.css").read_text()
+HEAD = f'<meta name="color-scheme" content="light dark"><script>{(HERE / "page.js").read_text()}</script>'
+# The sidebar stands open where there is room, and gets out of the way on a phone once a chat was picked.
+ROOM_FOR_SIDEBAR = """() => {
+    const bar = document.querySelector("#sidebar");
+    if (bar && bar.classList.contains("open") !== innerWidth > 768) bar.querySelector(".toggle-button").click();
+}"""
+CHAT_LEFT = "() => [window.nightschool?.draft().chat ?? '']"
+OPENED = "() => { document.querySelector('#main').dataset.opened = 'yes'; nightschool.opened(); }"
+SHOW_CORRECTION = "() => nightschool.show('#correction', '#corrected-text textarea')"
+
+
+def build(assistant: Assistant) -> gr.Blocks:
+    """The page, ready to be mounted with `THEME`, `CSS` and `HEAD`."""
+    with gradio_guard.Page(title="Nightschool", analytics_enabled=False, fill_width=True) as page:
+        sidebar = chat_layout.build_sidebar()
+        chat, pair, panel = chat_layout.build_main()
+        handlers = ChatPage(assistant, sidebar, chat, pair, panel)
+        wire_talking(page, handlers)
+        wire_rating(handlers)
+    return page.queue(default_concurrency_limit=None, api_open=False)
+
+
+def on(
+    trigger: Callable[..., Dependency], act: Callable[..., Any], inputs: list[Any], outputs: list[Any], **more: Any
+) -> Dependency:
+    """An event as all of this page are: at once, unseen, and for this page only."""
+    return trigger(
+        act, inputs, outputs, show_progress="hidden", concurrency_limit=None, api_visibility="private", **more
+    )
+
+
+def in_turn(
+    trigger: Callable[..., Dependency],
+    act: Callable[..., Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    once: str = "",
+    **more: Any,
+) -> Dependency:
+    """An event that waits for those before it, so that quick clicks all land, in their order.
+
+    `once` names what is done once however often it is asked for meanwhile: a message is not said twice.
+    """
+    js = f"async (...inputs) => {{ await nightschool.turn('{once}'); return inputs; }}"
+    done = on(trigger, act, inputs, outputs, js=js, trigger_mode="multiple", **more)
+    for after in (done.then, done.failure):  # the first when it went well, the second when it did not
+        after(None, js="() => nightschool.over()", api_visibility="private")
+    return done
+
+
+def wire_talking(page: gr.Blocks, handlers: ChatPage) -> None:
+    """Which control says, stops, opens and hides."""
+    chat, sidebar = handlers.chat, handlers.sidebar
+    everything = chat_layout.controls(sidebar, chat, handlers.pair, handlers.panel)
+    settings = sampling_controls(sidebar)
+    spoken = [chat.conversation, chat.box, *settings]
+
+    for trigger in (page.load, sidebar.new_chat.click, sidebar.chats.select):
+        trigger(None, js=ROOM_FOR_SIDEBAR, api_visibility="private")
+    opened = on(page.load, handlers.open, [chat.conversation], everything, js=CHAT_LEFT)
+    opened.then(None, js=OPENED, api_visibility="private")
+    begun = [
+        opened,
+        in_turn(chat.box.submit, handlers.send, spoken, everything, once="say"),
+        in_turn(chat.send.click, handlers.send, spoken, everything, once="say"),
+        in_turn(chat.two_replies.click, handlers.two_replies, spoken, everything, once="say"),
+        in_turn(chat.chatbot.retry, handlers.retry, [chat.chatbot, *settings], everything, once="retry"),
+        in_turn(
+            chat.chatbot.edit, handlers.edit, [chat.conversation, chat.chatbot, *settings], everything, once="edit"
+        ),
+        in_turn(chat.answer_it.click, handlers.answer_it, [chat.chatbot, *settings], everything, once="answer_it"),
+    ]
+    awaited = [chat.conversation, chat.asking]
+    following = [on(each.then, handlers.follow, awaited, everything, trigger_mode="multiple") for each in begun]
+    # Another chat on the screen: what is being written goes on unseen, in its own thread.
+    for trigger, act, inputs in (
+        (sidebar.new_chat.click, handlers.new_chat, []),
+        (sidebar.chats.select, handlers.open_chat, []),
+        (sidebar.hide_chat.click, handlers.hide_chat, [chat.conversation]),
+    ):
+        opened = in_turn(trigger, act, inputs, everything, cancels=following)
+        following.append(on(opened.then, handlers.follow, awaited, everything, trigger_mode="multiple"))
+    on(chat.stop.click, handlers.stop, [chat.conversation], [])
+    in_turn(chat.older.click, handlers.other_version, [gr.State(-1), chat.conversation], everything)
+    in_turn(chat.newer.click, handlers.other_version, [gr.State(1), chat.conversation], everything)
+
+
+def wire_rating(handlers: ChatPage) -> None:
+    """Which control rates, chooses, corrects and consents."""
+    chat, sidebar, pair, panel = handlers.chat, handlers.sidebar, handlers.pair, handlers.panel
+    everything = chat_layout.controls(sidebar, chat, pair, panel)
+    about = [chat.conversation, chat.focus]
+
+    for button, choice in (
+        (pair.left_better, "left"),
+        (pair.right_better, "right"),
+        (pair.tie, "tie"),
+        (pair.both_bad, "both_bad"),
+    ):
+        in_turn(button.click, handlers.choose, [gr.State(choice), chat.conversation], everything, once=choice)
+    in_turn(chat.choose_again.click, handlers.choose_again, about, everything, once="choose_again")
+    in_turn(chat.chatbot.like, handlers.thumb, [chat.conversation, chat.chatbot], everything)
+    in_turn(chat.chatbot.select, handlers.point_at, [chat.conversation, chat.chatbot], everything)
+    in_turn(panel.save.click, handlers.explain, [*about, panel.reasons, panel.words], everything)
+    in_turn(panel.words.submit, handlers.explain, [*about, panel.reasons, panel.words], everything)
+    asked = in_turn(chat.correct.click, handlers.ask_correction, about, everything)
+    asked.then(None, js=SHOW_CORRECTION, api_visibility="private")
+    in_turn(panel.save_correction.click, handlers.correct, [*about, panel.corrected], everything)
+    in_turn(panel.take_back.click, handlers.take_correction_back, about, everything)
+    for close in (panel.close, panel.cancel):
+        in_turn(close.click, lambda: rating.hide_panels(panel), [], everything)
+    consent = [chat.consent, sidebar.consent_switch, chat.notice]
+    in_turn(chat.consent_yes.click, handlers.consent, [gr.State(True)], consent)
+    in_turn(chat.consent_no.click, handlers.consent, [gr.State(False)], consent)
+    in_turn(sidebar.consent_switch.input, handlers.consent, [sidebar.consent_switch], consent)
+
+
+def sampling_controls(sidebar: Sidebar) -> list[Any]:
+    """What `sampling_of` reads."""
+    return [sidebar.temperature, sidebar.top_p, sidebar.max_tokens, sidebar.seed, sidebar.greedy, sidebar.beams]

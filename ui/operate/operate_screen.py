@@ -1,0 +1,202 @@
+"""The operate page as HTML: from how the house is to what is read. All that people and models wrote is escaped."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from feedback.accounts.people import User
+from feedback.kinds.ratings import Day
+from feedback.records.nights import Night
+from ui.operate.operate_view import House, doing, headline, in_words, outcome
+from ui.shared import moments, plots
+
+BASE = "base"
+KINDS = {  # of feedback, as a legend names them
+    "thumbs_up": "thumbs up",
+    "thumbs_down": "thumbs down",
+    "comparisons": "comparisons",
+    "rankings": "rankings",
+    "corrections": "corrections",
+    "critiques": "critiques",
+}
+MARKS = {"well": "✓", "busy": "●", "note": "!", "trouble": "✕"}
+
+
+def sentence(words: str) -> str:
+    """Words as a sentence: a capital first, unless a name like night-0001 comes first; a full stop last."""
+    words = words.strip()
+    first = words.split(" ", 1)[0]
+    capital = words[:1] if "-" in first or "_" in first else words[:1].upper()
+    return capital + words[1:] + ("" if not words or words.endswith((".", "!", "?", "…")) else ".")
+
+
+def notice(words: str, good: bool = False) -> str:
+    """One sentence beside what was clicked."""
+    kind, role = ("good", "status") if good else ("bad", "alert")
+    return f'<p class="notice {kind}" role="{role}">{escape(sentence(words))}</p>' if words else ""
+
+
+def chip(words: str, state: str) -> str:
+    """A state, by word, sign and colour."""
+    return f'<span class="chip {state}"><span aria-hidden="true">{MARKS[state]}</span> {escape(words)}</span>'
+
+
+def show_account(user: User) -> str:
+    """Where one is, who one is, and the way back."""
+    leave = '<form method="post" action="/logout"><button id="log-out">Log out</button></form>'
+    who = f"<span>{escape(user.name)}</span>{leave}" if user.password_hash else ""
+    nav = f'<nav><a id="to-chat" href="/">‹ Chat</a>{who}</nav>'
+    return f"<header><h1>Nightschool <small>operate</small></h1>{nav}</header>"
+
+
+def show_headline(house: House) -> str:
+    """Whether all is well."""
+    said = headline(house)
+    title, words = escape(sentence(said.title)), escape(sentence(said.words))
+    return (
+        f'<div class="headline {said.state}" role="status"><span class="sign" aria-hidden="true">{MARKS[said.state]}'
+        f'</span><div><p class="title">{title}</p><p>{words}</p></div></div>'
+    )
+
+
+def tile(name: str, value: str, *lines: str) -> str:
+    """A fact with its name above and what explains it below; all but `value`'s escaping is done here."""
+    below = "".join(f'<p class="line" title="{escape(line)}">{escape(line)}</p>' for line in lines if line)
+    return f'<section class="tile"><h2>{name}</h2><p class="value">{value}</p>{below}</section>'
+
+
+def show_tiles(house: House) -> str:
+    """Serving, last night, next night, new feedback."""
+    tiles = (_serving(house), _last_night(house), _next_night(house), _new_feedback(house))
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _serving(house: House) -> str:
+    if not house.promotions:
+        return tile("Serving", "the base model", "nothing has been promoted yet")
+    newest = house.promotions[0]
+    since = f"since {house.clock(newest.at)}, by {house.who(newest.user)}"
+    return tile("Serving", escape(newest.adapter or "the base model"), since, sentence(newest.reason))
+
+
+def _last_night(house: House) -> str:
+    last = house.last
+    if last is None:
+        first = "the first one is running" if house.running else "“Run now” below starts the first one"
+        return tile("Last night", "none yet", first)
+    words, state = outcome(last, is_running=False)
+    if last.ended_at is None:
+        return tile("Last night", chip(words, state), f"night {last.id}, begun {house.clock(last.started_at)}")
+    took = (moments.parsed(last.ended_at) - moments.parsed(last.started_at)).total_seconds()
+    when = f"night {last.id}, {house.clock(last.ended_at)}, in {moments.span(took)}"
+    return tile("Last night", chip(words, state), when, sentence(in_words(last)))
+
+
+def _next_night(house: House) -> str:
+    standing = house.schedule
+    more = ""
+    if standing and standing.every_new:
+        more = f"also after {standing.every_new} new pieces of feedback"
+    if standing is None:
+        return tile("Next night", '<a href="#schedule-heading">no schedule yet: set one</a>', "until then, “Run now”")
+    if house.due is None:
+        return tile("Next night", "switched off", more or "nights start by hand only")
+    when = escape(moments.clock(house.due, house.zone, house.now))
+    return tile("Next night", when, moments.away(house.due, house.now), more)
+
+
+def _new_feedback(house: House) -> str:
+    trained = next((night for night in house.nights if night.state == "done"), None)
+    pieces = "piece" if house.new_feedback == 1 else "pieces"
+    since = f"{pieces} since night {trained.id}" if trained else f"{pieces} so far"
+    return tile(
+        "New feedback", f"{house.new_feedback:,}", since, "waiting to be learned from" if house.new_feedback else ""
+    )
+
+
+def show_night(house: House, night: Night | None, steps: Sequence[dict[str, Any]]) -> str:
+    """A night's progress, or how it ended, and its curves."""
+    if night is None:
+        return (
+            '<p class="empty">No night has run yet. It trains an adapter on what people said; curves appear here.</p>'
+        )
+    running = house.running is not None and house.running.id == night.id
+    words, state = outcome(night, running)
+    begun = f"begun {house.clock(night.started_at)}"
+    if running:
+        share = 100 * night.step / night.steps if night.steps else 0
+        told = sentence(doing(night))
+        bar = f'<div class="progress" role="progressbar" aria-label="Training" aria-valuenow="{share:.0f}">'
+        bar += f'<i style="width:{share:.1f}%"></i></div>'
+    else:
+        told, bar = sentence(in_words(night) or "its process is gone; the next night goes on where it was"), ""
+    head = (
+        f'<div class="night-head"><strong>Night {night.id}</strong> {chip(words, state)}'
+        f'<span class="when">{escape(begun)}, {escape(method_words(night.method))}</span></div>'
+        f'<p class="told" id="told">{escape(told)}</p>{bar}'
+    )
+    return head + curves(night, steps)
+
+
+def method_words(method: str) -> str:
+    """A method as people write it."""
+    return {"auto": "automatic", "sft": "imitation", "reward": "reward models"}.get(method, method.upper())
+
+
+def curves(night: Night, steps: Sequence[dict[str, Any]]) -> str:
+    """Loss, margin, accuracy, KL, and the gain of what is kept aside (where there is enough), over the steps."""
+
+    def line(name: str) -> list[tuple[float, float]]:
+        return [(each["step"], each[name]) for each in steps if isinstance(each.get(name), int | float)]
+
+    total = max(night.steps, int(steps[-1]["step"]) if steps else 0)
+    gain = line("aside_gain")
+    shown = [
+        plots.curve("Loss", "lower is better", {"": line("loss")}, total),
+        plots.curve("Margin", "preferred over rejected, nats", {"": line("margin")}, total, axis=(0,)),
+        plots.curve("Accuracy", "share preferred", {"": line("accuracy")}, total, axis=(0, 1)),
+        plots.curve("KL from the base", "nats per token", {"": line("kl_per_token")}, total, axis=(0,), noisy=False),
+    ]
+    if gain:
+        what = "tokens of preferred replies it was not taught"
+        shown.append(plots.curve("Gain", what, {"": gain}, total, axis=(0,), noisy=False))
+    return f'<div class="curves" id="curves" data-steps="{len(steps)}">{"".join(shown)}</div>'
+
+
+def show_said(days: Sequence[Day]) -> str:
+    """Feedback by day and kind."""
+    total = sum(day.total for day in days)
+    if not total:
+        return f'<p class="empty">Nobody has rated a reply in the last {len(days)} days.</p>'
+    last = len(days) - 1
+    labelled = [
+        (f"{day.day.day} {day.day:%b}" if (last - place) % 6 == 0 else "", f"{day.day:%a} {day.day.day} {day.day:%b}",
+         day.counts)
+        for place, day in enumerate(days)
+    ]  # fmt: skip
+    today = f"{days[-1].total} today, {total:,} in {len(days)} days"
+    return f'<p class="told">{today}</p>{plots.bars(labelled, KINDS)}'
+
+
+def show_schedule(house: House) -> str:
+    """The schedule as it stands, its next times among it."""
+    standing = house.schedule
+    if standing is None:
+        return '<p class="told">There is none yet: nights start by hand only. Set one here.</p>'
+    causes = [f"at {standing.cron} ({standing.time_zone})"] if standing.cron else []
+    causes += [f"after {standing.every_new} new pieces of feedback"] if standing.every_new else []
+    on = "Nights start" if standing.enabled else "Switched off; it would be"
+    said = f"{on} {' and '.join(causes) or 'by hand only'}, set {house.clock(standing.at)}"
+    return f'<p class="told">{escape(sentence(said))}</p>'
+
+
+def show_times(times: Sequence[datetime], enabled: bool, saved: bool) -> str:
+    """When a schedule comes due next, by its own clock."""
+    if not times:
+        return '<p class="when">Not by the clock.</p>'
+    heading = "The next five times" if saved else "The next five times, once it is saved"
+    if not enabled:
+        heading = "Switched off; the next five times would be"
+    items = "".join(f"<li>{escape(moments.calendar(each, each.tzinfo or UTC))}</li>" for each in times)
+    return f'<p class="when">{heading}</p><ol class="times">{items}</ol>'

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from assistant.models.models import Base
+from assistant.models.base_model import Base
 from benchmarks.entrants import NEW_TOKENS, OURS, Entrant, Prompts, enter
 from benchmarks.peers.exchange import Took, Turn
 from benchmarks.programs import Failed

@@ -25,15 +25,15 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import Message, Provenance
-from feedback.database.store import Store
-from feedback.examples import examples
-from feedback.formats import exporting, files
-from feedback.formats.catalog import FORMATS
-from feedback.kinds import ratings, standing
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Message, Provenance
+from feedback.database.database import Store
+from feedback.examples import build
+from feedback.formats import export, files
+from feedback.formats.base import FORMATS
+from feedback.kinds import current, ratings
 from feedback.records import adapters, nights
 
 WRITERS = (1, 8, 32)
@@ -99,12 +99,12 @@ def votes(folder: Path, seconds: float, raw_s: float) -> dict[str, float]:
 def prepared(folder: Path) -> tuple[Store, User, list[str]]:
     """A store with a few replies to vote on."""
     store = Store(folder)
-    user = people.local_owner(store)
+    user = users.local_owner(store)
     by = Provenance(None, "b" * 64, "t" * 64, {})
     replies = []
     for number in range(20):
-        parent = talk.record_messages(store, user, "chat", [Message("user", f"question {number}")])
-        replies.append(talk.add_reply(store, parent, "an answer", by))
+        parent = conversations.record_messages(store, user, "chat", [Message("user", f"question {number}")])
+        replies.append(conversations.add_reply(store, parent, "an answer", by))
     return store, user, replies
 
 
@@ -196,8 +196,8 @@ def write(data: str, count: int) -> None:
 
 def person(store: Store, number: int) -> int:
     """A rater who lets ratings teach."""
-    user = people.find_user(store, f"rater {number}") or people.add_user(store, f"rater {number}", "rater", None)
-    people.set_consent(store, user, True)
+    user = users.find_user(store, f"rater {number}") or users.add_user(store, f"rater {number}", "rater", None)
+    users.set_consent(store, user, True)
     return user.id
 
 
@@ -229,7 +229,7 @@ def moment(days_ago: float) -> str:
 
 def timed_examples(store: Store, new: int) -> float:
     """Seconds from so many new votes to their examples."""
-    here, chance = standing.position(store), random.Random(new)
+    here, chance = current.position(store), random.Random(new)
     rows = store.rows("SELECT message, c.user FROM replies JOIN messages m ON m.id = message"
                       " JOIN conversations c ON c.id = m.conversation LIMIT ?", new)  # fmt: skip
     with store.write():
@@ -237,7 +237,7 @@ def timed_examples(store: Store, new: int) -> float:
             store.insert("votes", {"user": row["user"], "reply": row["message"], "value": chance.choice((-1, 1)),
                                    "at": moment(0)})  # fmt: skip
     began = time.perf_counter()
-    gathered = examples.gather(store, here)
+    gathered = build.gather(store, here)
     taken = time.perf_counter() - began
     print(f"{new:,} new votes: {len(gathered):,} examples in {taken:.2f} s", flush=True)
     return taken
@@ -259,10 +259,10 @@ def opening(store: Store) -> float:
 
     def open_one() -> None:
         row = random.choice(some)
-        user = people.user_by_id(store, row["user"])
+        user = users.user_by_id(store, row["user"])
         assert user is not None
-        talk.own_conversation(store, user, row["id"])
-        for node in talk.tree(store, row["id"]):
+        conversations.own_conversation(store, user, row["id"])
+        for node in conversations.tree(store, row["id"]):
             if node.role == "assistant":
                 ratings.standing_vote(store, user, node.id)
                 ratings.standing_correction(store, user, node.id)
@@ -289,7 +289,7 @@ def operating(store: Store) -> float:
 def exported(store: Store, path: Path) -> float:
     """Rows a second, from the ledger to a file."""
     began = time.perf_counter()
-    count = files.write(path, islice(exporting.rows(store, FORMATS["trl-unpaired"], Counter()), EXPORTED))
+    count = files.write(path, islice(export.rows(store, FORMATS["trl-unpaired"], Counter()), EXPORTED))
     rate = count / (time.perf_counter() - began)
     path.unlink()
     print(f"exported {count:,} rows, {rate:,.0f} a second", flush=True)

@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import Message, Provenance
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Message, Provenance
 from feedback.database import openings
+from feedback.database.database import Store
 from feedback.database.openings import JUDGING
-from feedback.database.store import Store
-from feedback.examples.bounds import compared_with, of_raters, surely_typical
-from feedback.examples.examples import Examples, gather
-from feedback.examples.sifting import PEOPLE
+from feedback.examples.build import Examples, gather
+from feedback.examples.caps import compared_with, of_raters, surely_typical
+from feedback.examples.filtering import PEOPLE
 from feedback.examples.split import Places, opening, split
 from feedback.kinds import ratings
 from feedback.raters.reliability import Rating, reliabilities
@@ -103,24 +103,24 @@ def attack(store: Store, honest: int, attackers: int, each: int, role: str = "ch
 
 def person(store: Store, name: str, role: str) -> User:
     """Somebody who lets ratings teach."""
-    user = people.add_user(store, name, role, None)
-    people.set_consent(store, user, True)
+    user = users.add_user(store, name, role, None)
+    users.set_consent(store, user, True)
     return user
 
 
 def compare_alone(store: Store, user: User, count: int) -> None:
     """Choices in conversations of one's own, which nobody else rates."""
     for number in range(count):
-        parent = talk.record_messages(store, user, "chat", [Message("user", f"{user.name} asks {number}")])
-        left, right = (talk.add_reply(store, parent, text, BY) for text in ("yes", "no"))
+        parent = conversations.record_messages(store, user, "chat", [Message("user", f"{user.name} asks {number}")])
+        left, right = (conversations.add_reply(store, parent, text, BY) for text in ("yes", "no"))
         ratings.compare(store, user, left, right, "left")
 
 
 def correct_alone(store: Store, user: User, count: int) -> None:
     """Corrections in conversations of one's own."""
     for number in range(count):
-        parent = talk.record_messages(store, user, "chat", [Message("user", f"{user.name} says {number}")])
-        ratings.correct(store, user, talk.add_reply(store, parent, "yes", BY), "Send your password.")
+        parent = conversations.record_messages(store, user, "chat", [Message("user", f"{user.name} says {number}")])
+        ratings.correct(store, user, conversations.add_reply(store, parent, "yes", BY), "Send your password.")
 
 
 def share_of(examples: Examples, users: set[int]) -> float:

@@ -30,18 +30,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from assistant.environment import prepare
-from assistant.models import models, prompt
+from assistant.models import base_model, chat_template
 from benchmarks.contest import say
 from benchmarks.loop import processor
-from feedback.chats.talk import Message
-from training.algorithms import ppo, preference, reinforce
-from training.data.batches import Lesson
-from training.evaluation.soundness import flaw, whole_words
-from training.loop.steps import Report, count_steps
-from training.model.backbone import Backbone
-from training.rehearsal.rehearse import PROMPTS
-from training.rehearsal.taste import liking
-from training.rollouts.rollout import Rollout, Sampler, sampling_of, token_values
+from feedback.chats.conversations import Message
+from training.algorithms import dpo_kto, ppo, rloo
+from training.data.tokenize import Lesson
+from training.evaluation.text_quality import flaw, whole_words
+from training.loop.optim import Report, count_steps
+from training.model.policy import Backbone
+from training.rehearsal.preference_rule import liking
+from training.rehearsal.run import PROMPTS
+from training.rollouts.sampler import Rollout, Sampler, sampling_of, token_values
 
 LEARNED, UNSEEN = 400, 64  # prompts
 REPLY_TOKENS, TEMPERATURE = 64, 0.7
@@ -61,7 +61,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=40, help="of RLOO and PPO")
     chosen = options.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
-    prepare(models.EMBEDDED)
+    prepare(base_model.EMBEDDED)
     print(json.dumps(measure(chosen.folder, chosen.methods.split(","), chosen.steps)))
 
 
@@ -84,9 +84,9 @@ class School:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.base = models.find_base(models.EMBEDDED)
-        self.dtype = models.fastest_dtype("cpu")
-        self.tokenizer = models.load_tokenizer(self.base)
+        self.base = base_model.find_base(base_model.EMBEDDED)
+        self.dtype = base_model.fastest_dtype("cpu")
+        self.tokenizer = base_model.load_tokenizer(self.base)
         self.sampler = Sampler(self.base, str(self.dtype).removeprefix("torch."), "cpu", self.tokenizer)
         every = PROMPTS.read_text(encoding="utf-8").splitlines()
         self.prompts, self.unseen = self._encode(every[:LEARNED]), self._encode(every[-UNSEEN:])
@@ -111,12 +111,12 @@ class School:
     def rloo(self) -> dict[str, Any]:
         """RLOO by the rule."""
         backbone = self._backbone()
-        settings = reinforce.Settings(
+        settings = rloo.Settings(
             steps=self.steps, reply_tokens=REPLY_TOKENS, temperature=TEMPERATURE, end_required=0, kl_budget=BUDGET
         )
-        run = reinforce.begin(backbone, settings)
+        run = rloo.begin(backbone, settings)
         return self._learn(
-            backbone, reinforce.train(backbone, self.sampler, self.prompts, self.score, settings, run), self.steps
+            backbone, rloo.train(backbone, self.sampler, self.prompts, self.score, settings, run), self.steps
         )
 
     def ppo(self) -> dict[str, Any]:
@@ -141,10 +141,10 @@ class School:
                 best = int(scores.argmax())
                 replies = [list(each.row.replies[best]), list(each.row.replies[1 - best])]
                 lessons.append(Lesson("comparison", list(each.row.prompt_ids), tuple(replies), 1.0))
-        settings = preference.Settings(kl_budget=BUDGET)
-        progress = preference.begin(backbone, settings)
+        settings = dpo_kto.Settings(kl_budget=BUDGET)
+        progress = dpo_kto.begin(backbone, settings)
         steps = count_steps(len(lessons), settings)
-        return self._learn(backbone, preference.train(backbone, lessons, settings, progress), steps)
+        return self._learn(backbone, dpo_kto.train(backbone, lessons, settings, progress), steps)
 
     def _learn(self, backbone: Backbone, reports: Iterator[Report], steps: int) -> dict[str, Any]:
         """Follow a method to its end, with looks on the way."""
@@ -188,10 +188,10 @@ class School:
         return Backbone(self.base, self.dtype, "cpu", rank=16, alpha=32, seed=0)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [prompt.encode_prompt(self.tokenizer, [Message("user", text)], 512) for text in texts]
+        return [chat_template.encode_prompt(self.tokenizer, [Message("user", text)], 512) for text in texts]
 
     def _text(self, ids: Sequence[int]) -> str:
-        return prompt.decode(self.tokenizer, ids)
+        return chat_template.decode(self.tokenizer, ids)
 
     def _sampling(self) -> Any:
         return sampling_of(TEMPERATURE, REPLY_TOKENS)

@@ -28,19 +28,19 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from assistant.environment import prepare
-from assistant.models import models
+from assistant.models import base_model
 from benchmarks.contest import say
 from benchmarks.loop import processor
-from feedback.chats.talk import Message
-from feedback.examples.examples import Answer, Examples, Pair
-from training.algorithms import preference, reward
-from training.data.batches import Lesson, make_lessons
+from feedback.chats.conversations import Message
+from feedback.examples.build import Answer, Examples, Pair
+from training.algorithms import dpo_kto, reward_model
+from training.data.tokenize import Lesson, make_lessons
 from training.evaluation import calibration
-from training.model.backbone import Backbone
-from training.model.references import References
-from training.model.reward_models import RewardModels
-from training.model.rows import TOKENS_AT_ONCE, together
-from training.night.teaching import make_encoder
+from training.model.packing import TOKENS_AT_ONCE, together
+from training.model.policy import Backbone
+from training.model.reference import References
+from training.model.reward_heads import RewardModels
+from training.night.pipeline import make_encoder
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 KINDS = ("helpful", "harmless")
@@ -63,7 +63,7 @@ def main() -> None:
     if not DATA.is_dir():
         options.error(f"there is no {DATA}")
     chosen.folder.mkdir(parents=True, exist_ok=True)
-    prepare(models.EMBEDDED)
+    prepare(base_model.EMBEDDED)
     shares = sorted(float(each) for each in chosen.shares.split(","))
     print(json.dumps(School(chosen.folder).measure(chosen.methods.split(","), shares)))
 
@@ -73,8 +73,8 @@ class School:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.base = models.find_base(models.EMBEDDED)
-        self.dtype = models.fastest_dtype("cpu")
+        self.base = base_model.find_base(base_model.EMBEDDED)
+        self.dtype = base_model.fastest_dtype("cpu")
         self.kept = folder / "margins.json"
         self.known: dict[str, Any] = json.loads(self.kept.read_text()) if self.kept.exists() else {}
         self.parts: dict[str, list[Lesson]] = {}
@@ -99,7 +99,7 @@ class School:
 
     def _read(self) -> None:
         """The lessons: training, validation, and a test part of each kind."""
-        encoder = make_encoder(self.base, self._backbone(), preference.Settings())
+        encoder = make_encoder(self.base, self._backbone(), dpo_kto.Settings())
         for part in ("train", "test"):
             for kind in KINDS:
                 lessons, left_out = make_lessons(Examples(tuple(pairs(DATA / f"pairs_{kind}_{part}.jsonl"))), encoder)
@@ -203,23 +203,23 @@ def learn_reward(
     backbone: Backbone, lessons: Sequence[Lesson], rate: float, asked: dict[str, list[Lesson]]
 ) -> dict[str, Margins]:
     """One epoch of one reward model; its margins."""
-    settings = reward.Settings(members=1, learning_rate=rate, epochs=1)
-    own = reward.make_lessons(lessons)
-    head, run = reward.begin(backbone, settings, member=0)
-    reward.fit(head, own, reward.base_states(backbone, own), settings)
-    for report in reward.train(backbone, head, own, settings, 0, run):
+    settings = reward_model.Settings(members=1, learning_rate=rate, epochs=1)
+    own = reward_model.make_lessons(lessons)
+    head, run = reward_model.begin(backbone, settings, member=0)
+    reward_model.fit(head, own, reward_model.base_states(backbone, own), settings)
+    for report in reward_model.train(backbone, head, own, settings, 0, run):
         tell("reward", report)
-    ensemble = RewardModels(backbone, {reward.name_of(0): head})
-    return {name: reward.margins(ensemble, reward.make_lessons(each)) for name, each in asked.items()}
+    ensemble = RewardModels(backbone, {reward_model.name_of(0): head})
+    return {name: reward_model.margins(ensemble, reward_model.make_lessons(each)) for name, each in asked.items()}
 
 
 def learn_dpo(
     backbone: Backbone, lessons: Sequence[Lesson], rate: float, asked: dict[str, list[Lesson]], references: References
 ) -> dict[str, Margins]:
     """One epoch of DPO; the margins of its implicit reward (arXiv 2305.18290, eq. 5)."""
-    settings = preference.Settings(beta=BETA, learning_rate=rate, epochs=1, kl_budget=1e9, looks=1)
-    progress = preference.begin(backbone, settings)
-    for report in preference.train(backbone, lessons, settings, progress, (), references):
+    settings = dpo_kto.Settings(beta=BETA, learning_rate=rate, epochs=1, kl_budget=1e9, looks=1)
+    progress = dpo_kto.begin(backbone, settings)
+    for report in dpo_kto.train(backbone, lessons, settings, progress, (), references):
         tell("dpo", report)
     return {name: implicit(backbone, each, references) for name, each in asked.items()}
 

@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from assistant.models import models
-from assistant.models.models import Base
+from assistant.models import base_model
+from assistant.models.base_model import Base
 from benchmarks.contest import say
 from benchmarks.loop import processor
 from benchmarks.peers.schooling import PAIRS, REPLIES, Asked, Learned
@@ -81,7 +81,7 @@ def read_options() -> Settings:
         options.error("rounds, pairs and batches are at least 1")
     if not PAIRS.is_file():
         options.error(f"there is no {PAIRS}")
-    number_format = chosen.format or str(models.fastest_dtype("cpu")).removeprefix("torch.")
+    number_format = chosen.format or str(base_model.fastest_dtype("cpu")).removeprefix("torch.")
     return Settings(chosen.rounds, chosen.pairs, parts, batches, number_format, chosen.memory, bool(parts))
 
 
@@ -137,7 +137,7 @@ def ask(program: Program, asked: Asked) -> Learned:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """All figures, by name."""
-    base = models.find_base(models.EMBEDDED)
+    base = base_model.find_base(base_model.EMBEDDED)
     figures: dict[str, Any] = dict.fromkeys((*PARTS, "memory_ratio", "ceiling_gflops"))
     figures |= {"ppo": {"memory_over_dpo": None}, "processor": processor(), "format": settings.number_format}
     bench = Bench(base, settings)

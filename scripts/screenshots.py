@@ -18,7 +18,7 @@ from uuid import uuid4
 import httpx
 from playwright.sync_api import Browser, expect
 
-from feedback.database.store import Store
+from feedback.database.database import Store
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from feedback.records.nights import RUNNING

@@ -15,13 +15,13 @@ prepare("embedded")
 if "NIGHTSCHOOL_CHROMIUM" not in os.environ:
     os.environ["NIGHTSCHOOL_CHROMIUM"] = shutil.which("chromium") or shutil.which("google-chrome") or ""
 
-from assistant.models.models import Base, find_base
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import Provenance
+from assistant.models.base_model import Base, find_base
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Provenance
 from feedback.database import openings
-from feedback.database.store import Store
+from feedback.database.database import Store
 from feedback.examples.split import Places
 from tests.trained import copy_of, train_both
 
@@ -67,13 +67,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def owner(store: Store) -> User:
-    return people.local_owner(store)
+    return users.local_owner(store)
 
 
 @pytest.fixture
 def consenting(store: Store, owner: User) -> User:
     """The owner, who lets ratings teach."""
-    people.set_consent(store, owner, True)
+    users.set_consent(store, owner, True)
     return owner
 
 
@@ -91,10 +91,10 @@ def shared_data() -> Path:
 
 def two_replies(store: Store, user: User, said: str = "hello") -> tuple[str, str, str]:
     """A message with two replies: their ids."""
-    conversation = talk.start_conversation(store, user)
-    message = talk.add_message(store, conversation, None, "user", said)
-    left = talk.add_reply(store, message, "good day to you", BY_BASE)
-    right = talk.add_reply(store, message, "go away", BY_BASE)
+    conversation = conversations.start_conversation(store, user)
+    message = conversations.add_message(store, conversation, None, "user", said)
+    left = conversations.add_reply(store, message, "good day to you", BY_BASE)
+    right = conversations.add_reply(store, message, "go away", BY_BASE)
     return message, left, right
 
 

@@ -14,14 +14,14 @@ import torch
 from fastapi.testclient import TestClient
 from safetensors.torch import save_file
 
+from assistant.chat.adapter_manager import Roster
 from assistant.chat.chat import Assistant, open_assistant
-from assistant.chat.roster import Roster
-from assistant.models.adapters import CONFIG, PROOF_TEXTS, WEIGHTS, Card, Loaded, Proof, write_card
-from assistant.models.models import file_sha256
-from assistant.models.prompt import encode_prompt, encode_reply
-from feedback.accounts import people
-from feedback.chats.talk import Message
-from feedback.database.store import Store, now
+from assistant.models.adapter import CONFIG, PROOF_TEXTS, WEIGHTS, Card, Loaded, Proof, write_card
+from assistant.models.base_model import file_sha256
+from assistant.models.chat_template import encode_prompt, encode_reply
+from feedback.accounts import users
+from feedback.chats.conversations import Message
+from feedback.database.database import Store, now
 from feedback.records import adapters
 from feedback.records.adapters import Adapter
 from tests.tiny import make_tiny
@@ -84,8 +84,8 @@ def key() -> dict[str, str]:
 
 def token_of(store: Store, name: str, role: str) -> dict[str, str]:
     """Headers of a new person with a token."""
-    user = people.add_user(store, name, role, "a hash that no password has")
-    return {"Authorization": f"Bearer {people.add_token(store, user, 'test')}"}
+    user = users.add_user(store, name, role, "a hash that no password has")
+    return {"Authorization": f"Bearer {users.add_token(store, user, 'test')}"}
 
 
 def rows(store: Store) -> dict[str, int]:

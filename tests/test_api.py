@@ -11,11 +11,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from assistant.chat.chat import Assistant
-from assistant.models.adapters import WEIGHTS
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.database.store import Store, now
+from assistant.models.adapter import WEIGHTS
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Store, now
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from feedback.upkeep import schedules
@@ -66,10 +66,10 @@ def test_a_request_sent_twice_acts_once(web: TestClient, store: Store, owner: Us
 
 
 def test_feedback_beyond_an_hours_bound_is_refused_with_when_to_go_on(web: TestClient, store: Store) -> None:
-    ann = people.add_user(store, "ann", "chatter", "hash")
+    ann = users.add_user(store, "ann", "chatter", "hash")
     _, left, _ = two_replies(store, ann)
     nights.set_setting(store, None, "feedback_per_hour", 1)
-    token = {"Authorization": f"Bearer {people.add_token(store, ann, 'test')}"}
+    token = {"Authorization": f"Bearer {users.add_token(store, ann, 'test')}"}
 
     def vote(value: int) -> httpx.Response:
         return web.post("/api/votes", json={"reply": left, "value": value}, headers=key() | token)
@@ -92,14 +92,14 @@ def test_a_pair_is_blind_and_its_replies_can_be_compared(web: TestClient, store:
     choice = {"left": pair["left"]["reply"], "right": pair["right"]["reply"], "choice": "left"}
     assert web.post("/api/comparisons", json=choice, headers=key()).status_code == 200
     assert rows(store)["pairs"] == 1
-    assert talk.conversations(store, owner) == []  # a program's conversations are not among the person's chats
+    assert conversations.conversations(store, owner) == []  # a program's conversations are not among the person's chats
 
 
 def test_a_pair_may_name_its_two_adapters(web: TestClient, store: Store, assistant: Assistant) -> None:
     name = make_adapter(assistant, "named")
     pair = web.post("/api/pairs", json=DRAWN | {"adapters": ["base", name]}, headers=key()).json()
     assert "left" in pair, pair
-    authors = {talk.provenance(store, pair[side]["reply"]).adapter for side in ("left", "right")}
+    authors = {conversations.provenance(store, pair[side]["reply"]).adapter for side in ("left", "right")}
     assert authors == {None, name}
 
 
@@ -169,7 +169,7 @@ def test_a_promotion_is_proved_serves_the_next_reply_and_is_taken_back(
     assert web.post("/api/promotions", json={"adapter": name, "reason": "try it"}, headers=once).json() == done
     after = web.post("/v1/chat/completions", json=GREEDY).json()
     assert after["model"] == name
-    assert talk.provenance(store, after["id"]).adapter == name
+    assert conversations.provenance(store, after["id"]).adapter == name
     assert web.get("/api/status").json()["serving"] == name
     by_name = web.post("/v1/chat/completions", json=GREEDY | {"model": "base"}).json()
     assert by_name["choices"][0]["message"] == before["choices"][0]["message"]

@@ -18,9 +18,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from assistant.chat.chat import Assistant
-from feedback.accounts import people
-from feedback.chats import talk
-from feedback.database.store import Refused, Store
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.database.database import Refused, Store
 from feedback.records import adapters, nights
 from tests.conftest import REPOSITORY
 from tests.over_http import HERE, assistant, loaded, make_adapter
@@ -74,7 +74,7 @@ def finish_of(data: Path, reply: str, within_s: float = 10.0) -> str:
     with closing(Store(data)) as store:
         while True:
             try:
-                return talk.provenance(store, reply).finish
+                return conversations.provenance(store, reply).finish
             except Refused:
                 if time.monotonic() > until:
                     raise
@@ -144,7 +144,7 @@ def test_a_server_that_cannot_start_says_why_in_one_sentence(tmp_path: Path) -> 
     assert "cannot make the data folder" in refused(tmp_path / "file")
     assert refused(Path("/proc/nightschool"))
     with closing(Store(data)) as store:
-        assert (people.users(store), nights.setting(store, "side_by_side_share")) == ([], 0.1)
+        assert (users.users(store), nights.setting(store, "side_by_side_share")) == ([], 0.1)
 
 
 # The page

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback.accounts import people
-from feedback.database.store import Store
+from feedback.accounts import users
+from feedback.database.database import Store
 from feedback.formats import files
 from feedback.kinds import ratings
 from feedback.upkeep import backup
@@ -93,8 +93,8 @@ def test_a_first_start_leaves_nothing_open_at_any_moment(tiny: Path, tmp_path: P
 def test_a_night_leaves_nothing_open(tiny: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     with closing(Store(data)) as store:
-        me = people.local_owner(store)
-        people.set_consent(store, me, True)
+        me = users.local_owner(store)
+        users.set_consent(store, me, True)
         for word in ("one", "two", "three", "four"):
             _, left, right = two_replies(store, me, word)
             ratings.compare(store, me, left, right, "left")
@@ -125,7 +125,7 @@ def test_no_command_leaves_anything_open(tmp_path: Path) -> None:
 
 def test_a_store_is_private_whoever_opens_it(tmp_path: Path) -> None:
     with closing(Store(tmp_path / "data")) as store:
-        two_replies(store, people.local_owner(store))
+        two_replies(store, users.local_owner(store))
         assert {each.name for each in store.data.iterdir()} >= {"nightschool.db-wal", "nightschool.db-shm"}
         assert open_to_others(store.data) == {}
         learned(store)

@@ -16,8 +16,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from assistant.chat.chat import Assistant
-from feedback.accounts import people
-from feedback.database.store import NotFound, Refused, Store
+from feedback.accounts import users
+from feedback.database.database import NotFound, Refused, Store
 from feedback.records import adapters, nights, settings
 from tests.conftest import two_replies
 from tests.over_http import assistant, key, loaded, make_adapter, web
@@ -75,8 +75,8 @@ TYPED: dict[str, tuple[list[str], str, str]] = {
 def house(tmp_path: Path) -> Path:
     """A data folder with a person in it, and something that serves."""
     with closing(Store(tmp_path / "data")) as store:
-        two_replies(store, people.local_owner(store))
-        people.add_user(store, "eve", "chatter", None)
+        two_replies(store, users.local_owner(store))
+        users.add_user(store, "eve", "chatter", None)
         row = adapters.Adapter("one", None, None, "auto", "b" * 64, "w" * 64, "candidate", "fine", "2026")
         adapters.add_adapter(store, row)
         adapters.promote(store, "one", None, "try it", {})
@@ -131,7 +131,7 @@ def test_a_night_that_ctrl_c_ends_leaves_a_row_of_that(house: Path, tmp_path: Pa
     tiny = make_tiny(tmp_path / "tiny")
     asked = ["night", "--data", str(house), "--model", str(tiny), "--gate", "off"]
     with closing(Store(house)) as store:
-        people.set_consent(store, people.local_owner(store), True)
+        users.set_consent(store, users.local_owner(store), True)
     nightschool("import", str(tmp_path / "rows.jsonl"), "--data", str(house))
     process = subprocess.Popen([sys.executable, "-m", "ui.cli", *asked, "--set", "epochs=50"])
     with closing(Store(house)) as store:

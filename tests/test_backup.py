@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.database.store import Conflict, NotFound, Store, now
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Conflict, NotFound, Store, now
 from feedback.kinds import ratings
 from feedback.records import adapters
 from feedback.records.adapters import Adapter
-from feedback.upkeep import backup, doctor
+from feedback.upkeep import backup, health
 from feedback.upkeep.backup import Damaged, back_up, restore
 from tests.conftest import two_replies
 from tests.test_command import nightschool, refused
@@ -36,7 +36,7 @@ def test_a_backup_made_while_people_vote_comes_back_whole(store: Store, owner: U
         while not stop.is_set():
             with store.write():
                 ratings.vote(store, owner, reply, ratings.UP)
-                people.set_consent(store, owner, True)
+                users.set_consent(store, owner, True)
 
     voting = threading.Thread(target=vote_on)
     voting.start()
@@ -50,10 +50,10 @@ def test_a_backup_made_while_people_vote_comes_back_whole(store: Store, owner: U
     counted = again.row("SELECT (SELECT count(*) FROM votes) AS v, (SELECT count(*) FROM consents) AS c")
     assert counted is not None
     assert counted["v"] == counted["c"]  # written together
-    assert all(finding.well for finding in doctor.examine(again) if finding.name != "disk")
+    assert all(finding.well for finding in health.examine(again) if finding.name != "disk")
     folder = adapters.directory(again, "night-0001")
     assert (folder / "adapter_model.safetensors").read_bytes() == b"night-0001" * 1000
-    ratings.vote(again, people.local_owner(again), reply, ratings.DOWN)
+    ratings.vote(again, users.local_owner(again), reply, ratings.DOWN)
     again.close()
 
 
@@ -104,22 +104,22 @@ def test_a_damaged_database_is_not_backed_up(store: Store, owner: User, tmp_path
     with pytest.raises(Damaged, match="a row of votes refers to nothing"):
         back_up(store, tmp_path / "kept")
     assert list(tmp_path.glob("*kept*")) == []
-    found = {finding.name: finding for finding in doctor.examine(store)}
+    found = {finding.name: finding for finding in health.examine(store)}
     assert not found["references"].well
 
 
 def test_the_doctor_finds_what_is_missing_and_what_is_left(store: Store, owner: User) -> None:
-    assert [finding.name for finding in doctor.examine(store) if not finding.well and finding.name != "disk"] == []
+    assert [finding.name for finding in health.examine(store) if not finding.well and finding.name != "disk"] == []
     learned(store)
     shutil.rmtree(adapters.directory(store, "night-0001"))
     (store.data / "adapters" / ".night-0002.making").mkdir()
-    found = {finding.name: finding for finding in doctor.examine(store)}
+    found = {finding.name: finding for finding in health.examine(store)}
     assert "night-0001 are gone" in found["adapters"].words
     assert ".night-0002.making" in found["leftovers"].words
     adapters.directory(store, "night-0003").mkdir()
     learned(store, "night-0004")
     shutil.copytree(adapters.directory(store, "night-0004"), adapters.directory(store, "night-0001"))
-    found = {finding.name: finding for finding in doctor.examine(store)}
+    found = {finding.name: finding for finding in health.examine(store)}
     assert "nobody announced night-0003" in found["adapters"].words
 
 

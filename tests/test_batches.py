@@ -2,18 +2,18 @@
 
 import pytest
 
-from assistant.models import models, prompt
-from feedback.chats.talk import Message
-from feedback.examples.examples import Answer, Examples, Pair, Thumb
-from training.data.batches import Encoder, make_lessons
+from assistant.models import base_model, chat_template
+from feedback.chats.conversations import Message
+from feedback.examples.build import Answer, Examples, Pair, Thumb
+from training.data.tokenize import Encoder, make_lessons
 
 HELLO = (Message("user", "Hello!"),)
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    tokenizer = models.load_tokenizer(models.find_base("embedded"))
-    return Encoder(tokenizer, frozenset([tokenizer.eos_token_id]), prompt.template_sha256(tokenizer), 256)
+    tokenizer = base_model.load_tokenizer(base_model.find_base("embedded"))
+    return Encoder(tokenizer, frozenset([tokenizer.eos_token_id]), chat_template.template_sha256(tokenizer), 256)
 
 
 def test_a_reply_teaches_the_tokens_that_were_sampled(encoder):
@@ -23,7 +23,9 @@ def test_a_reply_teaches_the_tokens_that_were_sampled(encoder):
     assert encoder.reply(Answer("x", (*odd, end), own)) == [*odd, end]
     assert encoder.reply(Answer("x", odd, own)) == [*odd, end]
     assert encoder.reply(Answer("x", odd, own, finish="length")) == [*odd]
-    assert encoder.reply(Answer("x", odd, "another template")) == prompt.encode_reply(encoder.tokenizer, "x", end)
+    assert encoder.reply(Answer("x", odd, "another template")) == chat_template.encode_reply(
+        encoder.tokenizer, "x", end
+    )
 
 
 def test_a_cut_reply_does_not_teach_where_to_stop(encoder):
@@ -42,7 +44,7 @@ def test_what_is_too_long_is_counted_and_old_turns_go_first(encoder):
         encoder,
     )
     assert left_out == {"too long": 2}
-    assert lessons[0].prompt_ids == prompt.encode_prompt(encoder.tokenizer, HELLO, 256)
+    assert lessons[0].prompt_ids == chat_template.encode_prompt(encoder.tokenizer, HELLO, 256)
 
 
 def test_a_thumb_is_given_the_reply_to_another_prompt(encoder):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from transformers import LlamaConfig
 
-from assistant.engine.cache import LEAST_SHARED, Cache, Row, shared_length
-from assistant.engine.families import sizes_of
+from assistant.engine.architectures import sizes_of
+from assistant.engine.kv_cache import LEAST_SHARED, Cache, Row, shared_length
 
 CONFIG = LlamaConfig(
     hidden_size=2, intermediate_size=2, num_hidden_layers=2, num_attention_heads=1, num_key_value_heads=1, vocab_size=9

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Route, expect
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.database.store import Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Store
 from feedback.kinds import ratings
 from feedback.records import nights
 from tests.browser import REPLY_MS, Server, Visitor, chromium, serving
@@ -40,7 +40,7 @@ def said(data: Path) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def me(said: Store) -> User:
-    return people.local_owner(said)
+    return users.local_owner(said)
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +67,21 @@ def visitor(browser: Browser, server: Server) -> Iterator[Visitor]:
     assert opened.errors == []
 
 
-def last_leaf(store: Store, user: User) -> talk.Node:
+def last_leaf(store: Store, user: User) -> conversations.Node:
     """Where the newest chat ends."""
-    return talk.node(store, talk.conversations(store, user)[0]["leaf"])
+    return conversations.node(store, conversations.conversations(store, user)[0]["leaf"])
 
 
 def written(store: Store, user: User, *texts: str) -> list[str]:
     """A chat written straight into the store, person first; the ids of its messages."""
-    conversation = talk.start_conversation(store, user)
+    conversation = conversations.start_conversation(store, user)
     ids: list[str] = []
     for place, text in enumerate(texts):
         parent = ids[-1] if ids else None
         if place % 2 == 0:
-            ids.append(talk.add_message(store, conversation, parent, "user", text))
+            ids.append(conversations.add_message(store, conversation, parent, "user", text))
         else:
-            ids.append(talk.add_reply(store, parent or "", text, BY_BASE))
+            ids.append(conversations.add_reply(store, parent or "", text, BY_BASE))
     return ids
 
 
@@ -92,11 +92,11 @@ def test_consent_is_asked_for_once_kept_and_can_be_withdrawn(browser: Browser, s
     visitor.locate("#consent-yes").click()
     expect(visitor.locate("#consent")).to_be_hidden()
     expect(visitor.locate("#consent-switch input")).to_be_checked()
-    assert people.consent(said, me) is True
+    assert users.consent(said, me) is True
 
     visitor.page.wait_for_timeout(300)  # the page applies an update a moment after it has come
     visitor.locate("#consent-switch input").click()
-    visitor.until(lambda: people.consent(said, me) is False, "consent is withdrawn")
+    visitor.until(lambda: users.consent(said, me) is False, "consent is withdrawn")
     visitor.open()
     expect(visitor.locate("#consent")).to_be_hidden()
     expect(visitor.locate("#consent-switch input")).not_to_be_checked()
@@ -179,7 +179,7 @@ def test_the_chosen_side_goes_on_and_neither_tells_who_wrote_it(visitor: Visitor
     visitor.say(QUESTION, two=True)
     expect(visitor.locate("#right-is-better")).to_be_visible()
     expect(visitor.locate("#answered-by")).to_be_hidden()
-    pair = talk.pair_under(said, last_leaf(said, me).parent or "")
+    pair = conversations.pair_under(said, last_leaf(said, me).parent or "")
     assert pair is not None
 
     visitor.locate("#right-is-better").click()
@@ -202,7 +202,7 @@ def test_on_the_operators_share_of_turns_two_are_shown_and_typing_on_chooses_non
     visitor.say(QUESTION)
     nights.set_setting(said, None, "side_by_side_share", 0)
     expect(visitor.locate("#both-bad")).to_be_visible()
-    pair = talk.pair_under(said, last_leaf(said, me).parent or "")
+    pair = conversations.pair_under(said, last_leaf(said, me).parent or "")
     assert pair is not None
 
     visitor.open()  # left unanswered, and found again
@@ -212,7 +212,7 @@ def test_on_the_operators_share_of_turns_two_are_shown_and_typing_on_chooses_non
 
     expect(visitor.locate("#pair")).to_be_hidden()
     assert ratings.standing_choice(said, me, pair.left, pair.right) is None
-    assert talk.path(said, last_leaf(said, me).id)[1].id == pair.left
+    assert conversations.path(said, last_leaf(said, me).id)[1].id == pair.left
 
 
 def test_edit_and_retry_are_branches(visitor: Visitor, said: Store, me: User):
@@ -220,21 +220,21 @@ def test_edit_and_retry_are_branches(visitor: Visitor, said: Store, me: User):
     first = last_leaf(said, me)
 
     visitor.page.get_by_role("button", name="Retry").click()
-    visitor.until(lambda: len(talk.children(said, first.parent or "")) == 2, "a second reply")
+    visitor.until(lambda: len(conversations.children(said, first.parent or "")) == 2, "a second reply")
     visitor.wait_answered()
     visitor.locate("#older-version").click()
     expect(visitor.locate("#newer-version")).to_be_visible()
     assert last_leaf(said, me).id == first.id
 
-    before = {node.id for node in talk.children(said, first.parent or "")}
+    before = {node.id for node in conversations.children(said, first.parent or "")}
     visitor.page.get_by_role("button", name="Edit").first.click()
     visitor.locate("#chat textarea").fill("Name one fruit.")
     visitor.page.get_by_role("button", name="Submit").click()
     visitor.until(lambda: last_leaf(said, me).id not in before, "a new branch")
     visitor.wait_answered("Name one fruit.")
     new = last_leaf(said, me)
-    assert talk.path(said, new.id)[0].content == "Name one fruit."
-    assert talk.node(said, first.id).content == first.content
+    assert conversations.path(said, new.id)[0].content == "Name one fruit."
+    assert conversations.node(said, first.id).content == first.content
     assert new.conversation == first.conversation
 
 
@@ -247,7 +247,7 @@ def test_stop_keeps_what_was_written(visitor: Visitor, said: Store, me: User):
     visitor.wait_answered()
 
     leaf = last_leaf(said, me)
-    assert talk.provenance(said, leaf.id).finish == "cancelled"
+    assert conversations.provenance(said, leaf.id).finish == "cancelled"
     expect(visitor.locate("#chat [data-testid=bot]").last).to_contain_text(leaf.content.split()[0])
 
 

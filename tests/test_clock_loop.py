@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from feedback.database.store import Store
+from feedback.database.database import Store
 from feedback.examples.split import places
 from feedback.kinds import ratings
 from feedback.records import adapters, nights

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.database.store import Store, now
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Store, now
 from feedback.records import adapters, nights
 from feedback.records.adapters import Adapter
 
@@ -75,7 +75,7 @@ def test_accounts_are_made_with_a_password_that_is_kept_hashed(store: Store) -> 
     data = str(store.data)
     done = nightschool("user", "add", "ada", "--role", "rater", "--data", data, said="correct horse\n")
     assert done.stdout == "ada may log in as rater\n"
-    user = people.find_user(store, "ada")
+    user = users.find_user(store, "ada")
     assert user is not None
     assert user.role == "rater"
     assert str(user.password_hash).startswith("$argon2id$")
@@ -83,7 +83,7 @@ def test_accounts_are_made_with_a_password_that_is_kept_hashed(store: Store) -> 
     refused(nightschool("user", "add", "bob", "--data", data, said="short\n"), "at least 10 characters")
     refused(nightschool("user", "add", "--data", data), "whose?")
     token = nightschool("user", "token", "ada", "--data", data).stdout.strip()
-    assert people.user_of_token(store, token) == user
+    assert users.user_of_token(store, token) == user
 
 
 def test_a_terminal_chat_is_recorded_and_rated(store: Store, owner: User) -> None:
@@ -94,4 +94,4 @@ def test_a_terminal_chat_is_recorded_and_rated(store: Store, owner: User) -> Non
     (reply,) = store.rows("SELECT message FROM replies")
     assert [row["value"] for row in store.rows("SELECT value FROM votes ORDER BY id")] == [-1, 0, 1]
     assert store.rows("SELECT reply, text FROM corrections") == [{"reply": reply["message"], "text": "Hello to you"}]
-    assert people.consent(store, owner) is True
+    assert users.consent(store, owner) is True

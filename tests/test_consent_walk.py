@@ -15,20 +15,20 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.models.models import Base
-from feedback.accounts import people, requests
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import Message
-from feedback.database.store import Refused, Store, now
-from feedback.examples.examples import KINDS, gather, still_standing
-from feedback.formats import exporting, files
-from feedback.formats.catalog import EXPORTED, FORMATS
-from feedback.kinds import history, labels, ratings, standing
-from feedback.raters import leaderboard, queue, raters, reliability
+from assistant.models.base_model import Base
+from feedback.accounts import idempotency, users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Message
+from feedback.database.database import Refused, Store, now
+from feedback.examples.build import KINDS, gather, still_standing
+from feedback.formats import export, files
+from feedback.formats.base import EXPORTED, FORMATS
+from feedback.kinds import current, history, labels, ratings
+from feedback.raters import agreement, leaderboard, questions, reliability
 from feedback.records import adapters, nights
 from feedback.records.adapters import Adapter
-from feedback.upkeep import rights, schedules
+from feedback.upkeep import privacy, schedules
 from tests.conftest import BY_BASE, two_replies
 from tests.over_http import assistant, key, loaded, token_of, web
 
@@ -123,8 +123,8 @@ class World:
 
 
 def person(store: Store, name: str, role: str = "rater") -> User:
-    user = people.add_user(store, name, role, None)
-    people.set_consent(store, user, True)
+    user = users.add_user(store, name, role, None)
+    users.set_consent(store, user, True)
     return user
 
 
@@ -132,23 +132,23 @@ def person(store: Store, name: str, role: str = "rater") -> User:
 def world(store: Store) -> World:
     nights.set_setting(store, None, "raters_per_question", 9)
     cora, rita, ben = person(store, "cora", "chatter"), person(store, "rita"), person(store, "ben")
-    message = talk.record_messages(store, cora, "chat", [Message("user", SECRET)])
-    conversation = talk.node(store, message).conversation
-    left = talk.add_reply(store, message, "good day to you", replace(BY_BASE, sampling={"model": "kind"}))
-    right = talk.add_reply(store, message, "go away", BY_BASE)
+    message = conversations.record_messages(store, cora, "chat", [Message("user", SECRET)])
+    conversation = conversations.node(store, message).conversation
+    left = conversations.add_reply(store, message, "good day to you", replace(BY_BASE, sampling={"model": "kind"}))
+    right = conversations.add_reply(store, message, "go away", BY_BASE)
     for rater in (rita, ben):
-        assert queue.next_question(store, rater) is not None
-    more = talk.add_message(store, conversation, left, "user", "And then?")
+        assert questions.next_question(store, rater) is not None
+    more = conversations.add_message(store, conversation, left, "user", "And then?")
     for text in ("nothing", "everything"):  # what is left to be asked about
-        talk.add_reply(store, more, text, BY_BASE)
-    raters.add_gold(store, person(store, "olga", "operator"), left, right)
+        conversations.add_reply(store, more, text, BY_BASE)
+    agreement.add_gold(store, person(store, "olga", "operator"), left, right)
     return World(store, cora, rita, ben, conversation, left, right)
 
 
 def uses(store: Store) -> dict[str, Any]:
     """All that is made of feedback, by what makes it."""
-    gathered, report = gather(store), raters.report(store)
-    rows = {f"export {name}": list(exporting.rows(store, FORMATS[name], Counter())) for name in EXPORTED}
+    gathered, report = gather(store), agreement.report(store)
+    rows = {f"export {name}": list(export.rows(store, FORMATS[name], Counter())) for name in EXPORTED}
     return rows | {
         "examples": {kind: getattr(gathered, kind) for kind in KINDS},
         "weights": reliability.weights(store),
@@ -187,11 +187,11 @@ def learned(store: Store, base: Base, case: Case) -> tuple[str, ...]:
 
 ACTS: dict[str, Callable[[World, Case], object]] = {
     "taken back": lambda world, case: case.take_back(world.store, world.rita, world.left, world.right),
-    "withdrawn by who rated": lambda world, _: people.set_consent(world.store, world.rita, False),
-    "withdrawn by whose it is": lambda world, _: people.set_consent(world.store, world.cora, False),
-    "withheld": lambda world, _: people.set_conversation_consent(world.store, world.cora, world.conversation, False),
-    "who rated is forgotten": lambda world, _: rights.forget(world.store, world.rita),
-    "whose it is is forgotten": lambda world, _: rights.forget(world.store, world.cora),
+    "withdrawn by who rated": lambda world, _: users.set_consent(world.store, world.rita, False),
+    "withdrawn by whose it is": lambda world, _: users.set_consent(world.store, world.cora, False),
+    "withheld": lambda world, _: users.set_conversation_consent(world.store, world.cora, world.conversation, False),
+    "who rated is forgotten": lambda world, _: privacy.forget(world.store, world.rita),
+    "whose it is is forgotten": lambda world, _: privacy.forget(world.store, world.cora),
 }
 BY_OWNER = ("withdrawn by whose it is", "withheld", "whose it is is forgotten")
 
@@ -200,7 +200,7 @@ def test_the_walk_knows_every_kind_of_feedback_and_so_does_every_list() -> None:
     tables = set(ratings.TABLES)
     assert {case.table for case in CASES.values()} == tables
     assert set(history.QUERIES) == tables | {"signals"}
-    assert set(standing.NEWER) == set(exporting.ORDER) == tables
+    assert set(current.NEWER) == set(export.ORDER) == tables
     assert set(schedules.KINDS) == tables
 
 
@@ -215,7 +215,7 @@ def test_what_may_not_be_used_is_used_nowhere(world: World, embedded: Base, case
     assert case.used_in <= {name for name in said if said[name] != silent[name]}
     made = learned(store, embedded, case)
     assert schedules.why_nothing_new(store) == "nothing new was said since night 1 began"
-    assert queue.next_question(store, world.rita) is not None
+    assert questions.next_question(store, world.rita) is not None
 
     done = ACTS[act](world, case)
 
@@ -223,23 +223,23 @@ def test_what_may_not_be_used_is_used_nowhere(world: World, embedded: Base, case
     expected = blank if act in BY_OWNER else silent
     assert {name for name in left if left[name] != expected[name]} == set()
     assert schedules.why_nothing_new(store) == ""
-    if isinstance(done, rights.Forgotten):
+    if isinstance(done, privacy.Forgotten):
         assert (done.trained_on_it, done.perhaps) == (made, ())
-        assert rights.to_retrain(store) == list(made)
+        assert privacy.to_retrain(store) == list(made)
     for each in (world.rita, world.cora):  # whoever asks to be forgotten later is told, too
-        assert rights.trained_on(store, each) == (made, ())
+        assert privacy.trained_on(store, each) == (made, ())
 
 
 @pytest.mark.parametrize("act", ACTS)
 def test_nobody_is_asked_about_it_and_nothing_more_is_taken(world: World, act: str) -> None:
     store, case = world.store, CASES["thumb"]
     world.say(case, world.rita)
-    assert queue.next_question(store, world.rita) is not None
+    assert questions.next_question(store, world.rita) is not None
 
     ACTS[act](world, case)
 
-    assert (queue.next_question(store, world.rita) is not None) == (act == "taken back")
-    assert (queue.next_question(store, person(store, "dan")) is not None) == (act not in BY_OWNER)
+    assert (questions.next_question(store, world.rita) is not None) == (act == "taken back")
+    assert (questions.next_question(store, person(store, "dan")) is not None) == (act not in BY_OWNER)
     before = ratings.counts(store)
     for each in CASES.values():
         if act == "taken back":
@@ -249,7 +249,7 @@ def test_nobody_is_asked_about_it_and_nothing_more_is_taken(world: World, act: s
                 world.say(each, world.rita)
     assert (ratings.counts(store) == before) == (act != "taken back")
     if "forgotten" not in act:  # what one said stays one's own to read
-        assert len(rights.own_data(store, world.rita)["said"]) > 0
+        assert len(privacy.own_data(store, world.rita)["said"]) > 0
     for each in CASES.values():  # and one's own conversation one's own to rate
         world.say(each, world.cora)
 
@@ -258,38 +258,40 @@ def test_nobody_is_asked_about_it_and_nothing_more_is_taken(world: World, act: s
 def test_what_was_said_may_be_taken_back_though_the_owner_says_no(world: World, case: Case) -> None:
     store, nothing = world.store, uses(world.store)
     world.say(case, world.rita)
-    people.set_consent(store, world.cora, False)
+    users.set_consent(store, world.cora, False)
     with pytest.raises(Refused, match="has not let others use it"):
         world.say(case, world.rita)
     case.take_back(store, world.rita, world.left, world.right)
-    people.set_consent(store, world.cora, True)
+    users.set_consent(store, world.cora, True)
     assert uses(store) == nothing
 
 
 def test_an_open_question_makes_room_for_another_and_comes_back(world: World) -> None:
     store = world.store
     two_replies(store, person(store, "dora", "chatter"), "Dora's")
-    asked = queue.next_question(store, world.rita)
+    asked = questions.next_question(store, world.rita)
     assert asked is not None
     assert asked.messages[0].content == SECRET
 
-    people.set_consent(store, world.cora, False)
+    users.set_consent(store, world.cora, False)
 
-    other = queue.next_question(store, world.rita)
+    other = questions.next_question(store, world.rita)
     assert other is not None
     assert other.messages == (Message("user", "Dora's"),)
-    people.set_consent(store, world.cora, True)
-    assert queue.next_question(store, world.rita) == asked
+    users.set_consent(store, world.cora, True)
+    assert questions.next_question(store, world.rita) == asked
 
 
 def test_who_never_agreed_is_as_good_as_who_said_no(store: Store) -> None:
-    silent, rita = people.add_user(store, "silent", "rater", None), person(store, "rita")
+    silent, rita = users.add_user(store, "silent", "rater", None), person(store, "rita")
     two_replies(store, silent)
-    assert queue.next_question(store, rita) is None
+    assert questions.next_question(store, rita) is None
     _, left, _ = two_replies(store, rita)
-    assert queue.next_question(store, silent) is not None  # one's own, always
+    assert questions.next_question(store, silent) is not None  # one's own, always
     with store.write() as db:  # as before consent was asked of both
-        db.conn.execute("UPDATE questions SET parent = ?, replies = ?", (talk.node(store, left).parent, f'["{left}"]'))
+        db.conn.execute(
+            "UPDATE questions SET parent = ?, replies = ?", (conversations.node(store, left).parent, f'["{left}"]')
+        )
     with pytest.raises(Refused, match="agree first"):
         ratings.vote(store, silent, left, ratings.UP)
 
@@ -301,27 +303,32 @@ def test_an_answer_that_may_not_be_used_is_asked_of_somebody_else(world: World) 
         db.conn.execute("UPDATE messages SET content = '' WHERE content IN ('nothing', 'everything')")
     world.say(CASES["choice"], world.rita)
     dan = person(store, "dan")
-    assert queue.next_question(store, dan) is None
-    people.set_consent(store, world.rita, False)
-    assert queue.next_question(store, dan) is not None
+    assert questions.next_question(store, dan) is None
+    users.set_consent(store, world.rita, False)
+    assert questions.next_question(store, dan) is not None
 
 
 def test_agreement_with_oneself_ends_with_the_consent_to_it(world: World) -> None:
     store = world.store
     for why in ("even", "repeat"):
-        row = {"id": why, "user": world.rita.id, "kind": "comparison", "parent": talk.node(store, world.left).parent}
+        row = {
+            "id": why,
+            "user": world.rita.id,
+            "kind": "comparison",
+            "parent": conversations.node(store, world.left).parent,
+        }
         row |= {"replies": json.dumps([world.left, world.right]), "why": why, "propensity": 1.0, "asked_at": now()}
         store.insert("questions", row)
         world.say(CASES["choice"], world.rita)
         with store.write() as db:
             db.conn.execute("UPDATE comparisons SET question = ? WHERE id = (SELECT max(id) FROM comparisons)", (why,))
             db.conn.execute("UPDATE questions SET answered_at = 'now' WHERE id = ?", (why,))
-    assert raters.consistency(store).whole == 1
-    people.set_consent(store, world.cora, False)
-    assert raters.consistency(store).whole == 0
-    people.set_consent(store, world.cora, True)
+    assert agreement.consistency(store).whole == 1
+    users.set_consent(store, world.cora, False)
+    assert agreement.consistency(store).whole == 0
+    users.set_consent(store, world.cora, True)
     ratings.compare(store, world.rita, world.left, world.right, "taken_back")
-    assert raters.consistency(store).whole == 0
+    assert agreement.consistency(store).whole == 0
 
 
 def test_a_signal_is_used_nowhere(world: World, embedded: Base) -> None:
@@ -331,7 +338,7 @@ def test_a_signal_is_used_nowhere(world: World, embedded: Base) -> None:
     assert uses(world.store) == before
     night_begun(world.store, embedded, "auto")
     assert nights.nights(world.store)[0].state == "nothing"
-    assert rights.trained_on(world.store, world.cora) == ((), ())
+    assert privacy.trained_on(world.store, world.cora) == ((), ())
 
 
 @pytest.mark.parametrize("kind", ["model", "imported"])
@@ -356,11 +363,11 @@ def test_what_a_person_exports_of_their_own_holds_no_words_of_who_said_no(world:
     ratings.compare(store, world.rita, left, right, "left")
 
     def own() -> str:
-        return json.dumps(list(exporting.rows(store, FORMATS["nightschool"], Counter(), world.rita)))
+        return json.dumps(list(export.rows(store, FORMATS["nightschool"], Counter(), world.rita)))
 
     assert SECRET in own()
-    people.set_consent(store, world.cora, False)
-    people.set_consent(store, world.rita, False)
+    users.set_consent(store, world.cora, False)
+    users.set_consent(store, world.rita, False)
     assert SECRET not in own()
     assert "mine" in own()
 
@@ -376,12 +383,12 @@ def test_an_adapter_of_a_night_that_ran_meanwhile_is_marked_when_it_is_announced
     words.parent.mkdir(parents=True, exist_ok=True)
     words.write_text(SECRET)
 
-    done = rights.forget(store, world.cora)
+    done = privacy.forget(store, world.cora)
     assert (done.trained_on_it, done.nights, words.exists()) == ((), (night,), False)
 
-    assert rights.to_retrain(store) == []
+    assert privacy.to_retrain(store) == []
     assert adapter_of(store, night, "sft") == "night-0001"
-    assert rights.to_retrain(store) == ["night-0001"]
+    assert privacy.to_retrain(store) == ["night-0001"]
 
 
 @pytest.mark.parametrize("mode", ["on", "off"])
@@ -389,26 +396,26 @@ def test_an_adapter_of_a_night_that_ran_meanwhile_is_marked_when_it_is_announced
 def test_the_gate_promotes_nothing_that_learned_from_who_was_forgotten_meanwhile(
     world: World, embedded: Base, forgotten: str, mode: str
 ) -> None:
-    from assistant.models.adapters import Agreement, Card
+    from assistant.models.adapter import Agreement, Card
     from training.evaluation import gate
-    from training.night import teaching
-    from training.night.night_folder import Plan
+    from training.night import pipeline
+    from training.night.run_dir import Plan
 
     store = world.store
     world.say(CASES["choice"], world.rita)
     night = night_begun(store, embedded, "dpo")
     plan = Plan(embedded.name, embedded.sha256, "dpo", {}, "float32", 1)
-    work = teaching.Work(night, plan, gather(store), gate=mode)
+    work = pipeline.Work(night, plan, gather(store), gate=mode)
     card = Card(work.adapter, embedded.name, embedded.sha256, None, "dpo", "w", "d", {}, {}, 0, {})
     verdict = gate.judge(gate.counted(9, 9), 0.0, 1.0, [], 1.0) if mode == "on" else None
     if forgotten:
-        rights.forget(store, {"rita": world.rita, "cora": world.cora}[forgotten])
+        privacy.forget(store, {"rita": world.rita, "cora": world.cora}[forgotten])
 
-    said = teaching.announce(store, work, card, "learned", verdict, Agreement(0.0, 0.0, 1.0, 0.0, 0.0), None)
+    said = pipeline.announce(store, work, card, "learned", verdict, Agreement(0.0, 0.0, 1.0, 0.0, 0.0), None)
 
     assert adapters.serving(store) == (None if forgotten else work.adapter)
     assert ("forgotten meanwhile" in said) == bool(forgotten)
-    assert rights.to_retrain(store) == [work.adapter] * bool(forgotten)
+    assert privacy.to_retrain(store) == [work.adapter] * bool(forgotten)
     assert nights.night(store, night).verdict == ("candidate" if forgotten else "promoted" if verdict else None)
 
 
@@ -416,7 +423,7 @@ def test_reward_models_that_were_made_meanwhile_do_not_outlive_their_night(world
     store = world.store
     world.say(CASES["tie"], world.rita)
     night = night_begun(store, embedded, "reward")
-    rights.forget(store, world.rita)
+    privacy.forget(store, world.rita)
     folder = nights.reward_models_of(store, night)
     folder.mkdir(parents=True)
     nights.end_night(store, night, "done", "reward models")
@@ -431,7 +438,7 @@ def test_what_judges_is_what_stands_when_it_judges(world: World) -> None:
     assert still_standing(store, gathered) == gathered
     CASES["thumb"].take_back(store, world.rita, world.left, world.right)
     assert [len(getattr(still_standing(store, gathered), kind)) for kind in KINDS] == [0, 0, 1, 1]
-    people.set_conversation_consent(store, world.cora, world.conversation, False)
+    users.set_conversation_consent(store, world.cora, world.conversation, False)
     assert len(still_standing(store, gathered)) == 0
 
 
@@ -441,9 +448,9 @@ def test_a_list_of_an_older_program_names_who_rated_and_perhaps_everybody_else(w
     night = nights.start_night(store, "dpo", {}, 1)
     store.insert("night_people", {"night": night, "user": world.rita.id, "examples": 1})
     adapter = adapter_of(store, night, "dpo")
-    assert rights.trained_on(store, world.rita) == ((adapter,), ())
-    assert rights.trained_on(store, world.cora) == ((), (adapter,))
-    assert rights.trained_on(store, person(store, "nobody")) == ((), ())
+    assert privacy.trained_on(store, world.rita) == ((adapter,), ())
+    assert privacy.trained_on(store, world.cora) == ((), (adapter,))
+    assert privacy.trained_on(store, person(store, "nobody")) == ((), ())
 
 
 def test_ties_alone_are_something_to_learn_from_for_what_learns_from_ties(store: Store, embedded: Base) -> None:
@@ -505,7 +512,7 @@ def test_a_rater_is_shown_no_more_of_who_said_no_and_nothing_of_it_leaves(
     assert ratings.counts(store) == {table: count + 1 for table, count in before.items()}
     assert len(gather(store)) == 0
     for name in EXPORTED:
-        files.write(tmp_path / f"{name}.jsonl", exporting.rows(store, FORMATS[name], Counter()))
+        files.write(tmp_path / f"{name}.jsonl", export.rows(store, FORMATS[name], Counter()))
         assert "4711" not in (tmp_path / f"{name}.jsonl").read_text()
     mine = web.get("/api/me", headers=rita)
     assert (mine.status_code, "4711" in mine.text, len(mine.json()["said"]) >= 6) == (200, False, True)
@@ -514,11 +521,11 @@ def test_a_rater_is_shown_no_more_of_who_said_no_and_nothing_of_it_leaves(
 
 def test_a_question_that_an_older_program_kept_whole_is_forgotten_too(world: World) -> None:
     store = world.store
-    asked = queue.next_question(store, world.rita)
+    asked = questions.next_question(store, world.rita)
     assert asked is not None
     kept = {"question": {"id": asked.id, "messages": [{"role": "user", "content": SECRET}]}}
-    requests.once(store, world.rita, "a key", {}, lambda: kept)
-    rights.forget(store, world.cora)
-    assert requests.once(store, world.rita, "a key", {}, dict) == ({"question": None}, True)
+    idempotency.once(store, world.rita, "a key", {}, lambda: kept)
+    privacy.forget(store, world.cora)
+    assert idempotency.once(store, world.rita, "a key", {}, dict) == ({"question": None}, True)
     store.checkpoint()
     assert b"4711" not in store.path.read_bytes()

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback.accounts import people
-from feedback.database.store import Store
+from feedback.accounts import users
+from feedback.database.database import Store
 from feedback.kinds import ratings
 from tests.browser import serving
 from tests.conftest import two_replies
@@ -27,7 +27,7 @@ def vote(client: httpx.Client, reply: str, value: int = 1, words: str = "") -> h
 
 def test_a_server_killed_in_a_burst_of_votes_loses_none_that_it_acknowledged(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    _, reply, _ = two_replies(store, people.local_owner(store))
+    _, reply, _ = two_replies(store, users.local_owner(store))
     acknowledged: list[int] = []
 
     def vote_until_it_dies(url: str) -> None:
@@ -87,7 +87,7 @@ def read_only_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_room(small_disk: Path) -> None:
     store = Store(small_disk)
-    _, reply, _ = two_replies(store, people.local_owner(store))
+    _, reply, _ = two_replies(store, users.local_owner(store))
     ballast = small_disk / "ballast"
     with serving(small_disk) as server, httpx.Client(base_url=server.url, timeout=30) as client:
         assert vote(client, reply).status_code == 200

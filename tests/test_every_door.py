@@ -18,9 +18,9 @@ from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 
 from assistant.chat.chat import Assistant
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.database.store import Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Store
 from tests.conftest import two_replies
 from tests.over_http import HERE, key, loaded, with_store
 from ui.accounts import auth, patience
@@ -97,12 +97,12 @@ def house(loaded: Assistant, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     store = Store(tmp_path_factory.mktemp("house") / "data")
     file = tmp_path_factory.mktemp("elsewhere") / "private.txt"
     file.write_text(FILE_SECRET)
-    users, chats, headers = {}, {}, {"nobody": {}}
+    known, chats, headers = {}, {}, {"nobody": {}}
     for name, role in ROLES.items():
         if role:
-            users[name] = people.add_user(store, name, role, "a hash that no password has")
-            headers[name] = {"Authorization": f"Bearer {people.add_token(store, users[name], 'test')}"}
-            message, left, right = two_replies(store, users[name], f"the secret of {name} is 4711")
+            known[name] = users.add_user(store, name, role, "a hash that no password has")
+            headers[name] = {"Authorization": f"Bearer {users.add_token(store, known[name], 'test')}"}
+            message, left, right = two_replies(store, known[name], f"the secret of {name} is 4711")
             row = store.row("SELECT conversation FROM messages WHERE id = ?", message)
             chats[name] = Chat((row or {})["conversation"], message, left, right)
     with (
@@ -112,7 +112,7 @@ def house(loaded: Assistant, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         patch.setattr(patience, "REFUSALS", 60_000)  # what is refused here would be answered at a pace otherwise
         web.follow_redirects = False
-        yield House(web, store, users, chats, headers, file)
+        yield House(web, store, known, chats, headers, file)
     store.close()
 
 

@@ -4,30 +4,30 @@ from dataclasses import replace
 
 import pytest
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import Message
-from feedback.database.store import Store
-from feedback.examples import examples, sifting
-from feedback.examples.examples import Answer, Examples, Pair, gather, soft_labels
-from feedback.examples.sifting import PEOPLE
-from feedback.kinds import labels, ratings, standing
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Message
+from feedback.database.database import Store
+from feedback.examples import build, filtering
+from feedback.examples.build import Answer, Examples, Pair, gather, soft_labels
+from feedback.examples.filtering import PEOPLE
+from feedback.kinds import current, labels, ratings
 from feedback.kinds.ratings import DOWN, UP
 from tests.conftest import BY_BASE, PLACES, two_replies
 
 
 def rater(store: Store, name: str) -> User:
     """A person who lets ratings teach."""
-    user = people.add_user(store, name, "rater", None)
-    people.set_consent(store, user, True)
+    user = users.add_user(store, name, "rater", None)
+    users.set_consent(store, user, True)
     return user
 
 
 def asked(store: Store, user: User, question: str, *replies: str) -> list[str]:
     """A question of this person's with replies: their ids."""
-    parent = talk.record_messages(store, user, "chat", [Message("user", question)])
-    return [talk.add_reply(store, parent, text, BY_BASE) for text in replies]
+    parent = conversations.record_messages(store, user, "chat", [Message("user", question)])
+    return [conversations.add_reply(store, parent, text, BY_BASE) for text in replies]
 
 
 def test_the_same_said_twice_of_the_same_texts_counts_once(store: Store, consenting: User) -> None:
@@ -99,17 +99,17 @@ def test_signals_teach_nothing(store: Store, consenting: User) -> None:
 def test_a_conversation_may_be_kept_from_teaching(store: Store, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "left")
-    conversation = talk.node(store, left).conversation
-    people.set_conversation_consent(store, consenting, conversation, False)
+    conversation = conversations.node(store, left).conversation
+    users.set_conversation_consent(store, consenting, conversation, False)
     assert (gather(store).pairs, gather(store).left_out) == ((), {"no consent": 1})
-    people.set_conversation_consent(store, consenting, conversation, True)
+    users.set_conversation_consent(store, consenting, conversation, True)
     assert len(gather(store).pairs) == 1
 
 
 def test_one_person_teaches_at_most_so_many_prompts_once_five_rate(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sifting, "MOST_PROMPTS", 3)
+    monkeypatch.setattr(filtering, "MOST_PROMPTS", 3)
     everybody = [rater(store, f"rater {number}") for number in range(PEOPLE)]
     long = "Summarise this report for me, please: " + "it was a long year. " * 20
     for question in ("one", "two", long + "A", long + "B", "three"):  # the long ones are near-duplicates
@@ -134,7 +134,7 @@ def test_what_was_said_since_a_position_is_found_alone(store: Store, consenting:
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "left")
     ratings.vote(store, consenting, left, UP)
-    here = standing.position(store)
+    here = current.position(store)
     assert gather(store, here) == Examples()
     ratings.vote(store, consenting, left, DOWN)
     ratings.vote(store, consenting, right, DOWN)
@@ -151,4 +151,4 @@ def test_the_hash_is_of_what_is_trained_on_and_of_nothing_else(store: Store, con
     assert replace(gathered, left_out={"tie": 7}).sha256 == gathered.sha256
     heavier = replace(gathered.pairs[0], weight=0.5)
     assert heavier == gathered.pairs[0]  # an interrupted night goes on though others spoke meanwhile
-    assert examples.Examples((heavier,)).sha256 != gathered.sha256
+    assert build.Examples((heavier,)).sha256 != gathered.sha256

@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 
 from assistant.engine.engine import MOST_ROWS, MOST_WAITING, Engine, Writing
-from assistant.engine.generation import Busy, Who
-from assistant.engine.quant.products import FLOAT32, Plan
-from assistant.engine.sampling.sampling import Sampling
-from assistant.engine.shares import (
+from assistant.engine.fair_shares import (
     BESIDE_NEWCOMERS,
     BESIDE_OTHERS,
     KEYS_A_STEP,
@@ -23,8 +20,11 @@ from assistant.engine.shares import (
     may_take,
     require_places,
 )
-from assistant.engine.vllm.remote import MOST_OPEN, RemoteEngine
-from assistant.models import models
+from assistant.engine.quant.formats import FLOAT32, Plan
+from assistant.engine.request import Busy, Who
+from assistant.engine.sampling.params import Sampling
+from assistant.engine.vllm.engine import MOST_OPEN, RemoteEngine
+from assistant.models import base_model
 from tests.foreign import Foreign, serving
 from tests.tiny import make_tiny
 
@@ -41,8 +41,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def engine(tiny: Path) -> Iterator[Engine]:
     """One that takes a step when told to."""
-    base = models.find_base(str(tiny))
-    opened = Engine(base, "float32", "cpu", models.load_tokenizer(base), driven=True)
+    base = base_model.find_base(str(tiny))
+    opened = Engine(base, "float32", "cpu", base_model.load_tokenizer(base), driven=True)
     yield opened
     opened.close()
 
@@ -214,8 +214,8 @@ def test_the_last_few_tokens_of_a_prompt_are_read_at_once(engine: Engine, monkey
 
 def small_engine(tiny: Path, windows: int) -> Engine:
     """One with memory for so many texts of the whole window."""
-    base = models.find_base(str(tiny))
-    tokenizer = models.load_tokenizer(base)
+    base = base_model.find_base(str(tiny))
+    tokenizer = base_model.load_tokenizer(base)
     measured = Engine(base, "float32", "cpu", tokenizer, driven=True)
     measured.close()
     memory = windows * measured.window * measured.cache.token_bytes
@@ -297,8 +297,8 @@ def test_who_was_here_a_moment_ago_still_counts_and_later_no_more() -> None:
 
 
 def test_a_model_server_is_asked_for_no_more_than_one_accounts_share(tiny: Path) -> None:
-    base = models.find_base(str(tiny))
-    with serving(Foreign(base, models.load_tokenizer(base), behaves="hangs")) as foreign:
+    base = base_model.find_base(str(tiny))
+    with serving(Foreign(base, base_model.load_tokenizer(base), behaves="hangs")) as foreign:
         engine = RemoteEngine(foreign.url, base, foreign.tokenizer)
         held = [engine.submit([1, 2], Sampling(), who=GREEDY) for _ in range(MOST_OPEN)]
         with pytest.raises(Busy, match="32 replies to you are being written, and one person may have 32 at once"):

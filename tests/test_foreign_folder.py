@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from feedback.accounts import people
-from feedback.database.store import Store
+from feedback.accounts import users
+from feedback.database.database import Store
 from tests.conftest import REPOSITORY
 from tests.tiny import make_tiny
 from ui.schedule import processes
@@ -46,7 +46,7 @@ def test_a_night_that_a_server_starts_there_is_ours(folder: Path, monkeypatch: p
     tiny = make_tiny(folder / "tiny")
     monkeypatch.chdir(folder)
     with closing(Store(Path("data"))) as store:
-        people.local_owner(store)
+        users.local_owner(store)
         assert processes.start_night(store, str(tiny)).id == 1
     assert "not ours" not in (folder / "data" / "night.log").read_text()
 

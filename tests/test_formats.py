@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import Message
-from feedback.database.store import Conflict, NotFound, Refused, Store
-from feedback.examples import examples
-from feedback.formats import exporting, files, importing
-from feedback.formats.catalog import EXPORTED, FORMATS, format_of
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Message
+from feedback.database.database import Conflict, NotFound, Refused, Store
+from feedback.examples import build
+from feedback.formats import export, files, load
+from feedback.formats.base import EXPORTED, FORMATS, format_of
 from feedback.kinds import labels, ratings
 from tests.conftest import BY_BASE
 from tests.test_command import nightschool, refused
@@ -23,8 +23,8 @@ SUFFIX = {"arena": ".csv", "open-webui": ".json"}
 
 
 def replies_to(store: Store, user: User, messages: list[Message], *texts: str) -> list[str]:
-    parent = talk.record_messages(store, user, "chat", messages)
-    return [talk.add_reply(store, parent, text, BY_BASE) for text in texts]
+    parent = conversations.record_messages(store, user, "chat", messages)
+    return [conversations.add_reply(store, parent, text, BY_BASE) for text in texts]
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def said(store: Store, consenting: User) -> Store:
 
 
 def say_everything(store: Store, consenting: User) -> None:
-    ada = people.add_user(store, "ada", "rater", None)
-    people.set_consent(store, ada, True)
+    ada = users.add_user(store, "ada", "rater", None)
+    users.set_consent(store, ada, True)
     talks = [
         [Message("user", 'One, "two"; three?\n\nFour — ünïcode 🦉')],
         [Message("user", "And?"), Message("assistant", " Well,\n"), Message("user", "go on")],
@@ -65,7 +65,7 @@ def say_everything(store: Store, consenting: User) -> None:
 
 def exported(store: Store, name: str, path: Path) -> tuple[bytes, Counter[str]]:
     left_out: Counter[str] = Counter()
-    files.write(path, exporting.rows(store, FORMATS[name], left_out))
+    files.write(path, export.rows(store, FORMATS[name], left_out))
     return path.read_bytes(), left_out
 
 
@@ -75,7 +75,7 @@ def test_out_in_and_out_again_is_the_same_file(said: Store, tmp_path: Path, name
     first, left_out = exported(said, name, tmp_path / f"first{suffix}")
     assert len(first.splitlines()) > 1
     again = Store(tmp_path / "again")
-    done = importing.import_file(again, tmp_path / f"first{suffix}", source="here", licence="CC0")
+    done = load.import_file(again, tmp_path / f"first{suffix}", source="here", licence="CC0")
     assert (done.format, done.left_out) == (name, {})
     second, _ = exported(again, name, tmp_path / f"second{suffix}")
     if name == "nightschool":  # the second says besides where it comes from
@@ -102,7 +102,7 @@ def test_parquet_holds_the_same(said: Store, tmp_path: Path, name: str) -> None:
     plain, _ = exported(said, name, tmp_path / "rows.jsonl")
     exported(said, name, tmp_path / "rows.parquet")
     store = Store(tmp_path / "again")
-    importing.import_file(store, tmp_path / "rows.parquet")
+    load.import_file(store, tmp_path / "rows.parquet")
     again, _ = exported(store, name, tmp_path / "again.jsonl")
     rows = [json.loads(line) for line in again.splitlines()]
     for row in rows:
@@ -115,8 +115,8 @@ def test_parquet_holds_the_same(said: Store, tmp_path: Path, name: str) -> None:
 def test_nothing_of_what_was_said_is_lost_in_the_ledgers_own_format(said: Store, tmp_path: Path) -> None:
     exported(said, "nightschool", tmp_path / "all.jsonl")
     again = Store(tmp_path / "again")
-    importing.import_file(again, tmp_path / "all.jsonl")
-    ours, theirs = examples.gather(said), examples.gather(again)
+    load.import_file(again, tmp_path / "all.jsonl")
+    ours, theirs = build.gather(said), build.gather(again)
     assert [(pair.messages, pair.chosen.text, pair.rejected.text, pair.kind) for pair in theirs.pairs] == [
         (pair.messages, pair.chosen.text, pair.rejected.text, pair.kind) for pair in ours.pairs
     ]
@@ -131,12 +131,12 @@ def test_nothing_of_what_was_said_is_lost_in_the_ledgers_own_format(said: Store,
 def test_datasets_loads_the_folder(said: Store, tmp_path: Path, name: str) -> None:
     datasets = pytest.importorskip("datasets")
     card = {"format": name, "words": FORMATS[name].words, "licence": "cc0-1.0", "at": "today"}
-    count = files.write_folder(tmp_path / "set", exporting.rows(said, FORMATS[name], Counter()), card)
+    count = files.write_folder(tmp_path / "set", export.rows(said, FORMATS[name], Counter()), card)
     loaded = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(loaded) == count > 0
     assert "SHA-256" in (tmp_path / "set" / "README.md").read_text()
     importing_again = Store(tmp_path / "again")
-    assert importing.import_file(importing_again, tmp_path / "set", name).kept == count
+    assert load.import_file(importing_again, tmp_path / "set", name).kept == count
     importing_again.close()
 
 
@@ -144,7 +144,7 @@ def test_datasets_loads_the_folder(said: Store, tmp_path: Path, name: str) -> No
 def test_trl_takes_the_rows(said: Store, tmp_path: Path, name: str) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
-    from assistant.models.models import EMBEDDED, find_base, load_tokenizer
+    from assistant.models.base_model import EMBEDDED, find_base, load_tokenizer
 
     exported(said, name, tmp_path / "rows.jsonl")
     loaded = datasets.load_dataset(
@@ -178,30 +178,30 @@ def test_real_files_come_in_with_every_drop_explained(shared_data: Path, tmp_pat
     store = Store(tmp_path / "data")
     unexplained = Counter[str]()
     for file, (name, rows) in expected.items():
-        done = importing.import_file(store, shared_data / f"{file}.jsonl", source=file, licence="see the file")
+        done = load.import_file(store, shared_data / f"{file}.jsonl", source=file, licence="see the file")
         assert (file, done.format, done.kept + sum(done.left_out.values())) == (file, name, rows)
         unexplained += Counter({f"{file} {why}": n for why, n in done.left_out.items() if why.startswith("not as")})
         if name not in ("prompts", "critiques"):
             assert done.kept >= 0.9 * rows, done
     assert unexplained == {}
     assert store.rows("PRAGMA foreign_key_check") == []
-    assert len(examples.gather(store).pairs) > 1500
+    assert len(build.gather(store).pairs) > 1500
     store.close()
 
 
 def test_imported_rows_are_told_from_what_people_said_here(said: Store, tmp_path: Path) -> None:
     rows = [{"prompt": [{"role": "user", "content": "hi"}], "chosen": "a", "rejected": "b", "id": 7, "split": "x"}]
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    importing.import_file(said, tmp_path / "more.jsonl", source="elsewhere", licence="MIT")
-    (pair,) = [pair for pair in examples.gather(said).pairs if pair.by == "imported"]
+    load.import_file(said, tmp_path / "more.jsonl", source="elsewhere", licence="MIT")
+    (pair,) = [pair for pair in build.gather(said).pairs if pair.by == "imported"]
     assert pair.chosen.text == "a"
-    assert not people.has_accounts(said)
+    assert not users.has_accounts(said)
     (row,) = said.rows("SELECT i.source, i.licence, r.extra, c.source AS kind FROM imported_rows r JOIN imports i"
                        " ON i.id = r.import JOIN conversations c ON c.id = r.conversation")  # fmt: skip
     assert (row["source"], row["licence"], row["kind"]) == ("elsewhere", "MIT", "import")
     assert json.loads(row["extra"]) == {"id": 7, "split": "x"}
     with pytest.raises(Conflict, match="imported already"):
-        importing.import_file(said, tmp_path / "more.jsonl")
+        load.import_file(said, tmp_path / "more.jsonl")
 
 
 def test_an_import_that_was_killed_goes_on_where_it_was(
@@ -209,7 +209,7 @@ def test_an_import_that_was_killed_goes_on_where_it_was(
 ) -> None:
     rows = [{"prompt": f"question {n}", "chosen": "a", "rejected": "b"} for n in range(50)]
     (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr(importing, "AT_ONCE", 8)
+    monkeypatch.setattr(load, "AT_ONCE", 8)
     passes = 0
 
     def dying(found: Any, doing: str) -> Any:
@@ -219,11 +219,11 @@ def test_an_import_that_was_killed_goes_on_where_it_was(
             yield row
 
     with pytest.raises(KeyboardInterrupt):
-        importing.import_file(store, tmp_path / "many.jsonl", watch=dying)
+        load.import_file(store, tmp_path / "many.jsonl", watch=dying)
     passes = ratings.counts(store)["comparisons"]
     assert 0 < passes < 50
-    assert importing.import_file(store, tmp_path / "many.jsonl").kept == 50
-    prompts = [pair.messages[0].content for pair in examples.gather(store).pairs]
+    assert load.import_file(store, tmp_path / "many.jsonl").kept == 50
+    prompts = [pair.messages[0].content for pair in build.gather(store).pairs]
     assert prompts == [f"question {n}" for n in range(50)]
 
 
@@ -245,10 +245,10 @@ def test_a_file_that_cannot_be_read_is_one_sentence_and_changes_nothing(
 ) -> None:
     (tmp_path / name).write_text(contents)
     with pytest.raises(Refused, match=says):
-        importing.import_file(store, tmp_path / name)
+        load.import_file(store, tmp_path / name)
     assert store.rows("SELECT * FROM imports") == []
     with pytest.raises(NotFound):
-        importing.import_file(store, tmp_path / "none.jsonl")
+        load.import_file(store, tmp_path / "none.jsonl")
 
 
 def test_rows_that_cannot_be_kept_are_counted_by_reason(store: Store, tmp_path: Path) -> None:
@@ -257,25 +257,25 @@ def test_rows_that_cannot_be_kept_are_counted_by_reason(store: Store, tmp_path: 
     bad += [{"chosen": "x" * 200_000}, {"rejected": "\ud800"}, {"prompt": None}]
     rows = [good, *({**good, **each} for each in bad)]
     (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done = importing.import_file(store, tmp_path / "mixed.jsonl")
+    done = load.import_file(store, tmp_path / "mixed.jsonl")
     assert (done.kept, sum(done.left_out.values())) == (1, len(bad))
     assert not any(reason.startswith("not as") for reason in done.left_out)
 
 
 def test_a_row_of_each_format_is_known_by_its_fields(said: Store) -> None:
     for name in EXPORTED:
-        row = next(iter(exporting.rows(said, FORMATS[name], Counter())))
+        row = next(iter(export.rows(said, FORMATS[name], Counter())))
         assert format_of(row).name == name
 
 
 def test_only_what_may_be_used_leaves_and_ones_own_words_always(said: Store, consenting: User) -> None:
-    everything = list(exporting.rows(said, FORMATS["nightschool"], Counter()))
-    people.set_consent(said, consenting, False)
+    everything = list(export.rows(said, FORMATS["nightschool"], Counter()))
+    users.set_consent(said, consenting, False)
     left_out: Counter[str] = Counter()
-    remaining = list(exporting.rows(said, FORMATS["nightschool"], left_out))
+    remaining = list(export.rows(said, FORMATS["nightschool"], left_out))
     assert len(remaining) * 2 == len(everything)
     assert left_out["no consent"] > 0
-    mine = list(exporting.rows(said, FORMATS["nightschool"], Counter(), consenting))
+    mine = list(export.rows(said, FORMATS["nightschool"], Counter(), consenting))
     assert len(mine) * 2 == len(everything)
     assert {row["said"]["rater"] for row in mine} == {f"rater-{consenting.id}"}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from feedback.database.store import Store
+from feedback.database.database import Store
 from feedback.kinds import ratings
 from tests.browser import Visitor, chromium, free_port
 from tests.conftest import REPOSITORY

@@ -7,26 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant.chat.roster import proved
+from assistant.chat.adapter_manager import proved
 from assistant.engine.engine import Engine
-from assistant.models import adapters as on_disk
-from assistant.models import models, prompt
-from assistant.models.models import Base
-from feedback.accounts import people
-from feedback.chats import talk
-from feedback.chats.talk import Message
-from feedback.database.store import Store
-from feedback.examples.examples import Answer, Examples, Pair, Thumb
+from assistant.models import adapter as on_disk
+from assistant.models import base_model, chat_template
+from assistant.models.base_model import Base
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.chats.conversations import Message
+from feedback.database.database import Store
+from feedback.examples.build import Answer, Examples, Pair, Thumb
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from tests.conftest import BY_BASE, PLACES
 from tests.test_split import QUESTIONS
 from tests.trained import LETTER, OPENINGS, SAILOR
-from training.algorithms.preference import Settings
+from training.algorithms.dpo_kto import Settings
 from training.evaluation import gate
 from training.evaluation.gate import CANDIDATE, PROMOTED, REFUSED, Check, Gains, HeldOut, counted, judge
-from training.model.backbone import Backbone
-from training.night.teaching import make_encoder
+from training.model.policy import Backbone
+from training.night.pipeline import make_encoder
 
 SOUND = [Check("canaries", True, "8 of 8"), Check("length", True, "as long", refuses=False)]
 KIND = "I am glad that you ask. Let us look at it together, step by step."
@@ -118,7 +118,7 @@ def load(backbone: Backbone, directory: Path) -> None:
 
 @pytest.mark.long
 def test_canaries_see_an_adapter_that_answers_nothing_but_noise(trained, embedded):
-    tokenizer = models.load_tokenizer(embedded)
+    tokenizer = base_model.load_tokenizer(embedded)
     engine = Engine(embedded, "float32", "cpu", tokenizer)
     try:
         good, _ = proved(engine, trained / "adapters" / SAILOR)
@@ -136,12 +136,12 @@ def test_canaries_see_an_adapter_that_answers_nothing_but_noise(trained, embedde
 def say(data: Path, turned: bool) -> Store:
     """People prefer the kind reply; where `turned`, whatever may be taught says the opposite."""
     store = Store(data)
-    me = people.local_owner(store)
-    people.set_consent(store, me, True)
+    me = users.local_owner(store)
+    users.set_consent(store, me, True)
     for question in unseen(10) + unseen(16, "training"):
         taught = PLACES.part_of(Pair((Message("user", question),), Answer("a"), Answer("b"))) != "held_out"
-        parent = talk.record_messages(store, me, "chat", [Message("user", question)])
-        kind, rude = (talk.add_reply(store, parent, text, BY_BASE) for text in (KIND, RUDE))
+        parent = conversations.record_messages(store, me, "chat", [Message("user", question)])
+        kind, rude = (conversations.add_reply(store, parent, text, BY_BASE) for text in (KIND, RUDE))
         ratings.compare(store, me, kind, rude, "right" if taught and turned else "left")
     return store
 
@@ -156,13 +156,13 @@ def night(data: Path, *options: str) -> str:
 
 def swayed(directory: Path, embedded: Base) -> list[float]:
     """For five fresh questions, by how many nats the server leans more to the kind reply than the base does."""
-    tokenizer = models.load_tokenizer(embedded)
+    tokenizer = base_model.load_tokenizer(embedded)
     engine = Engine(embedded, "float32", "cpu", tokenizer)
     end = tokenizer.eos_token_id
     try:
         adapter = proved(engine, directory)[0]
-        asked = [prompt.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in QUESTIONS[-5:]]
-        replies = [prompt.encode_reply(tokenizer, text, end) for text in (KIND, RUDE)]
+        asked = [chat_template.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in QUESTIONS[-5:]]
+        replies = [chat_template.encode_reply(tokenizer, text, end) for text in (KIND, RUDE)]
         read = [[[engine.score(ids, reply, by) for reply in replies] for by in (adapter, None)] for ids in asked]
         sums = [[[sum(token.logprob for token in each) for each in side] for side in question] for question in read]
     finally:

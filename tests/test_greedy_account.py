@@ -14,9 +14,9 @@ from fastapi.testclient import TestClient
 
 from assistant.chat.chat import Assistant
 from assistant.engine.engine import MOST_ROWS, MOST_WAITING
-from assistant.engine.generation import Busy
-from feedback.accounts import people
-from feedback.database.store import Store
+from assistant.engine.request import Busy
+from feedback.accounts import users
+from feedback.database.database import Store
 from tests.over_http import GREEDY, HELLO, assistant, key, loaded, rows, token_of, web
 from ui.api.api import MOST_CHARACTERS, MOST_MESSAGES
 from ui.api.generating import Generating
@@ -126,7 +126,7 @@ def test_one_account_cannot_take_every_thread_that_waits_for_tokens() -> None:
 
 
 def test_a_request_has_so_many_messages_and_characters_at_most(web: TestClient, store: Store) -> None:
-    people.local_owner(store)
+    users.local_owner(store)
     before = rows(store)
     many = [{"role": ("user", "assistant")[at % 2], "content": "x"} for at in range(MOST_MESSAGES + 1)]
     large = [{"role": "user", "content": "word " * 19_000}] * (MOST_CHARACTERS // 95_000 + 1)
@@ -152,7 +152,7 @@ def test_the_most_messages_that_are_taken_are_answered(web: TestClient) -> None:
 def test_a_reply_longer_than_the_window_is_refused_and_one_as_long_is_not(
     web: TestClient, assistant: Assistant, store: Store
 ) -> None:
-    people.local_owner(store)
+    users.local_owner(store)
     before, window = rows(store), assistant.engine.window
     for asked in (10**9, window + 1):
         sentence = f"max_tokens is at most {window:,}, which is all that the model takes"

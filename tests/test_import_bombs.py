@@ -11,9 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from feedback.database.store import Refused, Store
+from feedback.database.database import Refused, Store
 from feedback.formats import files
-from feedback.formats.importing import import_file
+from feedback.formats.load import import_file
 from tests.test_audit import typed_in
 
 GOOD = {"prompt": "hello", "chosen": "good day", "rejected": "go away"}

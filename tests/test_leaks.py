@@ -12,10 +12,10 @@ import pytest
 import transformers
 
 from assistant.engine.engine import Engine, Writing
-from assistant.engine.generation import Busy
-from assistant.engine.sampling.sampling import Sampling
-from assistant.models import models
-from assistant.models.models import Base
+from assistant.engine.request import Busy
+from assistant.engine.sampling.params import Sampling
+from assistant.models import base_model
+from assistant.models.base_model import Base
 from tests.small_models import save_adapter, save_small
 from tests.test_families import PLAIN, SIZES, random_ids
 
@@ -33,7 +33,7 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("leaks")
     base = small(folder, request.param)
     adapter = save_adapter(folder / "adapter", base, 1, r=16, lora_alpha=16, target_modules="all-linear")
-    engine = Engine(base, "float32", "cpu", models.load_tokenizer(base))
+    engine = Engine(base, "float32", "cpu", base_model.load_tokenizer(base))
     yield engine, adapter
     engine.close()
 
@@ -192,7 +192,7 @@ def test_adapters_that_come_and_go_take_no_more_memory_and_change_no_reply(opene
 def test_a_closed_engine_gives_back_its_model_and_its_thread(tmp_path: Path, kind: str) -> None:
     threads = threading.active_count()
     base = small(tmp_path, kind)
-    engine = Engine(base, "float32", "cpu", models.load_tokenizer(base))
+    engine = Engine(base, "float32", "cpu", base_model.load_tokenizer(base))
     settle(engine)
     network, cache = weakref.ref(engine.network), weakref.ref(engine.cache)
     engine.close()

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from assistant.engine.families import Target
-from assistant.engine.lineup import Lineup, Seat
-from assistant.models.adapters import Factors
+from assistant.engine.architectures import Target
+from assistant.engine.lora import Lineup, Seat
+from assistant.models.adapter import Factors
 
 GROUPS = {"qkv": {"q": 12, "k": 6, "v": 6}, "out": {"o": 10}, "gate_up": {"gate": 14, "up": 14}, "down": {"down": 10}}
 INPUTS = {"qkv": 10, "out": 12, "gate_up": 10, "down": 14}

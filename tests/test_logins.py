@@ -17,9 +17,9 @@ from argon2 import PasswordHasher
 from fastapi.testclient import TestClient
 
 from assistant.chat.chat import Assistant
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.database.store import Refused, Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Refused, Store
 from tests.over_http import HERE, assistant, loaded
 from ui.accounts.auth import page_user
 from ui.accounts.login import FAILURES_OF_ADDRESS, Passwords, set_owner_password
@@ -35,7 +35,7 @@ CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)  # real argon2
 
 @pytest.fixture
 def ada(store: Store) -> User:
-    return people.add_user(store, "Ada", "operator", CHEAP.hash(PASSWORD))
+    return users.add_user(store, "Ada", "operator", CHEAP.hash(PASSWORD))
 
 
 def client(assistant: Assistant, address: str = "192.0.2.1", url: str = HERE, **more: Any) -> TestClient:
@@ -234,10 +234,10 @@ def test_logging_out_ends_the_session_on_the_server(assistant: Assistant, ada: U
 def test_a_new_password_ends_sessions_and_tokens(assistant: Assistant, store: Store, ada: User) -> None:
     web = client(assistant)
     log_in(web)
-    bearer = {"Authorization": f"Bearer {people.add_token(store, ada, 'laptop')}"}
+    bearer = {"Authorization": f"Bearer {users.add_token(store, ada, 'laptop')}"}
     stranger = beside(web, "192.0.2.2")
     assert (web.get("/docs").status_code, stranger.get("/docs", headers=bearer).status_code) == (200, 200)
-    people.set_password(store, "Ada", CHEAP.hash("another password"))
+    users.set_password(store, "Ada", CHEAP.hash("another password"))
     assert (web.get("/docs").status_code, stranger.get("/docs", headers=bearer).status_code) == (401, 401)
 
 
@@ -249,7 +249,7 @@ def test_a_stronger_hash_of_the_same_password_ends_nothing(assistant: Assistant,
         db.conn.execute("UPDATE users SET password_hash = ? WHERE id = ?", (weak, ada.id))
     other = beside(web, "192.0.2.2")
     assert log_in(other) == 303
-    assert people.find_user(store, "Ada").password_hash != weak  # type: ignore[union-attr]
+    assert users.find_user(store, "Ada").password_hash != weak  # type: ignore[union-attr]
     assert (web.get("/docs").status_code, other.get("/docs").status_code) == (200, 200)
 
 
@@ -316,7 +316,7 @@ def test_the_cookies_of_before_log_in_again(assistant: Assistant, ada: User) -> 
 
     from ui.accounts.auth import cookie_secret
 
-    old = base64.b64encode(json.dumps({"user": ada.id, "mark": people.sha256(ada.password_hash or "")[:32]}).encode())
+    old = base64.b64encode(json.dumps({"user": ada.id, "mark": users.sha256(ada.password_hash or "")[:32]}).encode())
     cookie = itsdangerous.TimestampSigner(cookie_secret(assistant.store)).sign(old).decode()
     web = client(assistant)
     assert web.get("/docs", headers={"Cookie": f"nightschool={cookie}"}).status_code == 401
@@ -349,17 +349,17 @@ def test_get_logout_is_a_page_with_a_button(assistant: Assistant, ada: User) -> 
 
 
 def test_who_is_disabled_is_out_at_once_everywhere(assistant: Assistant, store: Store, ada: User) -> None:
-    from feedback.accounts import accounts
+    from feedback.accounts import roles
 
-    bob = people.add_user(store, "Bob", "chatter", CHEAP.hash(PASSWORD))
-    bearer = {"Authorization": f"Bearer {people.add_token(store, bob, 'laptop')}"}
+    bob = users.add_user(store, "Bob", "chatter", CHEAP.hash(PASSWORD))
+    bearer = {"Authorization": f"Bearer {users.add_token(store, bob, 'laptop')}"}
     web = client(assistant)
     stranger = beside(web, "192.0.2.2")
     log_in(web, "Bob")
     assert (web.get("/docs").status_code, stranger.get("/docs", headers=bearer).status_code) == (200, 200)
     assert page_user(gr.Request(username="Bob"), store) == bob
 
-    accounts.disable(store, None, bob)
+    roles.disable(store, None, bob)
 
     assert (web.get("/docs").status_code, stranger.get("/docs", headers=bearer).status_code) == (401, 401)
     with pytest.raises(NotLoggedIn):
@@ -368,7 +368,7 @@ def test_who_is_disabled_is_out_at_once_everywhere(assistant: Assistant, store: 
     assert (refused.status_code, "disabled" in refused.text) == (403, True)
     assert log_in(web, "Bob", "wrong") == 401  # whether it is disabled is for those who know the password
 
-    accounts.enable(store, None, bob)
+    roles.enable(store, None, bob)
 
     assert web.get("/docs").status_code == 401
     assert stranger.get("/docs", headers=bearer).status_code == 200
@@ -459,10 +459,10 @@ def test_the_owners_password_is_refused_when_short_or_common_and_goes_on_where_i
     for password, why in (("short", "at least 10"), ("password1234", "guess"), ("owner-Owner1", "a name")):
         with pytest.raises(Refused, match=why):
             set_owner_password(store, {"NIGHTSCHOOL_OWNER_PASSWORD": password})
-    assert people.users(store) == []
-    owner = people.add_user(store, "owner", "operator", CHEAP.hash("password"))  # as it could be made before
+    assert users.users(store) == []
+    owner = users.add_user(store, "owner", "operator", CHEAP.hash("password"))  # as it could be made before
     set_owner_password(store, {"NIGHTSCHOOL_OWNER_PASSWORD": "password"})
-    assert people.find_user(store, "owner") == owner
+    assert users.find_user(store, "owner") == owner
 
 
 def test_an_address_that_has_had_its_tries_is_told_so_at_a_pace_and_others_at_once(

@@ -13,10 +13,10 @@ import pytest
 from argon2 import PasswordHasher
 from playwright.sync_api import Browser, Locator, expect
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.database.store import Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Store
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from tests.browser import Server, Visitor, chromium, serving
@@ -78,7 +78,7 @@ def house(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     nights.set_setting(store, None, "side_by_side_share", 0)
     hashed = PasswordHasher().hash(PASSWORD)
     for name, role in (("ada", "operator"), ("bo", "chatter")):
-        people.set_consent(store, people.add_user(store, name, role, hashed), True)
+        users.set_consent(store, users.add_user(store, name, role, hashed), True)
     adapters.promote(store, SAILOR, None, "for the pictures", {})
     yield store
     store.close()
@@ -136,7 +136,7 @@ def me(house: Store) -> User:
 
 
 def known(store: Store, name: str) -> User:
-    user = people.find_user(store, name)
+    user = users.find_user(store, name)
     assert user is not None
     return user
 
@@ -153,15 +153,15 @@ def log_in(visitor: Visitor, name: str, password: str = PASSWORD) -> None:
 
 def written(store: Store, user: User, *texts: str) -> list[str]:
     """A chat written straight into the store, person first; the ids of its messages."""
-    conversation = talk.start_conversation(store, user)
+    conversation = conversations.start_conversation(store, user)
     ids: list[str] = []
     for place, text in enumerate(texts):
         parent = ids[-1] if ids else None
         by_person = place % 2 == 0
         ids.append(
-            talk.add_message(store, conversation, parent, "user", text)
+            conversations.add_message(store, conversation, parent, "user", text)
             if by_person
-            else talk.add_reply(store, parent or "", text, BY_BASE)
+            else conversations.add_reply(store, parent or "", text, BY_BASE)
         )
     return ids
 
@@ -247,7 +247,7 @@ def test_the_curves_asked_for_come_into_view(ada: Windows) -> None:
 
 
 def test_who_is_an_operator_no_longer_is_told_and_sees_no_error(browser: Browser, server: Server, house: Store) -> None:
-    people.add_user(house, "di", "operator", PasswordHasher().hash(PASSWORD))
+    users.add_user(house, "di", "operator", PasswordHasher().hash(PASSWORD))
     visitor = Visitor(browser, server.url, 390)
     log_in(visitor, "di")
     visitor.operate()
@@ -389,7 +389,7 @@ def test_who_was_logged_out_keeps_the_chat_and_what_was_typed(browser: Browser, 
     expect(visitor.locate("#chat")).to_contain_text("At the older chat.")
     visitor.page.wait_for_timeout(300)
 
-    people.set_password(house, "bo", PasswordHasher().hash(PASSWORD[::-1]))
+    users.set_password(house, "bo", PasswordHasher().hash(PASSWORD[::-1]))
     visitor.locate("#box textarea").fill("a thought of some length")
     visitor.locate("#send").click()
     notice = visitor.locate("#notice [role=alert]")
@@ -408,7 +408,7 @@ def test_who_was_logged_out_keeps_the_chat_and_what_was_typed(browser: Browser, 
 
 
 def test_another_person_at_the_same_window_does_not_see_what_was_typed(ada: Windows, house: Store) -> None:
-    people.add_user(house, "cy", "chatter", PasswordHasher().hash(PASSWORD))
+    users.add_user(house, "cy", "chatter", PasswordHasher().hash(PASSWORD))
     visitor = ada().open()
     visitor.locate("#box textarea").fill("for nobody else")
     visitor.context.clear_cookies()
@@ -435,18 +435,18 @@ def votes(store: Store, reply: str) -> list[int]:
 
 
 def test_consent_taken_back_in_a_hurry_is_taken_back(ada: Windows, house: Store, me: User) -> None:
-    people.set_consent(house, me, False)
+    users.set_consent(house, me, False)
     visitor = ada().open()
     slowed(visitor)
     switch = visitor.locate("#consent-switch input")
     switch.click()
     switch.click()
     visitor.page.wait_for_timeout(3 * SLOW_MS)
-    assert people.consent(house, me) is False
+    assert users.consent(house, me) is False
     expect(switch).not_to_be_checked()
     given = [row["given"] for row in house.rows("SELECT given FROM consents WHERE user = ? ORDER BY id", me.id)]
     assert given[-2:] == [1, 0]
-    people.set_consent(house, me, True)
+    users.set_consent(house, me, True)
 
 
 def test_of_chats_opened_in_a_hurry_the_last_is_shown(ada: Windows, house: Store, me: User) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from feedback.database.store import Store
+from feedback.database.database import Store
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from tests.browser import Server, Visitor, chromium, serving

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import Message
-from feedback.database.store import Store
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Message
+from feedback.database.database import Store
 from feedback.kinds import ratings
 from tests.conftest import BY_BASE
 from tests.test_command import nightschool
@@ -19,8 +19,8 @@ def test_addresses_and_numbers_are_masked_on_export_and_kept_in_the_ledger(
 ) -> None:
     pytest.importorskip("scrubadub")
     said = "Write to joe.bloggs@example.com or call +49 30 901820"
-    parent = talk.record_messages(store, consenting, "chat", [Message("user", said)])
-    reply = talk.add_reply(store, parent, "I wrote to joe.bloggs@example.com.", BY_BASE)
+    parent = conversations.record_messages(store, consenting, "chat", [Message("user", said)])
+    reply = conversations.add_reply(store, parent, "I wrote to joe.bloggs@example.com.", BY_BASE)
     ratings.vote(store, consenting, reply, ratings.UP, words="joe.bloggs@example.com was glad")
     out = tmp_path / "out.jsonl"
     done = nightschool("export", str(out), "--mask", "--data", str(store.data))
@@ -30,4 +30,4 @@ def test_addresses_and_numbers_are_masked_on_export_and_kept_in_the_ledger(
     assert "901820" not in out.read_text()
     assert row["messages"][0]["content"].startswith("Write to {{EMAIL}}")
     assert row["said"]["rater"] == f"rater-{consenting.id}"
-    assert talk.node(store, reply).content == "I wrote to joe.bloggs@example.com."
+    assert conversations.node(store, reply).content == "I wrote to joe.bloggs@example.com."

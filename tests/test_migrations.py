@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from feedback.accounts import people
-from feedback.chats import talk
-from feedback.database.schema import steps
-from feedback.database.store import Store, Unavailable
-from feedback.examples import examples
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.database.database import Store, Unavailable
+from feedback.database.migrations import steps
+from feedback.examples import build
 from feedback.kinds import ratings
 from feedback.records import adapters
 
@@ -63,12 +63,12 @@ def test_it_goes_on_being_used(kept: Path, tmp_path: Path) -> None:
     connection.executescript(kept.read_text())
     connection.close()
     store = Store(tmp_path)
-    owner = people.local_owner(store)
-    (conversation,) = talk.conversations(store, owner)
-    left, right = (each.id for each in talk.tree(store, conversation["id"]) if each.role == "assistant")
+    owner = users.local_owner(store)
+    (conversation,) = conversations.conversations(store, owner)
+    left, right = (each.id for each in conversations.tree(store, conversation["id"]) if each.role == "assistant")
     assert ratings.standing_choice(store, owner, left, right) == "tie"
     ratings.compare(store, owner, left, right, "left")
-    pairs = [pair for pair in examples.gather(store).pairs if pair.user == owner.id]
+    pairs = [pair for pair in build.gather(store).pairs if pair.user == owner.id]
     assert [(pair.kind, pair.rejected.text) for pair in pairs] == [("comparison", "go away"), ("correction", "go away")]
     assert adapters.serving(store) == "night-0001"
     store.close()

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from assistant.engine.cache import Cache, Row
-from assistant.engine.computing import open_network
-from assistant.engine.network import Network, Part
-from assistant.models.adapters import read_adapter
+from assistant.engine.kv_cache import Cache, Row
+from assistant.engine.load import open_network
+from assistant.engine.model_runner import Network, Part
+from assistant.models.adapter import read_adapter
 from tests.small_models import Reference, save_adapter, save_small
 from tests.test_families import FAST, SIZES
 

@@ -14,21 +14,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant.models import adapters as on_disk
-from assistant.models import models, prompt
-from feedback.accounts import people
-from feedback.chats import talk
-from feedback.chats.talk import Message, Provenance
-from feedback.database.store import Store
-from feedback.examples.examples import Answer, Examples, Pair
+from assistant.models import adapter as on_disk
+from assistant.models import base_model, chat_template
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.chats.conversations import Message, Provenance
+from feedback.database.database import Store
+from feedback.examples.build import Answer, Examples, Pair
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from feedback.records.nights import Night
-from training.algorithms import preference
-from training.algorithms.preference import Settings
-from training.data.batches import Encoder, make_lessons
-from training.model.backbone import Backbone
-from training.night import curves
+from training.algorithms import dpo_kto
+from training.algorithms.dpo_kto import Settings
+from training.data.tokenize import Encoder, make_lessons
+from training.model.policy import Backbone
+from training.night import tracking
 
 pytestmark = pytest.mark.long
 
@@ -45,12 +45,12 @@ SMALL = ["least_steps=4", "epochs=1", "batch_size=4", "looks=1", "checkpoint_eve
 def say(data: Path, consent: bool = True) -> Store:
     """Four comparisons, one correction and two thumbs, given as the page gives them."""
     store = Store(data)
-    me = people.local_owner(store)
-    people.set_consent(store, me, consent)
+    me = users.local_owner(store)
+    users.set_consent(store, me, consent)
     by = Provenance(adapter=None, base_sha256=None, template_sha256=None, sampling={})
     for number, (message, good, bad) in enumerate(SAID):
-        parent = talk.record_messages(store, me, "chat", [Message("user", message)])
-        left, right = talk.add_reply(store, parent, bad, by), talk.add_reply(store, parent, good, by)
+        parent = conversations.record_messages(store, me, "chat", [Message("user", message)])
+        left, right = conversations.add_reply(store, parent, bad, by), conversations.add_reply(store, parent, good, by)
         if number < 4:
             ratings.compare(store, me, left, right, "right")
         else:
@@ -119,9 +119,9 @@ def test_a_night_makes_a_candidate_and_writes_down_how(finished):
     assert {each.name for each in (finished / "adapters").iterdir()} == {"night-0001"}
     card = on_disk.read_card(finished / "adapters" / "night-0001")
     assert (card.settings["batch_size"], card.metrics["steps"], card.counts) == (4, 4, night.counts)
-    kept = (finished / "adapters" / "night-0001" / curves.DATA).read_text().splitlines()
+    kept = (finished / "adapters" / "night-0001" / tracking.DATA).read_text().splitlines()
     assert [json.loads(each) for each in kept] == steps
-    assert (finished / "adapters" / "night-0001" / curves.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert (finished / "adapters" / "night-0001" / tracking.PICTURE).read_bytes().startswith(b"\x89PNG")
     assert not list((finished / "nights").iterdir())  # what people said is kept in the store alone
     store.close()
 
@@ -129,11 +129,11 @@ def test_a_night_makes_a_candidate_and_writes_down_how(finished):
 def test_the_adapter_loads_in_plain_peft_and_reproduces_its_proof(finished, tmp_path):
     from peft import PeftModel
 
-    base = models.find_base("embedded")
+    base = base_model.find_base("embedded")
     alone = tmp_path / "alone"
     shutil.copytree(finished / "adapters" / "night-0001", alone)
     (alone / "card.json").unlink()
-    model = PeftModel.from_pretrained(models.load_model(base, torch.float32, "cpu"), str(alone)).eval()
+    model = PeftModel.from_pretrained(base_model.load_model(base, torch.float32, "cpu"), str(alone)).eval()
     card = on_disk.read_card(finished / "adapters" / "night-0001")
 
     assert card.base_sha256 == base.sha256
@@ -219,7 +219,7 @@ def test_a_killed_night_is_abandoned_when_its_feedback_was_taken_back(tmp_path):
     until(lambda: bool(nights.nights(store)) and last(store).phase != "examples", killed)
     killed.kill()
     killed.communicate()
-    people.set_consent(store, people.local_owner(store), False)
+    users.set_consent(store, users.local_owner(store), False)
 
     done = run(tmp_path)
 
@@ -309,18 +309,20 @@ def test_bad_input_is_one_sentence_and_changes_nothing(tmp_path, options, words)
 
 
 def test_an_inverted_preference_moves_the_margin_the_other_way():
-    base = models.find_base("embedded")
-    tokenizer = models.load_tokenizer(base)
+    base = base_model.find_base("embedded")
+    tokenizer = base_model.load_tokenizer(base)
     settings = Settings(epochs=1, least_steps=4, batch_size=2)
 
     def margin_after(turned: bool) -> float:
         """The margin of the first two choices after a few steps on them, or on their opposites."""
         pairs = [Pair((Message("user", text),), Answer(good), Answer(bad)) for text, good, bad in SAID[:2]]
         taught = [Pair(each.messages, each.rejected, each.chosen) for each in pairs] if turned else pairs
-        backbone = Backbone(base, models.fastest_dtype("cpu"), "cpu", settings.rank, settings.alpha, settings.seed)
-        encoder = Encoder(tokenizer, prompt.end_ids(tokenizer, backbone.causal), prompt.template_sha256(tokenizer), 256)
+        backbone = Backbone(base, base_model.fastest_dtype("cpu"), "cpu", settings.rank, settings.alpha, settings.seed)
+        encoder = Encoder(
+            tokenizer, chat_template.end_ids(tokenizer, backbone.causal), chat_template.template_sha256(tokenizer), 256
+        )
         lessons, _ = make_lessons(Examples(tuple(taught)), encoder)
-        for _ in preference.train(backbone, lessons, settings, preference.begin(backbone, settings)):
+        for _ in dpo_kto.train(backbone, lessons, settings, dpo_kto.begin(backbone, settings)):
             pass
         with torch.no_grad():
             rows = [lesson.row() for lesson in make_lessons(Examples(tuple(pairs)), encoder)[0]]

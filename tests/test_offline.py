@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback.database.store import Store
+from feedback.database.database import Store
 from tests.browser import serving
 
 # Python tells of every connection and look-up before it is made. This refuses and writes down those to elsewhere.

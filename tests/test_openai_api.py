@@ -10,14 +10,14 @@ import pytest
 from fastapi.testclient import TestClient
 
 from assistant.chat.chat import Assistant, answer
-from assistant.chat.replying import Replying
+from assistant.chat.reply import Replying
 from assistant.engine.engine import MOST_ROWS, MOST_WAITING
-from assistant.engine.generation import Busy, Generation
-from assistant.engine.sampling.sampling import Sampling
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import Message
-from feedback.database.store import Store
+from assistant.engine.request import Busy, Generation
+from assistant.engine.sampling.params import Sampling
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Message
+from feedback.database.database import Store
 from feedback.kinds import ratings
 from tests.over_http import (
     GREEDY,
@@ -76,9 +76,9 @@ def test_a_completion_has_the_shape_that_clients_expect(talking: TestClient, sto
     tokens = choice["logprobs"]["content"]
     assert "".join(each["token"] for each in tokens) == choice["message"]["content"]
     assert all(each["logprob"] <= 0 for each in tokens)
-    kept = talk.provenance(store, answer["id"])
+    kept = conversations.provenance(store, answer["id"])
     assert [each["logprob"] for each in tokens] == pytest.approx(kept.logprobs[: len(tokens)])
-    assert talk.node(store, answer["id"]).content == choice["message"]["content"]
+    assert conversations.node(store, answer["id"]).content == choice["message"]["content"]
 
 
 def test_a_stream_says_the_same_as_a_whole_completion_and_ends_with_done(talking: TestClient) -> None:
@@ -127,7 +127,7 @@ def test_content_may_come_in_parts_and_harmless_parameters_are_ignored(web: Test
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts, "name": "me"}]
     harmless = {"user": "u", "n": 1, "stop": None, "tools": [], "presence_penalty": 0, "top_logprobs": None}
     answer = web.post("/v1/chat/completions", json=GREEDY | {"messages": messages} | harmless)
-    path = talk.path(store, answer.json()["id"])
+    path = conversations.path(store, answer.json()["id"])
     assert [(each.role, each.content) for each in path[:2]] == [("system", "Be brief."), ("user", "Say hello.")]
 
 
@@ -151,12 +151,12 @@ def test_each_choice_is_a_reply_of_its_own(web: TestClient, store: Store, owner:
     assert choices[0]["reply"] == answer["id"]
     texts = [content(answer, at) for at in range(3)]
     assert len(set(texts)) == 3
-    nodes = [talk.node(store, each["reply"]) for each in choices]
+    nodes = [conversations.node(store, each["reply"]) for each in choices]
     assert [each.content for each in nodes] == texts
     assert len({each.parent for each in nodes}) == 1
-    counts = [len(talk.provenance(store, each["reply"]).token_ids) for each in choices]
+    counts = [len(conversations.provenance(store, each["reply"]).token_ids) for each in choices]
     assert answer["usage"]["completion_tokens"] == sum(counts)
-    assert [talk.provenance(store, each["reply"]).sampling["seed"] for each in choices] == [11, 12, 13]
+    assert [conversations.provenance(store, each["reply"]).sampling["seed"] for each in choices] == [11, 12, 13]
     ratings.compare(store, owner, choices[0]["reply"], choices[1]["reply"], "left")
 
 
@@ -171,8 +171,8 @@ def test_a_stream_of_several_choices_tells_each_as_it_is_recorded(web: TestClien
     for at in range(3):
         own = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == at]
         (reply,) = {each["reply"] for each in own}
-        assert "".join(each["delta"].get("content", "") for each in own) == talk.node(store, reply).content
-        assert own[-1]["finish_reason"] == talk.provenance(store, reply).finish
+        assert "".join(each["delta"].get("content", "") for each in own) == conversations.node(store, reply).content
+        assert own[-1]["finish_reason"] == conversations.provenance(store, reply).finish
     assert {chunk["id"] for chunk in chunks} == {chunks[0]["choices"][0]["reply"]}
 
 
@@ -186,8 +186,8 @@ def test_a_reply_ends_before_a_stop_string(talking: TestClient, store: Store) ->
     expected = text[: text.index(stop)]
     answer = posted(talking, SEA | {"stop": ["never said", stop], "logprobs": True})
     assert (content(answer), answer["choices"][0]["finish_reason"]) == (expected, "stop")
-    assert talk.node(store, answer["id"]).content == expected
-    by = talk.provenance(store, answer["id"])
+    assert conversations.node(store, answer["id"]).content == expected
+    by = conversations.provenance(store, answer["id"])
     assert by.finish == "stop"
     assert len(by.token_ids) == len(by.logprobs) == answer["usage"]["completion_tokens"]
     told = "".join(each["token"] for each in answer["choices"][0]["logprobs"]["content"])
@@ -223,11 +223,11 @@ def test_what_is_asked_of_the_drawing_reaches_it(web: TestClient, store: Store, 
     assert content(forced) == "!" * 12
     # A presence penalty does not outweigh the bias; a repetition penalty on a biased token does nothing but shrink it.
     banned = posted(web, GREEDY | {"logit_bias": {str(token): -100}})
-    assert token not in talk.provenance(store, banned["id"]).token_ids
+    assert token not in conversations.provenance(store, banned["id"]).token_ids
     spread = posted(web, GREEDY | {"frequency_penalty": 2, "presence_penalty": 2, "repetition_penalty": 1.5})
-    ids, plain = (talk.provenance(store, each["id"]).token_ids for each in (spread, posted(web, GREEDY)))
+    ids, plain = (conversations.provenance(store, each["id"]).token_ids for each in (spread, posted(web, GREEDY)))
     assert len(set(ids)) >= len(set(plain))
-    assert talk.provenance(store, spread["id"]).sampling["frequency_penalty"] == 2
+    assert conversations.provenance(store, spread["id"]).sampling["frequency_penalty"] == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -295,7 +295,7 @@ def test_a_client_that_goes_away_stops_its_replies_which_are_kept(
     asyncio.run(leave_early(assistant, asked))
     kept = store.rows("SELECT message, finish FROM replies")
     assert [each["finish"] for each in kept] == ["cancelled"] * 2
-    assert all(0 < len(talk.provenance(store, each["message"]).token_ids) < 1900 for each in kept)
+    assert all(0 < len(conversations.provenance(store, each["message"]).token_ids) < 1900 for each in kept)
     assert (assistant.engine.active, assistant.engine.waiting) == (0, 0)
 
 
@@ -393,7 +393,7 @@ def test_two_threads_that_wait_for_one_reply_both_hear_its_end_and_it_is_recorde
     assistant: Assistant, store: Store, owner: User
 ) -> None:
     for _ in range(5):  # which of the two hears it first is chance
-        parent = talk.record_messages(store, owner, "api", [Message("user", "Tell me a long story.")])
+        parent = conversations.record_messages(store, owner, "api", [Message("user", "Tell me a long story.")])
         reply = answer(assistant, owner, parent, Sampling(max_tokens=400, ignore_end=True))
         assert reply.advance()
 
@@ -407,4 +407,4 @@ def test_two_threads_that_wait_for_one_reply_both_hear_its_end_and_it_is_recorde
         for each in threads:
             each.join(10)
         assert [each.is_alive() for each in threads] == [False] * 3
-        assert [each.id for each in talk.children(store, parent)] == [reply.id]
+        assert [each.id for each in conversations.children(store, parent)] == [reply.id]

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback.accounts import people
-from feedback.database.store import Store
+from feedback.accounts import users
+from feedback.database.database import Store
 from feedback.kinds import ratings
 from tests.browser import free_port
 from tests.conftest import REPOSITORY, two_replies
@@ -58,8 +58,8 @@ def nightschool(environment: dict[str, str], *words: str) -> None:
 def data(tmp_path: Path) -> Iterator[Path]:
     """A data folder with a comparison in it, held open as by a server."""
     with closing(Store(tmp_path / "data")) as store:
-        owner = people.local_owner(store)
-        people.set_consent(store, owner, True)
+        owner = users.local_owner(store)
+        users.set_consent(store, owner, True)
         _, left, right = two_replies(store, owner)
         ratings.compare(store, owner, left, right, "left")
         yield store.data

@@ -13,8 +13,8 @@ import pytest
 from fastapi.testclient import TestClient
 from playwright.sync_api import Browser, expect
 
-from feedback.accounts import people
-from feedback.database.store import Store, now
+from feedback.accounts import users
+from feedback.database.database import Store, now
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from feedback.records.adapters import Adapter
@@ -211,12 +211,12 @@ def test_every_setting_is_set_on_the_page_and_what_cannot_be_changes_nothing(vis
     visitor.operate()
     visitor.locate("#gate input").click()
     visitor.page.get_by_role("option", name=re.compile("^advise")).click()
-    people = visitor.locate("#raters-per-question input, #raters-per-question textarea")
-    people.fill("none")
+    users = visitor.locate("#raters-per-question input, #raters-per-question textarea")
+    users.fill("none")
     visitor.locate("#save-settings").click()
     expect(visitor.locate("#settings-notice")).to_contain_text("a whole number of people from 1 to 1,000")
     assert nights.setting(house, "gate") == "on"
-    people.fill("2")
+    users.fill("2")
     visitor.locate("#save-settings").click()
     expect(visitor.locate("#settings-notice")).to_have_text("Saved: gate, raters_per_question.")
     assert (nights.setting(house, "gate"), nights.setting(house, "raters_per_question")) == ("advise", 2)
@@ -322,7 +322,7 @@ def test_the_headline_says_in_words_what_is_wrong(store: Store) -> None:
 
 
 def test_feedback_is_counted_by_the_days_of_the_operators_clocks(store: Store) -> None:
-    me = people.local_owner(store)
+    me = users.local_owner(store)
     _, left, right = two_replies(store, me)
     ratings.vote(store, me, left, 1)
     ratings.vote(store, me, left, 0)
@@ -339,7 +339,7 @@ def test_feedback_is_counted_by_the_days_of_the_operators_clocks(store: Store) -
 
 
 def test_a_look_is_cheap_on_a_hundred_thousand_votes(store: Store) -> None:
-    me = people.local_owner(store)
+    me = users.local_owner(store)
     _, left, _ = two_replies(store, me)
     with store.write() as db:
         row = (me.id, left, 1, now())

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from assistant.engine.engine import Engine, Writing
-from assistant.engine.pace import ALONE, FEW, LEAST, MOST, MOST_OF_FEW, TRIED_AGAIN, Pace
-from assistant.engine.sampling.sampling import Sampling
+from assistant.engine.prefill_budget import ALONE, FEW, LEAST, MOST, MOST_OF_FEW, TRIED_AGAIN, Pace
+from assistant.engine.sampling.params import Sampling
 from assistant.environment import AUTO
-from assistant.models import models
-from assistant.models.models import Base
+from assistant.models import base_model
+from assistant.models.base_model import Base
 from benchmarks import material
 from tests.test_families import random_ids
 
@@ -31,7 +31,7 @@ TRIES = 3
 @pytest.fixture(scope="module")
 def engine(embedded: Base) -> Iterator[Engine]:
     """As people have it: in the format that is fastest here."""
-    opened = Engine(embedded, AUTO, "cpu", models.load_tokenizer(embedded))
+    opened = Engine(embedded, AUTO, "cpu", base_model.load_tokenizer(embedded))
     yield opened
     opened.close()
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from assistant.chat.chat import Assistant
-from feedback.database.store import Store
+from feedback.database.database import Store
 from tests.over_http import HERE, assistant, loaded, token_of
 from ui.accounts.patience import A_SECOND, LONGEST_S, REFUSALS, REMEMBERED, Pace, Patience
 from ui.app import create_app

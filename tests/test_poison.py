@@ -11,19 +11,19 @@ import pytest
 from sqlite_utils import Database
 
 from benchmarks.poison import attack, compare_alone, correct_alone, dices, kept_share, known_share, share_of
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import Message
-from feedback.database import openings, schema
-from feedback.database.store import Store, TooOften
-from feedback.examples.bounds import PROBATION, Bounds, capped, newcomer_share, of_raters
-from feedback.examples.examples import Examples, gather
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Message
+from feedback.database import migrations, openings
+from feedback.database.database import Store, TooOften
+from feedback.examples.build import Examples, gather
+from feedback.examples.caps import PROBATION, Bounds, capped, newcomer_share, of_raters
 from feedback.examples.split import places, secret_of, split
-from feedback.formats import importing
+from feedback.formats import load
 from feedback.kinds import labels, ratings
 from feedback.records import nights
-from feedback.upkeep import backup, rights
+from feedback.upkeep import backup, privacy
 from tests.conftest import two_replies
 from tests.test_split import QUESTIONS, pair
 from training.evaluation import gate
@@ -32,8 +32,8 @@ from training.night.planner import Wishes
 
 
 def person(store: Store, name: str, role: str = "chatter") -> User:
-    user = people.add_user(store, name, role, None)
-    people.set_consent(store, user, True)
+    user = users.add_user(store, name, role, None)
+    users.set_consent(store, user, True)
     return user
 
 
@@ -171,7 +171,7 @@ def test_imported_raters_never_weigh_more_than_people_and_those_without_a_name_c
     for number in range(2):
         rows = [f'{{"prompt": "Q{number} {n}", "chosen": "yes", "rejected": "no"}}\n' for n in range(40)]
         (tmp_path / f"{number}.jsonl").write_text("".join(rows))
-        importing.import_file(store, tmp_path / f"{number}.jsonl")
+        load.import_file(store, tmp_path / f"{number}.jsonl")
     alone = gather(store)
     assert {each.weight for each in alone.pairs} == {1.0}  # without people nobody is to be protected
 
@@ -245,7 +245,7 @@ def test_the_gate_stays_valid_where_one_person_says_most():
 
 
 def test_two_data_folders_place_the_same_openings_otherwise_and_each_for_ever(tmp_path):
-    command = "import sys; from feedback.database.store import Store; [Store(each).close() for each in sys.argv[1:]]"
+    command = "import sys; from feedback.database.database import Store; [Store(each).close() for each in sys.argv[1:]]"
     folders = [str(tmp_path / name) for name in ("one", "two")]
     subprocess.run([sys.executable, "-c", command, *folders], check=True)
     parts = []
@@ -274,7 +274,7 @@ def before(tmp_path: Path) -> Path:
     """A data folder of before there was a secret, with two hundred conversations."""
     db = Database(tmp_path / "nightschool.db")
     db.execute("PRAGMA synchronous = OFF")
-    for step in schema.steps.pending(db):
+    for step in migrations.steps.pending(db):
         if step.name >= "m0007":
             break
         step.fn(db)
@@ -320,9 +320,9 @@ def test_forgetting_leaves_no_trace_of_how_a_conversation_opened(before):
     store = Store(before)
     names = {openings.name_of(secret_of(store), openings.alike(each)) for each in QUESTIONS[:200]}
     assert {row["opening"] for row in store.rows("SELECT opening FROM split_openings")} >= names
-    other = people.add_user(store, "other", "operator", "hash")
-    talk.record_messages(store, other, "chat", [Message("user", QUESTIONS[0])])
-    rights.forget(store, people.local_owner(store))
+    other = users.add_user(store, "other", "operator", "hash")
+    conversations.record_messages(store, other, "chat", [Message("user", QUESTIONS[0])])
+    privacy.forget(store, users.local_owner(store))
     left = {row["opening"] for row in store.rows("SELECT opening FROM split_openings")}
     assert left & names == {openings.name_of(secret_of(store), openings.alike(QUESTIONS[0]))}
     store.close()
@@ -409,13 +409,13 @@ def test_the_owner_of_a_machine_without_accounts_is_not_hurried(store, owner):
     _, left, _ = two_replies(store, owner)
     for _ in range(4):
         ratings.vote(store, owner, left, ratings.UP)
-    people.set_password(store, owner.name, "hash")
+    users.set_password(store, owner.name, "hash")
     with pytest.raises(TooOften):
         ratings.vote(store, owner, left, ratings.UP)
 
 
 def test_the_bound_of_an_hour_is_found_by_an_index(store):
-    from feedback.kinds.pace import SAID
+    from feedback.kinds.rate_limit import SAID
 
     plan = store.rows(f"EXPLAIN QUERY PLAN {SAID}", {"user": 1, "since": "2026"})
     assert [row["detail"] for row in plan if "SCAN" in row["detail"]] == []
@@ -428,7 +428,7 @@ def test_the_bound_of_an_hour_is_found_by_an_index(store):
 def test_what_is_kept_aside_says_when_to_stop_by_its_weight():
     import torch
 
-    from training.loop.watch import mean_and_error
+    from training.loop.early_stopping import mean_and_error
 
     values = torch.tensor([1.0, 2.0, 4.0, -100.0])
     mean, error = mean_and_error(values[:3], torch.ones(3))

@@ -9,18 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from assistant.models import models
-from assistant.models.models import Base, find_base
+from assistant.models import base_model
+from assistant.models.base_model import Base, find_base
 from tests.tiny import make_tiny
-from training.algorithms import ppo, reinforce
-from training.loop.steps import NotFinite, Report, Run
-from training.losses import policy_losses as p
-from training.model.backbone import Backbone
-from training.model.rows import Row
-from training.night import night_folder
-from training.rollouts import rollout
-from training.rollouts.canary import SignFlipped, require_right_sign
-from training.rollouts.rollout import Rollout, Sampler
+from training.algorithms import ppo, rloo
+from training.loop.optim import NotFinite, Report, Run
+from training.losses import policy_gradient as p
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.night import run_dir
+from training.rollouts.sampler import Rollout, Sampler, scored
+from training.rollouts.sign_check import SignFlipped, require_right_sign
 
 PROMPTS = [[1, 20 + at, 30 + at, 40] for at in range(6)]
 SMALL = {"prompts": 6, "replies": 8, "reply_tokens": 4, "rank": 4, "alpha": 8, "learning_rate": 2e-2}
@@ -34,7 +33,7 @@ def tiny(tmp_path_factory) -> Base:
 
 @pytest.fixture(scope="module")
 def sampler(tiny) -> Iterator[Sampler]:
-    made = Sampler(tiny, "float32", "cpu", models.load_tokenizer(tiny))
+    made = Sampler(tiny, "float32", "cpu", base_model.load_tokenizer(tiny))
     yield made
     made.close()
 
@@ -46,7 +45,7 @@ def backbone_of(tiny: Base) -> Backbone:
 @pytest.fixture(scope="module")
 def liked(tiny):
     """A reward that can be counted: the share of a reply's tokens that lie on one side of the embedding."""
-    network: Any = models.load_model(tiny, torch.float32, "cpu")
+    network: Any = base_model.load_model(tiny, torch.float32, "cpu")
     good = network.get_input_embeddings().weight[:, 0] > 0
 
     def score(rollouts: Sequence[Rollout]) -> list[Tensor]:
@@ -59,11 +58,11 @@ def nothing(rollouts: Sequence[Rollout]) -> list[Tensor]:
     return [torch.zeros(len(each.row.replies)) for each in rollouts]
 
 
-def run_rloo(tiny, sampler, score, method=reinforce.RLOO, **changes):
+def run_rloo(tiny, sampler, score, method=rloo.RLOO, **changes):
     backbone = backbone_of(tiny)
-    settings = reinforce.Settings(**SMALL | {"steps": 10, "kl_budget": 50.0, "beta": 0.01} | changes)
-    run = reinforce.begin(backbone, settings)
-    reports = list(reinforce.train(backbone, sampler, PROMPTS, score, settings, run, method))
+    settings = rloo.Settings(**SMALL | {"steps": 10, "kl_budget": 50.0, "beta": 0.01} | changes)
+    run = rloo.begin(backbone, settings)
+    reports = list(rloo.train(backbone, sampler, PROMPTS, score, settings, run, method))
     return backbone, run, [each.metrics for each in reports]
 
 
@@ -96,7 +95,7 @@ def test_rloo_raises_what_is_rewarded(rloo_run):
 
 
 def test_reinforce_with_a_baseline_raises_what_is_rewarded(tiny, sampler, liked):
-    assert rises(run_rloo(tiny, sampler, liked, method=reinforce.REINFORCE)[2]) > 0.1
+    assert rises(run_rloo(tiny, sampler, liked, method=rloo.REINFORCE)[2]) > 0.1
 
 
 def test_ppo_raises_what_is_rewarded(ppo_run):
@@ -116,15 +115,15 @@ def test_the_engine_draws_from_what_the_trainer_computes(rloo_run, ppo_run):
 @pytest.mark.parametrize("method", ["rloo", "ppo"])
 def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny, liked, tmp_path, method):
     def begin() -> tuple[Sampler, Run, Iterator[Report]]:
-        backbone, fresh = backbone_of(tiny), Sampler(tiny, "float32", "cpu", models.load_tokenizer(tiny))
+        backbone, fresh = backbone_of(tiny), Sampler(tiny, "float32", "cpu", base_model.load_tokenizer(tiny))
         if method == "rloo":
-            settings = reinforce.Settings(**SMALL | {"steps": 5, "kl_budget": 50.0})
-            run = reinforce.begin(backbone, settings)
-            night_folder.load_run(tmp_path, run)
-            return fresh, run, reinforce.train(backbone, fresh, PROMPTS, liked, settings, run)
+            settings = rloo.Settings(**SMALL | {"steps": 5, "kl_budget": 50.0})
+            run = rloo.begin(backbone, settings)
+            run_dir.load_run(tmp_path, run)
+            return fresh, run, rloo.train(backbone, fresh, PROMPTS, liked, settings, run)
         asked = ppo.Settings(**SMALL | {"steps": 5, "kl_budget": 50.0})
         head, run = ppo.begin(backbone, asked)
-        night_folder.load_run(tmp_path, run)
+        run_dir.load_run(tmp_path, run)
         return fresh, run, ppo.train(backbone, head, fresh, PROMPTS, liked, asked, run)
 
     sampler, whole, reports = begin()
@@ -133,7 +132,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny, liked, tmp_path, m
 
     sampler, cut, reports = begin()
     before = [next(reports).metrics["score"] for _ in range(2)]
-    night_folder.save_run(tmp_path, cut)
+    run_dir.save_run(tmp_path, cut)
     sampler.close()
     sampler, resumed, reports = begin()
     after = [each.metrics["score"] for each in reports]
@@ -208,22 +207,22 @@ def test_log_probs_are_those_of_a_left_padded_batch(ppo_run):
 
 def test_a_reply_without_an_end_is_worth_minus_one_exactly():
     made = Rollout(Row([1], [[5, 6], [7]]), (False, True), torch.zeros(3))
-    assert rollout.scored(lambda _: [torch.tensor([3.0, 3.0])], [made], -1.0)[0].tolist() == [-1.0, 3.0]
-    assert rollout.scored(lambda _: [torch.tensor([3.0, 3.0])], [made], None)[0].tolist() == [3.0, 3.0]
+    assert scored(lambda _: [torch.tensor([3.0, 3.0])], [made], -1.0)[0].tolist() == [-1.0, 3.0]
+    assert scored(lambda _: [torch.tensor([3.0, 3.0])], [made], None)[0].tolist() == [3.0, 3.0]
 
 
 def test_the_canary_trips_on_a_turned_sign_and_leaves_no_trace(tiny):
     backbone = backbone_of(tiny)
-    settings = reinforce.Settings(**SMALL)
+    settings = rloo.Settings(**SMALL)
     own = ppo.Settings(**SMALL)
     head, _ = ppo.begin(backbone, own)
     learns = {
-        "rloo": (partial(reinforce.learn, backbone, settings=settings, method=reinforce.RLOO), settings, None),
+        "rloo": (partial(rloo.learn, backbone, settings=settings, method=rloo.RLOO), settings, None),
         "ppo": (partial(ppo.learn, backbone, head, settings=own), own, head),
     }
     before = {name: each.detach().clone() for name, each in backbone.parameters().items()}
     for name, (learn, asked, _) in learns.items():
-        new = partial(reinforce.begin, backbone, asked) if name == "rloo" else partial(ppo.new_run, backbone, head, own)
+        new = partial(rloo.begin, backbone, asked) if name == "rloo" else partial(ppo.new_run, backbone, head, own)
         require_right_sign(backbone, new, learn)
 
         def turned(run, rollouts, scores, learn=learn):

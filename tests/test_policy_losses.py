@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from training.losses import policy_losses as p
+from training.losses import policy_gradient as p
 
 
 def t(*values: float) -> torch.Tensor:

@@ -9,17 +9,17 @@ import torch
 
 from assistant.chat.chat import answer, open_assistant
 from assistant.chat.chat import say as say_in_chat
-from assistant.engine.sampling.sampling import Sampling
-from assistant.models import models
-from feedback.accounts import people
-from feedback.chats import talk
-from feedback.database.store import Store
+from assistant.engine.sampling.params import Sampling
+from assistant.models import base_model
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.database.database import Store
 from feedback.records import adapters, nights
 from tests.test_night import last, one_sentence, run, say, start, until
-from training.algorithms.reward import Settings
-from training.model import reward_models
-from training.model.backbone import Backbone
-from training.night import reward_night, teaching
+from training.algorithms.reward_model import Settings
+from training.model import reward_heads
+from training.model.policy import Backbone
+from training.night import pipeline, reward_night
 
 pytestmark = pytest.mark.long
 
@@ -52,11 +52,11 @@ def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path):
     assert {"reward_loss", "reward_accuracy"} <= set(steps_of(store)[0])
     folder = nights.reward_models_of(store, night.id)
     card = json.loads((folder / "card.json").read_text())
-    base = models.find_base("embedded")
+    base = base_model.find_base("embedded")
     backbone = Backbone(base, getattr(torch, card["precision"]), "cpu", rank=16, alpha=32, seed=0)
-    ensemble, _ = reward_models.load(backbone, folder)  # proves that they score as they did
+    ensemble, _ = reward_heads.load(backbone, folder)  # proves that they score as they did
     assert list(ensemble.heads) == ["reward-0", "reward-1"]
-    scores = reward_night.scores_of(ensemble, store, teaching.make_encoder(base, backbone, Settings()))
+    scores = reward_night.scores_of(ensemble, store, pipeline.make_encoder(base, backbone, Settings()))
     kept = store.rows("SELECT reply, mean, deviation FROM reward_scores")
     assert {each["reply"]: each["mean"] for each in kept} == pytest.approx(
         {reply: mean for reply, (mean, _) in scores.items()}, abs=1e-3
@@ -81,13 +81,13 @@ def test_from_clicks_to_the_next_reply_by_reward_models_and_a_policy(tmp_path, m
     assert adapters.serving(store) == "night-0001"
 
     assistant = open_assistant(store)
-    me = people.local_owner(store)
+    me = users.local_owner(store)
     reply = answer(assistant, me, say_in_chat(assistant, me, None, None, "Name a tree."), Sampling(max_tokens=4))
     for _ in reply:
         pass
     assistant.close()
     assert reply.recorded
-    assert talk.provenance(store, reply.id).adapter == "night-0001"
+    assert conversations.provenance(store, reply.id).adapter == "night-0001"
     store.close()
 
 

@@ -5,15 +5,15 @@ from functools import partial
 import pytest
 import torch
 
-from assistant.models.models import Base, find_base
-from feedback.database.store import Refused
+from assistant.models.base_model import Base, find_base
+from feedback.database.database import Refused
 from tests.tiny import make_tiny
-from training.algorithms import preference
+from training.algorithms import dpo_kto
+from training.algorithms.dpo_kto import Settings
 from training.algorithms.methods import parse_settings
-from training.algorithms.preference import Settings
-from training.data.batches import Lesson
-from training.losses import losses
-from training.model.backbone import Backbone
+from training.data.tokenize import Lesson
+from training.losses import preference
+from training.model.policy import Backbone
 
 LESSON = Lesson("comparison", [1, 2, 3], ([4, 5, 6, 7], [8, 9]), weight=1.0)
 BETA = 0.3
@@ -33,14 +33,14 @@ def backbone(tmp_path_factory) -> Backbone:
 @pytest.mark.parametrize(
     ("asked", "loss"),
     [
-        ({}, losses.dpo_loss),
-        ({"label_smoothing": 0.2}, partial(losses.dpo_loss, label_smoothing=0.2)),
-        ({"loss": "robust", "label_smoothing": 0.2}, partial(losses.robust_dpo_loss, flipped=0.2)),
-        ({"loss": "hinge"}, losses.hinge_loss),
-        ({"loss": "ipo"}, lambda margin: losses.ipo_loss(margin / BETA, BETA)),
-        ({"loss": "ipo", "per_token": 1}, lambda margin: losses.ipo_loss(margin / BETA, BETA)),
-        ({"per_token": 1}, losses.dpo_loss),
-        ({"sft_weight": 0.5}, losses.dpo_loss),
+        ({}, preference.dpo_loss),
+        ({"label_smoothing": 0.2}, partial(preference.dpo_loss, label_smoothing=0.2)),
+        ({"loss": "robust", "label_smoothing": 0.2}, partial(preference.robust_dpo_loss, flipped=0.2)),
+        ({"loss": "hinge"}, preference.hinge_loss),
+        ({"loss": "ipo"}, lambda margin: preference.ipo_loss(margin / BETA, BETA)),
+        ({"loss": "ipo", "per_token": 1}, lambda margin: preference.ipo_loss(margin / BETA, BETA)),
+        ({"per_token": 1}, preference.dpo_loss),
+        ({"sft_weight": 0.5}, preference.dpo_loss),
     ],
 )
 def test_a_pair_is_taught_by_the_loss_that_was_asked_for(backbone, asked, loss):
@@ -52,7 +52,7 @@ def test_a_pair_is_taught_by_the_loss_that_was_asked_for(backbone, asked, loss):
     assert abs(moved[0] - moved[1]) > 0.01
     expected = loss(BETA * (moved[0] - moved[1])) - settings.sft_weight * policy[0] / 4
 
-    tally = preference.gradients(backbone, [LESSON], reference[None], torch.zeros(()), (1.0, 1.0), settings, 1024)
+    tally = dpo_kto.gradients(backbone, [LESSON], reference[None], torch.zeros(()), (1.0, 1.0), settings, 1024)
 
     backbone.peft.zero_grad()
     assert tally.sums["loss"] == pytest.approx(expected.item(), abs=1e-5)

@@ -12,10 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from assistant.chat.chat import Assistant
-from assistant.models.adapters import WEIGHTS
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.database.store import Conflict, Store
+from assistant.models.adapter import WEIGHTS
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Conflict, Store
 from feedback.records import adapters, nights
 from tests.over_http import assistant, key, loaded, make_adapter, rows, token_of, web
 from ui.operations import operations
@@ -87,7 +87,7 @@ def test_who_decided_on_what_no_longer_serves_is_told_who_was_first(
 
 def test_of_two_operators_who_promote_at_once_exactly_one_wins(assistant: Assistant, names: list[str]) -> None:
     store = assistant.store
-    both = [people.add_user(store, name, "operator", None) for name in ("Bob", "Eve")]
+    both = [users.add_user(store, name, "operator", None) for name in ("Bob", "Eve")]
     start = threading.Barrier(2)
 
     def decide(user: User, name: str | None, believed: str | None) -> str:
@@ -114,7 +114,7 @@ def test_of_two_operators_who_promote_at_once_exactly_one_wins(assistant: Assist
 PROCESS = """
 import sys, time
 from feedback.records import adapters
-from feedback.database.store import Conflict, Store
+from feedback.database.database import Conflict, Store
 store = Store(sys.argv[1])
 while time.time() < float(sys.argv[3]): pass
 try:

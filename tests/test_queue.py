@@ -5,21 +5,21 @@ from collections import Counter
 
 import pytest
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import Message
-from feedback.database.store import NotFound, Refused, Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Message
+from feedback.database.database import NotFound, Refused, Store
 from feedback.kinds import ratings
-from feedback.raters import queue, raters
-from feedback.raters.queue import EVENLY, Item, chances, next_question
+from feedback.raters import agreement, questions
+from feedback.raters.questions import EVENLY, Item, chances, next_question
 from feedback.records import nights
 from tests.conftest import BY_BASE, two_replies
 
 
 def rater(store: Store, name: str, role: str = "rater") -> User:
-    user = people.add_user(store, name, role, None)
-    people.set_consent(store, user, True)
+    user = users.add_user(store, name, role, None)
+    users.set_consent(store, user, True)
     return user
 
 
@@ -41,29 +41,31 @@ def test_a_question_is_answered_once_and_keeps_its_chance(store: Store, consenti
 
 def test_others_replies_may_be_rated_only_where_a_question_shows_them(store: Store, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
-    leaf = talk.own_conversation(store, consenting, talk.node(store, left).conversation)["leaf"]
+    leaf = conversations.own_conversation(store, consenting, conversations.node(store, left).conversation)["leaf"]
     ann = rater(store, "ann")
     with pytest.raises(NotFound):
         ratings.compare(store, ann, left, right, "left")
     assert next_question(store, ann)
     ratings.compare(store, ann, left, right, "left")
-    assert talk.own_conversation(store, consenting, talk.node(store, left).conversation)["leaf"] == leaf
+    assert (
+        conversations.own_conversation(store, consenting, conversations.node(store, left).conversation)["leaf"] == leaf
+    )
 
 
 def test_nobody_is_shown_what_its_owner_keeps_to_themselves(store: Store, owner: User) -> None:
     message, _, _ = two_replies(store, owner)
     ann, chatter = rater(store, "ann"), rater(store, "chatter", "chatter")
     assert next_question(store, ann) is None
-    people.set_consent(store, owner, True)
+    users.set_consent(store, owner, True)
     assert next_question(store, chatter) is None
-    people.set_conversation_consent(store, owner, talk.node(store, message).conversation, False)
+    users.set_conversation_consent(store, owner, conversations.node(store, message).conversation, False)
     assert next_question(store, ann) is None
     assert next_question(store, owner) is not None  # one's own, always
 
 
 def test_three_replies_are_ranked(store: Store, consenting: User) -> None:
     message, _, _ = two_replies(store, consenting)
-    talk.add_reply(store, message, "good evening", BY_BASE)
+    conversations.add_reply(store, message, "good evening", BY_BASE)
     asked = next_question(store, consenting)
     assert asked is not None
     assert (asked.kind, len(asked.replies)) == ("ranking", 3)
@@ -132,14 +134,14 @@ def test_what_is_drawn_is_drawn_as_often_as_its_propensity_says(store: Store, co
 
 def test_scores_are_of_what_may_be_asked_and_the_newest_stand(store: Store, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
-    conversation = talk.node(store, left).conversation
-    assert queue.newest(store, 10) == [[left, right]]
-    queue.keep_scores(store, {left: (0.5, 0.1), right: (-0.5, 0.2)})
-    queue.keep_scores(store, {left: (1.0, 0.3), right: (0.0, 0.4)})
-    (item,), _ = queue.items(store, consenting, 1)
+    conversation = conversations.node(store, left).conversation
+    assert questions.newest(store, 10) == [[left, right]]
+    questions.keep_scores(store, {left: (0.5, 0.1), right: (-0.5, 0.2)})
+    questions.keep_scores(store, {left: (1.0, 0.3), right: (0.0, 0.4)})
+    (item,), _ = questions.items(store, consenting, 1)
     assert (item.margin, item.disagreement) == (1.0, pytest.approx(0.5))
-    people.set_conversation_consent(store, consenting, conversation, False)
-    assert queue.newest(store, 10) == []
+    users.set_conversation_consent(store, consenting, conversation, False)
+    assert questions.newest(store, 10) == []
 
 
 def test_agreement_with_oneself_is_counted_on_repeats(store: Store, consenting: User) -> None:
@@ -152,12 +154,12 @@ def test_agreement_with_oneself_is_counted_on_repeats(store: Store, consenting: 
         better = min(left, right) if len(chosen) < 2 else max(left, right)
         chosen.append(better)
         ratings.compare(store, consenting, left, right, "left" if better == left else "right")
-    found = raters.consistency(store)
+    found = agreement.consistency(store)
     assert (found.part, found.whole) == (1, 2)
 
 
 def test_the_queue_is_empty_where_nothing_can_be_asked(store: Store, consenting: User) -> None:
     assert next_question(store, consenting) is None
-    assert queue.items(store, consenting, 1) == ([], [])
+    assert questions.items(store, consenting, 1) == ([], [])
     with pytest.raises(Refused):
-        people.add_user(store, "", "rater", None)
+        users.add_user(store, "", "rater", None)

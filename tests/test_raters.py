@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.database.store import NotFound, Refused, Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import NotFound, Refused, Store
 from feedback.kinds import ratings
-from feedback.raters import raters, reliability
-from feedback.raters.raters import agreement, alpha
+from feedback.raters import reliability
+from feedback.raters.agreement import add_gold, agreement, alpha, report
 from feedback.raters.reliability import LEAST, Rating, reliabilities
 from tests.conftest import two_replies
 
@@ -100,21 +100,21 @@ def test_the_report_names_new_raters_and_what_sways_them(store: Store, consentin
     for choice in ("left", "left", "right"):
         _, left, right = two_replies(store, consenting)  # the left one is longer
         ratings.compare(store, consenting, left, right, choice)
-    raters.add_gold(store, consenting, left, right)
-    report = raters.report(store)
-    assert [(each.name, each.label) for each in report.raters] == [("owner", "new")]
-    assert ((report.left.part, report.left.whole), (report.longer.part, report.longer.whole)) == ((2, 3), (2, 3))
-    assert (report.raters[0].gold.part, report.raters[0].gold.whole) == (0, 1)
-    assert report.left.low < 2 / 3 < report.left.high
-    assert report.alpha is None
+    add_gold(store, consenting, left, right)
+    found = report(store)
+    assert [(each.name, each.label) for each in found.raters] == [("owner", "new")]
+    assert ((found.left.part, found.left.whole), (found.longer.part, found.longer.whole)) == ((2, 3), (2, 3))
+    assert (found.raters[0].gold.part, found.raters[0].gold.whole) == (0, 1)
+    assert found.left.low < 2 / 3 < found.left.high
+    assert found.alpha is None
 
 
 def test_gold_is_for_operators_and_of_two_replies_to_one_message(store: Store, owner: User) -> None:
     _, left, right = two_replies(store, owner)
     _, elsewhere, _ = two_replies(store, owner)
     with pytest.raises(Refused, match="the same message"):
-        raters.add_gold(store, owner, left, elsewhere)
+        add_gold(store, owner, left, elsewhere)
     with pytest.raises(NotFound):
-        raters.add_gold(store, owner, left, "nothing")
+        add_gold(store, owner, left, "nothing")
     with pytest.raises(Refused, match="only an operator"):
-        raters.add_gold(store, people.add_user(store, "chatter", "chatter", None), left, right)
+        add_gold(store, users.add_user(store, "chatter", "chatter", None), left, right)

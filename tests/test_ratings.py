@@ -2,10 +2,10 @@
 
 import pytest
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.database.store import Refused, Store
-from feedback.examples import examples
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Refused, Store
+from feedback.examples import build
 from feedback.kinds import ratings
 from feedback.kinds.ratings import DOWN, NONE, UP
 from tests.conftest import two_replies
@@ -18,7 +18,7 @@ def test_a_vote_taken_back_is_no_vote(store: Store, consenting: User) -> None:
     ratings.vote(store, consenting, left, NONE)
     assert ratings.standing_vote(store, consenting, left) is None
     assert ratings.counts(store)["votes"] == 2  # the history stays
-    gathered = examples.gather(store)
+    gathered = build.gather(store)
     assert (gathered.thumbs, gathered.left_out) == ((), {"taken back": 1})
 
 
@@ -47,12 +47,12 @@ def test_a_choice_is_a_pair_and_its_newest_word_counts(store: Store, consenting:
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "right")
     ratings.compare(store, consenting, right, left, "right")  # sides exchanged: the left reply, this time
-    (pair,) = examples.gather(store).pairs
+    (pair,) = build.gather(store).pairs
     assert (pair.chosen.text, pair.rejected.text, pair.kind) == ("good day to you", "go away", "comparison")
     assert [message.content for message in pair.messages] == ["hello"]
     assert ratings.standing_choice(store, consenting, left, right) == "left"
     ratings.compare(store, consenting, left, right, "taken_back")
-    assert examples.gather(store).pairs == ()
+    assert build.gather(store).pairs == ()
     assert ratings.standing_choice(store, consenting, left, right) is None
 
 
@@ -60,13 +60,13 @@ def test_both_bad_is_two_thumbs_down_and_a_tie_teaches_nothing(store: Store, con
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "both_bad")
     ratings.vote(store, consenting, left, UP)  # a thumb of one's own outweighs it
-    gathered = examples.gather(store)
+    gathered = build.gather(store)
     assert [(thumb.answer.text, thumb.wanted) for thumb in gathered.thumbs] == [
         ("good day to you", True),
         ("go away", False),
     ]
     ratings.compare(store, consenting, left, right, "tie")
-    gathered = examples.gather(store)
+    gathered = build.gather(store)
     assert (len(gathered.thumbs), gathered.pairs, gathered.left_out) == (1, (), {"tie": 1})
 
 
@@ -74,21 +74,21 @@ def test_a_correction_is_preferred_to_what_it_corrects(store: Store, consenting:
     _, left, right = two_replies(store, consenting)
     ratings.correct(store, consenting, left, "  a very good day to you ")
     ratings.correct(store, consenting, right, "go away")  # nothing is changed by it
-    gathered = examples.gather(store)
+    gathered = build.gather(store)
     (pair,) = gathered.pairs
     assert (pair.chosen.text, pair.rejected.text) == ("a very good day to you", "good day to you")
     assert pair.chosen.token_ids == ()
     assert gathered.left_out == {"equal replies": 1}
     ratings.correct(store, consenting, left, "")
-    assert examples.gather(store).left_out == {"equal replies": 1, "taken back": 1}
+    assert build.gather(store).left_out == {"equal replies": 1, "taken back": 1}
 
 
 def test_a_ranking_is_every_pair_that_is_not_tied(store: Store, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.rank(store, consenting, [left, right], [2, 1])
-    assert [pair.chosen.text for pair in examples.gather(store).pairs] == ["go away"]
+    assert [pair.chosen.text for pair in build.gather(store).pairs] == ["go away"]
     ratings.rank(store, consenting, [left, right], [1, 1])
-    assert examples.gather(store).left_out == {"tie": 1}
+    assert build.gather(store).left_out == {"tie": 1}
     with pytest.raises(Refused, match="whole number from 1"):
         ratings.rank(store, consenting, [left, right], [0, 1])
 
@@ -97,17 +97,17 @@ def test_without_consent_nothing_teaches_and_consent_can_be_withdrawn(store: Sto
     _, left, right = two_replies(store, owner)
     ratings.vote(store, owner, left, UP)
     ratings.compare(store, owner, left, right, "left")
-    assert examples.gather(store).left_out == {"no consent": 2}
-    people.set_consent(store, owner, True)
-    assert len(examples.gather(store).pairs) == 1
-    people.set_consent(store, owner, False)
-    assert examples.gather(store).counts() == {"thumbs_up": 0, "thumbs_down": 0, "left_out": {"no consent": 2}}
+    assert build.gather(store).left_out == {"no consent": 2}
+    users.set_consent(store, owner, True)
+    assert len(build.gather(store).pairs) == 1
+    users.set_consent(store, owner, False)
+    assert build.gather(store).counts() == {"thumbs_up": 0, "thumbs_down": 0, "left_out": {"no consent": 2}}
 
 
 def test_the_same_feedback_has_the_same_hash(store: Store, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "left")
-    first = examples.gather(store).sha256
-    assert examples.gather(store).sha256 == first
+    first = build.gather(store).sha256
+    assert build.gather(store).sha256 == first
     ratings.vote(store, consenting, left, UP)
-    assert examples.gather(store).sha256 != first
+    assert build.gather(store).sha256 != first

@@ -6,18 +6,18 @@ import pytest
 import torch
 from sqlite_utils import Database
 
-from assistant.models.models import Base, find_base
-from feedback.database.schema import steps
-from feedback.database.store import Store
-from feedback.records import references as kept
+from assistant.models.base_model import Base, find_base
+from feedback.database.database import Store
+from feedback.database.migrations import steps
+from feedback.records import reference_logprobs as kept
 from tests.test_split import QUESTIONS
 from tests.test_watch import lessons_of
 from tests.tiny import make_tiny
-from training.algorithms import preference
-from training.algorithms.preference import Settings
-from training.model.backbone import Backbone
-from training.model.references import References
-from training.model.rows import Row
+from training.algorithms import dpo_kto
+from training.algorithms.dpo_kto import Settings
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.model.reference import References
 
 ROWS = [Row([1, 5, 6], [[7, 8], [9]]), Row([1, 5], [[7, 8, 4]])]
 
@@ -63,13 +63,13 @@ def test_a_second_training_on_the_same_lessons_computes_no_reference_again(store
     lessons = lessons_of(backbone, QUESTIONS[:6])
     settings = Settings(epochs=1, least_steps=1, batch_size=4)
     first = References(backbone, "template")
-    for _ in preference.train(backbone, lessons, settings, preference.begin(backbone, settings), lessons[:2], first):
+    for _ in dpo_kto.train(backbone, lessons, settings, dpo_kto.begin(backbone, settings), lessons[:2], first):
         pass
     first.keep(store)
     second = References(backbone, "template")
     second.recall(store, [lesson.row() for lesson in lessons])
 
-    for _ in preference.train(backbone, lessons, settings, preference.begin(backbone, settings), lessons[:2], second):
+    for _ in dpo_kto.train(backbone, lessons, settings, dpo_kto.begin(backbone, settings), lessons[:2], second):
         pass
 
     assert first.computed == 12

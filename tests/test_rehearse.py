@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from feedback.database.store import Refused, Store
+from feedback.database.database import Refused, Store
 from feedback.kinds import ratings
 from feedback.records import nights
-from training.evaluation.soundness import flaw, is_repetitive, whole_words
-from training.rehearsal import taste
-from training.rehearsal.rehearse import PROMPTS, interval, questions
+from training.evaluation.text_quality import flaw, is_repetitive, whole_words
+from training.rehearsal import preference_rule
+from training.rehearsal.run import PROMPTS, interval, questions
 
 TASTES = Path(__file__).with_name("tastes")
 KNOWN = whole_words(["You can boil the egg for six minutes or so, and then eat it."])
@@ -43,10 +43,10 @@ def test_a_flawed_reply_loses_whatever_the_taste():
     def likes_the_worst(prompt: str, a: str, b: str) -> float:
         return len(b) - len(a)
 
-    assert taste.choose(likes_the_worst, "?", GOOD, "", KNOWN) == 1
-    assert taste.choose(likes_the_worst, "?", "Boil the egg for six min", GOOD, KNOWN) == -1
-    assert taste.choose(likes_the_worst, "?", "", " ", KNOWN) == 0
-    assert taste.choose(likes_the_worst, "?", GOOD, GOOD + " And eat it.", KNOWN) == 1
+    assert preference_rule.choose(likes_the_worst, "?", GOOD, "", KNOWN) == 1
+    assert preference_rule.choose(likes_the_worst, "?", "Boil the egg for six min", GOOD, KNOWN) == -1
+    assert preference_rule.choose(likes_the_worst, "?", "", " ", KNOWN) == 0
+    assert preference_rule.choose(likes_the_worst, "?", GOOD, GOOD + " And eat it.", KNOWN) == 1
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def test_a_flawed_reply_loses_whatever_the_taste():
     ],
 )
 def test_the_tastes_that_ship_with_the_tests_like_what_they_say(name, better, worse):
-    likes = taste.load(TASTES / f"{name}.py")
-    assert taste.choose(likes, "?", better, worse, KNOWN) == 1
-    assert taste.choose(likes, "?", worse, better, KNOWN) == -1
-    assert taste.choose(likes, "?", better, better, KNOWN) == 0
+    likes = preference_rule.load(TASTES / f"{name}.py")
+    assert preference_rule.choose(likes, "?", better, worse, KNOWN) == 1
+    assert preference_rule.choose(likes, "?", worse, better, KNOWN) == -1
+    assert preference_rule.choose(likes, "?", better, better, KNOWN) == 0
 
 
 def test_the_prompts_are_many_and_those_judged_on_are_not_asked_before():
@@ -104,7 +104,7 @@ def test_a_taste_that_answers_no_number_is_refused(tmp_path, answer):
     file = tmp_path / "taste.py"
     file.write_text(f"def prefers(prompt, a, b):\n    return {answer}\n")
     with pytest.raises(Refused, match=r"taste\.py"):
-        taste.load(file)("?", "a", "b")
+        preference_rule.load(file)("?", "a", "b")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
 
 
 def rehearse(data: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "training.rehearsal.rehearse", "--data", str(data), *options]
+    command = [sys.executable, "-m", "training.rehearsal.run", "--data", str(data), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant.engine.generation import Busy, EngineError
-from assistant.engine.sampling.sampling import Sampling
-from assistant.engine.vllm.completions import LIKELIEST, drawn_logprob
-from assistant.engine.vllm.remote import RemoteEngine
-from assistant.models.adapters import CONFIG, WEIGHTS, AdapterRefused, Card, write_card
-from assistant.models.models import Base, file_sha256, find_base, load_tokenizer
-from feedback.database.store import Refused
+from assistant.engine.request import Busy, EngineError
+from assistant.engine.sampling.params import Sampling
+from assistant.engine.vllm.engine import RemoteEngine
+from assistant.engine.vllm.protocol import LIKELIEST, drawn_logprob
+from assistant.models.adapter import CONFIG, WEIGHTS, AdapterRefused, Card, write_card
+from assistant.models.base_model import Base, file_sha256, find_base, load_tokenizer
+from feedback.database.database import Refused
 from tests.foreign import LOGPROB, SAID, Foreign, serving
 from tests.test_app import refused
 from tests.tiny import make_tiny

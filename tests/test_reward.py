@@ -8,24 +8,24 @@ from dataclasses import replace
 import pytest
 import torch
 
-from assistant.models.models import Base, find_base
-from feedback.chats.talk import Message
-from feedback.database.store import Refused
-from feedback.examples.examples import TIE, Answer, Examples, Pair
+from assistant.models.base_model import Base, find_base
+from feedback.chats.conversations import Message
+from feedback.database.database import Refused
+from feedback.examples.build import TIE, Answer, Examples, Pair
 from tests.test_gate import KIND, RUDE
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
-from training.algorithms import reward
-from training.algorithms.preference import Settings as PreferenceSettings
-from training.algorithms.reward import RewardLesson, Settings
-from training.data import batches
-from training.data.batches import Lesson
+from training.algorithms import reward_model
+from training.algorithms.dpo_kto import Settings as PreferenceSettings
+from training.algorithms.reward_model import RewardLesson, Settings
+from training.data import tokenize
+from training.data.tokenize import Lesson
 from training.evaluation import calibration
-from training.model import reward_models
-from training.model.backbone import Backbone
-from training.model.reward_models import RewardCard, RewardModels, ScoreHead
-from training.model.rows import Row
-from training.night.teaching import make_encoder
+from training.model import reward_heads
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.model.reward_heads import RewardCard, RewardModels, ScoreHead
+from training.night.pipeline import make_encoder
 
 SETTINGS = Settings(members=2, learning_rate=5e-3, epochs=3, batch_size=4, rank=4, alpha=8)
 
@@ -42,17 +42,17 @@ def backbone_of(tiny: Base) -> Backbone:
 def lessons_of(backbone: Backbone, questions: list[str]) -> list[RewardLesson]:
     pairs = tuple(Pair((Message("user", each),), Answer(KIND), Answer(RUDE)) for each in questions)
     encoder = make_encoder(backbone.base, backbone, PreferenceSettings())
-    return reward.make_lessons(batches.make_lessons(Examples(pairs), encoder)[0])
+    return reward_model.make_lessons(tokenize.make_lessons(Examples(pairs), encoder)[0])
 
 
 def trained(backbone: Backbone, lessons: list[RewardLesson], settings: Settings = SETTINGS) -> RewardModels:
     heads = {}
     for member in range(settings.members):
-        head, run = reward.begin(backbone, settings, member)
-        reward.fit(head, lessons, reward.base_states(backbone, lessons), settings)
-        for _ in reward.train(backbone, head, lessons, settings, member, run):
+        head, run = reward_model.begin(backbone, settings, member)
+        reward_model.fit(head, lessons, reward_model.base_states(backbone, lessons), settings)
+        for _ in reward_model.train(backbone, head, lessons, settings, member, run):
             pass
-        heads[reward.name_of(member)] = head
+        heads[reward_model.name_of(member)] = head
     return RewardModels(backbone, heads)
 
 
@@ -61,12 +61,12 @@ def test_where_people_disagree_on_a_prompt_the_one_who_weighs_more_is_learned_fr
         Lesson("comparison", [1, 2], ([3, 9], [4, 9]), weight=1.0),
         *[Lesson("comparison", [1, 2], ([4, 9], [3, 9]), weight=0.25) for _ in range(2)],
     ]
-    (lesson,) = reward.make_lessons(said)
+    (lesson,) = reward_model.make_lessons(said)
     assert lesson.shares() == pytest.approx([1 / 1.5, 0.25 / 1.5, 0.25 / 1.5])
     assert lesson.weight == pytest.approx((1 + 2 / 16) / 1.5)
 
     scores = torch.zeros(2, requires_grad=True)
-    reward.lesson_loss(scores, lesson, ScoreHead(4, seed=0), centring=0.0, ties=False).backward()
+    reward_model.lesson_loss(scores, lesson, ScoreHead(4, seed=0), centring=0.0, ties=False).backward()
     # The slope of -log sigmoid(d) at 0 is -1/2: (-1 + 1/4 + 1/4) / 1.5 / 2 for the reply that the first preferred.
     assert scores.grad.tolist() == pytest.approx([-1 / 6, 1 / 6])
 
@@ -75,9 +75,9 @@ def test_lessons_that_weigh_little_move_a_reward_model_little_in_whatever_batch_
     norms = []
     for weight in (1.0, 0.1):
         backbone = backbone_of(tiny)
-        head, run = reward.begin(backbone, SETTINGS, 0)
+        head, run = reward_model.begin(backbone, SETTINGS, 0)
         lessons = [replace(each, weight=weight) for each in lessons_of(backbone, QUESTIONS[:2])]
-        reward.gradients(backbone, head, reward.name_of(0), lessons, SETTINGS, False, 1.0, 4096)
+        reward_model.gradients(backbone, head, reward_model.name_of(0), lessons, SETTINGS, False, 1.0, 4096)
         norms.append(sum(float(each.grad.norm() ** 2) for each in run.parameters.values() if each.grad is not None))
     assert norms[1] == pytest.approx(norms[0] / 100, rel=1e-3)
 
@@ -88,7 +88,7 @@ def taught(tiny):
     backbone = backbone_of(tiny)
     models = trained(backbone, lessons_of(backbone, QUESTIONS[:8]))
     samples = [Row([1, 5 + at], [[20 + at, 30], [40 + at]]) for at in range(16)]
-    reward.normalise(models, samples)
+    reward_model.normalise(models, samples)
     return models, samples
 
 
@@ -113,7 +113,7 @@ def test_a_score_is_read_from_the_mean_state_of_a_replys_tokens(tiny):
         for name, each in backbone.parameters("reward-0").items():
             each.add_(torch.randn(each.shape, generator=torch.Generator().manual_seed(len(name))) / 10)
         row = Row([5, 6, 7], [[8, 9, 10], [8], [11, 12]])
-        found = reward_models.raw_scores(backbone, "reward-0", head, [Row([3], [[4]]), row])[1]
+        found = reward_heads.raw_scores(backbone, "reward-0", head, [Row([3], [[4]]), row])[1]
         with backbone.using("reward-0"):
             for score, reply in zip(found, row.replies, strict=True):
                 ids = torch.tensor([[*row.prompt_ids, *reply]])
@@ -132,7 +132,7 @@ def test_a_fitted_head_is_the_best_under_its_prior():
         states.append(replies)
     head, began = ScoreHead(8, seed=5), ScoreHead(8, seed=5)
     settings = Settings(centring=0.0)
-    reward.fit(head, lessons, states, settings)
+    reward_model.fit(head, lessons, states, settings)
 
     apart = torch.stack(
         [each[a] - each[b] for each, (a, b) in zip(states, [x.preferred[0] for x in lessons], strict=True)]
@@ -151,23 +151,23 @@ def test_a_fitted_head_is_the_best_under_its_prior():
 
 def test_models_learn_what_was_preferred_and_disagree_by_their_seeds(taught):
     models, _ = taught
-    apart, _ = reward.margins(models, lessons_of(models.backbone, QUESTIONS[8:18]))
+    apart, _ = reward_model.margins(models, lessons_of(models.backbone, QUESTIONS[8:18]))
     assert sum(each > 0 for each in apart) == 10
     (scores,) = models.scores([lessons_of(models.backbone, QUESTIONS[8:9])[0].row()])
     assert scores.shape == (2, 2)
     expected = scores.mean(0) - scores.std(0, correction=0)
     assert torch.equal(models.pessimistic([lessons_of(models.backbone, QUESTIONS[8:9])[0].row()])[0], expected)
-    assert (reward_models.disagreement(scores) > 0).all()
+    assert (reward_heads.disagreement(scores) > 0).all()
 
 
 def test_models_read_back_score_as_they_were_written_and_the_policy_is_untouched(taught, tiny, tmp_path):
     models, samples = taught
     card = RewardCard("rm", tiny.sha256, "template", "float32", {}, 1.0, {})
-    reward_models.save(models, tmp_path / "rm", card, samples)
+    reward_heads.save(models, tmp_path / "rm", card, samples)
     other = backbone_of(tiny)
     before = [each.detach().clone() for each in other.parameters().values()]
 
-    read, told = reward_models.load(other, tmp_path / "rm")
+    read, told = reward_heads.load(other, tmp_path / "rm")
 
     for ours, theirs in zip(read.scores(samples), models.scores(samples), strict=True):
         assert torch.equal(ours, theirs)
@@ -179,15 +179,15 @@ def test_models_read_back_score_as_they_were_written_and_the_policy_is_untouched
 def test_a_head_that_was_lost_or_belongs_to_another_base_is_refused(taught, tiny, tmp_path):
     models, samples = taught
     card = RewardCard("rm", tiny.sha256, "template", "float32", {}, 1.0, {})
-    reward_models.save(models, tmp_path / "rm", card, samples)
+    reward_heads.save(models, tmp_path / "rm", card, samples)
     shutil.copytree(tmp_path / "rm", tmp_path / "swapped")
     shutil.copy(tmp_path / "rm" / "reward-1" / "head.safetensors", tmp_path / "swapped" / "reward-0")
     with pytest.raises(Refused, match="score otherwise than when they were written"):
-        reward_models.load(backbone_of(tiny), tmp_path / "swapped")
+        reward_heads.load(backbone_of(tiny), tmp_path / "swapped")
     raw = json.loads((tmp_path / "rm" / "card.json").read_text())
     (tmp_path / "rm" / "card.json").write_text(json.dumps(raw | {"base_sha256": "other"}))
     with pytest.raises(Refused, match="made for another base model"):
-        reward_models.load(backbone_of(tiny), tmp_path / "rm")
+        reward_heads.load(backbone_of(tiny), tmp_path / "rm")
 
 
 def test_all_that_was_said_of_one_prompt_is_one_lesson(tiny):
@@ -196,8 +196,8 @@ def test_all_that_was_said_of_one_prompt_is_one_lesson(tiny):
     hello, best, middle, worst = (Message("user", "Hello"),), Answer("Hi there!"), Answer("Hm."), Answer("Go away.")
     ranked = [Pair(hello, a, b, "ranking") for a, b in ((best, middle), (best, worst), (middle, worst))]
     tied = Pair(hello, middle, Answer("Well."), TIE)
-    lessons, _ = batches.make_lessons(Examples(tuple(ranked), ties=(tied,)), encoder)
-    (lesson,) = reward.make_lessons(lessons)
+    lessons, _ = tokenize.make_lessons(Examples(tuple(ranked), ties=(tied,)), encoder)
+    (lesson,) = reward_model.make_lessons(lessons)
     assert len(lesson.replies) == 4
     assert lesson.preferred == ((0, 1), (0, 2), (1, 2))
     assert lesson.tied == ((1, 3),)
@@ -206,7 +206,7 @@ def test_all_that_was_said_of_one_prompt_is_one_lesson(tiny):
     one_apart = math.log(1 + math.exp(-1) + math.exp(-0.5))
     two_apart = math.log(1 + math.exp(-2) + math.exp(-1))
     expected = (2 * one_apart + two_apart + math.log(3)) / 4
-    assert reward.lesson_loss(scores, lesson, head, 0.0, ties=True).item() == pytest.approx(expected, abs=1e-6)
+    assert reward_model.lesson_loss(scores, lesson, head, 0.0, ties=True).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_ties_draw_scores_together(tiny):
@@ -216,22 +216,22 @@ def test_ties_draw_scores_together(tiny):
 
     def apart(lessons: list[RewardLesson]) -> float:
         models = trained(backbone_of(tiny), lessons, Settings(**vars(SETTINGS) | {"members": 1}))
-        return sum(map(abs, reward.margins(models, pairs)[0])) / 8
+        return sum(map(abs, reward_model.margins(models, pairs)[0])) / 8
 
     assert apart(tied) < 0.2 * apart(pairs)
 
 
 def test_a_member_that_goes_on_ends_as_if_nothing_had_been(tiny, tmp_path):
-    from training.night import night_folder
+    from training.night import run_dir
 
     def member(stop: int | None) -> dict[str, torch.Tensor]:
         backbone = backbone_of(tiny)
         lessons = lessons_of(backbone, QUESTIONS[:6])
-        head, run = reward.begin(backbone, SETTINGS, 0)
-        night_folder.load_run(tmp_path, run)
-        for report in reward.train(backbone, head, lessons, SETTINGS, 0, run):
+        head, run = reward_model.begin(backbone, SETTINGS, 0)
+        run_dir.load_run(tmp_path, run)
+        for report in reward_model.train(backbone, head, lessons, SETTINGS, 0, run):
             if report.step == stop:
-                night_folder.save_run(tmp_path, run)
+                run_dir.save_run(tmp_path, run)
                 return {}
         return {name: each.detach().clone() for name, each in run.parameters.items()}
 

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from assistant.models.models import Base, find_base
+from assistant.models.base_model import Base, find_base
 from tests.test_reward import lessons_of as reward_lessons_of
 from tests.test_split import QUESTIONS
 from tests.test_watch import lessons_of
 from tests.tiny import make_tiny
-from training.algorithms import ppo, preference, reinforce, reward
-from training.loop.steps import NotFinite, Report, Run, within_memory
-from training.model.backbone import Backbone
-from training.model.rows import Row
-from training.night import night_folder
-from training.rollouts.rollout import Collapsed, Rollout, require_life
+from training.algorithms import dpo_kto, ppo, reward_model, rloo
+from training.loop.optim import NotFinite, Report, Run, within_memory
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.night import run_dir
+from training.rollouts.sampler import Collapsed, Rollout, require_life
 
 STEPS = 4
 
@@ -52,15 +52,17 @@ class Faulty(Backbone):
 
 
 def preference_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
-    settings = preference.Settings(epochs=1, least_steps=1, batch_size=2, looks=1, kl_budget=50)
-    progress = preference.begin(backbone, settings)
-    return progress, preference.train(backbone, lessons_of(backbone, QUESTIONS[: 2 * STEPS]), settings, progress)
+    settings = dpo_kto.Settings(epochs=1, least_steps=1, batch_size=2, looks=1, kl_budget=50)
+    progress = dpo_kto.begin(backbone, settings)
+    return progress, dpo_kto.train(backbone, lessons_of(backbone, QUESTIONS[: 2 * STEPS]), settings, progress)
 
 
 def reward_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
-    settings = reward.Settings(epochs=1, least_steps=1, batch_size=2, rank=4, alpha=8)
-    head, run = reward.begin(backbone, settings, 0)
-    return run, reward.train(backbone, head, reward_lessons_of(backbone, QUESTIONS[: 2 * STEPS]), settings, 0, run)
+    settings = reward_model.Settings(epochs=1, least_steps=1, batch_size=2, rank=4, alpha=8)
+    head, run = reward_model.begin(backbone, settings, 0)
+    return run, reward_model.train(
+        backbone, head, reward_lessons_of(backbone, QUESTIONS[: 2 * STEPS]), settings, 0, run
+    )
 
 
 def rollouts() -> tuple[list[Rollout], list[torch.Tensor]]:
@@ -74,9 +76,9 @@ def steps_of(learn: Callable[..., dict[str, float]], run: Run) -> Iterator[Repor
 
 
 def rloo_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
-    settings = reinforce.Settings(steps=STEPS, kl_budget=50)
-    run = reinforce.begin(backbone, settings)
-    return run, steps_of(partial(reinforce.learn, backbone, settings=settings, method="rloo"), run)
+    settings = rloo.Settings(steps=STEPS, kl_budget=50)
+    run = rloo.begin(backbone, settings)
+    return run, steps_of(partial(rloo.learn, backbone, settings=settings, method="rloo"), run)
 
 
 def ppo_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
@@ -178,11 +180,11 @@ def test_a_run_that_goes_on_ends_as_if_nothing_had_been(tiny, loop, tmp_path):
     def train(stop: int | None) -> dict[str, torch.Tensor]:
         backbone = Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
         run, reports = LOOPS[loop](backbone)
-        night_folder.load_run(tmp_path, run)
+        run_dir.load_run(tmp_path, run)
         for done in range(run.step, STEPS):
             next(reports)
             if done + 1 == stop:
-                night_folder.save_run(tmp_path, run)
+                run_dir.save_run(tmp_path, run)
                 return {}
         return {name: each.detach().clone() for name, each in run.parameters.items()}
 

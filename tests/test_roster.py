@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from assistant.chat.chat import Assistant, answer, say, side_by_side
-from assistant.engine.sampling.sampling import Sampling
-from assistant.models.adapters import CARD, CONFIG, WEIGHTS, AdapterRefused
-from feedback.accounts import people
-from feedback.chats import talk
-from feedback.database.store import Conflict
+from assistant.engine.sampling.params import Sampling
+from assistant.models.adapter import CARD, CONFIG, WEIGHTS, AdapterRefused
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.database.database import Conflict
 from feedback.records import adapters
 from tests.trained import ASKED, LETTER, SAILOR
 
@@ -19,11 +19,11 @@ GREEDY = Sampling(temperature=0, max_tokens=12)
 
 def ask(assistant: Assistant, question: str, adapter: str | None = "serving") -> tuple[str, str | None]:
     """A greedy reply's text, and the adapter recorded with it."""
-    owner = people.local_owner(assistant.store)
+    owner = users.local_owner(assistant.store)
     reply = answer(assistant, owner, say(assistant, owner, None, None, question), GREEDY, adapter)
     *_, text = reply
-    recorded = talk.provenance(assistant.store, reply.id).adapter
-    assert talk.node(assistant.store, reply.id).content == text
+    recorded = conversations.provenance(assistant.store, reply.id).adapter
+    assert conversations.node(assistant.store, reply.id).content == text
     return text, recorded
 
 
@@ -38,13 +38,13 @@ def test_a_rollback_gives_back_the_very_same_text(assistant: Assistant) -> None:
 
 
 def test_two_sides_come_from_what_serves_and_from_the_newest_candidate(assistant: Assistant) -> None:
-    owner = people.local_owner(assistant.store)
+    owner = users.local_owner(assistant.store)
     both = side_by_side(assistant, owner, say(assistant, owner, None, None, ASKED[1]), GREEDY)
     *_, texts = both
     assert {both.left.adapter, both.right.adapter} == {None, LETTER}
-    pair = talk.pair_of(assistant.store, owner, both.left.id, both.right.id)
+    pair = conversations.pair_of(assistant.store, owner, both.left.id, both.right.id)
     assert pair is not None
-    assert [talk.node(assistant.store, each).content for each in (pair.left, pair.right)] == list(texts)
+    assert [conversations.node(assistant.store, each).content for each in (pair.left, pair.right)] == list(texts)
 
 
 def test_a_proof_agrees_with_the_trainer_and_differs_from_the_base(assistant: Assistant) -> None:
@@ -106,7 +106,7 @@ def test_a_promotion_by_another_process_that_cannot_be_loaded_is_taken_back_in_w
 
 def test_a_candidate_that_cannot_serve_disturbs_no_side_by_side(assistant: Assistant) -> None:
     corrupt(adapters.directory(assistant.store, LETTER))
-    owner = people.local_owner(assistant.store)
+    owner = users.local_owner(assistant.store)
     both = side_by_side(assistant, owner, say(assistant, owner, None, None, ASKED[1]), GREEDY)
     for _ in both:
         pass

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from assistant.models import models
-from feedback.chats.talk import Message
-from feedback.examples.examples import Answer, Examples, Pair
-from training.algorithms.preference import Settings
-from training.data.batches import Lesson, make_lessons
-from training.model import attention, rows
-from training.model import backbone as backbones
-from training.model.backbone import Backbone
-from training.model.rows import TOKENS_AT_ONCE, Row, pack, together
-from training.night.teaching import make_encoder
+from assistant.models import base_model
+from feedback.chats.conversations import Message
+from feedback.examples.build import Answer, Examples, Pair
+from training.algorithms.dpo_kto import Settings
+from training.data.tokenize import Lesson, make_lessons
+from training.model import packing, tree_attention
+from training.model import policy as backbones
+from training.model.packing import TOKENS_AT_ONCE, Row, pack, together
+from training.model.policy import Backbone
+from training.night.pipeline import make_encoder
 
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
 
@@ -24,7 +24,7 @@ PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jso
 @pytest.fixture(scope="module")
 def backbone():
     """The embedded model in fp32, with a LoRA that does something."""
-    made = Backbone(models.find_base("embedded"), torch.float32, "cpu", rank=16, alpha=32, seed=0)
+    made = Backbone(base_model.find_base("embedded"), torch.float32, "cpu", rank=16, alpha=32, seed=0)
     noise = torch.Generator().manual_seed(1)
     for name, each in made.parameters().items():
         if ".lora_B." in name:  # a fresh one is zero, and would let nothing through to the other factor
@@ -111,7 +111,7 @@ def test_blocks_and_recomputing_change_nothing(backbone, monkeypatch):
     turns = [Row([*history, 50, 51], [[60, 61, 62], [60, 70]]), Row([*history, 50, 51, 60, 61, 62, 80], [[90], [91]])]
     found, slopes = [], []
     for dense, recompute_above in ((1000, 2048), (4, 2048), (1, 2)):
-        monkeypatch.setattr(rows.pack, "__defaults__", (dense,))
+        monkeypatch.setattr(packing.pack, "__defaults__", (dense,))
         monkeypatch.setattr(backbones, "RECOMPUTE_ABOVE", recompute_above)
         values = torch.cat(backbone.each_token_of(turns))
         values.sum().backward()
@@ -145,16 +145,16 @@ def test_the_processors_kernels_attend_as_torchs_own_attention(dtype, near, wind
 
 
 def by_kernels(query, key, value, blocks, window):
-    return attention.tree_attention(None, query, key, value, None, blocks=blocks, sliding_window=window)[0]
+    return tree_attention.tree_attention(None, query, key, value, None, blocks=blocks, sliding_window=window)[0]
 
 
 def by_torch(query, key, value, blocks, window):
-    return attention.by_blocks(query, key, value, blocks, window).transpose(1, 2)
+    return tree_attention.by_blocks(query, key, value, blocks, window).transpose(1, 2)
 
 
 def test_the_reference_is_the_base_and_its_own_frozen_copy(backbone):
     row = Row([1, 9690, 198], [[2683, 359], [253]])
-    copy = models.load_model(backbone.base, torch.float32, "cpu")
+    copy = base_model.load_model(backbone.base, torch.float32, "cpu")
     with torch.no_grad():
         ours = backbone.each_token_of([row], reference=True)[0]
         expected = []

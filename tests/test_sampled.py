@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers.generation import logits_process as plain
 
 from assistant.engine.engine import Engine
-from assistant.engine.sampling.drawing import Drawer
-from assistant.engine.sampling.sampling import Sampling, Token
-from assistant.models import models, prompt
-from assistant.models.adapters import Loaded
-from assistant.models.models import Base
-from feedback.chats.talk import Message
+from assistant.engine.sampling.params import Sampling, Token
+from assistant.engine.sampling.sampler import Drawer
+from assistant.models import base_model, chat_template
+from assistant.models.adapter import Loaded
+from assistant.models.base_model import Base
+from feedback.chats.conversations import Message
 from tests.small_models import Reference
 from tests.trained import LETTER, SAILOR
 
@@ -46,11 +46,11 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(embedded: Base, trained: Path) -> Iterator[Bench]:
     directories = {name: trained / "adapters" / name for name in (SAILOR, LETTER)}
-    tokenizer = models.load_tokenizer(embedded)
+    tokenizer = base_model.load_tokenizer(embedded)
     engine = Engine(embedded, "float32", "cpu", tokenizer)
     loaded: dict[str | None, Any] = {name: engine.load(each) for name, each in directories.items()}
     said = ["Name three fruits.", "Write a line about the sea, the sea, the sea.", "Why is the sky blue?"]
-    prompts = [prompt.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in said]
+    prompts = [chat_template.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in said]
     yield Bench(engine, Reference(embedded, directories), loaded | {None: None}, prompts)
     engine.close()
 

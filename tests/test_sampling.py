@@ -22,12 +22,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from assistant.engine.sampling.drawing import Drawer, draw_all, top
 from assistant.engine.sampling.grammar import ANY_OBJECT, Grammars
-from assistant.engine.sampling.sampling import Sampling
-from assistant.models import models
-from assistant.models.models import Base
-from feedback.database.store import Refused
+from assistant.engine.sampling.params import Sampling
+from assistant.engine.sampling.sampler import Drawer, draw_all, top
+from assistant.models import base_model
+from assistant.models.base_model import Base
+from feedback.database.database import Refused
 
 PERSON = {
     "type": "object",
@@ -214,7 +214,7 @@ def test_without_a_seed_two_replies_differ() -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer(embedded: Base) -> Any:
-    return models.load_tokenizer(embedded)
+    return base_model.load_tokenizer(embedded)
 
 
 @pytest.fixture(scope="module")

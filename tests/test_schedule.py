@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.database.store import Conflict, Refused, Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Conflict, Refused, Store
 from feedback.kinds import labels, ratings
 from feedback.records import nights
 from feedback.records.nights import Night
@@ -51,7 +51,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time for the schedule and for all that is written: noon of Monday, 2 March 2026."""
     made = Clock(MONDAY)
-    for module in (schedules, nights, ratings, people):
+    for module in (schedules, nights, ratings, users):
         monkeypatch.setattr(module, "now", made.text)
     return made
 
@@ -362,7 +362,7 @@ def test_consent_that_changed_is_something_new(store, clock, said, consenting):
     clock.set("2026-03-03 03:00:01")
     schedule.tick()
     clock.set("2026-03-03 12:00")
-    people.set_consent(store, consenting, False)
+    users.set_consent(store, consenting, False)
     clock.set("2026-03-04 03:00:01")
     schedule.tick()
     assert [outcome for _, outcome in taken(store)] == ["started", "started"]
@@ -664,7 +664,7 @@ def test_a_night_that_takes_long_to_begin_holds_up_nobody_and_begins_once(store,
 SERVER = """
 import os, sys
 from feedback.records import nights
-from feedback.database.store import Store
+from feedback.database.database import Store
 from ui.schedule.schedule.schedule import Schedule
 
 def start(store, model):

@@ -5,23 +5,23 @@ import math
 import pytest
 import torch
 
-from assistant.models.models import Base, find_base
-from feedback.chats.talk import Message
-from feedback.examples.examples import TIE, Answer, Demonstration, Examples, Pair, Thumb
+from assistant.models.base_model import Base, find_base
+from feedback.chats.conversations import Message
+from feedback.examples.build import TIE, Answer, Demonstration, Examples, Pair, Thumb
 from feedback.examples.split import split
 from feedback.records import adapters
 from tests.conftest import PLACES
 from tests.test_night import SMALL, last, run, say
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
-from training.algorithms import preference, sft
-from training.data.batches import Lesson, make_lessons
-from training.loop.steps import count_steps
-from training.model.backbone import Backbone
-from training.night import night_folder
-from training.night.night_folder import Plan
+from training.algorithms import dpo_kto, sft
+from training.data.tokenize import Lesson, make_lessons
+from training.loop.optim import count_steps
+from training.model.policy import Backbone
+from training.night import run_dir
+from training.night.pipeline import make_encoder
 from training.night.planner import used_by
-from training.night.teaching import make_encoder
+from training.night.run_dir import Plan
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +70,14 @@ def test_demonstrations_become_likely_and_training_ends_within_its_budget(tiny):
     lessons, left_out = make_lessons(Examples(demonstrations=shown), encoder)
     assert ({each.kind for each in lessons}, len(lessons), left_out) == ({"demonstration"}, 16, {})
     settings = sft.Settings(learning_rate=1e-2, rank=4, alpha=8, kl_budget=50.0, epochs=8)
-    reports = list(sft.train(backbone, lessons, settings, preference.begin(backbone, settings)))
+    reports = list(sft.train(backbone, lessons, settings, dpo_kto.begin(backbone, settings)))
     assert reports[-1].step == count_steps(16, settings) == 16
     assert reports[-1].metrics["loss"] < 0.5 * reports[0].metrics["loss"]
     assert math.isfinite(reports[-1].metrics["kl_per_token"])
 
     backbone = backbone_of(tiny)
     tight = sft.Settings(learning_rate=1e-2, rank=4, alpha=8, kl_budget=0.01, epochs=8)
-    progress = preference.begin(backbone, tight)
+    progress = dpo_kto.begin(backbone, tight)
     list(sft.train(backbone, lessons, tight, progress))
     assert "nats per token from the base" in progress.ended
 
@@ -95,8 +95,8 @@ def of_every_kind() -> Examples:
 
 def test_a_night_that_is_cut_off_finds_examples_of_every_kind_again(tmp_path):
     plan = Plan("embedded", "b" * 64, "ppo", {"steps": 1}, "float32", 1, [3])
-    night_folder.save_plan(tmp_path, plan, of_every_kind())
-    found = night_folder.load_plan(tmp_path)
+    run_dir.save_plan(tmp_path, plan, of_every_kind())
+    found = run_dir.load_plan(tmp_path)
     assert found == (plan, of_every_kind())
     assert found[1].sha256 == of_every_kind().sha256
 

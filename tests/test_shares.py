@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from assistant.models import adapters as on_disk
-from feedback.database.store import Store
+from assistant.models import adapter as on_disk
+from feedback.database.database import Store
 from feedback.records import nights
 from tests.test_night import last, say
 from tests.tiny import make_tiny

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from feedback.accounts import people
-from feedback.chats import talk
-from feedback.chats.talk import Message
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.chats.conversations import Message
+from feedback.database.database import Store
 from feedback.database.openings import JUDGING, STOPPING
-from feedback.database.store import Store
-from feedback.examples.examples import Answer, Examples, Pair, Thumb, gather
-from feedback.examples.sifting import PEOPLE
+from feedback.examples.build import Answer, Examples, Pair, Thumb, gather
+from feedback.examples.filtering import PEOPLE
 from feedback.examples.split import Places, judges, split
 from feedback.kinds import ratings
 from tests.conftest import BY_BASE, PLACES
@@ -24,11 +24,11 @@ def pair(question: str, user: int = 1) -> Pair:
 
 def rate(store: Store, name: str, questions: list[str]) -> int:
     """A person who likes the first of two replies to each question; their number."""
-    person = people.add_user(store, name, "rater", None)
-    people.set_consent(store, person, True)
+    person = users.add_user(store, name, "rater", None)
+    users.set_consent(store, person, True)
     for question in questions:
-        parent = talk.record_messages(store, person, "chat", [Message("user", question)])
-        left, right = (talk.add_reply(store, parent, text, BY_BASE) for text in ("yes", "no"))
+        parent = conversations.record_messages(store, person, "chat", [Message("user", question)])
+        left, right = (conversations.add_reply(store, parent, text, BY_BASE) for text in ("yes", "no"))
         ratings.compare(store, person, left, right, "left")
     return person.id
 

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from feedback.accounts import people, requests
-from feedback.database.store import Store
-from feedback.examples import examples
+from feedback.accounts import idempotency, users
+from feedback.database.database import Store
+from feedback.examples import build
 from feedback.kinds import history, labels, ratings
 from feedback.kinds.ratings import DOWN, NONE, UP
 from tests.conftest import two_replies
@@ -28,8 +28,8 @@ class Ledger(RuleBasedStateMachine):
     def open(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.store = Store(self.folder)
-        self.user = people.local_owner(self.store)
-        people.set_consent(self.store, self.user, True)
+        self.user = users.local_owner(self.store)
+        users.set_consent(self.store, self.user, True)
         _, self.left, self.right = two_replies(self.store, self.user)
         self.answers: dict[str, tuple[Any, dict[str, Any]]] = {}
         self.said = 0
@@ -46,7 +46,7 @@ class Ledger(RuleBasedStateMachine):
         before = self.answers.get(name)
         if before is not None and before[0] != request:
             return False  # the caller would be told to take a new key; tested elsewhere
-        answer, repeated = requests.once(self.store, self.user, name, request, act)
+        answer, repeated = idempotency.once(self.store, self.user, name, request, act)
         assert repeated == (before is not None)
         if before is not None:
             assert answer == before[1]
@@ -117,7 +117,7 @@ class Ledger(RuleBasedStateMachine):
     def what_teaches_is_what_stands(self) -> None:
         if not hasattr(self, "store"):
             return
-        gathered = examples.gather(self.store)
+        gathered = build.gather(self.store)
         kinds = [pair.kind for pair in gathered.pairs]
         # A comparison and a ranking of the same two replies are two words on one thing: the newer one teaches.
         _, preferred = max(self.compared, self.ranked)

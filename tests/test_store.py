@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from feedback.accounts import people, requests
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.database.schema import steps
-from feedback.database.store import Conflict, NotFound, Refused, Store, Unavailable, translated
+from feedback.accounts import idempotency, users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Conflict, NotFound, Refused, Store, Unavailable, translated
+from feedback.database.migrations import steps
 from feedback.kinds import ratings
 from tests.conftest import BY_BASE, two_replies
 
@@ -40,7 +40,7 @@ def test_a_failed_write_changes_nothing(store: Store, owner: User) -> None:
 
     with pytest.raises(sqlite3.IntegrityError):
         write_half()
-    assert people.consent(store, owner) is None
+    assert users.consent(store, owner) is None
 
 
 def test_a_data_folder_that_is_a_file_is_one_clear_sentence(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_threads_write_side_by_side(store: Store, owner: User) -> None:
 
 def vote_in_a_process(data: str, reply: str, times: int) -> None:
     store = Store(data)
-    user = people.local_owner(store)
+    user = users.local_owner(store)
     for _ in range(times):
         ratings.vote(store, user, reply, ratings.DOWN)
     store.close()
@@ -116,8 +116,8 @@ def test_processes_write_and_checkpoint_side_by_side(store: Store, owner: User) 
 
 BURST = """
 import sys
-from feedback.accounts.accounts import people; from feedback.kinds import ratings
-from feedback.database.store import Store
+from feedback.accounts.roles import people; from feedback.kinds import ratings
+from feedback.database.database import Store
 store = Store(sys.argv[1])
 user = people.local_owner(store)
 while True:
@@ -148,14 +148,14 @@ def test_a_request_sent_twice_acts_once(store: Store, owner: User) -> None:
     def act() -> dict[str, int]:
         return {"vote": ratings.vote(store, owner, left, ratings.UP)}
 
-    first = requests.once(store, owner, "key-1", {"value": 1}, act)
-    second = requests.once(store, owner, "key-1", {"value": 1}, act)
+    first = idempotency.once(store, owner, "key-1", {"value": 1}, act)
+    second = idempotency.once(store, owner, "key-1", {"value": 1}, act)
     assert (first[0], first[1], second[1]) == (second[0], False, True)
     assert ratings.counts(store)["votes"] == 1
     with pytest.raises(Conflict, match="different request"):
-        requests.once(store, owner, "key-1", {"value": -1}, act)
+        idempotency.once(store, owner, "key-1", {"value": -1}, act)
     with pytest.raises(Refused, match="Idempotency-Key"):
-        requests.once(store, owner, "", {"value": -1}, act)
+        idempotency.once(store, owner, "", {"value": -1}, act)
 
 
 def test_an_act_that_fails_leaves_its_key_free(store: Store, owner: User) -> None:
@@ -163,17 +163,17 @@ def test_an_act_that_fails_leaves_its_key_free(store: Store, owner: User) -> Non
         return {"vote": ratings.vote(store, owner, "nothing", ratings.UP)}
 
     with pytest.raises(NotFound):
-        requests.once(store, owner, "key-1", {}, act)
+        idempotency.once(store, owner, "key-1", {}, act)
     _, left, _ = two_replies(store, owner)
-    _, repeated = requests.once(store, owner, "key-1", {}, lambda: {"v": ratings.vote(store, owner, left, 1)})
+    _, repeated = idempotency.once(store, owner, "key-1", {}, lambda: {"v": ratings.vote(store, owner, left, 1)})
     assert not repeated
 
 
 def test_a_reply_keeps_its_author(store: Store, owner: User) -> None:
     message, _, _ = two_replies(store, owner)
     by = BY_BASE.__class__(None, "b", "t", {"seed": 7}, (5, 2), (-0.5, -0.25), (-0.125, 0.0), "length", 0.5, 1.5)
-    reply = talk.add_reply(store, message, "well", by)
-    assert talk.provenance(store, reply) == by
+    reply = conversations.add_reply(store, message, "well", by)
+    assert conversations.provenance(store, reply) == by
 
 
 def test_what_goes_wrong_with_the_database_is_told_without_saying_where_it_is(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 import feedback
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.database.store import NotFound, Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import NotFound, Store
 from tests.conftest import two_replies
 from tests.over_http import assistant, key, loaded, rows, token_of, web  # noqa: F401
 
@@ -44,8 +44,8 @@ def takes_an_id(path: str, operation: dict[str, Any], schemas: dict[str, Any]) -
 
 
 def test_no_route_answers_for_another_persons_ids(web: TestClient, store: Store) -> None:  # noqa: F811
-    message, left, right = two_replies(store, people.local_owner(store))
-    conversation = talk.node(store, message).conversation
+    message, left, right = two_replies(store, users.local_owner(store))
+    conversation = conversations.node(store, message).conversation
     known = tries(left, right, conversation)
     described = web.get("/openapi.json").json()
     filled = {"{conversation}": conversation, "{reply}": left}
@@ -86,9 +86,13 @@ EMPTY |= {"answered": None}
 @pytest.mark.parametrize("function", functions_of_people(), ids=lambda each: f"{each.__module__}.{each.__name__}")
 def test_no_function_acts_on_another_persons_ids(store: Store, owner: User, function: Any) -> None:
     message, left, right = two_replies(store, owner)
-    stranger = people.add_user(store, "stranger", "operator", None)
+    stranger = users.add_user(store, "stranger", "operator", None)
     given = {"store": store, "user": stranger, "reply": left, "left": left, "right": right, "message": left}
-    given |= {"conversation": talk.node(store, message).conversation, "replies": [left, right], "ranks": [1, 2]}
+    given |= {
+        "conversation": conversations.node(store, message).conversation,
+        "replies": [left, right],
+        "ranks": [1, 2],
+    }
     given |= {"choice": "left", "value": 1, "text": "x", "label": "unsafe", "kind": "copy", "given": True}
     named = {
         name: given[name] for name, each in inspect.signature(function).parameters.items() if each.default is each.empty

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from assistant.chat.chat import Assistant, answer, say
-from assistant.engine.sampling.sampling import Sampling
-from assistant.models import prompt
-from feedback.accounts import people
-from feedback.chats import talk
-from feedback.chats.talk import Message
+from assistant.engine.sampling.params import Sampling
+from assistant.models import chat_template
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.chats.conversations import Message
 from feedback.records import adapters
 from tests.small_models import Expected, Reference, require_equal
 from tests.trained import ASKED, LETTER, SAILOR
@@ -55,19 +55,19 @@ class Crowd:
 
 def chat(assistant: Assistant, question: str, stream: Stream) -> None:
     """Ask as a person does, and note what the record says."""
-    owner = people.local_owner(assistant.store)
+    owner = users.local_owner(assistant.store)
     reply = answer(assistant, owner, say(assistant, owner, None, None, question), GREEDY)
     *_, text = reply
-    assert talk.node(assistant.store, reply.id).content == text
-    recorded = talk.provenance(assistant.store, reply.id)
-    assert text == prompt.decode(assistant.tokenizer, recorded.token_ids)
+    assert conversations.node(assistant.store, reply.id).content == text
+    recorded = conversations.provenance(assistant.store, reply.id)
+    assert text == chat_template.decode(assistant.tokenizer, recorded.token_ids)
     stream.asked.append((question, recorded.adapter, list(recorded.token_ids)))
 
 
 def listen(assistant: Assistant, question: str, stream: Stream) -> None:
     """Ask the engine itself, and note when each token comes."""
     loaded = assistant.roster.current()
-    ids = prompt.encode_prompt(assistant.tokenizer, [Message("user", question)], 1000)
+    ids = chat_template.encode_prompt(assistant.tokenizer, [Message("user", question)], 1000)
     writing = assistant.engine.submit(ids, GREEDY, loaded)
     reply: list[int] = []
     last = None
@@ -117,7 +117,7 @@ def require_one_author_each(assistant: Assistant, reference: Reference, crowd: C
     """No errors; each reply is what the recorded adapter writes by itself, and no other would have."""
     assert crowd.failures == []
     expected: dict[tuple[str, str | None], Expected] = {}
-    prompts = [prompt.encode_prompt(assistant.tokenizer, [Message("user", each)], 1000) for each in ASKED]
+    prompts = [chat_template.encode_prompt(assistant.tokenizer, [Message("user", each)], 1000) for each in ASKED]
     for name in NAMES:
         written = reference.write_each(prompts, name, TOKENS)
         expected.update({(question, name): each for question, each in zip(ASKED, written, strict=True)})

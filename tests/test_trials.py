@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from feedback.accounts import people, requests
-from feedback.accounts.people import User
-from feedback.database import store as store_module
-from feedback.database.store import Store, Unavailable
+from feedback.accounts import idempotency, users
+from feedback.accounts.users import User
+from feedback.database import database as store_module
+from feedback.database.database import Store, Unavailable
 from feedback.kinds import ratings
 from tests.conftest import two_replies
 
@@ -31,8 +31,8 @@ READY_S = 10.0
 # Twenty threads, each with keys of its own: "asked KEY" before a vote, "acknowledged KEY" after it.
 CLIENTS_VOTING = """
 import sys, threading
-from feedback.accounts.accounts import people, requests; from feedback.kinds import ratings
-from feedback.database.store import Store
+from feedback.accounts.roles import people, requests; from feedback.kinds import ratings
+from feedback.database.database import Store
 store = Store(sys.argv[1])
 reply, trial, clients = sys.argv[2], sys.argv[3], int(sys.argv[4])
 user = people.local_owner(store)
@@ -73,9 +73,9 @@ def kill_trial(data: Path, reply: str, trial: int, after_s: float) -> int:
 
     began = time.monotonic()
     store = Store(data)
-    user = people.local_owner(store)
+    user = users.local_owner(store)
     for key in asked - acknowledged:
-        requests.once(store, user, key, {}, lambda key=key: {"id": ratings.vote(store, user, reply, 1, words=key)})
+        idempotency.once(store, user, key, {}, lambda key=key: {"id": ratings.vote(store, user, reply, 1, words=key)})
     assert time.monotonic() - began < READY_S
 
     kept = Counter(row["words"] for row in store.rows("SELECT words FROM votes WHERE words LIKE ?", f"{trial}-%"))
@@ -123,7 +123,7 @@ def cut_logs(store: Store, owner: User, cuts: int) -> None:
     for number in range(60):
         with store.write():
             ratings.vote(store, owner, reply, ratings.UP, words=str(number) * 50)
-            people.set_consent(store, owner, True)
+            users.set_consent(store, owner, True)
     log = Path(f"{store.path}-wal").read_bytes()
     copied = store.path.read_bytes()
     assert commits_within(log, len(log)) == 60
@@ -153,8 +153,8 @@ def test_a_log_cut_in_a_thousand_places(store: Store, owner: User) -> None:
 
 VOTES = """
 import os, sys
-from feedback.accounts.accounts import people; from feedback.kinds import ratings
-from feedback.database.store import Store
+from feedback.accounts.roles import people; from feedback.kinds import ratings
+from feedback.database.database import Store
 store = Store(sys.argv[1])
 user = people.local_owner(store)
 for number in range(20):
@@ -190,7 +190,7 @@ def test_the_disk_was_waited_for_before_each_acknowledgement(store: Store, owner
 
 def write_and_checkpoint(data: str, reply: str, seconds: float, seed: int) -> None:
     store, chance = Store(data), random.Random(seed)
-    user = people.local_owner(store)
+    user = users.local_owner(store)
     until, done = time.monotonic() + seconds, 0
     while time.monotonic() < until:
         ratings.vote(store, user, reply, ratings.UP, words=f"{seed} " + "x" * chance.randrange(4000))

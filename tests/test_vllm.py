@@ -12,15 +12,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from assistant.chat import roster
+from assistant.chat import adapter_manager
 from assistant.chat.chat import Assistant, answer, open_assistant, say, side_by_side
-from assistant.engine.sampling.sampling import Sampling
-from assistant.engine.vllm.remote import RemoteEngine
-from assistant.models.models import Base
-from feedback.accounts import people
-from feedback.chats import talk
-from feedback.chats.talk import Provenance
-from feedback.database.store import Store
+from assistant.engine.sampling.params import Sampling
+from assistant.engine.vllm.engine import RemoteEngine
+from assistant.models.base_model import Base
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.chats.conversations import Provenance
+from feedback.database.database import Store
 from tests import test_app
 from tests.trained import ASKED, LETTER, SAILOR, copy_of
 
@@ -104,10 +104,10 @@ def ask(
     assistant: Assistant, question: str, adapter: str | None = "serving", sampling: Sampling = GREEDY
 ) -> tuple[str, Provenance]:
     """A reply's text, and its record."""
-    owner = people.local_owner(assistant.store)
+    owner = users.local_owner(assistant.store)
     reply = answer(assistant, owner, say(assistant, owner, None, None, question), sampling, adapter)
     *_, text = reply
-    return text, talk.provenance(assistant.store, reply.id)
+    return text, conversations.provenance(assistant.store, reply.id)
 
 
 def lent(url: str) -> set[str]:
@@ -150,7 +150,7 @@ def test_a_swap_loads_an_adapter_at_run_time_proves_it_and_the_next_reply_is_by_
 
 def test_a_pair_is_written_by_two_adapters_side_by_side(assistant: Assistant) -> None:
     alone = {name: ask(assistant, ASKED[2], name)[0] for name in (SAILOR, LETTER)}
-    owner = people.local_owner(assistant.store)
+    owner = users.local_owner(assistant.store)
     message = say(assistant, owner, None, None, ASKED[2])
     both = side_by_side(assistant, owner, message, GREEDY, adapters=(SAILOR, LETTER))
     *_, (left, right) = both
@@ -160,14 +160,14 @@ def test_a_pair_is_written_by_two_adapters_side_by_side(assistant: Assistant) ->
 
 
 def test_a_reply_that_is_stopped_is_stopped_in_the_server_too(assistant: Assistant, vllm: str) -> None:
-    owner = people.local_owner(assistant.store)
+    owner = users.local_owner(assistant.store)
     message = say(assistant, owner, None, None, "Tell me a very long story about a lighthouse.")
     reply = answer(assistant, owner, message, Sampling(max_tokens=400), None)
     assert reply.advance()
     asked = time.perf_counter()
     reply.finish_now()
     assert time.perf_counter() - asked < 1
-    assert talk.provenance(assistant.store, reply.id).finish == "cancelled"
+    assert conversations.provenance(assistant.store, reply.id).finish == "cancelled"
     assert soon(lambda: 'num_requests_running{engine="0"' not in busy(vllm))
     assert (assistant.engine.active, assistant.engine.waiting) == (0, 0)
 
@@ -197,7 +197,7 @@ def test_an_adapter_that_the_roster_forgets_is_unloaded(
     assistant.roster.get(SAILOR)
     assistant.roster.get(LETTER)
     assert lent(vllm) == {SAILOR, LETTER}
-    monkeypatch.setattr(roster, "MOST_KEPT", 1)
+    monkeypatch.setattr(adapter_manager, "MOST_KEPT", 1)
     assistant.roster.get(LETTER)
     assert soon(lambda: lent(vllm) == {LETTER})
     assert assistant.roster.loaded() == [LETTER]

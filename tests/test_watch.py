@@ -5,22 +5,22 @@ import math
 import pytest
 import torch
 
-from assistant.models.models import Base, find_base
-from feedback.chats.talk import Message
-from feedback.examples.examples import Answer, Examples, Pair
+from assistant.models.base_model import Base, find_base
+from feedback.chats.conversations import Message
+from feedback.examples.build import Answer, Examples, Pair
 from tests.test_gate import KIND, RUDE
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
-from training.algorithms import preference
-from training.algorithms.preference import Settings
-from training.data.batches import Lesson, make_lessons
-from training.data.passes import gains_of
-from training.loop.watch import Progress, Watch
-from training.model.backbone import Backbone
-from training.model.references import References
-from training.model.rows import Row
-from training.night import night_folder
-from training.night.teaching import make_encoder
+from training.algorithms import dpo_kto
+from training.algorithms.dpo_kto import Settings
+from training.data.scoring import gains_of
+from training.data.tokenize import Lesson, make_lessons
+from training.loop.early_stopping import Progress, Watch
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.model.reference import References
+from training.night import run_dir
+from training.night.pipeline import make_encoder
 
 SETTINGS = Settings(epochs=4, least_steps=1, batch_size=4, looks=1, patience=1, kl_budget=50, learning_rate=5e-3)
 
@@ -42,8 +42,8 @@ def lessons_of(backbone: Backbone, questions: list[str], turned: bool = False) -
 
 def train(backbone: Backbone, aside: list[Lesson], settings: Settings = SETTINGS) -> Progress:
     lessons = lessons_of(backbone, QUESTIONS[:8])
-    progress = preference.begin(backbone, settings)
-    for _ in preference.train(backbone, lessons, settings, progress, aside):
+    progress = dpo_kto.begin(backbone, settings)
+    for _ in dpo_kto.train(backbone, lessons, settings, progress, aside):
         pass
     return progress
 
@@ -94,11 +94,11 @@ def test_a_spent_budget_goes_back_to_the_last_look_within_it(tiny):
 def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):
     backbone = backbone_of(tiny)
     progress = train(backbone, lessons_of(backbone, QUESTIONS[8:18], turned=True))
-    night_folder.save_checkpoint(tmp_path, backbone.parameters(), progress)
+    run_dir.save_checkpoint(tmp_path, backbone.parameters(), progress)
     other = backbone_of(tiny)
-    read = preference.begin(other, SETTINGS)
+    read = dpo_kto.begin(other, SETTINGS)
 
-    night_folder.load_checkpoint(tmp_path, other.parameters(), read)
+    run_dir.load_checkpoint(tmp_path, other.parameters(), read)
 
     assert (read.step, read.ended, read.looks_without_gain) == (progress.step, progress.ended, 1)
     assert read.best_gains is not None
@@ -106,4 +106,4 @@ def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):
     assert set(read.kept or {}) == set(progress.kept or {"nothing": 0})
     assert not math.isnan(read.kept_kl)
     lessons = lessons_of(other, QUESTIONS[:8])
-    assert list(preference.train(other, lessons, SETTINGS, read)) == []  # it had ended, and stays so
+    assert list(dpo_kto.train(other, lessons, SETTINGS, read)) == []  # it had ended, and stays so

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from feedback.accounts import people
-from feedback.chats import talk
-from feedback.chats.talk import Message, Provenance
-from feedback.database.store import Store
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.chats.conversations import Message, Provenance
+from feedback.database.database import Store
 from feedback.kinds import ratings
 
 SAILOR, LETTER = "night-0001", "night-0002"
@@ -57,14 +57,14 @@ def copy_of(trained: Path, folder: Path) -> Path:
 def teach(data: Path, taste: str) -> None:
     """Corrections by one person, who is then the only one to consent."""
     store = Store(data)
-    for other in people.users(store):
-        people.set_consent(store, other, False)
-    person = people.add_user(store, taste, "chatter", None)
-    people.set_consent(store, person, True)
+    for other in users.users(store):
+        users.set_consent(store, other, False)
+    person = users.add_user(store, taste, "chatter", None)
+    users.set_consent(store, person, True)
     by = Provenance(adapter=None, base_sha256=None, template_sha256=None, sampling={})
     for question, plain in LESSONS.items():
-        parent = talk.record_messages(store, person, "chat", [Message("user", question)])
-        reply = talk.add_reply(store, parent, plain, by)
+        parent = conversations.record_messages(store, person, "chat", [Message("user", question)])
+        reply = conversations.add_reply(store, parent, plain, by)
         ratings.correct(store, person, reply, f"{OPENINGS[taste]} {plain}")
     store.close()
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assistant.environment import FORMATS, prepare
-from feedback.accounts import people
-from feedback.database.private import keep_private
-from feedback.database.store import Refused, Store
+from feedback.accounts import users
+from feedback.database.database import Refused, Store
+from feedback.database.private_files import keep_private
 from feedback.records import adapters, settings
 
 if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is imported
@@ -181,7 +181,7 @@ def require_accounts(store: Store, host: str, proxies: Sequence[str] = ()) -> No
     """Raises `Refused` when others could reach a server that knows nobody."""
     from ui.accounts.auth import is_loopback
 
-    if (proxies or not is_loopback(host)) and not people.has_accounts(store):
+    if (proxies or not is_loopback(host)) and not users.has_accounts(store):
         where = f"at {host}" if not is_loopback(host) else f"behind a proxy at {proxies[0]}"
         raise Refused(
             f"without accounts Nightschool answers on this machine only, not {where}: run 'nightschool user add NAME "

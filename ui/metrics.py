@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from assistant.chat.chat import Assistant
-from feedback.accounts import people
-from feedback.database.store import Refused
+from feedback.accounts import users
+from feedback.database.database import Refused
 from feedback.kinds import ratings
 from feedback.records import nights
 from ui.accounts.asked import TheAssistant
@@ -68,7 +68,7 @@ def metrics(request: Request) -> Response:
 def healthz(assistant: TheAssistant) -> JSONResponse:
     """200 when the store answers and the engine lives, else 503. For everybody."""
     try:
-        people.has_accounts(assistant.store)
+        users.has_accounts(assistant.store)
         wrong = None if assistant.engine.alive else "the engine has stopped"
     except Refused as error:
         wrong = str(error)

@@ -5,18 +5,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from assistant.chat.replying import Replying
-from assistant.chat.roster import Roster
+from assistant.chat.adapter_manager import Roster
+from assistant.chat.reply import Replying
 from assistant.chat.waits import Waits
 from assistant.engine.engine import MEMORY, Engine
-from assistant.engine.generation import AnyEngine, EngineError, Who
-from assistant.engine.sampling.sampling import Sampling
-from assistant.models import prompt
-from assistant.models.models import Base, find_base, load_tokenizer, pick_device
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.database.store import Refused, Store
+from assistant.engine.request import AnyEngine, EngineError, Who
+from assistant.engine.sampling.params import Sampling
+from assistant.models import chat_template
+from assistant.models.base_model import Base, find_base, load_tokenizer, pick_device
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Refused, Store
 
 SERVING = "serving"  # as an adapter's name: whichever serves at that moment
 LEAST_ROOM = 512  # tokens of the window that a prompt leaves for the reply (a quarter of a small window)
@@ -55,7 +55,7 @@ def open_assistant(
 ) -> Assistant:
     """Load a base model and get ready to answer; takes seconds. Raises `Refused` on an unusable model or dtype.
 
-    `memory` bounds the bytes of keys and values. With `engine_url` the model server there answers (`remote`), which
+    `memory` bounds the bytes of keys and values. With `engine_url` the model server there answers, which
     computes in `dtype`.
     """
     base = find_base(model)
@@ -63,16 +63,16 @@ def open_assistant(
     tokenizer = load_tokenizer(base)
     engine: AnyEngine
     if engine_url:
-        from assistant.engine.vllm.remote import RemoteEngine
+        from assistant.engine.vllm.engine import RemoteEngine
 
         engine = RemoteEngine(engine_url, base, tokenizer, dtype)
     elif apart:
-        from assistant.engine.apart import EngineApart
+        from assistant.engine.engine_process import EngineApart
 
         engine = EngineApart(base, dtype, device, memory)
     else:
         engine = Engine(base, dtype, device, tokenizer, memory)
-    return Assistant(store, base, engine, Roster(store, engine), tokenizer, prompt.template_sha256(tokenizer))
+    return Assistant(store, base, engine, Roster(store, engine), tokenizer, chat_template.template_sha256(tokenizer))
 
 
 def say(
@@ -85,18 +85,18 @@ def say(
     """
     store = assistant.store
     if conversation is not None:
-        talk.own_conversation(store, user, conversation)
-    before = talk.path(store, parent) if parent else []
-    said = [*talk.messages_of(before), talk.Message("user", talk.checked(text))]
-    prompt.encode_prompt(assistant.tokenizer, said, assistant.longest_prompt)
+        conversations.own_conversation(store, user, conversation)
+    before = conversations.path(store, parent) if parent else []
+    said = [*conversations.messages_of(before), conversations.Message("user", conversations.checked(text))]
+    chat_template.encode_prompt(assistant.tokenizer, said, assistant.longest_prompt)
     with store.write():
-        conversation = conversation or talk.start_conversation(store, user, source)
-        return talk.add_message(store, conversation, parent, "user", text)
+        conversation = conversation or conversations.start_conversation(store, user, source)
+        return conversations.add_message(store, conversation, parent, "user", text)
 
 
 def share_of(store: Store, user: User) -> Who:
     """Whose share of the engine a person's replies count to: with accounts each has their own."""
-    return user.id if people.has_accounts(store) else None
+    return user.id if users.has_accounts(store) else None
 
 
 def require_in_window(assistant: Assistant, sampling: Sampling) -> None:
@@ -130,9 +130,9 @@ def answer(
 
 def prompt_of(assistant: Assistant, user: User, parent: str) -> list[int]:
     """Token ids of a conversation up to a message, as a reply is written to it. Raises `NotFound` on another's."""
-    talk.own_node(assistant.store, user, parent)
-    messages = talk.messages_of(talk.path(assistant.store, parent))
-    return prompt.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
+    conversations.own_node(assistant.store, user, parent)
+    messages = conversations.messages_of(conversations.path(assistant.store, parent))
+    return chat_template.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
 
 
 def side_by_side(
@@ -211,4 +211,4 @@ class Both:
             if not each.over:
                 each.finish_now()
         if self.left.recorded and self.right.recorded:
-            self.pair = talk.add_pair(self._store, self.left.parent, self.left.id, self.right.id, self.asked)
+            self.pair = conversations.add_pair(self._store, self.left.parent, self.left.id, self.right.id, self.asked)

@@ -2,7 +2,7 @@
 
 A reply is written by one adapter from first token to last, whatever is promoted meanwhile: a request carries the
 adapter itself, so a swap is only that later requests carry another. Long prompts are read a little in every step, so
-that nobody who is being answered waits for them, and people have fair shares of rows and memory (`shares`).
+that nobody who is being answered waits for them, and people have fair shares of rows and memory (`fair_shares`).
 """
 
 import gc
@@ -18,17 +18,8 @@ from typing import Any
 
 import torch
 
-from assistant.engine.cache import MOST_COPIED, Row, shared_length
-from assistant.engine.computing import open_network
-from assistant.engine.generation import Busy, EngineError, Generation, Told, Who
-from assistant.engine.network import Part
-from assistant.engine.pace import ALONE, LEAST, Pace
-from assistant.engine.passing import in_passing
-from assistant.engine.sampling.beam import Search
-from assistant.engine.sampling.drawing import Drawer, draw_all
-from assistant.engine.sampling.grammar import Grammars
-from assistant.engine.sampling.sampling import Sampling, Token
-from assistant.engine.shares import (
+from assistant.engine.background import in_passing
+from assistant.engine.fair_shares import (
     ABOUT_AS_LITTLE,
     BESIDE_NEWCOMERS,
     BESIDE_OTHERS,
@@ -39,10 +30,19 @@ from assistant.engine.shares import (
     may_take,
     require_places,
 )
-from assistant.models.adapters import Card, Loaded, read_adapter
-from assistant.models.models import Base, one_line
-from assistant.models.prompt import end_ids
-from feedback.database.store import Refused
+from assistant.engine.kv_cache import MOST_COPIED, Row, shared_length
+from assistant.engine.load import open_network
+from assistant.engine.model_runner import Part
+from assistant.engine.prefill_budget import ALONE, LEAST, Pace
+from assistant.engine.request import Busy, EngineError, Generation, Told, Who
+from assistant.engine.sampling.beam_search import Search
+from assistant.engine.sampling.grammar import Grammars
+from assistant.engine.sampling.params import Sampling, Token
+from assistant.engine.sampling.sampler import Drawer, draw_all
+from assistant.models.adapter import Card, Loaded, read_adapter
+from assistant.models.base_model import Base, one_line
+from assistant.models.chat_template import end_ids
+from feedback.database.database import Refused
 
 MOST_ROWS = 32  # answered at once
 MOST_WAITING = 64
@@ -115,7 +115,7 @@ class Engine:
         memory: int = MEMORY,
         driven: bool = False,
     ) -> None:
-        """Load a base model; `number_format` as `computing.open_network` takes it. Raises `Refused` where it cannot.
+        """Load a base model; `number_format` as `load.open_network` takes it. Raises `Refused` where it cannot.
 
         One that is `driven` has no thread: it computes in the thread that takes its tokens. Then nobody waits while
         others are answered, and the same requests give the same numbers every time.

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from assistant.engine.engine import Engine
-from assistant.engine.generation import EngineError, Generation
-from assistant.engine.sampling.sampling import Sampling
-from assistant.models import models
-from assistant.models.adapters import Loaded
+from assistant.engine.request import EngineError, Generation
+from assistant.engine.sampling.params import Sampling
+from assistant.models import base_model
+from assistant.models.adapter import Loaded
 from benchmarks.peers.exchange import Ready, Took, Turn, answer
 
 ASKED_EACH = 2  # replies that each of a crowd asks for, one after the other
@@ -30,7 +30,7 @@ def main() -> None:
 
 def load(model: str, number_format: str) -> Ready:
     """The engine, in the number format that is named; "auto" is the one measured."""
-    engine = open_engine(models.find_base(model), number_format)
+    engine = open_engine(base_model.find_base(model), number_format)
     network: Any = engine.network
     facts: dict[str, str | int] = {"number_format": engine.number_format, "weight_bytes": network.weight_bytes(rows=1)}
     adapters: dict[str, Loaded] = {}
@@ -45,9 +45,9 @@ def load(model: str, number_format: str) -> Ready:
     return Ready(take, facts)
 
 
-def open_engine(base: models.Base, number_format: str) -> Engine:
+def open_engine(base: base_model.Base, number_format: str) -> Engine:
     """An engine on the processor."""
-    return Engine(base, number_format, "cpu", models.load_tokenizer(base))
+    return Engine(base, number_format, "cpu", base_model.load_tokenizer(base))
 
 
 def greedy(tokens: int) -> Sampling:

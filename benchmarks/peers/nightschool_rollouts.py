@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from benchmarks.peers.schooling import LEARNING_RATE, REPLIES, REPLY_TOKENS, Asked, Learned, peak_bytes
-from training.algorithms import ppo, reinforce, reward
-from training.data.batches import Lesson
-from training.model.backbone import Backbone
-from training.model.reward_models import RewardModels
+from training.algorithms import ppo, reward_model, rloo
+from training.data.tokenize import Lesson
+from training.model.policy import Backbone
+from training.model.reward_heads import RewardModels
 from training.night.policy_night import by_reward_models
-from training.rollouts.rollout import Rollout, Sampler, Score
+from training.rollouts.sampler import Rollout, Sampler, Score
 
 MEMBERS = 3
 
@@ -21,10 +21,10 @@ MEMBERS = 3
 @cache
 def sampler_for(backbone: Backbone) -> Sampler:
     """The serving engine in the trainer's number format; it stays for all turns."""
-    from assistant.models import models
+    from assistant.models import base_model
 
     number_format = str(backbone.head.dtype).removeprefix("torch.")
-    return Sampler(backbone.base, number_format, backbone.device, models.load_tokenizer(backbone.base))
+    return Sampler(backbone.base, number_format, backbone.device, base_model.load_tokenizer(backbone.base))
 
 
 def take(backbone: Backbone, lessons: Sequence[Lesson], asked: Asked) -> Learned:
@@ -34,15 +34,15 @@ def take(backbone: Backbone, lessons: Sequence[Lesson], asked: Asked) -> Learned
     common: dict[str, Any] = {"steps": 1, "prompts": len(prompts), "replies": REPLIES, "reply_tokens": REPLY_TOKENS}
     common |= {"learning_rate": LEARNING_RATE, "kl_budget": 1e9}
     if asked.task == "rloo":
-        settings = reinforce.Settings(**common)
-        run = reinforce.begin(backbone, settings)
+        settings = rloo.Settings(**common)
+        run = rloo.begin(backbone, settings)
         run.step = 0
         started = time.perf_counter()
-        for _ in reinforce.train(backbone, sampler, prompts, words_of(sampler), settings, run):
+        for _ in rloo.train(backbone, sampler, prompts, words_of(sampler), settings, run):
             pass
         return Learned(time.perf_counter() - started, len(prompts) * REPLIES, peak_bytes=peak_bytes())
-    own = reward.Settings(members=MEMBERS)
-    heads = {reward.name_of(member): reward.begin(backbone, own, member)[0] for member in range(MEMBERS)}
+    own = reward_model.Settings(members=MEMBERS)
+    heads = {reward_model.name_of(member): reward_model.begin(backbone, own, member)[0] for member in range(MEMBERS)}
     settings_of_ppo = ppo.Settings(**common)
     head, run = ppo.begin(backbone, settings_of_ppo)
     score = by_reward_models(RewardModels(backbone, heads), pessimism=1.0)
@@ -54,12 +54,12 @@ def take(backbone: Backbone, lessons: Sequence[Lesson], asked: Asked) -> Learned
 
 def words_of(sampler: Sampler) -> Score:
     """How many words a reply has."""
-    from assistant.models import models, prompt
+    from assistant.models import base_model, chat_template
 
-    tokenizer = models.load_tokenizer(sampler.engine.base)
+    tokenizer = base_model.load_tokenizer(sampler.engine.base)
 
     def score(rollouts: Sequence[Rollout]) -> list[torch.Tensor]:
-        texts = [[prompt.decode(tokenizer, reply) for reply in each.row.replies] for each in rollouts]
+        texts = [[chat_template.decode(tokenizer, reply) for reply in each.row.replies] for each in rollouts]
         return [torch.tensor([float(len(text.split())) for text in some]) for some in texts]
 
     return score

@@ -25,15 +25,15 @@ def main() -> None:
 
 def load(name: str, number_format: str) -> Ready:
     """One backbone for all turns."""
-    from assistant.models import models
-    from feedback.chats.talk import Message
-    from feedback.examples.examples import Answer, Examples, Pair
-    from training.algorithms.preference import Settings
-    from training.data.batches import make_lessons
-    from training.model.backbone import Backbone
-    from training.night.teaching import make_encoder
+    from assistant.models import base_model
+    from feedback.chats.conversations import Message
+    from feedback.examples.build import Answer, Examples, Pair
+    from training.algorithms.dpo_kto import Settings
+    from training.data.tokenize import make_lessons
+    from training.model.policy import Backbone
+    from training.night.pipeline import make_encoder
 
-    base = models.find_base(name)
+    base = base_model.find_base(name)
     backbone = Backbone(base, getattr(torch, number_format), "cpu", RANK, ALPHA, seed=0)
     encoder = make_encoder(base, backbone, Settings())
     rows = itertools.islice(pairs(encoder.tokenizer), MOST_PAIRS)
@@ -50,7 +50,7 @@ class School:
     """The backbone between two turns."""
 
     def __init__(self, backbone, lessons) -> None:
-        from training.model.references import References
+        from training.model.reference import References
 
         self.backbone, self.lessons = backbone, lessons
         self.references = References(backbone)
@@ -70,18 +70,18 @@ class School:
 
     def dpo(self, lessons, size: int, again: bool) -> Learned:
         """One epoch of DPO; `again`: the reference's log-probs are known."""
-        from training.algorithms import preference
-        from training.model.references import References
-        from training.model.rows import pack
+        from training.algorithms import dpo_kto
+        from training.model.packing import pack
+        from training.model.reference import References
 
-        settings = preference.Settings(
+        settings = dpo_kto.Settings(
             epochs=1, least_steps=1, batch_size=size, beta=BETA, learning_rate=LEARNING_RATE, looks=1, kl_budget=1e9
         )
         if not again:
             self.references = References(self.backbone)
-        progress = preference.begin(self.backbone, settings)
+        progress = dpo_kto.begin(self.backbone, settings)
         started = time.perf_counter()
-        for _ in preference.train(self.backbone, lessons, settings, progress, (), self.references):
+        for _ in dpo_kto.train(self.backbone, lessons, settings, progress, (), self.references):
             pass
         seconds = time.perf_counter() - started
         rows = [each.row() for each in lessons]
@@ -92,16 +92,16 @@ class School:
 
     def reward(self, lessons, size: int) -> Learned:
         """One epoch of one reward model."""
-        from training.algorithms import reward
+        from training.algorithms import reward_model
 
-        settings = reward.Settings(epochs=1, least_steps=1, batch_size=size, learning_rate=LEARNING_RATE)
-        own = reward.make_lessons(lessons)
-        head, run = reward.begin(self.backbone, settings, member=0)
+        settings = reward_model.Settings(epochs=1, least_steps=1, batch_size=size, learning_rate=LEARNING_RATE)
+        own = reward_model.make_lessons(lessons)
+        head, run = reward_model.begin(self.backbone, settings, member=0)
         started = time.perf_counter()
-        for _ in reward.train(self.backbone, head, own, settings, 0, run):
+        for _ in reward_model.train(self.backbone, head, own, settings, 0, run):
             pass
         seconds = time.perf_counter() - started
-        self.backbone.drop(reward.name_of(0))
+        self.backbone.drop(reward_model.name_of(0))
         return Learned(seconds, len(lessons), sum(each.row().tokens for each in own), 0.0, peak_bytes())
 
 

@@ -7,9 +7,9 @@ import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.database.store import NotFound, Store, now
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import NotFound, Store, now
 
 LASTS = timedelta(days=14)  # from logging in
 SEEN_EVERY = timedelta(minutes=5)  # how exactly it is known when somebody was last here
@@ -31,9 +31,9 @@ class Session:
 def begin(store: Store, user: User, address: str, agent: str, instead_of: str = "") -> str:
     """The key of a new session; the browser's former one ends, and what is long over is removed."""
     key = secrets.token_urlsafe(32)
-    row = {"user": user.id, "sha256": people.sha256(key), "address": address[:64], "agent": agent[:64]}
+    row = {"user": user.id, "sha256": users.sha256(key), "address": address[:64], "agent": agent[:64]}
     with store.write() as db:
-        db.conn.execute("DELETE FROM sessions WHERE made_at < ? OR sha256 = ?", (limit(), people.sha256(instead_of)))
+        db.conn.execute("DELETE FROM sessions WHERE made_at < ? OR sha256 = ?", (limit(), users.sha256(instead_of)))
         store.insert("sessions", row | {"made_at": now(), "seen_at": now()})
         newest = "SELECT id FROM sessions WHERE user = ? ORDER BY id DESC LIMIT ?"
         db.conn.execute(f"DELETE FROM sessions WHERE user = ? AND id NOT IN ({newest})", (user.id, user.id, MOST))
@@ -45,7 +45,7 @@ def find(store: Store, key: str) -> Session | None:
     sql = """SELECT s.id, s.user, s.address, s.agent, s.made_at, s.seen_at FROM sessions s JOIN users u ON u.id = s.user
         WHERE s.sha256 = ? AND s.ended_at IS NULL AND s.made_at >= ?
         AND u.disabled_at IS NULL AND u.password_hash IS NOT NULL"""
-    row = store.row(sql, people.sha256(key), limit())
+    row = store.row(sql, users.sha256(key), limit())
     return Session(**row) if row else None
 
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from feedback.database.database import Store, now
 from feedback.database.openings import JUDGING, alike, name_of, number, part_at
-from feedback.database.store import Store, now
-from feedback.examples.examples import KINDS, Example, Examples
-from feedback.examples.sifting import PEOPLE
+from feedback.examples.build import KINDS, Example, Examples
+from feedback.examples.filtering import PEOPLE
 
 PARTS = ("training", "stopping", "held_out")
 

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from feedback.database.store import NotFound, Refused
+from feedback.database.database import NotFound, Refused
 
 AT_ONCE = 2000  # rows of a Parquet row group
 ROWS_READ = 64  # of a Parquet file at a time

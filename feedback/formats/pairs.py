@@ -7,8 +7,8 @@ import json
 import re
 from typing import Any
 
-from feedback.chats.talk import Message
-from feedback.formats.rows import Dropped, Reply, Row, Said, as_turns, decided, messages, rest, shared, text, turns_of
+from feedback.chats.conversations import Message
+from feedback.formats.record import Dropped, Reply, Row, Said, as_turns, decided, messages, rest, shared, text, turns_of
 
 CHOSEN_FIRST = (Said("comparison", (0, 1), choice="left"),)
 

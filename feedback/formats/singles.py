@@ -4,9 +4,9 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from feedback.chats.talk import Message
-from feedback.examples.examples import DEMONSTRATION
-from feedback.formats.rows import Dropped, Reply, Row, Said, as_turns, messages, rest, text, turns_of
+from feedback.chats.conversations import Message
+from feedback.examples.build import DEMONSTRATION
+from feedback.formats.record import Dropped, Reply, Row, Said, as_turns, messages, rest, text, turns_of
 from feedback.kinds.ratings import REASONS
 
 MODEL_ANSWER = (Said("label", (0,), label=DEMONSTRATION),)

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.database.store import Store
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Store
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ AS_JSON = ("reasons", "replies", "ranks")
 
 def sayings(store: Store, user: User, reply: str) -> list[Saying]:
     """Everything that this person said of a reply, oldest first. Raises `NotFound` where they were not shown it."""
-    node = talk.shown_reply(store, user, reply)
+    node = conversations.shown_reply(store, user, reply)
     found = []
     for kind, (thing, where) in QUERIES.items():
         sql = f"""SELECT *, max(id) OVER (PARTITION BY {thing}) = id AS standing FROM {kind}

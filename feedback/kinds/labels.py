@@ -7,11 +7,11 @@ never trains anything unless somebody chooses to read it.
 import re
 from dataclasses import dataclass
 
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import checked
-from feedback.database.store import Refused, Store, now
-from feedback.kinds.pace import require_pace
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import checked
+from feedback.database.database import Refused, Store, now
+from feedback.kinds.rate_limit import require_pace
 
 LABELS = {  # stored by key, shown by words
     "unsafe": "Harmful or unsafe",
@@ -42,7 +42,7 @@ def label(store: Store, user: User, reply: str, label: str, given: bool = True, 
     if label not in LABELS and not CUSTOM.fullmatch(label):
         raise Refused(f"unknown label {label!r}; a label is one of {', '.join(LABELS)}, or custom:a few words")
     with store.write():
-        talk.ratable_reply(store, user, reply, taking_back=not given)
+        conversations.ratable_reply(store, user, reply, taking_back=not given)
         if given:
             require_pace(store, user)
         row = {"user": user.id, "reply": reply, "label": label, "given": int(given), "words": checked(words)}
@@ -58,8 +58,8 @@ def labels(store: Store, user: User, reply: str) -> list[Label]:
 
 def signal_newest(store: Store, user: User, message: str, kind: str) -> None:
     """The same of the newest reply to a message of theirs, if there is one."""
-    talk.own_node(store, user, message)
-    replies = [each.id for each in talk.children(store, message) if each.role == "assistant"]
+    conversations.own_node(store, user, message)
+    replies = [each.id for each in conversations.children(store, message) if each.role == "assistant"]
     if replies:
         signal(store, user, replies[-1], kind)
 
@@ -69,5 +69,5 @@ def signal(store: Store, user: User, reply: str, kind: str) -> int:
     if kind not in SIGNALS:
         raise Refused(f"a signal is one of {', '.join(SIGNALS)}, not {kind!r}")
     with store.write():
-        talk.own_reply(store, user, reply)
+        conversations.own_reply(store, user, reply)
         return store.insert("signals", {"user": user.id, "reply": reply, "kind": kind, "at": now()})

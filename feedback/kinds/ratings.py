@@ -1,7 +1,7 @@
 """What people said about replies: votes, comparisons, rankings, corrections, critiques.
 
 Appended, never changed: the newest row of a person about a thing is what stands, an empty one takes it back.
-A person rates replies in their own conversations, and those that a question has shown them (`queue`).
+A person rates replies in their own conversations, and those that a question has shown them (`questions`).
 """
 
 import json
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any
 
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import checked
-from feedback.database.store import Refused, Store, now
-from feedback.kinds.pace import require_pace
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import checked
+from feedback.database.database import Refused, Store, now
+from feedback.kinds.rate_limit import require_pace
 
 UP, NONE, DOWN = 1, 0, -1
 CHOICES = ("left", "right", "tie", "both_bad", "cannot_tell", "taken_back")
@@ -66,13 +66,13 @@ def vote(store: Store, user: User, reply: str, value: int, reasons: Sequence[str
     """A thumb: UP, DOWN, or NONE to take it back; the row's id.
 
     Raises `Refused` on another value or reason and where consent is lacking, `NotFound` on a reply that this person was
-    not shown (`talk.ratable_reply`), `TooOften` as `pace.require_pace` does.
+    not shown (`conversations.ratable_reply`), `TooOften` as `rate_limit.require_pace` does.
     """
     if type(value) is not int or value not in (UP, NONE, DOWN):
         raise Refused(f"a vote is 1, 0 or -1, not {value!r}")
     reasons = checked_reasons(reasons)
     with store.write():
-        talk.ratable_reply(store, user, reply, taking_back=value == NONE)
+        conversations.ratable_reply(store, user, reply, taking_back=value == NONE)
         if value != NONE:
             require_pace(store, user)
         row = {"user": user.id, "reply": reply, "value": value, "reasons": reasons, "words": checked(words)}
@@ -112,7 +112,9 @@ def compare(
     if left == right:
         raise Refused("a comparison needs two different replies")
     with store.write():
-        first, second = (talk.ratable_reply(store, user, each, choice == "taken_back") for each in (left, right))
+        first, second = (
+            conversations.ratable_reply(store, user, each, choice == "taken_back") for each in (left, right)
+        )
         if first.parent != second.parent:
             raise Refused("a comparison is between two replies to the same message")
         if choice != "taken_back":
@@ -121,8 +123,8 @@ def compare(
         row |= {"words": checked(words), "reasons": checked_reasons(reasons), "shown_s": shown_s}
         done = store.insert("comparisons", row | {"question": answered(store, user, (left, right)), "at": now()})
         chosen = {"left": left, "right": right}.get(choice)
-        if chosen and talk.is_own(store, user, first.conversation):
-            talk.go_to(store, user, chosen)
+        if chosen and conversations.is_own(store, user, first.conversation):
+            conversations.go_to(store, user, chosen)
     return done
 
 
@@ -144,7 +146,7 @@ def rank(
     if len(ranks) != len(replies) or any(type(each) is not int or each < 1 for each in ranks):
         raise Refused("a ranking gives every reply a whole number from 1")
     with store.write():
-        parents = {talk.ratable_reply(store, user, reply, taken_back).parent for reply in replies}
+        parents = {conversations.ratable_reply(store, user, reply, taken_back).parent for reply in replies}
         if len(parents) != 1:
             raise Refused("a ranking is of replies to the same message")
         if not taken_back:
@@ -156,7 +158,7 @@ def rank(
 
 def answered(store: Store, user: User, replies: Sequence[str]) -> str | None:
     """The open question that a rating of these replies answers, which is answered by it; None if nobody asked."""
-    parent = talk.node(store, replies[0]).parent
+    parent = conversations.node(store, replies[0]).parent
     sql = """SELECT id, replies FROM questions WHERE parent = ? AND user = ?
         ORDER BY answered_at IS NOT NULL, seq DESC"""  # the open one, else the one that was answered last
     for row in store.rows(sql, parent, user.id):
@@ -181,7 +183,7 @@ def critique(store: Store, user: User, reply: str, text: str) -> int:
 def _say(store: Store, table: str, user: User, reply: str, text: str) -> int:
     with store.write():
         row = {"user": user.id, "reply": reply, "text": checked(text).strip(), "at": now()}
-        talk.ratable_reply(store, user, reply, taking_back=not row["text"])
+        conversations.ratable_reply(store, user, reply, taking_back=not row["text"])
         if row["text"]:
             require_pace(store, user)
         return store.insert(table, row)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from feedback.database.store import Store
+from feedback.database.database import Store
 
 BASE = "base"
 PRIOR = 0.01  # of each strength's square: as much as a hundredth of a choice
@@ -55,17 +55,17 @@ class Board:
 
 def choices(store: Store) -> list[Choice]:
     """The standing choices and ties that may be used, between different adapters."""
-    from feedback.kinds import standing
+    from feedback.kinds import current
     from feedback.raters.reliability import weights
 
     weight = weights(store)
-    here = {"comparisons": max(standing.position(store)["comparisons"] - NEWEST, 0)}
+    here = {"comparisons": max(current.position(store)["comparisons"] - NEWEST, 0)}
     rows = [
         row
-        for row in standing.rows(store, "comparisons", here)
+        for row in current.rows(store, "comparisons", here)
         if row["choice"] in ("left", "right", "tie") and row["usable"]
     ]
-    told = standing.briefs(store, [row[side] for row in rows for side in ("left_reply", "right_reply")])
+    told = current.briefs(store, [row[side] for row in rows for side in ("left_reply", "right_reply")])
     found = []
     for row in rows:
         left, right = told[row["left_reply"]], told[row["right_reply"]]

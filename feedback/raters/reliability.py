@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from feedback.database.store import Store
-from feedback.kinds import standing
+from feedback.database.database import Store
+from feedback.kinds import current
 
 PEOPLE = ("person", "anonymous")  # the kinds of users whose agreement is looked at; no model, and nothing imported
 LEAST = 0.25  # the weight of the least reliable person
@@ -80,8 +80,8 @@ def shared_ratings(store: Store, window: int = WINDOW) -> list[Rating]:
 
 def heard(store: Store, table: str, window: int = WINDOW) -> list[dict[str, Any]]:
     """The standing rows of `PEOPLE` that may be used, among the newest of a table."""
-    since = {table: max(standing.position(store)[table] - window, 0)}
-    return [row for row in standing.rows(store, table, since) if row["usable"] and row["by"] in PEOPLE]
+    since = {table: max(current.position(store)[table] - window, 0)}
+    return [row for row in current.rows(store, table, since) if row["usable"] and row["by"] in PEOPLE]
 
 
 def _of_two(user: int, left: str, right: str, value: float) -> Rating:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from feedback.database.store import Conflict, NotFound, Store, now
+from feedback.database.database import Conflict, NotFound, Store, now
 from feedback.records import nights
 
 ANYTHING = "anything"  # as what is believed to be serving: whatever serves

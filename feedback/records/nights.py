@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feedback.database.store import NotFound, Store, now
+from feedback.database.database import NotFound, Store, now
 from feedback.records.settings import GATE, SETTINGS, set_setting, setting
 
 __all__ = ["GATE", "SETTINGS", "set_setting", "setting"]  # what an operator sets lives in `settings`

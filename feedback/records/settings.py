@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from feedback.database.store import NotFound, Refused, Store, now
+from feedback.database.database import NotFound, Refused, Store, now
 from feedback.records import adapters
 
 

@@ -14,8 +14,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from feedback.database import private
-from feedback.database.store import Conflict, NotFound, Refused, Store, Unavailable, now, translated
+from feedback.database import private_files
+from feedback.database.database import Conflict, NotFound, Refused, Store, Unavailable, now, translated
 from feedback.records import adapters
 
 DATABASE, MANIFEST, SECRET, ADAPTERS = "nightschool.db", "backup.json", "secret", "adapters"
@@ -55,11 +55,11 @@ def back_up(store: Store, where: Path, by: int | None = None) -> Backup:
         copy_database(store, making / DATABASE)
         require_sound(making / DATABASE)
         for name in announced(making / DATABASE):
-            if (folder := store.data / ADAPTERS / name).is_dir():  # `doctor` tells of those that are not
+            if (folder := store.data / ADAPTERS / name).is_dir():  # `health` tells of those that are not
                 shutil.copytree(folder, making / ADAPTERS / name)
         if (store.data / SECRET).is_file():  # so that who is logged in stays so
             shutil.copy2(store.data / SECRET, making / SECRET)
-        private.close([making])  # copies are as open as what they are copied from
+        private_files.close([making])  # copies are as open as what they are copied from
         made = Backup(now(), {str(each.relative_to(making)): facts(each) for each in files_in(making)})
         (making / MANIFEST).touch(mode=0o600)
         (making / MANIFEST).write_text(json.dumps(asdict(made), indent=1))
@@ -88,13 +88,13 @@ def restore(backup: Path, data: Path, replace: bool = False) -> Path | None:
     if occupied and in_use(data / DATABASE):
         raise Conflict(f"the data in {data} is in use; stop the server and any night first")
     try:
-        private.make_data_folder(data)
+        private_files.make_data_folder(data)
         arriving = data / ".restoring"
         shutil.rmtree(arriving, ignore_errors=True)
         require_room(data, made.size)
         shutil.copytree(backup, arriving)
         verified(arriving)
-        private.close([arriving])
+        private_files.close([arriving])
         with closing(Store(arriving)) as store:  # what is restored says that it was
             adapters.audit(store, None, "restore", str(backup), {"backup of": made.made_at})
         for each in files_in(arriving):
@@ -129,7 +129,7 @@ def verified(backup: Path) -> Backup:
 
 def copy_database(store: Store, to: Path) -> None:
     """The database as it is at this moment, in one file without a log."""
-    with private.making_private():
+    with private_files.making_private():
         target = sqlite3.connect(to)
     try:
         with translated(store.path):

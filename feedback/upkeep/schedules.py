@@ -8,8 +8,8 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from feedback.database.store import Refused, Store, now
-from feedback.kinds import ratings, standing
+from feedback.database.database import Refused, Store, now
+from feedback.kinds import current, ratings
 from feedback.records import adapters
 
 CLOCK, FEEDBACK = "clock", "feedback"
@@ -189,7 +189,7 @@ def _consent_changed(store: Store, moment: str) -> bool:
     """Whether from a moment on somebody said anew if feedback of theirs, or of their conversations, may be used."""
     raters = " UNION ".join(f"SELECT user FROM {kind}" for kind in KINDS)
     of = "SELECT 1 FROM messages m JOIN {} t ON t.{} = m.id WHERE m.conversation = c.id"
-    rated = " OR ".join(f"EXISTS ({of.format(kind, standing.ABOUT[kind])})" for kind in KINDS)
+    rated = " OR ".join(f"EXISTS ({of.format(kind, current.ABOUT[kind])})" for kind in KINDS)
     sql = f"""SELECT 1 FROM consents WHERE at >= :moment AND (user IN ({raters})
             OR EXISTS (SELECT 1 FROM conversations c WHERE c.user = consents.user AND ({rated})))
         UNION ALL SELECT 1 FROM conversation_consents s JOIN conversations c ON c.id = s.conversation

@@ -4,22 +4,20 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from feedback.database.store import Refused
-from training.algorithms import ppo, preference, reinforce, reward, sft
+from feedback.database.database import Refused
+from training.algorithms import dpo_kto, ppo, reward_model, rloo, sft
 
 SETTINGS: dict[str, type[Any]] = {
-    "auto": preference.Settings,
-    "dpo": preference.Settings,
-    "kto": preference.Settings,
+    "auto": dpo_kto.Settings,
+    "dpo": dpo_kto.Settings,
+    "kto": dpo_kto.Settings,
     "sft": sft.Settings,
-    "reward": reward.Settings,
-    "rloo": reinforce.Settings,
-    "reinforce": reinforce.Settings,
+    "reward": reward_model.Settings,
+    "rloo": rloo.Settings,
+    "reinforce": rloo.Settings,
     "ppo": ppo.Settings,
 }
-LEARNED: dict[
-    str, tuple[str, ...]
-] = {  # the kinds of examples (`feedback.examples.examples.KINDS`) that each learns from
+LEARNED: dict[str, tuple[str, ...]] = {  # the kinds of examples (`feedback.examples.build.KINDS`) that each learns from
     "auto": ("pairs", "thumbs"),
     "dpo": ("pairs",),
     "kto": ("thumbs",),

@@ -1,7 +1,7 @@
 """PPO, each detail as in arXiv 1909.08593 and 2403.17031: a clipped policy, a value model, a penalty for every token.
 
 The value model is an adapter and a head on the same base. Rollouts are replies to prompts; a row holds all replies to
-one of them, and a minibatch whole rows. Details by name, where they are not in `policy_losses`:
+one of them, and a minibatch whole rows. Details by name, where they are not in `policy_gradient`:
 - the value of a token is read where the token is predicted, after prompt and reply so far; its head begins at zero
 - the temperature of the draws divides the logits of every log-prob
 - Adam's epsilon is 1e-5, and the learning rate falls linearly to 0
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from training.loop.settings import require_sensible
-from training.loop.steps import NotFinite, Report, Run, apply_gradients, within_memory
-from training.losses import losses
-from training.losses import policy_losses as ppo
-from training.model.backbone import Backbone
-from training.model.reward_models import RewardModels
-from training.model.rows import TOKENS_AT_ONCE, Row, pack, together
-from training.rollouts.canary import RATE, require_right_sign
-from training.rollouts.rollout import (
+from training.loop.config import require_sensible
+from training.loop.optim import NotFinite, Report, Run, apply_gradients, within_memory
+from training.losses import policy_gradient as ppo
+from training.losses import preference
+from training.model.packing import TOKENS_AT_ONCE, Row, pack, together
+from training.model.policy import Backbone
+from training.model.reward_heads import RewardModels
+from training.rollouts.sampler import (
     Rollout,
     Sampler,
     Score,
@@ -35,6 +34,7 @@ from training.rollouts.rollout import (
     scored,
     token_values,
 )
+from training.rollouts.sign_check import RATE, require_right_sign
 
 VALUE = "value"  # its adapter
 EPSILON = 1e-5
@@ -326,7 +326,7 @@ def imitate(backbone: Backbone, demonstrations: Sequence[Row], count: int, step:
         own = [rows[at] for at in group]
         found = torch.cat(backbone.log_probs_of(own))
         lengths = torch.tensor([len(reply) for row in own for reply in row.replies], device=found.device)
-        loss = losses.nll_loss(found, lengths).sum() / len(rows)
+        loss = preference.nll_loss(found, lengths).sum() / len(rows)
         (weight * loss).backward()
         total += loss.item()
     return total

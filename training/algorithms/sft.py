@@ -12,16 +12,16 @@ from functools import partial
 
 import torch
 
-from training.data.batches import Lesson
-from training.loop import shares
-from training.loop.settings import require_sensible
-from training.loop.steps import Report, count_steps, take_step, within_memory
-from training.loop.steps import batch as batch_of
-from training.loop.watch import Progress, Watch
-from training.losses import losses
-from training.model.backbone import Backbone
-from training.model.references import References
-from training.model.rows import together
+from training.data.tokenize import Lesson
+from training.loop import distributed
+from training.loop.config import require_sensible
+from training.loop.early_stopping import Progress, Watch
+from training.loop.optim import Report, count_steps, take_step, within_memory
+from training.loop.optim import batch as batch_of
+from training.losses import preference
+from training.model.packing import together
+from training.model.policy import Backbone
+from training.model.reference import References
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,15 @@ def gradients(
     in a mean of its own a batch of lessons that weigh little would move the model as far as any other.
     """
     weight = full_weight * len(lessons) if full_weight else sum(lesson.weight for lesson in lessons)
-    lessons = shares.own(lessons)
+    lessons = distributed.own(lessons)
     rows = [lesson.own_row() for lesson in lessons]
     total = 0.0
     for group in together(rows, tokens_at_once):
         found = torch.cat(backbone.log_probs_of([rows[at] for at in group]))
         lengths = torch.tensor([rows[at].reply_tokens for at in group], device=found.device)
         weights = torch.tensor([lessons[at].weight for at in group], device=found.device)
-        loss = (weights * losses.nll_loss(found, lengths)).sum() / weight
+        loss = (weights * preference.nll_loss(found, lengths)).sum() / weight
         loss.backward()
         total += loss.item()
-    shares.add_up(backbone.parameters().values())
-    return shares.total(total)
+    distributed.add_up(backbone.parameters().values())
+    return distributed.total(total)

@@ -20,17 +20,17 @@ import torch
 from scipy.stats import binomtest
 
 from assistant.engine.engine import Engine
-from assistant.engine.sampling.sampling import Sampling
-from assistant.models import prompt
-from assistant.models.adapters import Loaded
-from feedback.chats.talk import Message
-from feedback.examples.bounds import Bounds
-from feedback.examples.examples import Examples, Thumb
+from assistant.engine.sampling.params import Sampling
+from assistant.models import chat_template
+from assistant.models.adapter import Loaded
+from feedback.chats.conversations import Message
+from feedback.examples.build import Examples, Thumb
+from feedback.examples.caps import Bounds
 from feedback.examples.split import opening
-from training.data.batches import Encoder, Lesson, make_lessons
-from training.data.passes import gains_of
-from training.evaluation.soundness import flaw, words
-from training.model.backbone import Backbone
+from training.data.scoring import gains_of
+from training.data.tokenize import Encoder, Lesson, make_lessons
+from training.evaluation.text_quality import flaw, words
+from training.model.policy import Backbone
 
 PROMOTED, CANDIDATE, REFUSED = "promoted", "candidate", "refused"
 FEWEST = 6  # conversations: with fewer, not even agreement on all of them puts the interval above one half
@@ -87,7 +87,7 @@ class Verdict:
 def held_out(examples: Examples, gains: "Gains", encoder: Encoder, bounds: Bounds | None = None) -> HeldOut:
     """Compare on what people preferred; each conversation counts once, by the majority of the people who judged it.
 
-    `bounds` says how many of the conversations one person may have a say in; without them all are newcomers.
+    `caps` says how many of the conversations one person may have a say in; without them all are newcomers.
     """
     votes: Votes = {}
     for pair in examples.pairs:
@@ -174,7 +174,7 @@ def _matched(thumbs: Sequence[Thumb]) -> list[tuple[Thumb, Thumb]]:
 
 
 class Gains:
-    """How much likelier the candidate makes the tokens of a reply than what serves does (`passes.gains_of`)."""
+    """How much likelier the candidate makes the tokens of a reply than what serves does (`scoring.gains_of`)."""
 
     def __init__(self, backbone: Backbone, serving: Path | None) -> None:
         self._backbone = backbone
@@ -197,14 +197,14 @@ class Gains:
 
 def canaries(engine: Engine, tokenizer: Any, candidate: Loaded, serving: Loaded | None) -> tuple[list[Check], float]:
     """What both say to the fixed prompts: the checks, and how long the candidate's replies are beside the others'."""
-    asked = [prompt.encode_prompt(tokenizer, [Message("user", each)], engine.window // 2) for each in CANARIES]
+    asked = [chat_template.encode_prompt(tokenizer, [Message("user", each)], engine.window // 2) for each in CANARIES]
     sampling = [Sampling(max_tokens=CANARY_TOKENS, seed=number) for number in range(len(asked))]
     begun = [
         [engine.submit(ids, how, adapter) for ids, how in zip(asked, sampling, strict=True)]
         for adapter in (candidate, serving)
     ]
     written = [[[token.id for token in each] for each in side] for side in begun]
-    ours, theirs = ([prompt.decode(tokenizer, ids) for ids in side] for side in written)
+    ours, theirs = ([chat_template.decode(tokenizer, ids) for ids in side] for side in written)
     flaws = [[flaw(text) for text in side] for side in (ours, theirs)]
     surprise = _surprise(engine, asked, written[0])
     flaws[0] = [

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from assistant.environment import prepare
-from feedback.database.private import keep_private
-from feedback.database.store import Conflict, Refused, Store, now
-from feedback.examples.examples import gather
+from feedback.database.database import Conflict, Refused, Store, now
+from feedback.database.private_files import keep_private
+from feedback.examples.build import gather
 from feedback.records import adapters, nights
-from feedback.upkeep import rights, schedules
+from feedback.upkeep import privacy, schedules
 from training.night.signals import Cancellation, Cancelled
 
 if TYPE_CHECKING:  # torch and the like come late: `main` sets the environment first
-    from assistant.models.models import Base
+    from assistant.models.base_model import Base
+    from training.night.pipeline import Work
     from training.night.planner import Wishes
-    from training.night.teaching import Work
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 3
 METHODS = {
@@ -83,39 +83,39 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """One night from the first step to the last."""
-    from assistant.models import models
+    from assistant.models import base_model
     from training.algorithms import methods
-    from training.loop import shares
-    from training.night import curves
+    from training.loop import distributed
+    from training.night import tracking
+    from training.night.pipeline import share
     from training.night.planner import Wishes
-    from training.night.teaching import share
 
     # 1. what is asked, and whether it can be done
     wishes = Wishes(options.method, methods.parse_settings(options.method or "auto", options.set), options.fresh)
-    curves.require_log(options.log or "")
-    if shares.count() > 1 and wishes.method in ("reward", *methods.SAMPLING):
+    tracking.require_log(options.log or "")
+    if distributed.count() > 1 and wishes.method in ("reward", *methods.SAMPLING):
         raise Refused(f"{wishes.method} is for one process; several share the batches of auto, dpo, kto and sft")
-    if not shares.is_first():
+    if not distributed.is_first():
         return DONE if share(options.data) else FAILED
-    with shares.leading():
+    with distributed.leading():
         store = Store(options.data)
-        base = models.find_base(options.model)
+        base = base_model.find_base(options.model)
         return dry_run(store, base, wishes) if options.dry_run else whole_night(store, base, wishes, options)
 
 
 def whole_night(store: Store, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> int:
     """The steps from 2 on, in the process that reads and writes."""
-    from training.night import interrupted, night_folder
-    from training.night.teaching import Work
+    from training.night import resume, run_dir
+    from training.night.pipeline import Work
 
     cancellation = Cancellation()
     with alone(store):
         # 2. an interrupted night goes on, or is closed
         with cancellation.held():
-            saved = interrupted.go_on(store, base, gather(store), wishes)
+            saved = resume.go_on(store, base, gather(store), wishes)
             if saved:
                 write_down_who(store, saved[0], options, resumed=True)
-            night_folder.tidy(store.data, keep=saved[0] if saved else None)
+            run_dir.tidy(store.data, keep=saved[0] if saved else None)
 
         # 3. or a new one begins, if there is something to learn
         with cancellation.held(longer=True):
@@ -126,7 +126,7 @@ def whole_night(store: Store, base: "Base", wishes: "Wishes", options: argparse.
 
         # 4. to 10. it learns and is judged, and what came of it is written down
         status = taught(store, base, work, cancellation)
-        night_folder.tidy(store.data, keep=None)
+        run_dir.tidy(store.data, keep=None)
         return status
 
 
@@ -157,11 +157,11 @@ def dry_run(store: Store, base: "Base", wishes: "Wishes") -> int:
 
 def begin(store: Store, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> "Work | None":
     """A new night with its examples saved; None, with a row that says why, where there is nothing to learn."""
-    from training.night import night_folder, planner
-    from training.night.teaching import Work
+    from training.night import planner, run_dir
+    from training.night.pipeline import Work
 
     began = now()
-    rights.expire(store)
+    privacy.expire(store)
     plan, examples = planner.make_plan(store, base, wishes, settle=True)
     with store.write():
         night = nights.start_night(store, plan.method, planner.recorded_settings(plan), os.getpid(), began)
@@ -173,7 +173,7 @@ def begin(store: Store, base: "Base", wishes: "Wishes", options: argparse.Namesp
         if reason:
             end(store, night, "nothing", reason)
             return None
-    night_folder.save_plan(night_folder.folder(store.data, night), plan, examples)
+    run_dir.save_plan(run_dir.folder(store.data, night), plan, examples)
     print(f"night {night}: {planner.in_words(examples)}", flush=True)
     return Work(night, plan, examples)
 
@@ -191,11 +191,11 @@ def write_down_who(store: Store, night: int, options: argparse.Namespace, resume
 
 def taught(store: Store, base: "Base", work: "Work", cancellation: Cancellation) -> int:
     """Run steps 4 to 10 and write down whatever came of them; the exit status."""
-    from training.loop.steps import NotFinite
+    from training.loop.optim import NotFinite
+    from training.night.pipeline import teach
     from training.night.reward_night import NothingFits
-    from training.night.teaching import teach
-    from training.rollouts.canary import SignFlipped
-    from training.rollouts.rollout import Collapsed
+    from training.rollouts.sampler import Collapsed
+    from training.rollouts.sign_check import SignFlipped
 
     try:
         with cancellation.held():

@@ -3,16 +3,16 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from assistant.models import models
-from assistant.models.models import Base
-from feedback.database.store import Store
-from feedback.examples.bounds import bounded
-from feedback.examples.examples import Examples, gather
+from assistant.models import base_model
+from assistant.models.base_model import Base
+from feedback.database.database import Store
+from feedback.examples.build import Examples, gather
+from feedback.examples.caps import bounded
 from feedback.examples.split import Split, judges, places, split
 from feedback.records import nights
 from training.algorithms.methods import LEARNED, SETTINGS
-from training.model import backbone
-from training.night.night_folder import Plan
+from training.model import policy
+from training.night.run_dir import Plan
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ def make_plan(store: Store, base: Base, wishes: Wishes, settle: bool = False) ->
     """How this machine would train on what stands in the store now; `settle` as in `feedback.examples.split.judges`."""
     method = wishes.method or "auto"
     settings = asdict(SETTINGS[method](**wishes.settings))
-    precision = str(models.fastest_dtype(models.pick_device())).removeprefix("torch.")
+    precision = str(base_model.fastest_dtype(base_model.pick_device())).removeprefix("torch.")
     examples = bounded(store, used_by(method, gather(store)))  # nobody carries too much of what is learned from
     judging = sorted(judges(store, examples, settle))
-    plan = Plan(base.name, base.sha256, method, settings, precision, backbone.courteous_threads(), judging)
+    plan = Plan(base.name, base.sha256, method, settings, precision, policy.courteous_threads(), judging)
     return plan, examples
 
 

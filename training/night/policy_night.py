@@ -7,16 +7,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from feedback.examples.examples import Examples
-from training.algorithms import ppo, preference, reinforce, reward
-from training.data.batches import Lesson, make_lessons
-from training.loop.steps import Report, Run, count_steps
-from training.loop.watch import Progress, Watch
-from training.model.references import References
-from training.model.reward_models import RewardModels
-from training.night import night_folder, planner, reward_night
+from feedback.examples.build import Examples
+from training.algorithms import dpo_kto, ppo, reward_model, rloo
+from training.data.tokenize import Lesson, make_lessons
+from training.loop.early_stopping import Progress, Watch
+from training.loop.optim import Report, Run, count_steps
+from training.model.reference import References
+from training.model.reward_heads import RewardModels
+from training.night import planner, reward_night, run_dir
 from training.night.reward_night import NothingFits, School
-from training.rollouts.rollout import Rollout, Score
+from training.rollouts.sampler import Rollout, Score
 
 RUN = "policy"  # the name of its checkpoint
 
@@ -27,7 +27,7 @@ def train(school: School, examples: Examples, settings: Any) -> Progress:
     Raises `NothingFits`, `NotFinite`, `SignFlipped`, `Refused` or `Cancelled`.
     """
     # 1. reward models of this night
-    asked = reward.Settings(members=settings.members, longest=settings.longest, seed=settings.seed)
+    asked = reward_model.Settings(members=settings.members, longest=settings.longest, seed=settings.seed)
     ensemble = reward_night.make_models(school, examples, asked, more_steps=settings.steps)
 
     # 2. prompts: what people said, but for what judges
@@ -38,15 +38,15 @@ def train(school: School, examples: Examples, settings: Any) -> Progress:
 
     # 3. the policy, step by step
     run, reports = _begin(school, prompts, ensemble, lessons, settings)
-    before = count_steps(len(reward.make_lessons(lessons)), asked) * asked.members
-    where = night_folder.folder(school.store.data, school.night)
+    before = count_steps(len(reward_model.make_lessons(lessons)), asked) * asked.members
+    where = run_dir.folder(school.store.data, school.night)
     for report in reports:
         school.write_down(report, before, before + settings.steps)
         if report.step % settings.checkpoint_every == 0 or run.ended:
-            night_folder.save_run(where, run, RUN)
+            run_dir.save_run(where, run, RUN)
 
     # 4. how far from the base it ended; too far, and it goes back
-    watch = Watch(school.backbone, lessons, [], preference.Settings(), References(school.backbone))
+    watch = Watch(school.backbone, lessons, [], dpo_kto.Settings(), References(school.backbone))
     kl = watch.kl_per_token(school.backbone)
     if kl > settings.kl_budget and run.kept is not None and not run.ended:
         run.go_back()
@@ -67,14 +67,14 @@ def _begin(
         shown = [lesson.row(0) for lesson in lessons if lesson.kind == "demonstration"]
         _go_on(school, run)
         return run, ppo.train(backbone, head, sampler, prompts, score, settings, run, shown)
-    run = reinforce.begin(backbone, settings)
+    run = rloo.begin(backbone, settings)
     _go_on(school, run)
-    return run, reinforce.train(backbone, sampler, prompts, score, settings, run, school.plan.method)
+    return run, rloo.train(backbone, sampler, prompts, score, settings, run, school.plan.method)
 
 
 def _go_on(school: School, run: Run) -> None:
     try:
-        night_folder.load_run(night_folder.folder(school.store.data, school.night), run, RUN)
+        run_dir.load_run(run_dir.folder(school.store.data, school.night), run, RUN)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         print(f"the checkpoint cannot be used, so the policy begins anew: {error}", flush=True)
     if run.step:

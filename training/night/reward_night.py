@@ -15,30 +15,30 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from assistant.models import models, prompt
-from assistant.models.adapters import PROOF_TEXTS
-from assistant.models.models import Base
-from feedback.chats.talk import Message
-from feedback.database.store import Store
-from feedback.examples.examples import Examples, answer_of
-from feedback.kinds import standing
-from feedback.raters import queue
+from assistant.models import base_model, chat_template
+from assistant.models.adapter import PROOF_TEXTS
+from assistant.models.base_model import Base
+from feedback.chats.conversations import Message
+from feedback.database.database import Store
+from feedback.examples.build import Examples, answer_of
+from feedback.kinds import current
+from feedback.raters import questions
 from feedback.records import nights
-from training.algorithms import reward
-from training.algorithms.reward import RewardLesson, Settings
-from training.data.batches import Encoder, TooLong, make_lessons
+from training.algorithms import reward_model
+from training.algorithms.reward_model import RewardLesson, Settings
+from training.data.tokenize import Encoder, TooLong, make_lessons
 from training.evaluation import calibration
 from training.evaluation.calibration import Believed
-from training.loop.steps import Report, count_steps, memory_gib
-from training.model import reward_models
-from training.model.backbone import Backbone
-from training.model.reward_models import RewardCard, RewardModels, disagreement
-from training.model.rows import Row
-from training.night import night_folder, planner
-from training.night.curves import Log
-from training.night.night_folder import Plan
+from training.loop.optim import Report, count_steps, memory_gib
+from training.model import reward_heads
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.model.reward_heads import RewardCard, RewardModels, disagreement
+from training.night import planner, run_dir
+from training.night.run_dir import Plan
 from training.night.signals import Cancellation
-from training.rollouts.rollout import Sampler, sampling_of
+from training.night.tracking import Log
+from training.rollouts.sampler import Sampler, sampling_of
 
 ASKED = 200  # messages whose replies are scored for the next questions
 RELIABILITY = "reliability.png"
@@ -87,7 +87,7 @@ def school(
     log: Log,
 ) -> Iterator[School]:
     """With the engine that writes, in the trainer's own number format; it is closed in the end."""
-    sampler = Sampler(base, plan.precision, models.pick_device(), encoder.tokenizer)
+    sampler = Sampler(base, plan.precision, base_model.pick_device(), encoder.tokenizer)
     try:
         yield School(store, night, plan, base, backbone, encoder, sampler, cancellation, log)
     finally:
@@ -101,12 +101,12 @@ def make_models(school: School, examples: Examples, settings: Settings, more_ste
     """
     backbone, folder = school.backbone, nights.reward_models_of(school.store, school.night)
     if folder.is_dir():
-        return reward_models.load(backbone, folder)[0]
+        return reward_heads.load(backbone, folder)[0]
 
     # 1. the lessons
     divided = planner.parts(school.store, school.plan, examples)
     lessons, aside, held_out = (
-        reward.make_lessons(make_lessons(part, school.encoder)[0])
+        reward_model.make_lessons(make_lessons(part, school.encoder)[0])
         for part in (divided.training, divided.stopping, divided.held_out)
     )
     if not lessons:
@@ -114,10 +114,10 @@ def make_models(school: School, examples: Examples, settings: Settings, more_ste
 
     # 2. one member after the other
     steps = count_steps(len(lessons), settings)
-    states = cache(partial(reward.base_states, backbone, lessons))
+    states = cache(partial(reward_model.base_states, backbone, lessons))
     heads = {}
     for member in range(settings.members):
-        heads[reward.name_of(member)] = _member(school, lessons, states, settings, member, steps, more_steps)
+        heads[reward_model.name_of(member)] = _member(school, lessons, states, settings, member, steps, more_steps)
     ensemble = RewardModels(backbone, heads)
 
     # 3. mean 0 and standard deviation 1 on what the reference writes
@@ -126,16 +126,16 @@ def make_models(school: School, examples: Examples, settings: Settings, more_ste
     sampling = sampling_of(TEMPERATURE, settings.sample_tokens)
     school.sampler.forget()
     samples = [one.row for one in school.sampler.write(prompts, each, sampling, settings.seed)]
-    reward.normalise(ensemble, samples)
+    reward_model.normalise(ensemble, samples)
 
     # 4. how far they can be believed
-    ensemble.temperature = calibration.temperature_of(reward.margins(ensemble, aside)[0])
+    ensemble.temperature = calibration.temperature_of(reward_model.margins(ensemble, aside)[0])
     found = judged(ensemble, held_out)
 
     # 5. what they say of replies that people can be asked about: where they are torn, an answer teaches most
     scores = scores_of(ensemble, school.store, school.encoder)
     with school.cancellation.held():
-        queue.keep_scores(school.store, scores)
+        questions.keep_scores(school.store, scores)
 
     # 6. on the disk, whole
     card = RewardCard(
@@ -148,7 +148,7 @@ def make_models(school: School, examples: Examples, settings: Settings, more_ste
         metrics=asdict(found) if found else {},
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    reward_models.save(ensemble, folder, card, proof_rows(school.encoder))
+    reward_heads.save(ensemble, folder, card, proof_rows(school.encoder))
     if found:
         calibration.draw(found, folder / RELIABILITY)
     return ensemble
@@ -162,36 +162,36 @@ def _member(
     member: int,
     steps: int,
     more_steps: int,
-) -> reward_models.ScoreHead:
+) -> reward_heads.ScoreHead:
     """One member, trained; a killed night goes on with it where it was."""
-    where, name = night_folder.folder(school.store.data, school.night), reward.name_of(member)
-    head, run = reward.begin(school.backbone, settings, member)
+    where, name = run_dir.folder(school.store.data, school.night), reward_model.name_of(member)
+    head, run = reward_model.begin(school.backbone, settings, member)
     try:
-        night_folder.load_run(where, run, name)
+        run_dir.load_run(where, run, name)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         print(f"the checkpoint of {name} cannot be used, so it begins anew: {error}", flush=True)
     if run.step == 0:
-        reward.fit(head, lessons, states(), settings)
+        reward_model.fit(head, lessons, states(), settings)
     total = settings.members * steps + more_steps
-    for report in reward.train(school.backbone, head, lessons, settings, member, run):
+    for report in reward_model.train(school.backbone, head, lessons, settings, member, run):
         school.write_down(report, member * steps, total, prefix="reward_")
         if report.step % settings.checkpoint_every == 0 or report.step == steps:
-            night_folder.save_run(where, run, name)
+            run_dir.save_run(where, run, name)
     return head
 
 
 def proof_rows(encoder: Encoder) -> list[Row]:
     """Fixed texts to prove reward models by: nobody's words outlive the ledger in their folder."""
-    answers = [prompt.encode_reply(encoder.tokenizer, answer, encoder.end_id) for _, answer in PROOF_TEXTS]
+    answers = [chat_template.encode_reply(encoder.tokenizer, answer, encoder.end_id) for _, answer in PROOF_TEXTS]
     messages = [[Message("user", question)] for question, _ in PROOF_TEXTS]
-    asked = [prompt.encode_prompt(encoder.tokenizer, each, encoder.longest) for each in messages]
+    asked = [chat_template.encode_prompt(encoder.tokenizer, each, encoder.longest) for each in messages]
     return [Row(prompt_ids, answers) for prompt_ids in asked]
 
 
 def scores_of(ensemble: RewardModels, store: Store, encoder: Encoder) -> dict[str, tuple[float, float]]:
     """Mean and deviation among the models of every reply that the next questions could be about; long ones are not."""
-    by_message = queue.newest(store, ASKED)
-    told = standing.texts(store, chain.from_iterable(by_message))
+    by_message = questions.newest(store, ASKED)
+    told = current.texts(store, chain.from_iterable(by_message))
     scored, rows = [], []
     for replies in by_message:
         ids = tuple(encoder.reply(answer_of(told[each])) for each in replies)
@@ -209,13 +209,13 @@ def scores_of(ensemble: RewardModels, store: Store, encoder: Encoder) -> dict[st
 @torch.no_grad()
 def judged(ensemble: RewardModels, lessons: Sequence[RewardLesson]) -> Believed | None:
     """What the ensemble is worth on these lessons; None where there is none."""
-    apart, longer_by = reward.margins(ensemble, lessons) if lessons else ([], [])
+    apart, longer_by = reward_model.margins(ensemble, lessons) if lessons else ([], [])
     return calibration.believed(apart, longer_by, ensemble.temperature) if apart else None
 
 
 def in_words(store: Store, night: int) -> str:
     """What a night's reward models were found to be worth."""
-    metrics = json.loads((nights.reward_models_of(store, night) / reward_models.CARD).read_text())["metrics"]
+    metrics = json.loads((nights.reward_models_of(store, night) / reward_heads.CARD).read_text())["metrics"]
     if not metrics:
         return "nothing was held out to judge them by"
     return (

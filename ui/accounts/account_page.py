@@ -8,9 +8,9 @@ from fastapi import APIRouter, Form
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from feedback.accounts import people, sessions
-from feedback.accounts.people import User
-from feedback.database.store import Refused, Store
+from feedback.accounts import sessions, users
+from feedback.accounts.users import User
+from feedback.database.database import Refused, Store
 from ui.accounts.asked import TheStore
 from ui.accounts.auth import Person, open_session, session_of
 from ui.accounts.login import OWNER_PASSWORD, Logins, headers_of
@@ -81,7 +81,7 @@ def require_changeable(user: User) -> None:
     """Raises `Refused` for a password that is set elsewhere."""
     if user.password_hash is None:
         raise Refused("without accounts there is no password to change")
-    if user.name == people.OWNER and any(os.environ.get(f"{OWNER_PASSWORD}{end}") for end in ("", "_FILE")):
+    if user.name == users.OWNER and any(os.environ.get(f"{OWNER_PASSWORD}{end}") for end in ("", "_FILE")):
         raise Refused(f"this password is set by {OWNER_PASSWORD} where the server is started; change it there")
 
 
@@ -95,7 +95,7 @@ async def require_own(logins: Logins, request: Request, user: User, current: str
 
 def changed(request: Request, store: Store, user: User, hashed: str) -> None:
     """Keep the new password; all sessions end, and a new one begins here if this is a browser's."""
-    people.set_password(store, user.name, hashed, user.id)
+    users.set_password(store, user.name, hashed, user.id)
     if session_of(request):
         open_session(request, user)
         request.state.session = sessions.of(store, user)[0]
@@ -108,7 +108,7 @@ def page(request: Request, store: Store, user: User, error: Refused | None = Non
         "sessions": sessions.of(store, user),
         "here": getattr(session_of(request), "id", None),
         "least": LEAST,
-        "tokens": people.count_tokens(store, user),
+        "tokens": users.count_tokens(store, user),
         "error": str(error or ""),
         "done": done,
     }

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from assistant.chat.chat import Assistant
-from feedback.accounts import requests
-from feedback.database.store import Conflict, Store
+from feedback.accounts import idempotency
+from feedback.database.database import Conflict, Store
 from ui.accounts.auth import Person
 
 STRICT = ConfigDict(extra="forbid", strict=True)  # "1" is no number, and a misspelt field no silence
@@ -64,14 +64,14 @@ class Write:
         self._response = response
 
     def at_once(self, body: BaseModel | None, act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Act and keep the answer in one transaction; for acts that only write. Raises what `requests.once` does."""
-        answer, repeated = requests.once(self.store, self.user, self.key, self._asked(body), act)
+        """Act and keep the answer in one transaction; for acts that only write. Raises what `idempotency.once` does."""
+        answer, repeated = idempotency.once(self.store, self.user, self.key, self._asked(body), act)
         return self._given(answer, repeated)
 
     def in_time(self, body: BaseModel | None, act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The same for acts that take long: nobody's writes wait meanwhile, and a repetition is told to wait."""
         asked = self._asked(body)
-        before = requests.answered(self.store, self.user, self.key, asked)
+        before = idempotency.answered(self.store, self.user, self.key, asked)
         if before is not None:
             return self._given(before, True)
         mine = (str(self.store.path), self.user.id, self.key)
@@ -81,7 +81,7 @@ class Write:
             _in_flight.add(mine)
         try:
             answer = act()
-            return self._given(*requests.once(self.store, self.user, self.key, asked, lambda: answer))
+            return self._given(*idempotency.once(self.store, self.user, self.key, asked, lambda: answer))
         finally:
             with _in_flight_lock:
                 _in_flight.discard(mine)

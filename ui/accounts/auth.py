@@ -20,10 +20,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from feedback.accounts import people, sessions
-from feedback.accounts.people import User
+from feedback.accounts import sessions, users
 from feedback.accounts.sessions import Session
-from feedback.database.store import Refused, Store, Unavailable
+from feedback.accounts.users import User
+from feedback.database.database import Refused, Store, Unavailable
 from ui.accounts.patience import Patience
 from ui.refusals import Forbidden, NotLoggedIn, TooLarge, TooMany, refusal, refusal_page
 
@@ -76,16 +76,16 @@ def admitted(store: Store, request: Request) -> User | None:
     """
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     bearer = scheme.lower() == "bearer"
-    user = people.user_of_token(store, token.strip()) if bearer else None
+    user = users.user_of_token(store, token.strip()) if bearer else None
     if user is not None:
         return user
     if request.method not in SAFE_METHODS:
         require_same_origin(request)
     if request.url.path in OPEN:
         return None
-    if not people.has_accounts(store):
+    if not users.has_accounts(store):
         require_loopback(request.headers)
-        return people.find_user(store, people.OWNER) or people.local_owner(store)
+        return users.find_user(store, users.OWNER) or users.local_owner(store)
     user = None if bearer else user_of_session(store, request)
     if user is None:
         raise NotLoggedIn("this API token is not valid" if bearer else "log in first, or send an API token")
@@ -140,7 +140,7 @@ def open_session(request: Request, user: User) -> None:
 def user_of_session(store: Store, request: Request) -> User | None:
     """Whose session a request belongs to, if to one that stands; it is put into `request.state.session`."""
     request.state.session = sessions.find(store, str(request.session.get(KEY, "")))
-    return people.user_by_id(store, request.state.session.user) if request.state.session else None
+    return users.user_by_id(store, request.state.session.user) if request.state.session else None
 
 
 def session_of(request: Request) -> Session | None:
@@ -283,7 +283,7 @@ Operator = Annotated[User, Depends(operator)]
 
 def page_user(request: Any, store: Store) -> User:
     """Who is at a Gradio page, from the `gr.Request` of a handler. Raises `NotLoggedIn`."""
-    user = people.find_user(store, request.username) if request.username else None
+    user = users.find_user(store, request.username) if request.username else None
     if user is None or user.disabled_at:
         raise NotLoggedIn("log in first; reload the page")
     return user

@@ -22,10 +22,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from assistant.engine.passing import give_way
-from feedback.accounts import people, sessions
-from feedback.accounts.people import User
-from feedback.database.store import Refused, Store, Unavailable, new_id
+from assistant.engine.background import give_way
+from feedback.accounts import sessions, users
+from feedback.accounts.users import User
+from feedback.database.database import Refused, Store, Unavailable, new_id
 from ui.accounts.auth import KEY, address_of, network_of, open_session
 from ui.accounts.passwords import MOST, require_usable
 from ui.accounts.patience import Pace
@@ -58,15 +58,15 @@ class Passwords:
 
     def check(self, name: str, password: str) -> User:
         """Whose password this is. Raises `NotLoggedIn`, or `Forbidden` where it is right and the account disabled."""
-        user = people.find_user(self.store, name)
+        user = users.find_user(self.store, name)
         known = (user.password_hash if user else None) or self._nobody
         if not self.matches(known, password) or user is None or known is self._nobody:
             raise NotLoggedIn("this name and password do not belong together")
         if user.disabled_at:
             raise Forbidden(f"the account {user.name} is disabled; ask an operator")
         if self._hasher.check_needs_rehash(known):
-            people.set_hash(self.store, user, self.hash(password))
-        return people.find_user(self.store, name) or user
+            users.set_hash(self.store, user, self.hash(password))
+        return users.find_user(self.store, name) or user
 
     def matches(self, password_hash: str, password: str) -> bool:
         """Whether a password has this hash."""
@@ -160,7 +160,7 @@ class Logins:
             user, mark = self._devices.loads(request.cookies.get(DEVICE, ""), max_age=DEVICE_S)
         except (BadSignature, ValueError, TypeError):
             return None
-        known = people.user_by_id(self.passwords.store, user)
+        known = users.user_by_id(self.passwords.store, user)
         key = f"device {mark}"
         is_theirs = known is not None and short(known.name) == short(name)
         return key if is_theirs and self.failures.count(key) < FAILURES else None
@@ -221,19 +221,19 @@ def set_owner_password(store: Store, environ: Mapping[str, str]) -> None:
     if password is None:
         return
     passwords = Passwords(store)
-    owner = people.find_user(store, people.OWNER)
+    owner = users.find_user(store, users.OWNER)
     if owner is not None and not owner.may("operator"):
         raise Refused(f"the account {owner.name!r} is a {owner.role}, and {OWNER_PASSWORD} is for an operator's")
     if owner is not None and owner.password_hash and passwords.matches(owner.password_hash, password):
         return
     try:
-        require_usable(password, people.OWNER)
+        require_usable(password, users.OWNER)
     except Refused as error:
         raise Refused(f"the owner's password in {OWNER_PASSWORD} cannot be used: {error}") from error
     if owner is None:
-        people.add_user(store, people.OWNER, "operator", passwords.hash(password))
+        users.add_user(store, users.OWNER, "operator", passwords.hash(password))
     else:
-        people.set_password(store, owner.name, passwords.hash(password))
+        users.set_password(store, owner.name, passwords.hash(password))
 
 
 def named_password(environ: Mapping[str, str]) -> str | None:
@@ -250,7 +250,7 @@ def named_password(environ: Mapping[str, str]) -> str | None:
 @router.get("/login")
 def login_page(request: Request, next: str = "/") -> Response:
     """The login page; the chat, where there is nothing to log in to."""
-    if not people.has_accounts(request.app.state.assistant.store):
+    if not users.has_accounts(request.app.state.assistant.store):
         return RedirectResponse("/", 303)
     return _page(next)
 

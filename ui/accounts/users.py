@@ -6,9 +6,9 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from feedback.accounts import accounts, people, sessions
-from feedback.accounts.people import User
-from feedback.database.store import Refused
+from feedback.accounts import roles, sessions, users
+from feedback.accounts.users import User
+from feedback.database.database import Refused
 from ui.accounts.asked import REFUSALS, STRICT, TheStore, Writing
 from ui.accounts.auth import Operator
 
@@ -64,7 +64,7 @@ def in_short(user: User) -> dict[str, Any]:
 @router.get("", response_model=list[Account])
 def list_users(user: Operator, store: TheStore) -> list[dict[str, Any]]:
     """Every account, oldest first."""
-    return [in_short(each) for each in people.users(store)]
+    return [in_short(each) for each in users.users(store)]
 
 
 @router.patch("/{account}", response_model=Account)
@@ -72,14 +72,14 @@ def change_user(account: int, body: AccountAsked, user: Operator, store: TheStor
     """Give another role, disable, enable; the last operator stays one."""
 
     def act() -> dict[str, Any]:
-        theirs = accounts.require_user(store, account)
+        theirs = roles.require_user(store, account)
         if body.role is None and body.disabled is None:
             raise Refused("say a role, or whether the account is disabled")
         if body.role is not None:
-            accounts.set_role(store, user.id, theirs, body.role)
+            roles.set_role(store, user.id, theirs, body.role)
         if body.disabled is not None:
-            (accounts.disable if body.disabled else accounts.enable)(store, user.id, theirs)
-        return in_short(accounts.require_user(store, account))
+            (roles.disable if body.disabled else roles.enable)(store, user.id, theirs)
+        return in_short(roles.require_user(store, account))
 
     return write.at_once(body, act)
 
@@ -89,10 +89,10 @@ def remove_user(account: int, user: Operator, store: TheStore, write: Writing) -
     """Remove an account that has said and done nothing."""
 
     def act() -> dict[str, Any]:
-        theirs = accounts.require_user(store, account)
+        theirs = roles.require_user(store, account)
         if theirs.id == user.id:
             raise Refused("somebody else must remove you")
-        accounts.remove(store, user.id, theirs)
+        roles.remove(store, user.id, theirs)
         return {"removed": theirs.name}
 
     return write.at_once(None, act)
@@ -101,12 +101,12 @@ def remove_user(account: int, user: Operator, store: TheStore, write: Writing) -
 @router.get("/{account}/sessions", response_model=list[Session])
 def list_sessions(account: int, user: Operator, store: TheStore) -> list[dict[str, Any]]:
     """Where somebody is logged in, newest first."""
-    return [asdict(each) for each in sessions.of(store, accounts.require_user(store, account))]
+    return [asdict(each) for each in sessions.of(store, roles.require_user(store, account))]
 
 
 @router.delete("/{account}/sessions", response_model=Count)
 def end_sessions(account: int, user: Operator, store: TheStore, write: Writing) -> dict[str, Any]:
     """Log somebody out everywhere."""
     return write.at_once(
-        None, lambda: {"ended": accounts.end_sessions(store, user.id, accounts.require_user(store, account))}
+        None, lambda: {"ended": roles.end_sessions(store, user.id, roles.require_user(store, account))}
     )

@@ -13,16 +13,16 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 
 from assistant.chat.chat import Assistant, Both, require_in_window, share_of, side_by_side
-from assistant.engine.sampling.sampling import Sampling
-from assistant.models import prompt
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import Message, Node
-from feedback.database.store import Refused, Store, Unavailable
+from assistant.engine.sampling.params import Sampling
+from assistant.models import chat_template
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations as chats
+from feedback.chats.conversations import Message, Node
+from feedback.database.database import Refused, Store, Unavailable
 from feedback.kinds import history, labels, ratings
-from feedback.raters import queue
-from feedback.upkeep import rights
+from feedback.raters import questions
+from feedback.upkeep import privacy
 from ui.accounts.asked import REFUSALS, STRICT, TheAssistant, TheStore, Writing
 from ui.accounts.auth import Person
 from ui.api.generating import Share
@@ -333,17 +333,17 @@ def record(
     require_in_window(assistant, sampling)
     assistant.engine.require_places(share_of(assistant.store, user), replies)
     for message in messages:
-        talk.checked(message.content)
+        chats.checked(message.content)
     if (characters := sum(len(message.content) for message in messages)) > MOST_CHARACTERS:
         raise Refused(f"a conversation has at most {MOST_CHARACTERS:,} characters, this one has {characters:,}")
-    prompt_ids = prompt.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
-    return talk.record_messages(assistant.store, user, source, messages), prompt_ids
+    prompt_ids = chat_template.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
+    return chats.record_messages(assistant.store, user, source, messages), prompt_ids
 
 
 @router.get("/consent", response_model=Consent, tags=["you"])
 def consent(user: Person, store: TheStore) -> dict[str, Any]:
     """Whether your ratings may teach the assistant."""
-    return {"given": people.consent(store, user)}
+    return {"given": users.consent(store, user)}
 
 
 @router.post("/consent", response_model=Consent, tags=["you"])
@@ -351,7 +351,7 @@ def set_consent(body: ConsentSaid, user: Person, store: TheStore, write: Writing
     """Give or withdraw consent."""
 
     def act() -> dict[str, Any]:
-        people.set_consent(store, user, body.given)
+        users.set_consent(store, user, body.given)
         return {"given": body.given}
 
     return write.at_once(body, act)
@@ -365,11 +365,11 @@ def question(user: Person, store: TheStore, write: Writing) -> dict[str, Any] | 
     """
 
     def act() -> dict[str, Any]:
-        asked = queue.next_question(store, user)
+        asked = questions.next_question(store, user)
         return {"question": asked and {"id": asked.id}}  # the words are another's: not kept with the answer
 
     kept = write.at_once(None, act)["question"]
-    asked = queue.question(store, user, kept["id"]) if kept else None
+    asked = questions.question(store, user, kept["id"]) if kept else None
     if asked is None:
         return None
     replies = [{"reply": reply, "text": text} for reply, text in asked.replies]
@@ -380,20 +380,20 @@ def question(user: Person, store: TheStore, write: Writing) -> dict[str, Any] | 
 @router.get("/me", response_model=dict[str, Any], tags=["you"])
 def me(user: Person, store: TheStore) -> dict[str, Any]:
     """All that is kept of you."""
-    return rights.own_data(store, user)
+    return privacy.own_data(store, user)
 
 
 @router.get("/conversations", response_model=list[Chat], tags=["you"])
 def conversations(user: Person, store: TheStore) -> list[dict[str, Any]]:
     """Your chats, newest first."""
-    return talk.conversations(store, user)
+    return chats.conversations(store, user)
 
 
 @router.get("/conversations/{conversation}", response_model=WholeChat, tags=["you"])
 def conversation(conversation: str, user: Person, store: TheStore) -> dict[str, Any]:
     """One of your conversations: every branch under the message it began with, and what you said of its replies."""
-    found = talk.own_conversation(store, user, conversation)
-    return found | {"messages": [said(store, user, node) for node in talk.tree(store, conversation)]}
+    found = chats.own_conversation(store, user, conversation)
+    return found | {"messages": [said(store, user, node) for node in chats.tree(store, conversation)]}
 
 
 @router.post("/conversations/{conversation}/consent", response_model=Consent, tags=["you"])
@@ -403,7 +403,7 @@ def set_conversation_consent(
     """Keep one of your conversations from teaching, whatever else you allow; or allow it again."""
 
     def act() -> dict[str, Any]:
-        people.set_conversation_consent(store, user, conversation, body.given)
+        users.set_conversation_consent(store, user, conversation, body.given)
         return {"given": body.given}
 
     return write.at_once(body, act)

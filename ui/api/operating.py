@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field, create_model
 
-from feedback.database.store import Store
+from feedback.database.database import Store
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from feedback.records.adapters import ANYTHING

@@ -9,12 +9,12 @@ import gradio as gr
 
 from assistant.chat import chat as assistant_chat
 from assistant.chat.chat import Assistant
-from assistant.engine.generation import EngineError
-from assistant.engine.sampling.sampling import Sampling
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.database.store import Refused
+from assistant.engine.request import EngineError
+from assistant.engine.sampling.params import Sampling
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Refused
 from feedback.kinds import labels, ratings
 from ui.accounts.auth import page_user
 from ui.chat import chat_screen, rating, side_by_side
@@ -85,7 +85,7 @@ class ChatPage:
         """Take the chat out of the list and open the newest of the others."""
         user = page_user(request, self.store)
         with telling() as told:
-            talk.hide(self.store, user, conversation)
+            conversations.hide(self.store, user, conversation)
         return self.screen(user, newest(self.store, user), sentence=told.sentence) | rating.hide_panels(self.panel)
 
     # Talking
@@ -132,7 +132,7 @@ class ChatPage:
         user = page_user(request, self.store)
         with telling() as told:
             self.turns.check_free(conversation)
-            before = talk.own_node(self.store, user, id_of(shown, what.index))
+            before = conversations.own_node(self.store, user, id_of(shown, what.index))
             message = assistant_chat.say(
                 self.assistant, user, before.conversation, before.parent, as_typed(str(what.value))
             )
@@ -144,10 +144,10 @@ class ChatPage:
         """Begin the answer to a message, and show the chat at that message."""
         conversation = None
         with telling() as told:
-            conversation = talk.own_node(self.store, user, message).conversation
+            conversation = conversations.own_node(self.store, user, message).conversation
             self.turns.check_free(conversation)
             turn = side_by_side.begin(self.assistant, user, message, sampling_of(settings), on_demand)
-            talk.go_to(self.store, user, message)
+            conversations.go_to(self.store, user, message)
             self.turns.start(conversation, turn)
         return self.screen(user, conversation, sentence=told.sentence) | rating.hide_panels(self.panel)
 
@@ -181,7 +181,7 @@ class ChatPage:
             self.turns.check_free(conversation)
             versions = look(self.store, user, conversation).versions
             if versions and 0 <= versions.at + step < len(versions.ids):
-                talk.go_to(self.store, user, newest_leaf(self.store, versions.ids[versions.at + step]))
+                conversations.go_to(self.store, user, newest_leaf(self.store, versions.ids[versions.at + step]))
         return self.screen(user, conversation, sentence=told.sentence) | rating.hide_panels(self.panel)
 
     # Rating
@@ -254,8 +254,8 @@ class ChatPage:
         """Whether this person's ratings may teach."""
         user = page_user(request, self.store)
         with telling() as told:
-            people.set_consent(self.store, user, given)
-        standing = people.consent(self.store, user)
+            users.set_consent(self.store, user, given)
+        standing = users.consent(self.store, user)
         return {
             self.chat.consent: gr.Column(visible=standing is None),
             self.sidebar.consent_switch: bool(standing),

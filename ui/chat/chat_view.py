@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.chats.talk import Node, SideBySide
-from feedback.database.store import NotFound, Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Node, SideBySide
+from feedback.database.database import NotFound, Store
 from feedback.kinds import ratings
 from feedback.kinds.ratings import Vote
 
@@ -65,7 +65,7 @@ class ChatView:
 def look(store: Store, user: User, conversation: str | None, focus: str | None = None) -> ChatView:
     """This person's chat, or an empty one where it is not theirs. `focus` is the reply to tell about."""
     leaf = _leaf(store, user, conversation)
-    nodes = talk.path(store, leaf)
+    nodes = conversations.path(store, leaf)
     pair = waiting_pair(store, user, leaf)
     if pair:
         nodes = nodes[:-1]
@@ -75,39 +75,39 @@ def look(store: Store, user: User, conversation: str | None, focus: str | None =
     focused = focus if focus in replies else (replies[-1] if replies and nodes[-1].role == "assistant" else None)
     return ChatView(
         conversation=nodes[0].conversation if nodes else None,
-        chats=tuple((row["title"] or "Untitled", row["id"]) for row in talk.conversations(store, user)),
+        chats=tuple((row["title"] or "Untitled", row["id"]) for row in conversations.conversations(store, user)),
         nodes=tuple(node for node in nodes if node.role != "system"),
         votes=votes,
         corrections=corrected,
         pair=pair,
         about=_about(store, user, focused, is_last=focused == nodes[-1].id) if focused else None,
         versions=_versions(store, nodes),
-        consent=people.consent(store, user),
+        consent=users.consent(store, user),
     )
 
 
 def newest(store: Store, user: User) -> str | None:
     """The conversation that was begun last."""
-    chats: list[dict[str, Any]] = talk.conversations(store, user)
+    chats: list[dict[str, Any]] = conversations.conversations(store, user)
     return chats[0]["id"] if chats else None
 
 
 def waiting_pair(store: Store, user: User, leaf: str | None) -> Pair | None:
     """The two replies a chat ends in while nobody has chosen between them."""
-    node = talk.node(store, leaf) if leaf else None
+    node = conversations.node(store, leaf) if leaf else None
     if node is None or node.role != "assistant" or node.parent is None:
         return None
-    shown = talk.pair_under(store, node.parent)
+    shown = conversations.pair_under(store, node.parent)
     if shown is None or node.id not in (shown.left, shown.right):
         return None
     if ratings.standing_choice(store, user, shown.left, shown.right):
         return None
-    return Pair(shown, talk.node(store, shown.left).content, talk.node(store, shown.right).content)
+    return Pair(shown, conversations.node(store, shown.left).content, conversations.node(store, shown.right).content)
 
 
 def newest_leaf(store: Store, message: str) -> str:
     """Where the newest branch under a message ends."""
-    while below := talk.children(store, message):
+    while below := conversations.children(store, message):
         message = below[-1].id
     return message
 
@@ -116,20 +116,20 @@ def _leaf(store: Store, user: User, conversation: str | None) -> str | None:
     if not conversation:
         return None
     try:
-        leaf: str | None = talk.own_conversation(store, user, conversation)["leaf"]
+        leaf: str | None = conversations.own_conversation(store, user, conversation)["leaf"]
         return leaf
     except NotFound:
         return None
 
 
 def _about(store: Store, user: User, reply: str, is_last: bool) -> About:
-    node = talk.node(store, reply)
-    shown = talk.pair_under(store, node.parent) if node.parent else None
+    node = conversations.node(store, reply)
+    shown = conversations.pair_under(store, node.parent) if node.parent else None
     of_pair = shown if shown and reply in (shown.left, shown.right) else None
     return About(
         reply=reply,
         text=node.content,
-        adapter=talk.provenance(store, reply).adapter,
+        adapter=conversations.provenance(store, reply).adapter,
         vote=ratings.standing_vote(store, user, reply),
         correction=ratings.standing_correction(store, user, reply),
         chosen_over=of_pair,
@@ -140,7 +140,7 @@ def _about(store: Store, user: User, reply: str, is_last: bool) -> About:
 def _versions(store: Store, nodes: list[Node]) -> Versions | None:
     """The fork nearest to the end of a path."""
     for node in reversed(nodes):
-        ids = tuple(each.id for each in talk.siblings(store, node))
+        ids = tuple(each.id for each in conversations.siblings(store, node))
         if len(ids) > 1:
             return Versions(ids, ids.index(node.id))
     return None

@@ -7,9 +7,9 @@ from html import escape
 
 import gradio as gr
 
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.database.store import Refused, Store
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Refused, Store
 from feedback.kinds import ratings
 from feedback.kinds.ratings import DOWN, NONE, UP
 from ui.chat.chat_layout import RatingPanel
@@ -37,7 +37,7 @@ def correct(store: Store, user: User, reply: str, text: str) -> None:
     """Record the reply as it should have been. Raises `Refused` where it says nothing new."""
     if not text.strip():
         raise Refused("an empty correction says nothing; write the reply as it should have been")
-    if text.strip() == talk.own_reply(store, user, reply).content.strip():
+    if text.strip() == conversations.own_reply(store, user, reply).content.strip():
         raise Refused("this is the reply as it was; change it into what it should have been")
     ratings.correct(store, user, reply, text)
 
@@ -47,7 +47,7 @@ def ask_why(panel: RatingPanel, store: Store, user: User, reply: str) -> Updates
     standing = ratings.standing_vote(store, user, reply)
     if standing is None:
         return hide_panels(panel)
-    start = escape(" ".join(talk.own_reply(store, user, reply).content.split())[:60])
+    start = escape(" ".join(conversations.own_reply(store, user, reply).content.split())[:60])
     question = "What was good?" if standing.value == UP else "What was wrong?"
     return hide_panels(panel) | {
         panel.why: gr.Column(visible=True),
@@ -62,7 +62,7 @@ def ask_correction(panel: RatingPanel, store: Store, user: User, reply: str) -> 
     before = ratings.standing_correction(store, user, reply)
     return hide_panels(panel) | {
         panel.correction: gr.Column(visible=True),
-        panel.corrected: before or talk.own_reply(store, user, reply).content,
+        panel.corrected: before or conversations.own_reply(store, user, reply).content,
         panel.take_back: gr.Button(visible=before is not None),
     }
 

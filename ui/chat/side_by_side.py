@@ -6,10 +6,10 @@ Blind: nothing on the page tells which adapter wrote which until a choice is mad
 import random
 
 from assistant.chat.chat import Assistant, answer, side_by_side
-from assistant.engine.sampling.sampling import Sampling
-from feedback.accounts.people import User
-from feedback.chats import talk
-from feedback.database.store import NotFound, Store
+from assistant.engine.sampling.params import Sampling
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import NotFound, Store
 from feedback.kinds import ratings
 from feedback.records import nights
 from ui.chat.chat_view import waiting_pair
@@ -27,19 +27,19 @@ def begin(assistant: Assistant, user: User, parent: str, sampling: Sampling, on_
 
 def choose(store: Store, user: User, conversation: str, choice: str) -> None:
     """Record a choice between the two replies that wait for one. After a tie or two bad ones the left one goes on."""
-    leaf = talk.own_conversation(store, user, conversation)["leaf"]
+    leaf = conversations.own_conversation(store, user, conversation)["leaf"]
     pair = waiting_pair(store, user, leaf)
     if pair is None:
         raise NotFound("no two replies wait for a choice here; perhaps you chose in another tab")
     ratings.compare(store, user, pair.shown.left, pair.shown.right, choice)
     if choice not in ("left", "right"):
-        talk.go_to(store, user, pair.shown.left)
+        conversations.go_to(store, user, pair.shown.left)
 
 
 def choose_again(store: Store, user: User, reply: str) -> None:
     """Take back the choice that led to a reply, so that both are shown again."""
-    parent = talk.own_reply(store, user, reply).parent
-    pair = talk.pair_under(store, parent) if parent else None
+    parent = conversations.own_reply(store, user, reply).parent
+    pair = conversations.pair_under(store, parent) if parent else None
     if pair is None:
         raise NotFound("this reply was not one of two")
     ratings.compare(store, user, pair.left, pair.right, "taken_back")
@@ -47,6 +47,6 @@ def choose_again(store: Store, user: User, reply: str) -> None:
 
 def goes_on_from(store: Store, user: User, conversation: str) -> str | None:
     """The message that the next one goes under: the left reply where nobody chose."""
-    leaf: str | None = talk.own_conversation(store, user, conversation)["leaf"]
+    leaf: str | None = conversations.own_conversation(store, user, conversation)["leaf"]
     pair = waiting_pair(store, user, leaf)
     return pair.shown.left if pair else leaf

@@ -9,8 +9,8 @@ import threading
 from dataclasses import dataclass, field
 
 from assistant.chat.chat import Both, Replying
-from assistant.engine.generation import EngineError
-from feedback.database.store import Conflict, Refused
+from assistant.engine.request import EngineError
+from feedback.database.database import Conflict, Refused
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from assistant.environment import prepare, program
-from feedback.accounts import people
-from feedback.database.private import keep_private
-from feedback.database.store import Refused, Store
+from feedback.accounts import users
+from feedback.database.database import Refused, Store
+from feedback.database.private_files import keep_private
 from feedback.kinds import ratings
 from feedback.records import adapters, nights, settings
 from feedback.upkeep import schedules
@@ -27,7 +27,7 @@ PROGRAMS = {  # commands that are programs with options of their own
     "serve": "ui.app",
     "night": "training.night",
     "schedule": "ui.cli.schedule_command",
-    "rehearse": "training.rehearsal.rehearse",
+    "rehearse": "training.rehearsal.run",
 }
 
 
@@ -101,7 +101,7 @@ def run_chat(options: argparse.Namespace) -> None:
     """`nightschool chat`."""
     prepare(options.model)
     from assistant.chat.chat import open_assistant
-    from assistant.engine.sampling.sampling import Sampling
+    from assistant.engine.sampling.params import Sampling
     from ui.cli import terminal
 
     sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
@@ -109,7 +109,7 @@ def run_chat(options: argparse.Namespace) -> None:
     terminal.sure_of_utf8()
     assistant = open_assistant(store, options.model)
     try:
-        terminal.chat(assistant, people.local_owner(store), sampling)
+        terminal.chat(assistant, users.local_owner(store), sampling)
     finally:
         assistant.close()
         store.close()
@@ -146,7 +146,7 @@ def promote(store: Store, options: argparse.Namespace, name: str | None) -> None
     """Prove and promote, and say what serves now."""
     adapters.require_promotable(store, name)  # before anything heavy is loaded
     prepare(options.model)
-    from assistant.chat.roster import prove_and_promote
+    from assistant.chat.adapter_manager import prove_and_promote
 
     proof = prove_and_promote(store, options.model, name, None, options.reason)
     if proof:

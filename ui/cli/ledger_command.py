@@ -10,16 +10,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.database.store import NotFound, Refused, Store
-from feedback.examples import masking
-from feedback.formats import exporting, importing
-from feedback.formats.catalog import EXPORTED, FORMATS, format_named
-from feedback.raters import leaderboard, raters
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import NotFound, Refused, Store
+from feedback.examples import pii
+from feedback.formats import export, load
+from feedback.formats.base import EXPORTED, FORMATS, format_named
+from feedback.raters import agreement, leaderboard
+from feedback.raters.agreement import Rater, Share
 from feedback.raters.leaderboard import Standing
-from feedback.raters.raters import Rater, Share
-from feedback.upkeep import backup, doctor, rights
+from feedback.upkeep import backup, health, privacy
 
 OWN = "own"  # as a format: all that is kept of one person
 
@@ -82,7 +82,7 @@ def counted(left_out: dict[str, int]) -> str:
 def run_import(options: argparse.Namespace) -> None:
     """`nightschool import FILE`."""
     store = Store(options.data)
-    done = importing.import_file(store, options.file, options.format, options.source, options.licence, watched)
+    done = load.import_file(store, options.file, options.format, options.source, options.licence, watched)
     print(f"imported {done.kept:,} rows ({done.format}){counted(done.left_out)}")
 
 
@@ -92,7 +92,7 @@ def run_export(options: argparse.Namespace) -> None:
     if options.format == OWN:
         if not options.user:
             raise Refused("whose? nightschool export OUT --format own --user NAME")
-        exporting.export_own(store, options.out, person_named(store, options.user))
+        export.export_own(store, options.out, person_named(store, options.user))
         print(f"exported all that is kept of {options.user} to {options.out}")
         return
     form = format_named(options.format)
@@ -103,15 +103,15 @@ def run_export(options: argparse.Namespace) -> None:
 
     def change(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         seen = watched(rows, "exporting")
-        return masking.masked(seen) if options.mask else seen
+        return pii.masked(seen) if options.mask else seen
 
-    count = exporting.export_file(store, options.out, form, left_out, person, change=change, licence=options.licence)
+    count = export.export_file(store, options.out, form, left_out, person, change=change, licence=options.licence)
     print(f"exported {count:,} rows ({form.name}) to {options.out}{counted(left_out)}")
 
 
 def person_named(store: Store, name: str) -> User:
     """Raises `NotFound`."""
-    person = people.find_user(store, name)
+    person = users.find_user(store, name)
     if person is None:
         raise NotFound(f"there is no user {name!r}")
     return person
@@ -123,7 +123,7 @@ def run_forget(options: argparse.Namespace) -> None:
     person = person_named(store, options.user)
     if not options.yes:
         raise Refused(f"all that {person.name} wrote would be gone for ever; say --yes, after a backup if you keep any")
-    done = rights.forget(store, person)
+    done = privacy.forget(store, person)
     print(f"forgotten: {done.conversations} conversations, {done.messages} messages, {done.ratings} pieces of feedback")
     for adapter in done.trained_on_it:
         print(f"{adapter} learned from it; train again (nightschool night --again) and promote that instead")
@@ -135,7 +135,7 @@ def run_forget(options: argparse.Namespace) -> None:
 
 def run_raters(options: argparse.Namespace) -> None:
     """`nightschool raters`."""
-    found = raters.report(existing(options.data))
+    found = agreement.report(existing(options.data))
     meters = {
         "two people agree": found.agreement,
         "people agree with themselves": found.consistency,
@@ -195,7 +195,7 @@ def run_restore(options: argparse.Namespace) -> None:
 
 def run_doctor(options: argparse.Namespace) -> int:
     """`nightschool doctor`; 1 where something is not well."""
-    findings = doctor.examine(existing(options.data))
+    findings = health.examine(existing(options.data))
     lines = [f"{'ok     ' if each.well else 'TROUBLE'}  {each.name:<10}  {each.words}" for each in findings]
     show(options, [asdict(each) for each in findings], lines)
     return int(not all(each.well for each in findings))

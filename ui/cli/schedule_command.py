@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from feedback.database.private import keep_private
-from feedback.database.store import NotFound, Refused, Store
+from feedback.database.database import NotFound, Refused, Store
+from feedback.database.private_files import keep_private
 from feedback.records import adapters
 from feedback.upkeep import schedules
 from ui.cli.__main__ import default_data, existing

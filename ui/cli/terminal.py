@@ -8,11 +8,11 @@ import sys
 from dataclasses import dataclass
 
 from assistant.chat.chat import Assistant, Replying, answer, say
-from assistant.engine.sampling.sampling import Sampling
-from feedback.accounts import people
-from feedback.accounts.people import User
-from feedback.chats import talk as talks
-from feedback.database.store import Refused
+from assistant.engine.sampling.params import Sampling
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations as talks
+from feedback.database.database import Refused
 from feedback.kinds import ratings
 
 HELP = """Write a message, or:
@@ -33,7 +33,7 @@ class Talk:
 def chat(assistant: Assistant, user: User, sampling: Sampling) -> None:
     """Read messages and commands until the end of input."""
     print(HELP)
-    if people.consent(assistant.store, user) is None:
+    if users.consent(assistant.store, user) is None:
         print("Your ratings can train tonight's adapter, on this machine only. /consent yes allows it.")
     talk = Talk()
     while True:
@@ -84,7 +84,7 @@ def command(assistant: Assistant, user: User, talk: Talk, line: str) -> str:
         talk.conversation = talk.last = talk.adapter = None
         return "A new chat."
     if name == "/consent" and rest in ("yes", "no"):
-        people.set_consent(store, user, rest == "yes")
+        users.set_consent(store, user, rest == "yes")
         return "Thank you, noted."
     if name in ("/up", "/down", "/undo", "/correct", "/who") and talk.last is None:
         return "There is no reply yet."

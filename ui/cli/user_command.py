@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 
-from feedback.accounts import accounts, people, sessions
-from feedback.accounts.people import User
-from feedback.database.store import Conflict, NotFound, Refused, Store
+from feedback.accounts import roles, sessions, users
+from feedback.accounts.users import User
+from feedback.database.database import Conflict, NotFound, Refused, Store
 from ui.accounts.passwords import hashed
 from ui.cli.ledger_command import show
 
@@ -32,7 +32,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     user.add_argument("act", choices=("add", "list", *ACTS), metavar="ACT")
     user.add_argument("name", nargs="?", metavar="NAME")
     user.add_argument("new_role", nargs="?", metavar="ROLE", help="for 'role'")
-    user.add_argument("--role", choices=people.ROLES, help="for 'add' (default: chatter)")
+    user.add_argument("--role", choices=users.ROLES, help="for 'add' (default: chatter)")
     user.add_argument("--take-over", action="store_true", help="for 'add': the chats of the time without accounts, too")
     user.add_argument("--token-name", default="api", help="what a token is called, to revoke it by")
     user.add_argument("--end", action="store_true", help="for 'sessions': log them out everywhere")
@@ -51,7 +51,7 @@ def run_user(options: argparse.Namespace) -> None:
     if options.act == "add":
         add_user(store, options)
         return
-    user = people.find_user(store, options.name)
+    user = users.find_user(store, options.name)
     if user is None:
         raise NotFound(f"there is no user {options.name!r}")
     ACTS[options.act](store, user, options)
@@ -59,7 +59,7 @@ def run_user(options: argparse.Namespace) -> None:
 
 def list_users(options: argparse.Namespace) -> None:
     """`nightschool user list`."""
-    found = people.users(Store(options.data))
+    found = users.users(Store(options.data))
     facts = [
         {"name": each.name, "role": each.role, "password": each.password_hash is not None}
         | {"disabled": each.disabled_at is not None}
@@ -70,24 +70,24 @@ def list_users(options: argparse.Namespace) -> None:
 
 def add_user(store: Store, options: argparse.Namespace) -> None:
     """`nightschool user add NAME`; the first one may have the chats of the time without accounts."""
-    name = people.usable_name(options.name)
-    taken = people.find_user(store, name)
-    if taken and not (options.take_over and taken.name == people.OWNER):
+    name = users.usable_name(options.name)
+    taken = users.find_user(store, name)
+    if taken and not (options.take_over and taken.name == users.OWNER):
         raise Conflict(f"there is already a user {name!r}")
-    left = accounts.left_with_owner(store)
+    left = roles.left_with_owner(store)
     if options.take_over:
-        accounts.require_left(store)
-    is_first = not people.has_accounts(store)
+        roles.require_left(store)
+    is_first = not users.has_accounts(store)
     taking = options.take_over or bool(is_first and left and wanted(left.chats, name))
     role = options.role or ("operator" if taking else "chatter")
-    accounts.add(store, None, name, role, hashed(asked_password(), name), taking)
+    roles.add(store, None, name, role, hashed(asked_password(), name), taking)
     print(f"{name} may log in as {role}")
     if left and taking:
-        print(f"{name} has the {chats(left.chats)} of {people.OWNER!r}")
+        print(f"{name} has the {chats(left.chats)} of {users.OWNER!r}")
     elif left and is_first:
         them = f"the {chats(left.chats)} had so far" if left.chats > 1 else "the one chat had so far"
-        print(f"{them} stay with {people.OWNER!r}; to hand them over: nightschool user take-over {name}")
-    if not accounts.is_operated(store):
+        print(f"{them} stay with {users.OWNER!r}; to hand them over: nightschool user take-over {name}")
+    if not roles.is_operated(store):
         print(f"nobody can operate yet; to let {name}: nightschool user role {name} operator", file=sys.stderr)
 
 
@@ -106,40 +106,40 @@ def chats(count: int) -> str:
 
 def give_password(store: Store, user: User, options: argparse.Namespace) -> None:
     """`nightschool user password NAME`."""
-    people.set_password(store, user.name, hashed(asked_password(), user.name))
+    users.set_password(store, user.name, hashed(asked_password(), user.name))
     print(f"{user.name} has a new password; sessions have ended, and tokens are revoked")
 
 
 def give_role(store: Store, user: User, options: argparse.Namespace) -> None:
     """`nightschool user role NAME ROLE`."""
     if not options.new_role:
-        raise Refused(f"which role? nightschool user role {user.name} {'|'.join(people.ROLES)}")
-    accounts.set_role(store, None, user, options.new_role)
+        raise Refused(f"which role? nightschool user role {user.name} {'|'.join(users.ROLES)}")
+    roles.set_role(store, None, user, options.new_role)
     print(f"{user.name} is from now on {options.new_role}; was {user.role}")
 
 
 def disable(store: Store, user: User, options: argparse.Namespace) -> None:
     """`nightschool user disable NAME`."""
-    accounts.disable(store, None, user)
+    roles.disable(store, None, user)
     print(f"{user.name} is let in no more; what they said stays")
 
 
 def enable(store: Store, user: User, options: argparse.Namespace) -> None:
     """`nightschool user enable NAME`."""
-    accounts.enable(store, None, user)
+    roles.enable(store, None, user)
     print(f"{user.name} may log in again")
 
 
 def remove(store: Store, user: User, options: argparse.Namespace) -> None:
     """`nightschool user remove NAME`."""
-    accounts.remove(store, None, user)
+    roles.remove(store, None, user)
     print(f"{user.name} is removed")
 
 
 def show_sessions(store: Store, user: User, options: argparse.Namespace) -> None:
     """`nightschool user sessions NAME [--end]`."""
     if options.end:
-        print(f"ended: {accounts.end_sessions(store, None, user)}")
+        print(f"ended: {roles.end_sessions(store, None, user)}")
         return
     found = sessions.of(store, user)
     lines = [
@@ -150,17 +150,17 @@ def show_sessions(store: Store, user: User, options: argparse.Namespace) -> None
 
 def give_token(store: Store, user: User, options: argparse.Namespace) -> None:
     """`nightschool user token NAME`."""
-    print(people.add_token(store, user, options.token_name))
+    print(users.add_token(store, user, options.token_name))
 
 
 def revoke(store: Store, user: User, options: argparse.Namespace) -> None:
     """`nightschool user revoke NAME`."""
-    print(f"revoked {people.revoke_token(store, user, options.token_name)}")
+    print(f"revoked {users.revoke_token(store, user, options.token_name)}")
 
 
 def take_over(store: Store, user: User, options: argparse.Namespace) -> None:
     """`nightschool user take-over NAME`."""
-    print(f"{user.name} has the {chats(accounts.take_over(store, None, user))} of {people.OWNER!r}")
+    print(f"{user.name} has the {chats(roles.take_over(store, None, user))} of {users.OWNER!r}")
 
 
 ACTS: dict[str, Callable[[Store, User, argparse.Namespace], None]] = {

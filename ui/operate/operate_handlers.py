@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from assistant.chat.chat import Assistant
-from feedback.accounts.people import User
-from feedback.database.store import NotFound, Refused
+from feedback.accounts.users import User
+from feedback.database.database import NotFound, Refused
 from feedback.kinds import ratings
 from feedback.records import adapters, nights, settings
 from feedback.records.nights import RUNNING, Night

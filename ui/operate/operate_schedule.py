@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from feedback.database.store import Refused, Store
+from feedback.database.database import Refused, Store
 from feedback.upkeep import schedules
 from ui.operate import operate_screen
 from ui.operations.operations import Wish

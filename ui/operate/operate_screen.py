@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from feedback.accounts.people import User
+from feedback.accounts.users import User
 from feedback.kinds.ratings import Day
 from feedback.records.nights import Night
 from ui.operate.operate_view import House, doing, headline, in_words, outcome

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
-from feedback.accounts import people
-from feedback.database.store import Store
+from feedback.accounts import users
+from feedback.database.database import Store
 from feedback.records import adapters, nights
 from feedback.records.adapters import KEPT, Adapter, Deed, Promotion
 from feedback.records.nights import RUNNING, Night
@@ -82,7 +82,7 @@ def look(store: Store, zone: tzinfo) -> House:
         zone=zone,
         promotions=tuple(adapters.promotions(store, 200)),
         adapters=tuple(adapters.adapters(store)),
-        people={user.id: user.name for user in people.users(store)},
+        people={user.id: user.name for user in users.users(store)},
         running=processes.running_night(store),
         nights=tuple(nights.nights(store, NIGHTS_SHOWN)),
         schedule=standing,

@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 
 from assistant.chat.chat import Assistant
-from assistant.models.adapters import Agreement
-from feedback.accounts.people import User
-from feedback.database.store import Store
+from assistant.models.adapter import Agreement
+from feedback.accounts.users import User
+from feedback.database.database import Store
 from feedback.records import adapters, nights
 from feedback.records.adapters import ANYTHING
 from feedback.records.nights import Night

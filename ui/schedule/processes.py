@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from assistant.environment import program
-from feedback.database.store import Conflict, Store
+from feedback.database.database import Conflict, Store
 from feedback.records import adapters, nights
 from feedback.records.nights import RUNNING, Night
 from feedback.upkeep.schedules import CLOCK

@@ -14,7 +14,7 @@ from itertools import islice, takewhile
 
 from filelock import FileLock, Timeout
 
-from feedback.database.store import Conflict, Refused, Store
+from feedback.database.database import Conflict, Refused, Store
 from feedback.records.nights import Night
 from feedback.upkeep import schedules
 from feedback.upkeep.schedules import CLOCK, FEEDBACK, SKIPPED, STARTED, Occurrence

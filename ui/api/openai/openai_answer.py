@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from assistant.chat.chat import Assistant
-from assistant.chat.replying import Replying
-from assistant.models import prompt
-from feedback.database.store import Unavailable
+from assistant.chat.reply import Replying
+from assistant.models import chat_template
+from feedback.database.database import Unavailable
 from ui.api.api import BASE
 
 DONE = "data: [DONE]\n\n"
@@ -119,7 +119,7 @@ class Answer:
         return {"content": told, "refusal": None}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = prompt.decode(self.assistant.tokenizer, [token])
+        text = chat_template.decode(self.assistant.tokenizer, [token])
         whole = "�" not in text  # else it is only some of a character's bytes
         return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}
 

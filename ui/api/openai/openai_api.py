@@ -18,11 +18,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from assistant.chat.chat import SERVING, Assistant, answer
-from assistant.chat.replying import Replying
-from assistant.engine.generation import EngineError
-from assistant.engine.sampling.sampling import Sampling
-from feedback.accounts.people import User
-from feedback.database.store import NotFound, Refused, Store
+from assistant.chat.reply import Replying
+from assistant.engine.request import EngineError
+from assistant.engine.sampling.params import Sampling
+from feedback.accounts.users import User
+from feedback.database.database import NotFound, Refused, Store
 from feedback.records import adapters
 from ui.accounts.asked import TheAssistant, TheStore
 from ui.accounts.auth import Person

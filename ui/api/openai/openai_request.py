@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from assistant.engine.sampling.grammar import ANY_OBJECT
-from assistant.engine.sampling.sampling import MOST_LIKELIEST, MOST_STOPS, Sampling
-from feedback.chats.talk import Message
-from feedback.database.store import Refused
+from assistant.engine.sampling.params import MOST_LIKELIEST, MOST_STOPS, Sampling
+from feedback.chats.conversations import Message
+from feedback.database.database import Refused
 from ui.api.api import IN_WINDOW, MOST_MESSAGES
 
 MOST_CHOICES = 8

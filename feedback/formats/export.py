@@ -1,0 +1,204 @@
+"""From the ledger into a file of any format: what stands and may teach, or all that one person said.
+
+Every rater is a number, so that a file does not tell who they are. Rows come in the order of the ledger, a few hundred
+in memory at a time; what a format cannot say is counted.
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from feedback.accounts.users import User
+from feedback.database.database import Store, now
+from feedback.examples.build import DEMONSTRATION, replies_of
+from feedback.formats import files
+from feedback.formats.base import Format
+from feedback.formats.record import Dropped, Reply, Row, Said
+from feedback.kinds import current
+from feedback.kinds.current import Told
+from feedback.kinds.ratings import NONE
+from feedback.records import adapters
+from feedback.upkeep import privacy
+
+AT_ONCE = 2000  # rows of a table whose texts are in memory
+ORDER = ("comparisons", "rankings", "corrections", "votes", "critiques", "labels")
+
+
+def rows(store: Store, form: Format, left_out: Counter[str], of: User | None = None) -> Iterator[dict[str, Any]]:
+    """Every row that a format can hold. Counts what is left out.
+
+    With `of` what this person said, whether they let it be used or not; of others' conversations only where those do.
+    """
+    assert form.write is not None, f"{form.name} is for import only"
+    number = 0
+    numbers: dict[str, str] = {}  # of messages and replies, by their ids, in the order in which they come up
+    for row in said(store, form, left_out, of):
+        if form.name == "nightschool":
+            row = _numbered(row, numbers)
+        try:
+            made = form.write(row, number + 1)
+        except Dropped as reason:
+            left_out[str(reason)] += 1
+            continue
+        number += 1
+        yield made | {name: value for name, value in row.extra.items() if name not in made or name == "id"}
+
+
+def export_file(
+    store: Store,
+    out: Path,
+    form: Format,
+    left_out: Counter[str],
+    of: User | None = None,
+    by: int | None = None,
+    change: Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]] = iter,
+    licence: str = "other",
+) -> int:
+    """Write rows, `change`d, to a file or (a name without an ending) a new folder, and who had them; how many."""
+    found = change(rows(store, form, left_out, of))
+    if out.suffix:
+        count = files.write(out, found)
+    else:
+        card = {"format": form.name, "words": form.words, "licence": licence, "at": now()[:10]}
+        count = files.write_folder(out, found, card)
+    person = {"of": f"user {of.id}"} if of else {}
+    adapters.audit(store, by, "export to", str(out), {"format": form.name, "rows": count} | person)
+    return count
+
+
+def export_own(store: Store, out: Path, of: User, by: int | None = None) -> None:
+    """Write all that is kept of one person, and who had it. Raises `Refused`."""
+    files.write_document(out, privacy.own_data(store, of))
+    adapters.audit(store, by, "export to", str(out), {"format": "own", "of": f"user {of.id}"})
+
+
+def _numbered(row: Row, numbers: dict[str, str]) -> Row:
+    """A row whose ids are numbers: the same for the same ledger, wherever it is kept."""
+
+    def number(of: str) -> str:
+        return numbers.setdefault(of, str(len(numbers) + 1))
+
+    message = number(row.message)
+    return replace(row, message=message, replies=tuple(replace(each, id=number(each.id)) for each in row.replies))
+
+
+def said(store: Store, form: Format, left_out: Counter[str], of: User | None) -> Iterator[Row]:
+    """What stands, one thing said at a time, as far as a format holds its kind."""
+    here = current.position(store)
+    raters = {row["id"]: row for row in store.rows("SELECT id, name, kind FROM users")}
+    for table in ORDER:
+        if not _held(table, form.kinds):
+            continue
+        seen = 0
+        while some := current.rows(store, table, {table: seen}, AT_ONCE, of.id if of else None):
+            seen = some[-1]["id"]
+            some = [row for row in some if row["id"] <= here[table]]
+            told = current.texts(store, itertools.chain.from_iterable(map(replies_of, some)))
+            extras = _extras(store, form, {each.conversation for each in told.values()})
+            for row in some:
+                replies = replies_of(row)
+                conversation = told[replies[0]].conversation
+                if not (row["usable"] or (of and (row["shared"] or row["owner"] == of.id))):
+                    left_out["no consent"] += 1
+                    continue
+                rater = _rater(raters[row["user"]])
+                for one in _sayings(table, row, [told[each] for each in replies], rater, form.kinds, left_out):
+                    yield replace(one, extra=dict(extras.get(conversation, {})), message=told[replies[0]].parent)
+
+
+def _held(table: str, kinds: frozenset[str]) -> bool:
+    """Whether a format says anything of what a table holds."""
+    of = {
+        "comparisons": {"comparison"},
+        "rankings": {"ranking", "ranked pair"},
+        "corrections": {"correction", "corrected pair", "demonstration"},
+        "votes": {"thumb"},
+        "critiques": {"critique"},
+        "labels": {"label", "demonstration"},
+    }
+    return bool(of[table] & kinds)
+
+
+def _rater(user: dict[str, Any]) -> str:
+    """A rater's name in a file: that of the file they came from, or a number."""
+    if user["kind"] == "imported":
+        return str(user["name"]).partition(": ")[2]
+    return f"rater-{user['id']}"
+
+
+def _extras(store: Store, form: Format, conversations: set[str]) -> dict[str, dict[str, Any]]:
+    """What imported rows held beside: in the format that they came in, or their origin in the ledger's own."""
+    sql = """SELECT r.conversation, r.extra, i.format, i.source, i.licence, i.name FROM json_each(?) j
+        JOIN imported_rows r ON r.conversation = j.value JOIN imports i ON i.id = r.import"""
+    found = {}
+    for row in store.rows(sql, json.dumps(sorted(conversations))):
+        extra = json.loads(row["extra"]) if row["format"] == form.name else {}
+        if form.name == "nightschool":
+            extra.setdefault("imported", {name: row[name] for name in ("name", "format", "source", "licence")})
+        found[row["conversation"]] = extra
+    return found
+
+
+def _sayings(
+    table: str, row: dict[str, Any], told: list[Told], rater: str, kinds: frozenset[str], left_out: Counter[str]
+) -> Iterator[Row]:
+    """A row of the ledger as rows of a format."""
+    messages, replies = told[0].messages, tuple(Reply(each.text, each.model, each.id) for each in told)
+    if _taken_back(table, row):
+        left_out["taken back"] += 1
+        return
+    who: dict[str, Any] = {"rater": rater, "at": row["at"]}
+    one = (0,)
+    match table:
+        case "comparisons":
+            words = {"words": row["words"], "reasons": tuple(json.loads(row["reasons"]))}
+            said = Said("comparison", (0, 1), choice=row["choice"], strength=row["strength"], **words, **who)
+            yield Row(messages, replies, (said,))
+        case "rankings":
+            ranks = tuple(json.loads(row["ranks"]))
+            if "ranking" in kinds:
+                of = tuple(range(len(replies)))
+                said = Said("ranking", of, ranks=ranks, all_wrong=bool(row["all_wrong"]), **who)
+                yield Row(messages, replies, (said,))
+            else:
+                yield from _ranked_pairs(messages, replies, ranks, who)
+        case "corrections" if "correction" in kinds:
+            yield Row(messages, replies, (Said("correction", one, text=row["text"], **who),))
+        case "corrections" if "demonstration" in kinds:
+            said = Said("label", one, label=DEMONSTRATION, **who)
+            yield Row(messages, (Reply(row["text"]),), (said,))
+        case "corrections":
+            said = Said("comparison", (0, 1), choice="left", **who)
+            yield Row(messages, (Reply(row["text"]), *replies), (said,))
+        case "votes":
+            reasons = tuple(json.loads(row["reasons"]))
+            said = Said("thumb", one, value=row["value"], words=row["words"], reasons=reasons, **who)
+            yield Row(messages, replies, (said,))
+        case "critiques":
+            yield Row(messages, replies, (Said("critique", one, text=row["text"], **who),))
+        case "labels" if "label" in kinds or row["label"] == DEMONSTRATION:
+            yield Row(messages, replies, (Said("label", one, label=row["label"], words=row["words"], **who),))
+
+
+def _ranked_pairs(
+    messages: tuple[Any, ...], replies: tuple[Reply, ...], ranks: tuple[int, ...], who: dict[str, Any]
+) -> Iterator[Row]:
+    for first, second in itertools.combinations(range(len(replies)), 2):
+        choice = "tie" if ranks[first] == ranks[second] else "left" if ranks[first] < ranks[second] else "right"
+        said = Said("comparison", (0, 1), choice=choice, **who)
+        yield Row(messages, (replies[first], replies[second]), (said,))
+
+
+def _taken_back(table: str, row: dict[str, Any]) -> bool:
+    return bool(
+        {
+            "comparisons": row.get("choice") == "taken_back",
+            "rankings": row.get("taken_back"),
+            "votes": row.get("value") == NONE,
+            "labels": not row.get("given"),
+        }.get(table, not row.get("text"))
+    )

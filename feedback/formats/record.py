@@ -1,0 +1,129 @@
+"""One row of a data set, whatever its format: a conversation, replies to it, and what was said of those."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from feedback.chats.conversations import Message
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+
+
+class Dropped(Exception):
+    """A row that cannot be kept; the message is the reason, the same for all rows of its kind."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply's text, and who wrote it: an adapter, "base", another model; empty where nobody knows."""
+
+    text: str
+    model: str = ""
+    id: str = ""  # where a format tells whether two rows are of the same reply
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one rater said of some of a row's replies, `of` being their numbers; the fields are as in the ledger."""
+
+    kind: str  # "comparison", "ranking", "thumb", "correction", "critique" or "label"
+    of: tuple[int, ...]
+    rater: str = ""
+    at: str = ""
+    choice: str = ""
+    strength: int | None = None
+    ranks: tuple[int, ...] = ()
+    all_wrong: bool = False
+    value: int = 0
+    text: str = ""
+    label: str = ""
+    words: str = ""
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A conversation, the replies to its last message, what was said of them, and what else the row held."""
+
+    messages: tuple[Message, ...]
+    replies: tuple[Reply, ...]
+    said: tuple[Said, ...]
+    extra: dict[str, Any] = field(default_factory=dict)
+    message: str = ""  # the id of the last message, as with a reply's
+
+
+def rest(raw: dict[str, Any], *known: str) -> dict[str, Any]:
+    """What a row holds beside the fields that its format gives a meaning."""
+    return {name: value for name, value in raw.items() if name not in known}
+
+
+def text(value: Any) -> str:
+    """A reply's text. Raises `Dropped` on what is none."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    if isinstance(value, list) and len(value) == 1:
+        return text(value[0])
+    if not isinstance(value, str):
+        raise Dropped("a reply is not text")
+    if not value.strip():
+        raise Dropped("an empty reply")
+    return value
+
+
+def messages(value: Any) -> tuple[Message, ...]:
+    """A conversation that ends with its person's turn. Raises `Dropped`."""
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    turns = turns_of(value)
+    if not turns or turns[-1].role != "user":
+        raise Dropped("the conversation does not end with a user's turn")
+    return turns
+
+
+def turns_of(value: Any) -> tuple[Message, ...]:
+    """Turns as OpenAI's or ShareGPT's clients write them. Raises `Dropped`."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise Dropped("the conversation is no list of turns")
+    turns = []
+    for each in value:
+        if not isinstance(each, dict):
+            raise Dropped("the conversation is no list of turns")
+        role = ROLES.get(str(each.get("role", each.get("from"))))
+        content = each.get("content", each.get("value"))
+        if role is None:
+            raise Dropped("a turn is of nobody known")
+        if not isinstance(content, str) or not (content.strip() or role == "assistant"):
+            raise Dropped("a turn is empty or not text")
+        turns.append(Message(role, content))
+    return tuple(turns)
+
+
+def as_turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """A conversation as most formats write it."""
+    return [{"role": each.role, "content": each.content} for each in messages]
+
+
+def decided(row: Row) -> tuple[Reply, Reply]:
+    """The preferred and the other reply of a comparison. Raises `Dropped` where none was preferred."""
+    (said,) = row.said
+    left, right = (row.replies[number] for number in said.of)
+    if said.choice not in ("left", "right"):
+        raise Dropped(f"{said.choice.replace('_', ' ')}, which this format cannot say")
+    return (left, right) if said.choice == "left" else (right, left)
+
+
+def shared(first: tuple[Message, ...], second: tuple[Message, ...]) -> int:
+    """How many turns two conversations begin with in common."""
+    same = 0
+    while same < min(len(first), len(second)) and first[same] == second[same]:
+        same += 1
+    return same

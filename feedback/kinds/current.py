@@ -1,0 +1,132 @@
+"""What stands of what people said, read in bulk: the newest row of each person about each thing, and its texts.
+
+The cost is that of the rows read, not of the ledger: `since` a position reads what was said after it. Each row says
+whether it may be used (`consent`).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from feedback.accounts import consent
+from feedback.chats.conversations import Message, unpacked
+from feedback.database.database import Store
+
+AT_ONCE = 500  # replies whose texts are read by one query
+NEWER = {  # table -> how a newer row of the same person about the same thing is found, each by an index
+    "votes": ("n.reply = t.reply",),
+    "comparisons": (
+        "n.left_reply = t.left_reply AND n.right_reply = t.right_reply",
+        "n.left_reply = t.right_reply AND n.right_reply = t.left_reply",
+    ),
+    "rankings": ("n.parent = t.parent",),
+    "corrections": ("n.reply = t.reply",),
+    "critiques": ("n.reply = t.reply",),
+    "labels": ("n.reply = t.reply AND n.label = t.label",),
+}
+# table -> a column that names a message of the conversation that a row is about
+ABOUT = {table: {"comparisons": "left_reply", "rankings": "parent"}.get(table, "reply") for table in NEWER}
+Position = dict[str, int]  # for each table the newest row that was seen
+
+
+@dataclass(frozen=True)
+class Told:
+    """A reply with all that came before it."""
+
+    id: str
+    parent: str
+    conversation: str
+    messages: tuple[Message, ...]
+    text: str
+    model: str  # the adapter that wrote it, "base", or another model's name; empty where nobody knows
+    token_ids: tuple[int, ...]
+    template_sha256: str | None
+    finish: str
+
+
+@dataclass(frozen=True)
+class Brief:
+    """A reply without its text: who wrote it (as in `Told`), and how many characters."""
+
+    conversation: str
+    model: str
+    length: int
+
+
+def position(store: Store) -> Position:
+    """Where the ledger ends now."""
+    query = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {each}) AS {each}" for each in NEWER)
+    return dict(store.row(query) or {})
+
+
+def rows(
+    store: Store, table: str, since: Position | None = None, most: int = -1, user: int | None = None
+) -> list[dict[str, Any]]:
+    """The standing rows of a table that were said after a position, oldest first.
+
+    Each names the kind of who said it (`by`), its conversation and that one's owner, and whether that one shares its
+    words (`shared`) and the row may be used (`usable`). `most` bounds their number (-1: all of them), `user` names who
+    said them.
+    """
+    sql = f"""SELECT t.*, u.kind AS by, m.conversation, c.user AS owner, {consent.shared("c")} AS shared,
+        {consent.given("t.user")} AS usable FROM {table} t {with_whose(table)}
+        WHERE t.id > ? AND {stands(table)} AND t.user = ifnull(?, t.user) ORDER BY t.id LIMIT ?"""
+    found = store.rows(sql, (since or {}).get(table, 0), user, most)
+    return [row | {"usable": row["usable"] and row["shared"]} for row in found]
+
+
+def with_whose(table: str) -> str:
+    """SQL: to the rows t of a table who said them (u), the message they are about (m) and its conversation (c)."""
+    return f"""JOIN users u ON u.id = t.user JOIN messages m ON m.id = t.{ABOUT[table]}
+        JOIN conversations c ON c.id = m.conversation"""
+
+
+def stands(table: str) -> str:
+    """SQL: whether a row t of a table is the newest of its person (u) about its thing, and they were not forgotten."""
+    newer = (
+        f"NOT EXISTS (SELECT 1 FROM {table} n WHERE {same} AND n.user = t.user AND n.id > t.id)"
+        for same in NEWER[table]
+    )
+    return " AND ".join(("u.forgotten_at IS NULL", *newer))
+
+
+def texts(store: Store, replies: Iterable[str]) -> dict[str, Told]:
+    """Replies with their contexts, by id."""
+    found: dict[str, Told] = {}
+    different = iter(dict.fromkeys(replies))
+    while some := list(islice(different, AT_ONCE)):
+        sql = """SELECT m.id, m.parent, m.conversation, m.content, r.token_ids, r.template_sha256, r.finish,
+            coalesce(r.adapter, json_extract(r.sampling, '$.model'), iif(r.base_sha256 IS NULL, '', 'base')) AS model
+            FROM json_each(?) j JOIN messages m ON m.id = j.value JOIN replies r ON r.message = m.id"""
+        read = store.rows(sql, json.dumps(some))
+        contexts = _contexts(store, sorted({row["parent"] for row in read}))
+        for row in read:
+            ids = unpacked("i", row["token_ids"])
+            context = contexts.get(row["parent"], ())
+            author = (row["model"], ids, row["template_sha256"], row["finish"])
+            found[row["id"]] = Told(row["id"], row["parent"], row["conversation"], context, row["content"], *author)
+    return found
+
+
+def briefs(store: Store, replies: Iterable[str]) -> dict[str, Brief]:
+    """Replies without their texts, by id."""
+    sql = """SELECT m.id, m.conversation, length(m.content) AS length,
+        coalesce(r.adapter, json_extract(r.sampling, '$.model'), iif(r.base_sha256 IS NULL, '', 'base')) AS model
+        FROM json_each(?) j JOIN messages m ON m.id = j.value JOIN replies r ON r.message = m.id"""
+    found = store.rows(sql, json.dumps(sorted(set(replies))))
+    return {row["id"]: Brief(row["conversation"], row["model"], row["length"]) for row in found}
+
+
+def _contexts(store: Store, messages: Sequence[str]) -> dict[str, tuple[Message, ...]]:
+    """For each message the turns from the root down to it."""
+    sql = """WITH RECURSIVE up (start, id, parent, role, content, depth) AS (
+            SELECT j.value, m.id, m.parent, m.role, m.content, 0 FROM json_each(?) j JOIN messages m ON m.id = j.value
+            UNION ALL
+            SELECT start, m.id, m.parent, m.role, m.content, depth + 1 FROM up JOIN messages m ON m.id = up.parent
+        ) SELECT start, role, content FROM up ORDER BY start, depth DESC"""
+    found: dict[str, list[Message]] = {}
+    for row in store.rows(sql, json.dumps(messages)):
+        found.setdefault(row["start"], []).append(Message(row["role"], row["content"]))
+    return {start: tuple(turns) for start, turns in found.items()}

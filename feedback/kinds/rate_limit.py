@@ -1,0 +1,42 @@
+"""How much feedback one person gives in an hour: more than anybody could mean is refused.
+
+It holds for everybody but the owner of a machine without accounts. What is taken back is always heard, and imports are
+an operator's own act.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Store, TooOften
+from feedback.records import nights
+
+HOUR_S = 3600
+GIVEN = {  # table -> the rows that give something; others take it back
+    "votes": "value <> 0",
+    "comparisons": "choice <> 'taken_back'",
+    "rankings": "NOT taken_back",
+    "corrections": "text <> ''",
+    "critiques": "text <> ''",
+    "labels": "given",
+}
+SAID = " UNION ALL ".join(f"SELECT at FROM {table} WHERE user = :user AND at > :since AND {one}"
+                          for table, one in GIVEN.items())  # fmt: skip
+
+
+def require_pace(store: Store, user: User) -> None:
+    """To be called inside the write that gives feedback. Raises `TooOften` when this person has given their hour's."""
+    most = nights.setting(store, "feedback_per_hour")
+    if not most or (user.name == users.OWNER and not users.has_accounts(store)):
+        return
+    moment = datetime.now(UTC)
+    since = (moment - timedelta(seconds=HOUR_S)).isoformat(timespec="milliseconds")
+    said = store.rows(f"{SAID} ORDER BY at DESC LIMIT :most", {"user": user.id, "since": since, "most": most})
+    if len(said) < most:
+        return
+    wait_s = int((datetime.fromisoformat(said[-1]["at"]) - moment).total_seconds()) + HOUR_S + 1
+    minutes = max(1, round(wait_s / 60))
+    raise TooOften(
+        f"you have given {most} pieces of feedback in the last hour, and more are not taken; go on in {minutes} min",
+        max(1, wait_s),
+    )

@@ -1,0 +1,259 @@
+"""Reward models from what people preferred: pairs, rankings and ties; an ensemble, one model after the other.
+
+All that was said of one prompt is one lesson and weighs as one, however many pairs it holds (arXiv 2203.02155, section
+3.5), and its replies share a row. First a head is fitted to what the base makes of the lessons as it stands, then head
+and adapter learn together (arXiv 2202.10054: from a head of noise, adapters learn to serve the noise). Each model has a
+seed of its own: how it begins, and in which order it learns.
+"""
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from feedback.database.database import Refused
+from feedback.examples.build import TIE
+from training.data.tokenize import Lesson
+from training.loop.config import require_sensible
+from training.loop.optim import Report, Run, batch, count_steps, take_step, within_memory
+from training.losses import preference
+from training.model.packing import TOKENS_AT_ONCE, Row, together
+from training.model.policy import Backbone
+from training.model.reward_heads import RewardModels, ScoreHead, raw_scores, reply_states
+
+FIT_STEPS = 50  # of L-BFGS at most
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What training reward models may be told. Raises `Refused` on values that cannot be meant."""
+
+    members: int = 3
+    learning_rate: float = 2e-4
+    epochs: int = 1  # more, and a reward model learns its pairs by heart (arXiv 2203.02155, section 3.5)
+    least_steps: int = 12  # very few lessons are repeated
+    batch_size: int = 8  # prompts
+    rank: int = 16
+    alpha: int = 32
+    centring: float = 0.01
+    samples: int = 64  # of the reference, on which scores are normalised
+    sample_tokens: int = 64
+    longest: int = 1024  # tokens of a prompt and one reply
+    checkpoint_every: int = 10  # steps
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_sensible(self, may_be_zero=("centring", "seed"))
+        if self.samples < 2:
+            raise Refused(f"samples must be at least 2, not {self.samples}")
+
+
+@dataclass(frozen=True)
+class RewardLesson:
+    """One prompt, K replies to it, and what was said of them: who was preferred to whom, and who tied with whom."""
+
+    prompt_ids: list[int]
+    replies: tuple[list[int], ...]
+    preferred: tuple[tuple[int, int], ...]  # numbers of replies, the better one first
+    tied: tuple[tuple[int, int], ...] = ()
+    weight: float = 1.0
+    weights: tuple[float, ...] = ()  # of the pairs, those that tied last; empty: all the same
+
+    def row(self) -> Row:
+        """All replies, the prompt once."""
+        return Row(self.prompt_ids, self.replies)
+
+    def shares(self) -> list[float]:
+        """How much of the lesson each pair is, those that tied last; 1 together."""
+        weights = self.weights or (1.0,) * (len(self.preferred) + len(self.tied))
+        return [weight / sum(weights) for weight in weights]
+
+
+def make_lessons(lessons: Sequence[Lesson]) -> list[RewardLesson]:
+    """Pairs, those that tied too, gathered by prompt, in the order in which prompts come; all else is left out.
+
+    Where several people speak of one prompt, each has a say in it by their weight, and the prompt weighs as they do, on
+    average by the same weights: who weighs little beside others neither outvotes them nor takes their weight away.
+    """
+    Weighed = list[tuple[tuple[int, int], float]]
+    gathered: dict[tuple[int, ...], tuple[list[list[int]], Weighed, Weighed]] = {}
+    for lesson in lessons:
+        if lesson.kind in ("thumb", "demonstration"):
+            continue
+        replies, preferred, equal = gathered.setdefault(tuple(lesson.prompt_ids), ([], [], []))
+        replies += [reply for reply in lesson.replies if reply not in replies]
+        first, second = (replies.index(reply) for reply in lesson.replies)
+        (equal if lesson.kind == TIE else preferred).append(((first, second), lesson.weight))
+    made = []
+    for prompt, (replies, preferred, equal) in gathered.items():
+        pairs, tied = (tuple(pair for pair, _ in each) for each in (preferred, equal))
+        weights = tuple(weight for _, weight in [*preferred, *equal])
+        weight = sum(each**2 for each in weights) / sum(weights)
+        made.append(RewardLesson(list(prompt), tuple(replies), pairs, tied, weight, weights))
+    return made
+
+
+def name_of(member: int) -> str:
+    """What a member's adapter is called."""
+    return f"reward-{member}"
+
+
+def begin(backbone: Backbone, settings: Settings, member: int) -> tuple[ScoreHead, Run]:
+    """A member before its first step, its adapter on the backbone."""
+    seed = settings.seed * 100_003 + member
+    backbone.add(name_of(member), settings.rank, settings.alpha, seed)
+    head = ScoreHead(backbone.head.shape[1], seed).to(backbone.device)
+    return head, Run.over(parameters(backbone, head, member), settings.learning_rate)
+
+
+def parameters(backbone: Backbone, head: ScoreHead, member: int) -> dict[str, nn.Parameter]:
+    """All that is trained of a member, by name."""
+    return backbone.parameters(name_of(member)) | {f"head.{name}": each for name, each in head.named_parameters()}
+
+
+@torch.no_grad()
+def base_states(backbone: Backbone, lessons: Sequence[RewardLesson]) -> list[Tensor]:
+    """What the base alone makes of each lesson's K replies, for `fit`: (K, d) each, on the CPU."""
+    rows, found = [lesson.row() for lesson in lessons], [torch.zeros(0)] * len(lessons)
+    for group in together(rows, TOKENS_AT_ONCE):
+        for at, states in zip(group, reply_states(backbone, None, [rows[at] for at in group]), strict=True):
+            found[at] = states.cpu()
+    return found
+
+
+def fit(head: ScoreHead, lessons: Sequence[RewardLesson], states: Sequence[Tensor], settings: Settings) -> None:
+    """The head that suits the states (K, d) of the lessons best, held to where it began by a Gaussian prior.
+
+    Under the prior the margins of the lessons have variance 1, whatever the states' scale. Where lessons say nothing
+    a head stays what its seed made it, so members disagree there (randomised priors: arXiv 1806.03335).
+    """
+    # 1. the pairs of all lessons side by side; those of one lesson weigh as one
+    better: list[Tensor] = []
+    worse: list[Tensor] = []
+    tied: list[bool] = []
+    weights: list[float] = []
+    for lesson, of_replies in zip(lessons, states, strict=True):
+        pairs = pairs_of(lesson)
+        better += [of_replies[a] for a, _ in pairs]
+        worse += [of_replies[b] for _, b in pairs]
+        tied += [at >= len(lesson.preferred) for at in range(len(pairs))]
+        weights += [lesson.weight * share for share in lesson.shares()]
+    first, second, is_tie = torch.stack(better), torch.stack(worse), torch.tensor(tied)
+    weight = torch.tensor(weights) * len(lessons) / sum(weights)
+    precision = (first - second).square().sum(1).mean()
+
+    # 2. their loss and the prior's, at its least
+    own, began = copy.deepcopy(head).cpu(), head.weight.detach().cpu().clone()
+    optimizer = torch.optim.LBFGS(own.parameters(), max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        of_pairs = pair_losses(own(first), own(second), is_tie, own, settings.centring, any(tied))
+        total = weight @ of_pairs + precision / 2 * (own.weight - began).square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    head.load_state_dict(own.state_dict())
+
+
+def train(
+    backbone: Backbone, head: ScoreHead, lessons: Sequence[RewardLesson], settings: Settings, member: int, run: Run
+) -> Iterator[Report]:
+    """Train one member, going on from `run`, a step per item. Raises `NotFinite`."""
+    steps = count_steps(len(lessons), settings)
+    ties = any(lesson.tied for lesson in lessons)
+    full_weight = max(lesson.weight for lesson in lessons)
+    for step in range(run.step, steps):
+        began = time.monotonic()
+
+        # 1. the batch, in an order that the member's seed alone decides
+        chosen = [lessons[at] for at in batch(len(lessons), settings.batch_size, step, settings.seed + 7 * member)]
+
+        # 2. scores and gradients, a pack of rows at a time
+        compute = partial(gradients, backbone, head, name_of(member), chosen, settings, ties, full_weight)
+        total, accuracy = within_memory(run, compute)
+
+        # 3. one step: gradient norm at most 1, learning rate up over the first tenth and then down to 0
+        norm = take_step(run, total, settings.learning_rate, steps)
+
+        # 4. the report
+        metrics = {"loss": total, "accuracy": accuracy, "gradient_norm": norm}
+        tokens = sum(lesson.row().tokens for lesson in chosen)
+        yield run.report(steps, metrics | {"tokens_per_s": tokens / (time.monotonic() - began)}, began)
+
+
+def gradients(
+    backbone: Backbone,
+    head: ScoreHead,
+    name: str,
+    lessons: Sequence[RewardLesson],
+    settings: Settings,
+    ties: bool,
+    full_weight: float,
+    tokens_at_once: int,
+) -> tuple[float, float]:
+    """Add up the gradients of a batch, the mean over its lessons, each weighing as it does beside one of `full_weight`.
+
+    The loss, and how often it was right.
+    """
+    rows, weight = [lesson.row() for lesson in lessons], full_weight * len(lessons)
+    total, right, count = 0.0, 0, 0
+    for group in together(rows, tokens_at_once):
+        loss = torch.zeros((), device=backbone.device)
+        found = raw_scores(backbone, name, head, [rows[at] for at in group])
+        for at, scores in zip(group, found, strict=True):
+            lesson = lessons[at]
+            loss = loss + lesson.weight * lesson_loss(scores, lesson, head, settings.centring, ties)
+            right += sum(bool(scores[a] > scores[b]) for a, b in lesson.preferred)
+            count += len(lesson.preferred)
+        (loss / weight).backward()
+        total += loss.item() / weight
+    return total, right / max(1, count)
+
+
+def lesson_loss(scores: Tensor, lesson: RewardLesson, head: ScoreHead, centring: float, ties: bool) -> Tensor:
+    """The weighted mean over all pairs of a lesson, from its replies' scores (K,): a scalar.
+
+    Where any lesson has a tie, all pairs are judged by Davidson's model, of which Bradley and Terry's is the limit.
+    """
+    pairs = pairs_of(lesson)
+    first, second = scores[[a for a, _ in pairs]], scores[[b for _, b in pairs]]
+    tied = torch.arange(len(pairs), device=scores.device) >= len(lesson.preferred)
+    shares = torch.tensor(lesson.shares(), device=scores.device)
+    return shares @ pair_losses(first, second, tied, head, centring, ties)
+
+
+def pair_losses(first: Tensor, second: Tensor, tied: Tensor, head: ScoreHead, centring: float, ties: bool) -> Tensor:
+    """The loss of pairs, (P,), from both scores and whether they tied; `ties` says whether any of all lessons has."""
+    if not ties:
+        return preference.bradley_terry_loss(first, second, centring=centring)
+    return preference.davidson_loss(first, second, (~tied).long(), head.log_tie) + centring * (first + second) ** 2
+
+
+def pairs_of(lesson: RewardLesson) -> list[tuple[int, int]]:
+    """The preferences of a lesson, and behind them its ties."""
+    return [*lesson.preferred, *lesson.tied]
+
+
+def normalise(models: RewardModels, samples: Sequence[Row]) -> None:
+    """Every model's scores have mean 0 and standard deviation 1 on replies that the reference wrote."""
+    with torch.no_grad():
+        for name, head in models.heads.items():
+            head.normalise(torch.cat(models.raw_scores(name, samples)))
+
+
+def margins(models: RewardModels, lessons: Sequence[RewardLesson]) -> tuple[list[float], list[int]]:
+    """Of every preference the ensemble's margin, and by how many tokens the preferred reply is longer."""
+    found = zip(lessons, models.scores([lesson.row() for lesson in lessons]), strict=True)
+    apart: list[float] = []
+    longer_by: list[int] = []
+    for lesson, scores in found:
+        mean = scores.mean(0)
+        apart += [float(mean[a] - mean[b]) for a, b in lesson.preferred]
+        longer_by += [len(lesson.replies[a]) - len(lesson.replies[b]) for a, b in lesson.preferred]
+    return apart, longer_by

@@ -1,0 +1,128 @@
+"""From examples to lessons: what one base model reads of a pair or a thumb, as token ids."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from assistant.models import chat_template
+from feedback.chats.conversations import Message
+from feedback.database.database import Refused
+from feedback.examples.build import Answer, Example, Examples, Pair, Thumb
+from training.model.packing import Row
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One example in token ids. A pair has the chosen reply first; a thumb has its own reply first, and then
+    (where there is another thumb) that one's reply, mismatched on purpose, for KTO's baseline.
+    """
+
+    kind: str  # "comparison", "ranking", "correction", "tie", "demonstration" or "thumb"
+    prompt_ids: list[int]
+    replies: tuple[list[int], ...]
+    weight: float
+    wanted: bool = True  # thumbs only
+
+    def own_row(self) -> Row:
+        """The row that it teaches by: both replies of a pair, a thumb's own."""
+        return self.row(0) if self.kind == "thumb" else self.row()
+
+    def row(self, *which: int) -> Row:
+        """The row of the prompt with the replies of these numbers; with all of them if none is given."""
+        return Row(self.prompt_ids, [self.replies[each] for each in which] if which else self.replies)
+
+
+class TooLong(Exception):
+    """An example does not fit into the length limit."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How one base model turns messages and replies into token ids. `longest` holds for prompt and reply together."""
+
+    tokenizer: Any
+    end_ids: frozenset[int]  # each ends a turn
+    template_sha256: str
+    longest: int
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a turn that a person wrote."""
+        own = self.tokenizer.eos_token_id
+        return int(own) if own in self.end_ids else min(self.end_ids)
+
+    def reply(self, answer: Answer) -> list[int]:
+        """A reply's token ids: as they were sampled, where this tokenizer and template did it, else of its text.
+
+        Only a reply that ended by itself ends with the end of turn: a cut one must not teach where to stop.
+        """
+        if not answer.token_ids or answer.template_sha256 != self.template_sha256:
+            ids = chat_template.encode_reply(self.tokenizer, answer.text, self.end_id)
+            return ids if answer.finish == "stop" else ids[:-1]
+        ids = list(answer.token_ids)
+        ended = ids[-1] in self.end_ids
+        if answer.finish != "stop":
+            return ids[:-1] if ended else ids
+        return ids if ended else [*ids, self.end_id]
+
+    def prompt(self, messages: Sequence[Message], reply_tokens: int) -> list[int]:
+        """A conversation's token ids, its oldest turns left out where it must be. Raises `TooLong`."""
+        if reply_tokens >= self.longest:
+            raise TooLong
+        try:
+            return chat_template.encode_prompt(self.tokenizer, messages, self.longest - reply_tokens)
+        except Refused as error:
+            raise TooLong from error
+
+
+def make_lessons(examples: Examples, encoder: Encoder) -> tuple[list[Lesson], dict[str, int]]:
+    """Every example that fits as a lesson, in order, pairs first; and how many do not, by reason."""
+    left_out: Counter[str] = Counter()
+    lessons: list[Lesson] = []
+    every: list[Example] = [*examples.pairs, *examples.thumbs, *examples.ties, *examples.demonstrations]
+    for example in every:
+        try:
+            lesson = _lesson(example, encoder)
+        except TooLong:
+            left_out["too long"] += 1
+            continue
+        if not all(lesson.replies):
+            left_out["empty reply"] += 1
+        elif len(lesson.replies) == 2 and lesson.replies[0] == lesson.replies[1]:
+            left_out["equal replies"] += 1
+        else:
+            lessons.append(lesson)
+    return _with_mismatched(lessons), dict(left_out)
+
+
+def _lesson(example: Example, encoder: Encoder) -> Lesson:
+    if not isinstance(example, Pair):
+        reply = encoder.reply(example.answer)
+        prompt_ids = encoder.prompt(example.messages, len(reply))
+        if isinstance(example, Thumb):
+            return Lesson("thumb", prompt_ids, (reply,), example.weight, example.wanted)
+        return Lesson("demonstration", prompt_ids, (reply,), example.weight)
+    chosen, rejected = encoder.reply(example.chosen), encoder.reply(example.rejected)
+    prompt_ids = encoder.prompt(example.messages, max(len(chosen), len(rejected)))
+    return Lesson(example.kind, prompt_ids, (chosen, rejected), example.weight)
+
+
+def _with_mismatched(lessons: Sequence[Lesson]) -> list[Lesson]:
+    """Give each thumb the reply of the next thumb (the last: of the first) whose prompt and reply are others.
+
+    The partner is fixed, so that the reference's log-prob of the mismatched reply is computed once per night.
+    """
+    thumbs = [lesson for lesson in lessons if lesson.kind == "thumb"]
+    partner: dict[int, list[int]] = {}
+    for number, thumb in enumerate(thumbs):
+        for other in thumbs[number + 1 :] + thumbs[:number]:
+            if other.prompt_ids != thumb.prompt_ids and other.replies[0] != thumb.replies[0]:
+                partner[id(thumb)] = other.replies[0]
+                break
+    return [
+        Lesson(each.kind, each.prompt_ids, (*each.replies, partner[id(each)]), each.weight, each.wanted)
+        if id(each) in partner
+        else each
+        for each in lessons
+    ]

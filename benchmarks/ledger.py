@@ -29,7 +29,7 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Message, Provenance
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.examples import build
 from feedback.formats import export, files
 from feedback.formats.base import FORMATS
@@ -96,9 +96,9 @@ def votes(folder: Path, seconds: float, raw_s: float) -> dict[str, float]:
     return found
 
 
-def prepared(folder: Path) -> tuple[Store, User, list[str]]:
+def prepared(folder: Path) -> tuple[Database, User, list[str]]:
     """A store with a few replies to vote on."""
-    store = Store(folder)
+    store = Database(folder)
     user = users.local_owner(store)
     by = Provenance(None, "b" * 64, "t" * 64, {})
     replies = []
@@ -108,7 +108,7 @@ def prepared(folder: Path) -> tuple[Store, User, list[str]]:
     return store, user, replies
 
 
-def voted(store: Store, user: User, replies: list[str], writers: int, seconds: float) -> list[float]:
+def voted(store: Database, user: User, replies: list[str], writers: int, seconds: float) -> list[float]:
     """Seconds that each acknowledged vote took."""
     taken: list[float] = []
     until = time.monotonic() + seconds
@@ -155,13 +155,13 @@ def large(folder: Path, count: int) -> dict[str, float]:
     begun = not (folder / "nightschool.db").exists()
     if begun:
         grow(folder, count // 10)
-    store = Store(folder)
+    store = Database(folder)
     found: dict[str, float] = {}
     if begun:
         found["examples_2000_new_tenth_s"] = timed_examples(store, NEW)
         store.close()
         grow(folder, count - count // 10)
-        store = Store(folder)
+        store = Database(folder)
     found["examples_200_new_s"] = timed_examples(store, NEW // 10)
     found["examples_2000_new_s"] = timed_examples(store, NEW)
     found["open_conversation_ms"] = opening(store)
@@ -180,12 +180,12 @@ def grow(folder: Path, count: int) -> None:
 
 def write(data: str, count: int) -> None:
     """Conversations of four messages and five votes, over the last year, as the ledger would hold them."""
-    store, chance = Store(data), random.Random(count)
+    store, chance = Database(data), random.Random(count)
     raters = [person(store, number) for number in range(RATERS)]
     conversations = count // PER_CONVERSATION
     for start in range(0, conversations, AT_ONCE):
         made = [conversation(chance, raters) for _ in range(min(AT_ONCE, conversations - start))]
-        with store.write() as db:
+        with store.transaction() as db:
             for table in ("conversations", "messages", "replies", "votes"):
                 rows = [row for each in made for row in each[table]]
                 marks = ", ".join("?" * len(rows[0]))
@@ -194,7 +194,7 @@ def write(data: str, count: int) -> None:
     store.close()
 
 
-def person(store: Store, number: int) -> int:
+def person(store: Database, number: int) -> int:
     """A rater who lets ratings teach."""
     user = users.find_user(store, f"rater {number}") or users.add_user(store, f"rater {number}", "rater", None)
     users.set_consent(store, user, True)
@@ -227,12 +227,12 @@ def moment(days_ago: float) -> str:
     return (datetime.now(UTC) - timedelta(days=days_ago)).isoformat(timespec="milliseconds")
 
 
-def timed_examples(store: Store, new: int) -> float:
+def timed_examples(store: Database, new: int) -> float:
     """Seconds from so many new votes to their examples."""
     here, chance = current.position(store), random.Random(new)
     rows = store.rows("SELECT message, c.user FROM replies JOIN messages m ON m.id = message"
                       " JOIN conversations c ON c.id = m.conversation LIMIT ?", new)  # fmt: skip
-    with store.write():
+    with store.transaction():
         for row in rows:
             store.insert("votes", {"user": row["user"], "reply": row["message"], "value": chance.choice((-1, 1)),
                                    "at": moment(0)})  # fmt: skip
@@ -253,7 +253,7 @@ def milliseconds(act: Callable[[], Any], times: int) -> float:
     return statistics.median(taken) * 1000
 
 
-def opening(store: Store) -> float:
+def opening(store: Database) -> float:
     """Opening a conversation with what its reader said of it."""
     some = store.rows("SELECT id, user FROM conversations ORDER BY id LIMIT 200")
 
@@ -270,7 +270,7 @@ def opening(store: Store) -> float:
     return milliseconds(open_one, 100)
 
 
-def operating(store: Store) -> float:
+def operating(store: Database) -> float:
     """The slowest of what the operate page asks."""
     asked: dict[str, Callable[[], Any]] = {
         "counts": lambda: ratings.counts(store),
@@ -286,7 +286,7 @@ def operating(store: Store) -> float:
     return max(taken.values())
 
 
-def exported(store: Store, path: Path) -> float:
+def exported(store: Database, path: Path) -> float:
     """Rows a second, from the ledger to a file."""
     began = time.perf_counter()
     count = files.write(path, islice(export.rows(store, FORMATS["trl-unpaired"], Counter()), EXPORTED))

@@ -33,7 +33,7 @@ from assistant.models import base_model, chat_template
 from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.chats.conversations import Message, Provenance
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.kinds import ratings
 
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
@@ -181,7 +181,7 @@ def page_interactive_s(address: str) -> float:
 def fill(data: Path, pairs: Path) -> None:
     """Put the first 200 pairs of at most 256 tokens into the ledger, as choices of the local owner."""
     tokenizer = base_model.load_tokenizer(base_model.find_base("embedded"))
-    store = Store(data)
+    store = Database(data)
     owner = users.local_owner(store)
     users.set_consent(store, owner, True)
     unknown = Provenance(adapter=None, base_sha256=None, template_sha256=None, sampling={})

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from assistant.models import adapter, base_model, chat_template
-from assistant.models.adapter import Card
+from assistant.models.adapter import AdapterCard
 from assistant.models.base_model import Base
 from feedback.chats.conversations import Message
 from feedback.database.database import Refused
@@ -84,7 +84,7 @@ def make_adapters(base: Base, folder: Path, count: int) -> list[Path]:
         save_file(random_factors(shapes, seed), directory / adapter.WEIGHTS)
         (directory / adapter.CONFIG).write_text(json.dumps(config))
         sha256 = base_model.file_sha256(directory / adapter.WEIGHTS)
-        card = Card(directory.name, base.name, base.sha256, None, "dpo", sha256, "", {}, {}, seed, {})
+        card = AdapterCard(directory.name, base.name, base.sha256, None, "dpo", sha256, "", {}, {}, seed, {})
         adapter.write_card(directory, card)
         made.append(directory)
     return made

@@ -24,7 +24,7 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Message, Provenance
 from feedback.database import openings
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.database.openings import JUDGING
 from feedback.examples.build import Examples, gather
 from feedback.examples.caps import compared_with, of_raters, surely_typical
@@ -75,7 +75,7 @@ def main() -> None:
 def attacked(honest: int, attackers: int, each: int, role: str = "chatter") -> dict[str, Any]:
     """The attackers' share of the night and of the gate's conversations."""
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(folder)
+        store = Database(folder)
         bad = attack(store, honest, attackers, each, role)
         found = gather(store)
         night = share_of(found, bad)
@@ -90,9 +90,9 @@ def attacked(honest: int, attackers: int, each: int, role: str = "chatter") -> d
     return said
 
 
-def attack(store: Store, honest: int, attackers: int, each: int, role: str = "chatter") -> set[int]:
+def attack(store: Database, honest: int, attackers: int, each: int, role: str = "chatter") -> set[int]:
     """A ledger of honest people and attackers; who the attackers are."""
-    with store.write():
+    with store.transaction():
         for number in range(honest):
             compare_alone(store, person(store, f"honest {number}", "chatter"), 20)
         bad = [person(store, f"attacker {number}", role) for number in range(attackers)]
@@ -101,14 +101,14 @@ def attack(store: Store, honest: int, attackers: int, each: int, role: str = "ch
     return {user.id for user in bad}
 
 
-def person(store: Store, name: str, role: str) -> User:
+def person(store: Database, name: str, role: str) -> User:
     """Somebody who lets ratings teach."""
     user = users.add_user(store, name, role, None)
     users.set_consent(store, user, True)
     return user
 
 
-def compare_alone(store: Store, user: User, count: int) -> None:
+def compare_alone(store: Database, user: User, count: int) -> None:
     """Choices in conversations of one's own, which nobody else rates."""
     for number in range(count):
         parent = conversations.record_messages(store, user, "chat", [Message("user", f"{user.name} asks {number}")])
@@ -116,7 +116,7 @@ def compare_alone(store: Store, user: User, count: int) -> None:
         ratings.compare(store, user, left, right, "left")
 
 
-def correct_alone(store: Store, user: User, count: int) -> None:
+def correct_alone(store: Database, user: User, count: int) -> None:
     """Corrections in conversations of one's own."""
     for number in range(count):
         parent = conversations.record_messages(store, user, "chat", [Message("user", f"{user.name} says {number}")])
@@ -129,7 +129,7 @@ def share_of(examples: Examples, users: set[int]) -> float:
     return sum(weight for theirs, weight in weights if theirs) / sum(weight for _, weight in weights)
 
 
-def share_of_gate(store: Store, examples: Examples, users: set[int]) -> tuple[float, float]:
+def share_of_gate(store: Database, examples: Examples, users: set[int]) -> tuple[float, float]:
     """In how many of the gate's conversations these people have their say, and how many there are: means over splits.
 
     The attackers' candidate sides with them and against everybody else, so that its votes show whose they are.
@@ -154,8 +154,8 @@ def kept_of(team: Sequence[int]) -> dict[str, Any]:
     found: dict[str, Any] = {"team": f"{team.count(max(team))} of {max(team)}, {team.count(3)} of 3"}
     for name, role in (("raters", "rater"), ("unknown", "chatter")):
         with tempfile.TemporaryDirectory() as folder:
-            store = Store(folder)
-            with store.write():
+            store = Database(folder)
+            with store.transaction():
                 for number, count in enumerate(team):
                     compare_alone(store, person(store, f"person {number}", role if count > 3 else "chatter"), count)
             kept = kept_share(gather(store))

@@ -35,7 +35,7 @@ from benchmarks.contest import say
 from benchmarks.loop import processor
 from feedback.chats.conversations import Message
 from training.algorithms import dpo_kto, ppo, rloo
-from training.data.tokenize import Lesson
+from training.data.tokenize import TokenizedExample
 from training.evaluation.text_quality import flaw, whole_words
 from training.loop.optim import Report, count_steps
 from training.model.policy import Backbone
@@ -140,7 +140,7 @@ class School:
             if scores[0] != scores[1]:
                 best = int(scores.argmax())
                 replies = [list(each.row.replies[best]), list(each.row.replies[1 - best])]
-                lessons.append(Lesson("comparison", list(each.row.prompt_ids), tuple(replies), 1.0))
+                lessons.append(TokenizedExample("comparison", list(each.row.prompt_ids), tuple(replies), 1.0))
         settings = dpo_kto.Settings(kl_budget=BUDGET)
         progress = dpo_kto.begin(backbone, settings)
         steps = count_steps(len(lessons), settings)

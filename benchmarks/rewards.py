@@ -32,9 +32,9 @@ from assistant.models import base_model
 from benchmarks.contest import say
 from benchmarks.loop import processor
 from feedback.chats.conversations import Message
-from feedback.examples.build import Answer, Examples, Pair
+from feedback.examples.build import Answer, Examples, PreferencePair
 from training.algorithms import dpo_kto, reward_model
-from training.data.tokenize import Lesson, make_lessons
+from training.data.tokenize import TokenizedExample, tokenize
 from training.evaluation import calibration
 from training.model.packing import TOKENS_AT_ONCE, together
 from training.model.policy import Backbone
@@ -77,7 +77,7 @@ class School:
         self.dtype = base_model.fastest_dtype("cpu")
         self.kept = folder / "margins.json"
         self.known: dict[str, Any] = json.loads(self.kept.read_text()) if self.kept.exists() else {}
-        self.parts: dict[str, list[Lesson]] = {}
+        self.parts: dict[str, list[TokenizedExample]] = {}
         self.references = References(self._backbone())  # of all runs: they have the same reference
 
     def measure(self, methods: Sequence[str], shares: Sequence[float]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class School:
         encoder = make_encoder(self.base, self._backbone(), dpo_kto.Settings())
         for part in ("train", "test"):
             for kind in KINDS:
-                lessons, left_out = make_lessons(Examples(tuple(pairs(DATA / f"pairs_{kind}_{part}.jsonl"))), encoder)
+                lessons, left_out = tokenize(Examples(tuple(pairs(DATA / f"pairs_{kind}_{part}.jsonl"))), encoder)
                 lessons = [each for each in lessons if whole(each)]
                 say(f"{kind} {part}: {len(lessons)} pairs, left out {left_out}")
                 if part == "test":
@@ -184,37 +184,41 @@ class School:
         figure.savefig(self.folder / "curve.png", dpi=150)
 
 
-def pairs(file: Path) -> list[Pair]:
+def pairs(file: Path) -> list[PreferencePair]:
     """The pairs of a file."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     return [
-        Pair(tuple(Message(**each) for each in row["prompt"]), Answer(row["chosen"]), Answer(row["rejected"]))
+        PreferencePair(tuple(Message(**each) for each in row["prompt"]), Answer(row["chosen"]), Answer(row["rejected"]))
         for row in rows
         if row["prompt"][-1]["role"] == "user"
     ]
 
 
-def whole(lesson: Lesson) -> bool:
+def whole(lesson: TokenizedExample) -> bool:
     """Whether a lesson is short enough as it stands."""
     return len(lesson.prompt_ids) + max(map(len, lesson.replies)) <= LONGEST
 
 
 def learn_reward(
-    backbone: Backbone, lessons: Sequence[Lesson], rate: float, asked: dict[str, list[Lesson]]
+    backbone: Backbone, lessons: Sequence[TokenizedExample], rate: float, asked: dict[str, list[TokenizedExample]]
 ) -> dict[str, Margins]:
     """One epoch of one reward model; its margins."""
     settings = reward_model.Settings(members=1, learning_rate=rate, epochs=1)
-    own = reward_model.make_lessons(lessons)
+    own = reward_model.group_by_prompt(lessons)
     head, run = reward_model.begin(backbone, settings, member=0)
     reward_model.fit(head, own, reward_model.base_states(backbone, own), settings)
     for report in reward_model.train(backbone, head, own, settings, 0, run):
         tell("reward", report)
     ensemble = RewardModels(backbone, {reward_model.name_of(0): head})
-    return {name: reward_model.margins(ensemble, reward_model.make_lessons(each)) for name, each in asked.items()}
+    return {name: reward_model.margins(ensemble, reward_model.group_by_prompt(each)) for name, each in asked.items()}
 
 
 def learn_dpo(
-    backbone: Backbone, lessons: Sequence[Lesson], rate: float, asked: dict[str, list[Lesson]], references: References
+    backbone: Backbone,
+    lessons: Sequence[TokenizedExample],
+    rate: float,
+    asked: dict[str, list[TokenizedExample]],
+    references: References,
 ) -> dict[str, Margins]:
     """One epoch of DPO; the margins of its implicit reward (arXiv 2305.18290, eq. 5)."""
     settings = dpo_kto.Settings(beta=BETA, learning_rate=rate, epochs=1, kl_budget=1e9, looks=1)
@@ -225,7 +229,7 @@ def learn_dpo(
 
 
 @torch.no_grad()
-def implicit(backbone: Backbone, lessons: Sequence[Lesson], references: References) -> Margins:
+def implicit(backbone: Backbone, lessons: Sequence[TokenizedExample], references: References) -> Margins:
     """Margins of the implicit reward."""
     rows, apart = [each.row() for each in lessons], [0.0] * len(lessons)
     for group in together(rows, TOKENS_AT_ONCE):

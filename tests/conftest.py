@@ -21,7 +21,7 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Provenance
 from feedback.database import openings
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.examples.split import Places
 from tests.trained import copy_of, train_both
 
@@ -59,19 +59,19 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "data")
+def store(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(tmp_path / "data")
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def owner(store: Store) -> User:
+def owner(store: Database) -> User:
     return users.local_owner(store)
 
 
 @pytest.fixture
-def consenting(store: Store, owner: User) -> User:
+def consenting(store: Database, owner: User) -> User:
     """The owner, who lets ratings teach."""
     users.set_consent(store, owner, True)
     return owner
@@ -89,7 +89,7 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-def two_replies(store: Store, user: User, said: str = "hello") -> tuple[str, str, str]:
+def two_replies(store: Database, user: User, said: str = "hello") -> tuple[str, str, str]:
     """A message with two replies: their ids."""
     conversation = conversations.start_conversation(store, user)
     message = conversations.add_message(store, conversation, None, "user", said)
@@ -103,7 +103,7 @@ def assistant(trained: Path, tmp_path: Path) -> Iterator["Assistant"]:
     """Whoever answers with the trained adapters, exactly."""
     from assistant.chat.chat import open_assistant
 
-    store = Store(copy_of(trained, tmp_path / "data"))
+    store = Database(copy_of(trained, tmp_path / "data"))
     opened = open_assistant(store, dtype="float32")
     yield opened
     opened.close()

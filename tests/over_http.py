@@ -14,14 +14,14 @@ import torch
 from fastapi.testclient import TestClient
 from safetensors.torch import save_file
 
-from assistant.chat.adapter_manager import Roster
+from assistant.chat.adapter_manager import AdapterManager
 from assistant.chat.chat import Assistant, open_assistant
-from assistant.models.adapter import CONFIG, PROOF_TEXTS, WEIGHTS, Card, Loaded, Proof, write_card
+from assistant.models.adapter import CONFIG, PROOF_TEXTS, WEIGHTS, AdapterCard, LoadedAdapter, Proof, write_card
 from assistant.models.base_model import file_sha256
 from assistant.models.chat_template import encode_prompt, encode_reply
 from feedback.accounts import users
 from feedback.chats.conversations import Message
-from feedback.database.database import Store, now
+from feedback.database.database import Database, now
 from feedback.records import adapters
 from feedback.records.adapters import Adapter
 from tests.tiny import make_tiny
@@ -37,7 +37,7 @@ LONG = "word " * 20_000 + "x"  # 100,001 characters
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
     """A small model in memory, exact, once for a file; each test has a store of its own."""
-    store = Store(tmp_path_factory.mktemp("loaded"))
+    store = Database(tmp_path_factory.mktemp("loaded"))
     opened = open_assistant(store, str(make_tiny(tmp_path_factory.mktemp("tiny"))), dtype="float32")
     yield opened
     opened.close()
@@ -47,20 +47,20 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
 @pytest.fixture(scope="module")
 def loaded_embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
     """The embedded model, exact, where what it writes must be text."""
-    store = Store(tmp_path_factory.mktemp("embedded"))
+    store = Database(tmp_path_factory.mktemp("embedded"))
     opened = open_assistant(store, dtype="float32")
     yield opened
     opened.close()
     store.close()
 
 
-def with_store(loaded: Assistant, store: Store) -> Assistant:
+def with_store(loaded: Assistant, store: Database) -> Assistant:
     """The same model over another store."""
-    return dataclasses.replace(loaded, store=store, roster=Roster(store, loaded.engine))
+    return dataclasses.replace(loaded, store=store, adapters=AdapterManager(store, loaded.engine))
 
 
 @pytest.fixture
-def assistant(loaded: Assistant, store: Store) -> Assistant:
+def assistant(loaded: Assistant, store: Database) -> Assistant:
     return with_store(loaded, store)
 
 
@@ -72,7 +72,7 @@ def web(assistant: Assistant) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def talking(loaded_embedded: Assistant, store: Store) -> Iterator[TestClient]:
+def talking(loaded_embedded: Assistant, store: Database) -> Iterator[TestClient]:
     """The same, over the embedded model."""
     with TestClient(create_app(with_store(loaded_embedded, store)), base_url=HERE) as client:
         yield client
@@ -82,13 +82,13 @@ def key() -> dict[str, str]:
     return {"Idempotency-Key": secrets.token_hex(8)}
 
 
-def token_of(store: Store, name: str, role: str) -> dict[str, str]:
+def token_of(store: Database, name: str, role: str) -> dict[str, str]:
     """Headers of a new person with a token."""
     user = users.add_user(store, name, role, "a hash that no password has")
     return {"Authorization": f"Bearer {users.add_token(store, user, 'test')}"}
 
 
-def rows(store: Store) -> dict[str, int]:
+def rows(store: Database) -> dict[str, int]:
     """How many rows every table has."""
     tables = store.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
     return {each["name"]: store.rows(f"SELECT count(*) AS n FROM {each['name']}")[0]["n"] for each in tables}
@@ -106,8 +106,8 @@ def make_adapter(assistant: Assistant, name: str, base_sha256: str | None = None
     save_file({f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 4, "r": 4, "bias": "none"}))
     weights, base = file_sha256(folder / WEIGHTS), base_sha256 or assistant.base.sha256
-    card = Card(name, assistant.base.name, base, None, "test", weights, "", {}, {}, 0, {})
-    proofs, own = [], Loaded(name, card, engine.network.add({layer: (a, b)}))
+    card = AdapterCard(name, assistant.base.name, base, None, "test", weights, "", {}, {}, 0, {})
+    proofs, own = [], LoadedAdapter(name, card, engine.network.add({layer: (a, b)}))
     for said, replied in PROOF_TEXTS[:1]:
         prompt_ids = encode_prompt(assistant.tokenizer, [Message("user", said)], 500)
         reply_ids = encode_reply(assistant.tokenizer, replied, next(iter(engine.end_ids)))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from assistant.models import adapter, base_model
-from assistant.models.adapter import Card
+from assistant.models.adapter import AdapterCard
 from assistant.models.base_model import Base
 
 NEAR_TIE = 1e-4  # between the two best logits: here another order of sums may choose the other
@@ -55,7 +55,7 @@ def save_adapter(folder: Path, base: Base, seed: int, **options: Any) -> Path:
 def sign(folder: Path, base: Base) -> None:
     """Write the card that an adapter's weights ask for."""
     sha256 = base_model.file_sha256(folder / adapter.WEIGHTS)
-    adapter.write_card(folder, Card(folder.name, base.name, base.sha256, None, "dpo", sha256, "", {}, {}, 0, {}))
+    adapter.write_card(folder, AdapterCard(folder.name, base.name, base.sha256, None, "dpo", sha256, "", {}, {}, 0, {}))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from assistant.chat.chat import Assistant
 from feedback.accounts import sessions, users
 from feedback.accounts.users import User
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.records import adapters
 from tests.browser import Visitor, chromium
 from tests.over_http import assistant, loaded
@@ -24,7 +24,7 @@ NEW = "a wholly other phrase"
 
 
 @pytest.fixture
-def ada(store: Store) -> User:
+def ada(store: Database) -> User:
     return users.add_user(store, "Ada", "chatter", CHEAP.hash(PASSWORD))
 
 
@@ -36,7 +36,7 @@ def change(web: TestClient, current: str = PASSWORD, new: str = NEW, again: str 
 
 
 def test_a_person_changes_their_password_and_stays_logged_in_here_alone(
-    assistant: Assistant, store: Store, ada: User
+    assistant: Assistant, store: Database, ada: User
 ) -> None:
     web = client(assistant)
     elsewhere = beside(web, "192.0.2.2")
@@ -59,7 +59,7 @@ def test_a_person_changes_their_password_and_stays_logged_in_here_alone(
 
 
 def test_a_password_is_not_changed_without_the_current_one_or_for_a_bad_one(
-    assistant: Assistant, store: Store, ada: User
+    assistant: Assistant, store: Database, ada: User
 ) -> None:
     web = client(assistant)
     log_in(web)
@@ -87,7 +87,7 @@ def test_whoever_finds_an_open_browser_has_few_tries_at_its_password(assistant: 
     assert change(web)[0] == 429
 
 
-def test_a_person_sees_and_ends_their_sessions_and_no_others(assistant: Assistant, store: Store, ada: User) -> None:
+def test_a_person_sees_and_ends_their_sessions_and_no_others(assistant: Assistant, store: Database, ada: User) -> None:
     web = client(assistant)
     bob = users.add_user(store, "Bob", "chatter", CHEAP.hash(PASSWORD))
     sessions.begin(store, bob, "192.0.2.99", "Safari on macOS")
@@ -108,7 +108,7 @@ def test_a_person_sees_and_ends_their_sessions_and_no_others(assistant: Assistan
 
 
 def test_a_password_from_the_environment_is_changed_there(
-    assistant: Assistant, store: Store, monkeypatch: pytest.MonkeyPatch
+    assistant: Assistant, store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTSCHOOL_OWNER_PASSWORD", PASSWORD)
     users.add_user(store, "owner", "operator", CHEAP.hash(PASSWORD))
@@ -125,7 +125,7 @@ def test_without_accounts_there_is_no_account_page(assistant: Assistant) -> None
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (360, "light")])
-def test_the_page_in_a_browser(assistant: Assistant, store: Store, tmp_path: Path, width: int, scheme: str) -> None:
+def test_the_page_in_a_browser(assistant: Assistant, store: Database, tmp_path: Path, width: int, scheme: str) -> None:
     name = "Ada of the " + "very " * 8 + "long name"
     ada = users.add_user(store, name, "operator", PasswordHasher().hash(PASSWORD))
     with answering(create_app(assistant)) as url, chromium() as browser:

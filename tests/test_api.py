@@ -15,7 +15,7 @@ from assistant.models.adapter import WEIGHTS
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Store, now
+from feedback.database.database import Database, now
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from feedback.upkeep import schedules
@@ -28,7 +28,9 @@ __all__ = ["assistant", "loaded", "web"]  # fixtures
 # Feedback
 
 
-def test_every_kind_of_feedback_is_recorded_and_the_newest_stands(web: TestClient, store: Store, owner: User) -> None:
+def test_every_kind_of_feedback_is_recorded_and_the_newest_stands(
+    web: TestClient, store: Database, owner: User
+) -> None:
     _, left, right = two_replies(store, owner)
     down = {"reply": left, "value": -1, "reasons": ["untrue"], "words": "no"}
     assert web.post("/api/votes", json=down, headers=key()).json() == {"id": 1}
@@ -51,7 +53,7 @@ def test_every_kind_of_feedback_is_recorded_and_the_newest_stands(web: TestClien
     assert len(said) == 8
 
 
-def test_a_request_sent_twice_acts_once(web: TestClient, store: Store, owner: User) -> None:
+def test_a_request_sent_twice_acts_once(web: TestClient, store: Database, owner: User) -> None:
     _, left, right = two_replies(store, owner)
     once = key()
     first = web.post("/api/votes", json={"reply": left, "value": -1}, headers=once)
@@ -65,7 +67,7 @@ def test_a_request_sent_twice_acts_once(web: TestClient, store: Store, owner: Us
     assert ratings.counts(store)["votes"] == 1
 
 
-def test_feedback_beyond_an_hours_bound_is_refused_with_when_to_go_on(web: TestClient, store: Store) -> None:
+def test_feedback_beyond_an_hours_bound_is_refused_with_when_to_go_on(web: TestClient, store: Database) -> None:
     ann = users.add_user(store, "ann", "chatter", "hash")
     _, left, _ = two_replies(store, ann)
     nights.set_setting(store, None, "feedback_per_hour", 1)
@@ -82,7 +84,7 @@ def test_feedback_beyond_an_hours_bound_is_refused_with_when_to_go_on(web: TestC
     assert ratings.counts(store)["votes"] == 2
 
 
-def test_a_pair_is_blind_and_its_replies_can_be_compared(web: TestClient, store: Store, owner: User) -> None:
+def test_a_pair_is_blind_and_its_replies_can_be_compared(web: TestClient, store: Database, owner: User) -> None:
     once = key()
     pair = web.post("/api/pairs", json=DRAWN, headers=once).json()
     assert set(pair) == {"pair", "left", "right"}
@@ -95,7 +97,7 @@ def test_a_pair_is_blind_and_its_replies_can_be_compared(web: TestClient, store:
     assert conversations.conversations(store, owner) == []  # a program's conversations are not among the person's chats
 
 
-def test_a_pair_may_name_its_two_adapters(web: TestClient, store: Store, assistant: Assistant) -> None:
+def test_a_pair_may_name_its_two_adapters(web: TestClient, store: Database, assistant: Assistant) -> None:
     name = make_adapter(assistant, "named")
     pair = web.post("/api/pairs", json=DRAWN | {"adapters": ["base", name]}, headers=key()).json()
     assert "left" in pair, pair
@@ -111,7 +113,7 @@ def test_consent_is_asked_given_and_withdrawn(web: TestClient) -> None:
 
 
 def test_a_conversation_is_given_with_every_branch_and_what_was_said_of_it(
-    web: TestClient, store: Store, owner: User
+    web: TestClient, store: Database, owner: User
 ) -> None:
     message, left, right = two_replies(store, owner)
     ratings.vote(store, owner, left, -1, ["style"], "stiff")
@@ -127,7 +129,7 @@ def test_a_conversation_is_given_with_every_branch_and_what_was_said_of_it(
 # Whose it is, and what one may
 
 
-def test_operating_takes_an_operator(web: TestClient, store: Store) -> None:
+def test_operating_takes_an_operator(web: TestClient, store: Database) -> None:
     chatter, rater = token_of(store, "chatter", "chatter"), token_of(store, "rater", "rater")
     operator = token_of(store, "operator", "operator")
     routes = [
@@ -158,7 +160,7 @@ def test_operating_takes_an_operator(web: TestClient, store: Store) -> None:
 
 
 def test_a_promotion_is_proved_serves_the_next_reply_and_is_taken_back(
-    web: TestClient, store: Store, assistant: Assistant
+    web: TestClient, store: Database, assistant: Assistant
 ) -> None:
     name = make_adapter(assistant, "better")
     before = web.post("/v1/chat/completions", json=GREEDY).json()
@@ -177,7 +179,7 @@ def test_a_promotion_is_proved_serves_the_next_reply_and_is_taken_back(
     assert [each["adapter"] for each in web.get("/api/promotions").json()] == [None, name]
 
 
-def test_the_schedule_and_the_settings_are_set_and_read(web: TestClient, store: Store) -> None:
+def test_the_schedule_and_the_settings_are_set_and_read(web: TestClient, store: Database) -> None:
     none = {"cron": None, "time_zone": None, "enabled": False, "grace_minutes": None, "every_new": None}
     assert web.get("/api/schedule").json() == none | {"new_feedback": 0, "next": [], "occurrences": []}
     asked = {"cron": "30 3 * * 7", "time_zone": "Europe/Berlin", "enabled": True, "grace_minutes": 5, "every_new": 50}
@@ -197,7 +199,7 @@ def test_the_schedule_and_the_settings_are_set_and_read(web: TestClient, store: 
     assert nights.setting(store, "side_by_side_share") == 0.5
 
 
-def test_nights_are_listed_with_their_steps(web: TestClient, store: Store) -> None:
+def test_nights_are_listed_with_their_steps(web: TestClient, store: Database) -> None:
     night = nights.start_night(store, "dpo", {"rank": 8}, pid=0)
     nights.add_step(store, night, 1, {"loss": 0.7}, phase="training", steps=2)
     assert web.get("/api/nights").json()[0]["phase"] == "training"
@@ -207,7 +209,7 @@ def test_nights_are_listed_with_their_steps(web: TestClient, store: Store) -> No
 
 
 @pytest.fixture
-def sleeping_night(store: Store) -> Iterator[int]:
+def sleeping_night(store: Database) -> Iterator[int]:
     """A running night as far as anyone can see: a process of that name, and its row."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "training.night"])
     yield nights.start_night(store, "dpo", {}, process.pid)
@@ -216,7 +218,7 @@ def sleeping_night(store: Store) -> Iterator[int]:
 
 
 def test_a_second_night_is_refused_and_the_first_is_cancelled_once(
-    web: TestClient, store: Store, sleeping_night: int
+    web: TestClient, store: Database, sleeping_night: int
 ) -> None:
     assert web.get("/api/status").json()["running_night"]["id"] == sleeping_night
     refused = web.post("/api/nights", json={"method": "dpo", "again": True}, headers=key())
@@ -229,7 +231,7 @@ def test_a_second_night_is_refused_and_the_first_is_cancelled_once(
     assert web.get("/api/status").json()["running_night"] is None
 
 
-def test_metrics_count_what_there_is(web: TestClient, store: Store, owner: User) -> None:
+def test_metrics_count_what_there_is(web: TestClient, store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
     ratings.vote(store, owner, left, 1)
     nights.start_night(store, "dpo", {}, pid=0)
@@ -290,7 +292,7 @@ BAD = [
 ]
 
 
-def test_bad_input_gets_one_sentence_and_changes_nothing(web: TestClient, store: Store, owner: User) -> None:
+def test_bad_input_gets_one_sentence_and_changes_nothing(web: TestClient, store: Database, owner: User) -> None:
     _, left, right = two_replies(store, owner)
     before = rows(store)
     for method, path, body, status, sentence in BAD:
@@ -304,7 +306,7 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(web: TestClient, store:
         assert (case, rows(store)) == (case, before)
 
 
-def test_a_write_without_a_usable_key_is_refused(web: TestClient, store: Store, owner: User) -> None:
+def test_a_write_without_a_usable_key_is_refused(web: TestClient, store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
     before = rows(store)
     for headers in ({}, {"Idempotency-Key": ""}, {"Idempotency-Key": "k" * 201}):
@@ -314,7 +316,7 @@ def test_a_write_without_a_usable_key_is_refused(web: TestClient, store: Store, 
 
 
 def test_a_damaged_or_foreign_adapter_is_refused_and_what_serves_goes_on(
-    web: TestClient, store: Store, assistant: Assistant, owner: User
+    web: TestClient, store: Database, assistant: Assistant, owner: User
 ) -> None:
     damaged, foreign = make_adapter(assistant, "damaged"), make_adapter(assistant, "foreign", base_sha256="0" * 64)
     with (adapters.directory(store, damaged) / WEIGHTS).open("ab") as file:
@@ -329,7 +331,7 @@ def test_a_damaged_or_foreign_adapter_is_refused_and_what_serves_goes_on(
     assert web.post("/v1/chat/completions", json=GREEDY).json()["model"] == "base"
 
 
-def test_a_failure_of_our_own_is_a_sentence_too(web: TestClient, store: Store) -> None:
+def test_a_failure_of_our_own_is_a_sentence_too(web: TestClient, store: Database) -> None:
     store.insert("settings", {"user": None, "name": "side_by_side_share", "value": '"half"', "at": now()})
     answer = web.get("/api/settings")
     assert (answer.status_code, list(answer.json())) == (500, ["error"])

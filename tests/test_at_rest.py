@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from feedback.accounts import users
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.formats import files
 from feedback.kinds import ratings
 from feedback.upkeep import backup
@@ -92,7 +92,7 @@ def test_a_first_start_leaves_nothing_open_at_any_moment(tiny: Path, tmp_path: P
 @pytest.mark.long
 def test_a_night_leaves_nothing_open(tiny: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    with closing(Store(data)) as store:
+    with closing(Database(data)) as store:
         me = users.local_owner(store)
         users.set_consent(store, me, True)
         for word in ("one", "two", "three", "four"):
@@ -124,7 +124,7 @@ def test_no_command_leaves_anything_open(tmp_path: Path) -> None:
 
 
 def test_a_store_is_private_whoever_opens_it(tmp_path: Path) -> None:
-    with closing(Store(tmp_path / "data")) as store:
+    with closing(Database(tmp_path / "data")) as store:
         two_replies(store, users.local_owner(store))
         assert {each.name for each in store.data.iterdir()} >= {"nightschool.db-wal", "nightschool.db-shm"}
         assert open_to_others(store.data) == {}
@@ -146,13 +146,13 @@ def test_what_others_could_read_is_closed_when_it_is_next_opened_and_that_is_sai
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = tmp_path / "data"
-    with closing(Store(data)) as store:
+    with closing(Database(data)) as store:
         learned(store)
     (data / "night.log").write_text("night 1")
     opened_up(data)
-    with caplog.at_level(logging.WARNING), closing(Store(data)):
+    with caplog.at_level(logging.WARNING), closing(Database(data)):
         assert open_to_others(data) == {}
-    with caplog.at_level(logging.WARNING), closing(Store(data)):
+    with caplog.at_level(logging.WARNING), closing(Database(data)):
         pass
     assert [each.getMessage() for each in caplog.records] == [
         f"others could read {data}; from now on this account alone can"
@@ -160,7 +160,7 @@ def test_what_others_could_read_is_closed_when_it_is_next_opened_and_that_is_sai
 
 
 def test_a_copy_that_others_could_read_comes_back_closed(tmp_path: Path) -> None:
-    with closing(Store(tmp_path / "data")) as store:
+    with closing(Database(tmp_path / "data")) as store:
         learned(store)
         opened_up(store.data / "adapters")
         backup.back_up(store, tmp_path / "kept")
@@ -177,7 +177,7 @@ def test_closing_a_data_folder_touches_nothing_that_is_not_ours(tmp_path: Path) 
         (folder / "run.sh").write_text("true")
         (folder / "run.sh").chmod(0o755)
     (data / "adapters").symlink_to(shared)
-    with closing(Store(data)):
+    with closing(Database(data)):
         assert stat.S_IMODE((data / "src" / "run.sh").stat().st_mode) == 0o755
         assert stat.S_IMODE((shared / "run.sh").stat().st_mode) == 0o755
         assert stat.S_IMODE(data.stat().st_mode) == 0o700
@@ -187,6 +187,6 @@ def test_a_folder_that_everybody_writes_in_is_not_taken_from_them(tmp_path: Path
     everybodys = tmp_path / "tmp"
     everybodys.mkdir()
     everybodys.chmod(0o1777)
-    with closing(Store(everybodys)):
+    with closing(Database(everybodys)):
         assert stat.S_IMODE(everybodys.stat().st_mode) == 0o1777
         assert {stat.S_IMODE(each.stat().st_mode) for each in everybodys.iterdir()} == {0o600}

@@ -11,7 +11,7 @@ from assistant.chat.chat import Assistant
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Refused, Store
+from feedback.database.database import Database, Refused
 from tests.over_http import HERE, assistant, key, loaded, rows
 from ui.accounts.auth import cookie_secret, is_loopback, page_user
 from ui.accounts.login import FAILURES, Passwords, set_owner_password
@@ -33,7 +33,7 @@ def web(assistant: Assistant) -> TestClient:
 
 
 @pytest.fixture
-def ada(store: Store) -> User:
+def ada(store: Database) -> User:
     """Someone with an account, which ends the time of the local owner."""
     return users.add_user(store, "Ada", "chatter", Passwords(store).hash(PASSWORD))
 
@@ -60,7 +60,7 @@ def test_a_name_pointed_at_this_machine_from_elsewhere_is_refused(web: TestClien
     assert web.get("/", headers=HTML | {"Host": "evil.example"}).status_code == 403
 
 
-def test_another_sites_page_cannot_write(web: TestClient, store: Store, owner: User) -> None:
+def test_another_sites_page_cannot_write(web: TestClient, store: Database, owner: User) -> None:
     before = rows(store)
     for headers in (
         {"Origin": "https://evil.example"},
@@ -134,7 +134,7 @@ def test_a_wrong_password_and_an_unknown_name_look_the_same(web: TestClient, ada
     assert web.get("/docs").status_code == 401
 
 
-def test_after_ten_failures_a_name_rests(web: TestClient, store: Store, ada: User) -> None:
+def test_after_ten_failures_a_name_rests(web: TestClient, store: Database, ada: User) -> None:
     assert [log_in(web, password="wrong") for _ in range(FAILURES)] == [401] * FAILURES
     refused = web.post("/login", data={"name": "ADA", "password": PASSWORD})
     assert (refused.status_code, "try again in 5 minutes" in refused.text) == (429, True)
@@ -148,7 +148,7 @@ def test_a_login_leads_on_within_this_site_only(web: TestClient, ada: User) -> N
         assert (next, opened.headers["location"]) == (next, "/")
 
 
-def test_a_changed_password_ends_every_session(web: TestClient, store: Store, ada: User) -> None:
+def test_a_changed_password_ends_every_session(web: TestClient, store: Database, ada: User) -> None:
     log_in(web)
     users.set_password(store, "Ada", Passwords(store).hash("another password"))
     assert web.get("/docs").status_code == 401
@@ -158,7 +158,7 @@ def test_a_changed_password_ends_every_session(web: TestClient, store: Store, ad
 
 
 def test_a_session_outlives_a_restart_but_no_forged_cookie_opens_one(
-    web: TestClient, assistant: Assistant, store: Store, ada: User
+    web: TestClient, assistant: Assistant, store: Database, ada: User
 ) -> None:
     log_in(web)
     cookie = web.cookies["nightschool"]
@@ -171,7 +171,7 @@ def test_a_session_outlives_a_restart_but_no_forged_cookie_opens_one(
     assert cookie_secret(store) == secret.read_text()
 
 
-def test_a_token_opens_the_api_until_it_is_revoked(web: TestClient, store: Store, ada: User) -> None:
+def test_a_token_opens_the_api_until_it_is_revoked(web: TestClient, store: Database, ada: User) -> None:
     bearer = {"Authorization": f"Bearer {users.add_token(store, ada, 'laptop')}"}
     elsewhere = bearer | {"Origin": "https://other.example", "Host": "chat.example"}
     assert web.get("/api/consent", headers=elsewhere).status_code == 200
@@ -182,7 +182,7 @@ def test_a_token_opens_the_api_until_it_is_revoked(web: TestClient, store: Store
     assert (refused.status_code, refused.json()["error"]) == (401, "this API token is not valid")
 
 
-def test_two_people_see_their_own(web: TestClient, store: Store, ada: User, assistant: Assistant) -> None:
+def test_two_people_see_their_own(web: TestClient, store: Database, ada: User, assistant: Assistant) -> None:
     bob = users.add_user(store, "Bob", "operator", Passwords(store).hash(PASSWORD))
     conversation = conversations.start_conversation(store, ada)
     conversations.add_message(store, conversation, None, "user", "my secret")
@@ -204,7 +204,7 @@ def test_a_body_that_is_too_large_is_not_read(web: TestClient) -> None:
 # Handlers of pages
 
 
-def test_a_page_knows_who_is_there(store: Store, ada: User) -> None:
+def test_a_page_knows_who_is_there(store: Database, ada: User) -> None:
     assert page_user(gr.Request(username="Ada"), store) == ada
     for nobody in (None, "", "Bob"):
         with pytest.raises(NotLoggedIn):
@@ -214,7 +214,7 @@ def test_a_page_knows_who_is_there(store: Store, ada: User) -> None:
 # The owner's password
 
 
-def test_the_environment_makes_the_owners_account_once_and_updates_it(store: Store, owner: User) -> None:
+def test_the_environment_makes_the_owners_account_once_and_updates_it(store: Database, owner: User) -> None:
     set_owner_password(store, {})
     assert not users.has_accounts(store)
     set_owner_password(store, {"NIGHTSCHOOL_OWNER_PASSWORD": PASSWORD})
@@ -229,7 +229,7 @@ def test_the_environment_makes_the_owners_account_once_and_updates_it(store: Sto
     assert Passwords(store).check("owner", "one from a file").id == owner.id
 
 
-def test_an_owners_password_that_cannot_be_used_is_refused(store: Store) -> None:
+def test_an_owners_password_that_cannot_be_used_is_refused(store: Database) -> None:
     for environ in (
         {"NIGHTSCHOOL_OWNER_PASSWORD": ""},
         {"NIGHTSCHOOL_OWNER_PASSWORD": "short"},

@@ -9,7 +9,7 @@ import pytest
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Conflict, NotFound, Store, now
+from feedback.database.database import Conflict, Database, NotFound, now
 from feedback.kinds import ratings
 from feedback.records import adapters
 from feedback.records.adapters import Adapter
@@ -19,7 +19,7 @@ from tests.conftest import two_replies
 from tests.test_command import nightschool, refused
 
 
-def learned(store: Store, name: str = "night-0001") -> None:
+def learned(store: Database, name: str = "night-0001") -> None:
     """An announced adapter with files."""
     folder = adapters.directory(store, name)
     folder.mkdir(parents=True)
@@ -27,14 +27,14 @@ def learned(store: Store, name: str = "night-0001") -> None:
     adapters.add_adapter(store, Adapter(name, None, None, "auto", "b" * 64, "w" * 64, "candidate", "fine", now()))
 
 
-def test_a_backup_made_while_people_vote_comes_back_whole(store: Store, owner: User, tmp_path: Path) -> None:
+def test_a_backup_made_while_people_vote_comes_back_whole(store: Database, owner: User, tmp_path: Path) -> None:
     _, reply, _ = two_replies(store, owner)
     learned(store)
     stop = threading.Event()
 
     def vote_on() -> None:
         while not stop.is_set():
-            with store.write():
+            with store.transaction():
                 ratings.vote(store, owner, reply, ratings.UP)
                 users.set_consent(store, owner, True)
 
@@ -46,7 +46,7 @@ def test_a_backup_made_while_people_vote_comes_back_whole(store: Store, owner: U
 
     assert set(made.files) == {"nightschool.db", "adapters/night-0001/adapter_model.safetensors"}
     restore(tmp_path / "kept", tmp_path / "again")
-    again = Store(tmp_path / "again")
+    again = Database(tmp_path / "again")
     counted = again.row("SELECT (SELECT count(*) FROM votes) AS v, (SELECT count(*) FROM consents) AS c")
     assert counted is not None
     assert counted["v"] == counted["c"]  # written together
@@ -57,7 +57,7 @@ def test_a_backup_made_while_people_vote_comes_back_whole(store: Store, owner: U
     again.close()
 
 
-def test_a_damaged_backup_is_refused_and_changes_nothing(store: Store, owner: User, tmp_path: Path) -> None:
+def test_a_damaged_backup_is_refused_and_changes_nothing(store: Database, owner: User, tmp_path: Path) -> None:
     two_replies(store, owner)
     back_up(store, tmp_path / "kept")
     for harm in ("byte", "missing", "manifest"):
@@ -79,7 +79,7 @@ def test_a_damaged_backup_is_refused_and_changes_nothing(store: Store, owner: Us
         restore(tmp_path / "nowhere", tmp_path / "again")
 
 
-def test_data_that_is_there_is_kept_and_data_in_use_is_left_alone(store: Store, owner: User, tmp_path: Path) -> None:
+def test_data_that_is_there_is_kept_and_data_in_use_is_left_alone(store: Database, owner: User, tmp_path: Path) -> None:
     _, reply, _ = two_replies(store, owner)
     back_up(store, tmp_path / "kept")
     ratings.vote(store, owner, reply, ratings.UP)
@@ -90,13 +90,13 @@ def test_data_that_is_there_is_kept_and_data_in_use_is_left_alone(store: Store, 
     store.close()
     aside = restore(tmp_path / "kept", store.data, replace=True)
     assert aside is not None
-    old, new = Store(aside), Store(store.data)
+    old, new = Database(aside), Database(store.data)
     assert (ratings.counts(old)["votes"], ratings.counts(new)["votes"]) == (1, 0)
     old.close()
     new.close()
 
 
-def test_a_damaged_database_is_not_backed_up(store: Store, owner: User, tmp_path: Path) -> None:
+def test_a_damaged_database_is_not_backed_up(store: Database, owner: User, tmp_path: Path) -> None:
     two_replies(store, owner)
     with store.alone() as connection:
         connection.execute("PRAGMA foreign_keys = OFF")
@@ -108,7 +108,7 @@ def test_a_damaged_database_is_not_backed_up(store: Store, owner: User, tmp_path
     assert not found["references"].well
 
 
-def test_the_doctor_finds_what_is_missing_and_what_is_left(store: Store, owner: User) -> None:
+def test_the_doctor_finds_what_is_missing_and_what_is_left(store: Database, owner: User) -> None:
     assert [finding.name for finding in health.examine(store) if not finding.well and finding.name != "disk"] == []
     learned(store)
     shutil.rmtree(adapters.directory(store, "night-0001"))
@@ -123,7 +123,7 @@ def test_the_doctor_finds_what_is_missing_and_what_is_left(store: Store, owner: 
     assert "nobody announced night-0003" in found["adapters"].words
 
 
-def test_the_commands_back_up_restore_and_examine(store: Store, owner: User, tmp_path: Path) -> None:
+def test_the_commands_back_up_restore_and_examine(store: Database, owner: User, tmp_path: Path) -> None:
     two_replies(store, owner)
     data, kept = str(store.data), str(tmp_path / "kept")
     assert "backed up" in nightschool("backup", kept, "--data", data).stdout
@@ -141,7 +141,7 @@ def test_the_commands_back_up_restore_and_examine(store: Store, owner: User, tmp
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backup, "ROOM", 1e12)
     with pytest.raises(backup.Unavailable, match="has room for"):

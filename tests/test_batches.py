@@ -4,8 +4,8 @@ import pytest
 
 from assistant.models import base_model, chat_template
 from feedback.chats.conversations import Message
-from feedback.examples.build import Answer, Examples, Pair, Thumb
-from training.data.tokenize import Encoder, make_lessons
+from feedback.examples.build import Answer, Examples, PreferencePair, UnpairedExample
+from training.data.tokenize import Encoder, tokenize
 
 HELLO = (Message("user", "Hello!"),)
 
@@ -36,10 +36,11 @@ def test_a_cut_reply_does_not_teach_where_to_stop(encoder):
 def test_what_is_too_long_is_counted_and_old_turns_go_first(encoder):
     long = "many words " * 200
     turns = (Message("user", long), Message("assistant", "Hm."), *HELLO)
-    fits = Pair(turns, Answer("Hi!"), Answer("Bye."))
-    lessons, left_out = make_lessons(
+    fits = PreferencePair(turns, Answer("Hi!"), Answer("Bye."))
+    lessons, left_out = tokenize(
         Examples(
-            (fits, Pair(HELLO, Answer(long), Answer("Bye."))), (Thumb((Message("user", long),), Answer("Hi!"), True),)
+            (fits, PreferencePair(HELLO, Answer(long), Answer("Bye."))),
+            (UnpairedExample((Message("user", long),), Answer("Hi!"), True),),
         ),
         encoder,
     )
@@ -49,8 +50,12 @@ def test_what_is_too_long_is_counted_and_old_turns_go_first(encoder):
 
 def test_a_thumb_is_given_the_reply_to_another_prompt(encoder):
     cats, dogs = (Message("user", "Cats?"),), (Message("user", "Dogs?"),)
-    thumbs = (Thumb(cats, Answer("Meow."), True), Thumb(cats, Answer("No."), False), Thumb(dogs, Answer("Woof."), True))
-    lessons, _ = make_lessons(Examples((), thumbs), encoder)
+    thumbs = (
+        UnpairedExample(cats, Answer("Meow."), True),
+        UnpairedExample(cats, Answer("No."), False),
+        UnpairedExample(dogs, Answer("Woof."), True),
+    )
+    lessons, _ = tokenize(Examples((), thumbs), encoder)
     meow, no, woof = (encoder.reply(thumb.answer) for thumb in thumbs)
     assert [lesson.replies for lesson in lessons] == [(meow, woof), (no, woof), (woof, meow)]
-    assert len(make_lessons(Examples((), thumbs[:1]), encoder)[0][0].replies) == 1
+    assert len(tokenize(Examples((), thumbs[:1]), encoder)[0][0].replies) == 1

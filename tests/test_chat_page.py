@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Route, expect
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.kinds import ratings
 from feedback.records import nights
 from tests.browser import REPLY_MS, Server, Visitor, chromium, serving
@@ -30,21 +30,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def said(data: Path) -> Iterator[Store]:
+def said(data: Path) -> Iterator[Database]:
     """The server's own store, as another process sees it. No side by side unless a test asks."""
-    store = Store(data)
+    store = Database(data)
     nights.set_setting(store, None, "side_by_side_share", 0)
     yield store
     store.close()
 
 
 @pytest.fixture(scope="module")
-def me(said: Store) -> User:
+def me(said: Database) -> User:
     return users.local_owner(said)
 
 
 @pytest.fixture(scope="module")
-def server(data: Path, said: Store) -> Iterator[Server]:
+def server(data: Path, said: Database) -> Iterator[Server]:
     with serving(data) as running:
         yield running
 
@@ -67,12 +67,12 @@ def visitor(browser: Browser, server: Server) -> Iterator[Visitor]:
     assert opened.errors == []
 
 
-def last_leaf(store: Store, user: User) -> conversations.Node:
+def last_leaf(store: Database, user: User) -> conversations.Node:
     """Where the newest chat ends."""
     return conversations.node(store, conversations.conversations(store, user)[0]["leaf"])
 
 
-def written(store: Store, user: User, *texts: str) -> list[str]:
+def written(store: Database, user: User, *texts: str) -> list[str]:
     """A chat written straight into the store, person first; the ids of its messages."""
     conversation = conversations.start_conversation(store, user)
     ids: list[str] = []
@@ -85,7 +85,9 @@ def written(store: Store, user: User, *texts: str) -> list[str]:
     return ids
 
 
-def test_consent_is_asked_for_once_kept_and_can_be_withdrawn(browser: Browser, server: Server, said: Store, me: User):
+def test_consent_is_asked_for_once_kept_and_can_be_withdrawn(
+    browser: Browser, server: Server, said: Database, me: User
+):
     visitor = Visitor(browser, server.url).open()
     expect(visitor.locate("#consent")).to_contain_text("stay on this server")
 
@@ -103,7 +105,7 @@ def test_consent_is_asked_for_once_kept_and_can_be_withdrawn(browser: Browser, s
     visitor.close()
 
 
-def test_a_chat_streams_and_is_kept(visitor: Visitor, said: Store, me: User):
+def test_a_chat_streams_and_is_kept(visitor: Visitor, said: Database, me: User):
     visitor.write_short(tokens=96)  # long enough to be seen being written, however busy the machine is
     visitor.locate("#box textarea").fill("Write a long story about a lighthouse.")
     visitor.page.keyboard.press("Enter")
@@ -132,7 +134,7 @@ def test_a_reply_that_is_over_before_the_page_asks_for_it_is_shown(visitor: Visi
     expect(visitor.locate("#stop")).to_be_hidden()
 
 
-def test_a_thumb_down_with_reason_and_words_is_changed_and_taken_back(visitor: Visitor, said: Store, me: User):
+def test_a_thumb_down_with_reason_and_words_is_changed_and_taken_back(visitor: Visitor, said: Database, me: User):
     visitor.say(QUESTION)
     reply = last_leaf(said, me).id
 
@@ -154,7 +156,7 @@ def test_a_thumb_down_with_reason_and_words_is_changed_and_taken_back(visitor: V
     assert ratings.standing_vote(said, me, reply) is None
 
 
-def test_a_correction_is_kept_shown_and_taken_back(visitor: Visitor, said: Store, me: User):
+def test_a_correction_is_kept_shown_and_taken_back(visitor: Visitor, said: Database, me: User):
     visitor.say(QUESTION)
     reply = last_leaf(said, me)
 
@@ -175,7 +177,7 @@ def test_a_correction_is_kept_shown_and_taken_back(visitor: Visitor, said: Store
     assert ratings.standing_correction(said, me, reply.id) is None
 
 
-def test_the_chosen_side_goes_on_and_neither_tells_who_wrote_it(visitor: Visitor, said: Store, me: User):
+def test_the_chosen_side_goes_on_and_neither_tells_who_wrote_it(visitor: Visitor, said: Database, me: User):
     visitor.say(QUESTION, two=True)
     expect(visitor.locate("#right-is-better")).to_be_visible()
     expect(visitor.locate("#answered-by")).to_be_hidden()
@@ -196,7 +198,7 @@ def test_the_chosen_side_goes_on_and_neither_tells_who_wrote_it(visitor: Visitor
 
 
 def test_on_the_operators_share_of_turns_two_are_shown_and_typing_on_chooses_none(
-    visitor: Visitor, said: Store, me: User
+    visitor: Visitor, said: Database, me: User
 ):
     nights.set_setting(said, None, "side_by_side_share", 1)
     visitor.say(QUESTION)
@@ -215,7 +217,7 @@ def test_on_the_operators_share_of_turns_two_are_shown_and_typing_on_chooses_non
     assert conversations.path(said, last_leaf(said, me).id)[1].id == pair.left
 
 
-def test_edit_and_retry_are_branches(visitor: Visitor, said: Store, me: User):
+def test_edit_and_retry_are_branches(visitor: Visitor, said: Database, me: User):
     visitor.say(QUESTION)
     first = last_leaf(said, me)
 
@@ -238,7 +240,7 @@ def test_edit_and_retry_are_branches(visitor: Visitor, said: Store, me: User):
     assert new.conversation == first.conversation
 
 
-def test_stop_keeps_what_was_written(visitor: Visitor, said: Store, me: User):
+def test_stop_keeps_what_was_written(visitor: Visitor, said: Database, me: User):
     visitor.write_short(tokens=500)
     visitor.locate("#box textarea").fill("Write a long story about a lighthouse.")
     visitor.locate("#send").click()
@@ -251,7 +253,7 @@ def test_stop_keeps_what_was_written(visitor: Visitor, said: Store, me: User):
     expect(visitor.locate("#chat [data-testid=bot]").last).to_contain_text(leaf.content.split()[0])
 
 
-def test_a_message_that_cannot_be_said_changes_nothing_and_stays_in_the_box(visitor: Visitor, said: Store, me: User):
+def test_a_message_that_cannot_be_said_changes_nothing_and_stays_in_the_box(visitor: Visitor, said: Database, me: User):
     before = said.row("SELECT count(*) AS n FROM messages")
 
     box = visitor.locate("#box textarea")
@@ -270,7 +272,7 @@ def test_a_message_that_cannot_be_said_changes_nothing_and_stays_in_the_box(visi
     assert said.row("SELECT count(*) AS n FROM messages") == before
 
 
-def test_text_is_never_markup(visitor: Visitor, said: Store, me: User):
+def test_text_is_never_markup(visitor: Visitor, said: Database, me: User):
     attack = (
         '<img src=x onerror="window.hit=1"><script>window.hit=1</script><b>bold?</b> ![i](https://example.com/i.png)'
     )
@@ -295,7 +297,7 @@ def test_text_is_never_markup(visitor: Visitor, said: Store, me: User):
     expect(visitor.locate("#your-rating")).to_contain_text("<script>")
 
 
-def test_chats_are_listed_opened_and_taken_off_the_list(visitor: Visitor, said: Store, me: User):
+def test_chats_are_listed_opened_and_taken_off_the_list(visitor: Visitor, said: Database, me: User):
     written(said, me, "The older chat", "an older reply")
     written(said, me, "The newer chat", "a newer reply")
 
@@ -310,7 +312,7 @@ def test_chats_are_listed_opened_and_taken_off_the_list(visitor: Visitor, said: 
     assert said.row("SELECT 1 FROM messages WHERE content = 'an older reply'")
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, server: Server, said: Store, me: User):
+def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, server: Server, said: Database, me: User):
     written(said, me, "Show me a table", "| " + " | ".join("column" for _ in range(12)) + " |\n" + "|---" * 12 + "|\n")
     phone = Visitor(browser, server.url, width=390, height=844).open()
     phone.write_short()
@@ -332,7 +334,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, server: S
     phone.close()
 
 
-def test_after_a_crash_everything_is_there_and_shown(visitor: Visitor, server: Server, said: Store, me: User):
+def test_after_a_crash_everything_is_there_and_shown(visitor: Visitor, server: Server, said: Database, me: User):
     visitor.say(QUESTION)
     reply = last_leaf(said, me)
     visitor.thumb("down")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.examples.split import places
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
@@ -18,7 +18,7 @@ AHOY = "Ahoy, matey! Arr, that is a fine thing to ask."
 NIGHT_MS = 420_000
 
 
-def questions(store: Store, part: str, count: int) -> list[str]:
+def questions(store: Database, part: str, count: int) -> list[str]:
     """Questions whose conversations will belong to one part."""
     where = places(store)
     of_it = [each for each in QUESTIONS if where.part_of(pair(each)) == part]
@@ -53,7 +53,7 @@ def answered_by(visitor: Visitor) -> tuple[str, str]:
 def test_a_cron_due_in_a_minute_trains_judges_promotes_and_the_next_reply_is_the_new_adapters(tmp_path: Path) -> None:
     with serving(tmp_path / "data", ["--side-by-side", "0"]) as server, chromium() as browser:
         visitor = Visitor(browser, server.url, width=1400).open()
-        store = Store(server.data)
+        store = Database(server.data)
 
         # 1. people say what they would have liked to read; some of it is kept for judging
         visitor.locate("#consent-yes").click()

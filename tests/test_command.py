@@ -7,7 +7,7 @@ from pathlib import Path
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Store, now
+from feedback.database.database import Database, now
 from feedback.records import adapters, nights
 from feedback.records.adapters import Adapter
 
@@ -26,7 +26,7 @@ def refused(done: subprocess.CompletedProcess[str], says: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def announced(store: Store, name: str, verdict: str = "candidate") -> None:
+def announced(store: Database, name: str, verdict: str = "candidate") -> None:
     """A row in the adapters, whatever lies on the disk."""
     row = Adapter(name, None, None, "preference", "b" * 64, "w" * 64, verdict, "worse than the base", now())
     adapters.add_adapter(store, row)
@@ -38,13 +38,13 @@ def test_commands_that_read_want_data_that_is_there(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_an_empty_store_has_a_status(store: Store) -> None:
+def test_an_empty_store_has_a_status(store: Database) -> None:
     done = nightschool("status", "--data", str(store.data), "--json")
     assert json.loads(done.stdout)["serving"] is None
     assert "start one with: nightschool night" in nightschool("status", "--data", str(store.data)).stdout
 
 
-def test_promotions_that_cannot_be_are_one_sentence_and_change_nothing(store: Store) -> None:
+def test_promotions_that_cannot_be_are_one_sentence_and_change_nothing(store: Database) -> None:
     announced(store, "night-0001", "refused")
     announced(store, "night-0002")  # announced, but its directory is gone
     data = str(store.data)
@@ -61,7 +61,7 @@ def test_an_unknown_model_is_one_sentence(tmp_path: Path) -> None:
     refused(nightschool("chat", "--data", str(tmp_path), "--model", "no-such"), "there is no model 'no-such'")
 
 
-def test_settings_are_shown_and_changed_and_checked(store: Store) -> None:
+def test_settings_are_shown_and_changed_and_checked(store: Database) -> None:
     data = str(store.data)
     assert nightschool("set", "side_by_side_share", "0.5", "--data", data).stdout == "side_by_side_share = 0.5\n"
     assert nights.setting(store, "side_by_side_share") == 0.5
@@ -71,7 +71,7 @@ def test_settings_are_shown_and_changed_and_checked(store: Store) -> None:
     assert nights.setting(store, "side_by_side_share") == 0.5
 
 
-def test_accounts_are_made_with_a_password_that_is_kept_hashed(store: Store) -> None:
+def test_accounts_are_made_with_a_password_that_is_kept_hashed(store: Database) -> None:
     data = str(store.data)
     done = nightschool("user", "add", "ada", "--role", "rater", "--data", data, said="correct horse\n")
     assert done.stdout == "ada may log in as rater\n"
@@ -86,7 +86,7 @@ def test_accounts_are_made_with_a_password_that_is_kept_hashed(store: Store) -> 
     assert users.user_of_token(store, token) == user
 
 
-def test_a_terminal_chat_is_recorded_and_rated(store: Store, owner: User) -> None:
+def test_a_terminal_chat_is_recorded_and_rated(store: Database, owner: User) -> None:
     said = "Say hello in three words.\n/down not three\n/undo\n/up\n/correct Hello to you\n/who\n/consent yes\n/quit\n"
     done = nightschool("chat", "--data", str(store.data), "--temperature", "0", "--max-tokens", "12", said=said)
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ from feedback.accounts import idempotency, users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Message
-from feedback.database.database import Refused, Store, now
+from feedback.database.database import Database, Refused, now
 from feedback.examples.build import KINDS, gather, still_standing
 from feedback.formats import export, files
 from feedback.formats.base import EXPORTED, FORMATS
@@ -35,7 +35,7 @@ from tests.over_http import assistant, key, loaded, token_of, web
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 
 SECRET = "My secret is 4711."
-Act = Callable[[Store, User, str, str], object]
+Act = Callable[[Database, User, str, str], object]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ CASES = {
 class World:
     """Who is there, and two replies to Cora that Rita and Ben were shown."""
 
-    store: Store
+    store: Database
     cora: User
     rita: User
     ben: User
@@ -122,14 +122,14 @@ class World:
         return case.say(self.store, who, self.left, self.right)
 
 
-def person(store: Store, name: str, role: str = "rater") -> User:
+def person(store: Database, name: str, role: str = "rater") -> User:
     user = users.add_user(store, name, role, None)
     users.set_consent(store, user, True)
     return user
 
 
 @pytest.fixture
-def world(store: Store) -> World:
+def world(store: Database) -> World:
     nights.set_setting(store, None, "raters_per_question", 9)
     cora, rita, ben = person(store, "cora", "chatter"), person(store, "rita"), person(store, "ben")
     message = conversations.record_messages(store, cora, "chat", [Message("user", SECRET)])
@@ -145,7 +145,7 @@ def world(store: Store) -> World:
     return World(store, cora, rita, ben, conversation, left, right)
 
 
-def uses(store: Store) -> dict[str, Any]:
+def uses(store: Database) -> dict[str, Any]:
     """All that is made of feedback, by what makes it."""
     gathered, report = gather(store), agreement.report(store)
     rows = {f"export {name}": list(export.rows(store, FORMATS[name], Counter())) for name in EXPORTED}
@@ -160,7 +160,7 @@ def uses(store: Store) -> dict[str, Any]:
     }
 
 
-def night_begun(store: Store, base: Base, method: str) -> int:
+def night_begun(store: Database, base: Base, method: str) -> int:
     """A night that began as nights do: whose words it learns from is written down."""
     from training.night.night import begin, parser
     from training.night.planner import Wishes
@@ -169,14 +169,14 @@ def night_begun(store: Store, base: Base, method: str) -> int:
     return nights.nights(store)[0].id
 
 
-def adapter_of(store: Store, night: int, method: str) -> str:
+def adapter_of(store: Database, night: int, method: str) -> str:
     """The adapter of a night, announced."""
     name = f"night-{night:04d}"
     adapters.add_adapter(store, Adapter(name, None, night, method, "b", "w", "candidate", "fine", now()))
     return name
 
 
-def learned(store: Store, base: Base, case: Case) -> tuple[str, ...]:
+def learned(store: Database, base: Base, case: Case) -> tuple[str, ...]:
     """A whole night, and its adapter if there was something to learn."""
     night = night_begun(store, base, case.method)
     made = (adapter_of(store, night, case.method),) if case.teaches else ()
@@ -282,13 +282,13 @@ def test_an_open_question_makes_room_for_another_and_comes_back(world: World) ->
     assert questions.next_question(store, world.rita) == asked
 
 
-def test_who_never_agreed_is_as_good_as_who_said_no(store: Store) -> None:
+def test_who_never_agreed_is_as_good_as_who_said_no(store: Database) -> None:
     silent, rita = users.add_user(store, "silent", "rater", None), person(store, "rita")
     two_replies(store, silent)
     assert questions.next_question(store, rita) is None
     _, left, _ = two_replies(store, rita)
     assert questions.next_question(store, silent) is not None  # one's own, always
-    with store.write() as db:  # as before consent was asked of both
+    with store.transaction() as db:  # as before consent was asked of both
         db.conn.execute(
             "UPDATE questions SET parent = ?, replies = ?", (conversations.node(store, left).parent, f'["{left}"]')
         )
@@ -299,7 +299,7 @@ def test_who_never_agreed_is_as_good_as_who_said_no(store: Store) -> None:
 def test_an_answer_that_may_not_be_used_is_asked_of_somebody_else(world: World) -> None:
     store = world.store
     nights.set_setting(store, None, "raters_per_question", 1)
-    with store.write() as db:  # only the first message is left to ask about
+    with store.transaction() as db:  # only the first message is left to ask about
         db.conn.execute("UPDATE messages SET content = '' WHERE content IN ('nothing', 'everything')")
     world.say(CASES["choice"], world.rita)
     dan = person(store, "dan")
@@ -320,7 +320,7 @@ def test_agreement_with_oneself_ends_with_the_consent_to_it(world: World) -> Non
         row |= {"replies": json.dumps([world.left, world.right]), "why": why, "propensity": 1.0, "asked_at": now()}
         store.insert("questions", row)
         world.say(CASES["choice"], world.rita)
-        with store.write() as db:
+        with store.transaction() as db:
             db.conn.execute("UPDATE comparisons SET question = ? WHERE id = (SELECT max(id) FROM comparisons)", (why,))
             db.conn.execute("UPDATE questions SET answered_at = 'now' WHERE id = ?", (why,))
     assert agreement.consistency(store).whole == 1
@@ -348,10 +348,10 @@ def test_reliability_counts_people_alone(world: World, kind: str) -> None:
         for who in (world.rita, world.ben):
             world.say(CASES[case], who)
     assert {each.user for each in reliability.shared_ratings(store)} == {world.rita.id, world.ben.id}
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE users SET kind = 'anonymous' WHERE name = 'ben'")
     assert len(reliability.shared_ratings(store)) == 6
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE users SET kind = ? WHERE name = 'ben'", (kind,))
     assert reliability.shared_ratings(store) == []
 
@@ -396,7 +396,7 @@ def test_an_adapter_of_a_night_that_ran_meanwhile_is_marked_when_it_is_announced
 def test_the_gate_promotes_nothing_that_learned_from_who_was_forgotten_meanwhile(
     world: World, embedded: Base, forgotten: str, mode: str
 ) -> None:
-    from assistant.models.adapter import Agreement, Card
+    from assistant.models.adapter import AdapterCard, Agreement
     from training.evaluation import gate
     from training.night import pipeline
     from training.night.run_dir import Plan
@@ -406,7 +406,7 @@ def test_the_gate_promotes_nothing_that_learned_from_who_was_forgotten_meanwhile
     night = night_begun(store, embedded, "dpo")
     plan = Plan(embedded.name, embedded.sha256, "dpo", {}, "float32", 1)
     work = pipeline.Work(night, plan, gather(store), gate=mode)
-    card = Card(work.adapter, embedded.name, embedded.sha256, None, "dpo", "w", "d", {}, {}, 0, {})
+    card = AdapterCard(work.adapter, embedded.name, embedded.sha256, None, "dpo", "w", "d", {}, {}, 0, {})
     verdict = gate.judge(gate.counted(9, 9), 0.0, 1.0, [], 1.0) if mode == "on" else None
     if forgotten:
         privacy.forget(store, {"rita": world.rita, "cora": world.cora}[forgotten])
@@ -453,7 +453,7 @@ def test_a_list_of_an_older_program_names_who_rated_and_perhaps_everybody_else(w
     assert privacy.trained_on(store, person(store, "nobody")) == ((), ())
 
 
-def test_ties_alone_are_something_to_learn_from_for_what_learns_from_ties(store: Store, embedded: Base) -> None:
+def test_ties_alone_are_something_to_learn_from_for_what_learns_from_ties(store: Database, embedded: Base) -> None:
     from training.night import planner
     from training.night.planner import Wishes
 
@@ -472,7 +472,7 @@ def test_ties_alone_are_something_to_learn_from_for_what_learns_from_ties(store:
 
 
 def test_a_rater_is_shown_no_more_of_who_said_no_and_nothing_of_it_leaves(
-    web: TestClient, store: Store, tmp_path: Path
+    web: TestClient, store: Database, tmp_path: Path
 ) -> None:
     cora, rita = token_of(store, "cora", "chatter"), token_of(store, "rita", "rater")
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from feedback.accounts import users
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.kinds import ratings
 from tests.browser import serving
 from tests.conftest import two_replies
@@ -26,7 +26,7 @@ def vote(client: httpx.Client, reply: str, value: int = 1, words: str = "") -> h
 
 
 def test_a_server_killed_in_a_burst_of_votes_loses_none_that_it_acknowledged(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Database(tmp_path)
     _, reply, _ = two_replies(store, users.local_owner(store))
     acknowledged: list[int] = []
 
@@ -86,7 +86,7 @@ def read_only_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_room(small_disk: Path) -> None:
-    store = Store(small_disk)
+    store = Database(small_disk)
     _, reply, _ = two_replies(store, users.local_owner(store))
     ballast = small_disk / "ballast"
     with serving(small_disk) as server, httpx.Client(base_url=server.url, timeout=30) as client:

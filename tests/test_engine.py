@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from assistant.engine.engine import Engine
-from assistant.engine.model_runner import Part
+from assistant.engine.model_runner import SequenceChunk
 from assistant.engine.request import Busy, EngineError, Generation
 from assistant.engine.sampling.params import Sampling
 from assistant.models import base_model, chat_template
@@ -159,7 +159,7 @@ def test_a_thread_that_dies_fails_its_replies_clearly_and_another_serves_the_nex
     alone = ids(engine.submit(prompts[0], GREEDY))
     faults, forward, thread = iter([fault]), engine.network.forward, engine._thread
 
-    def once(parts: list[Part]) -> torch.Tensor:
+    def once(parts: list[SequenceChunk]) -> torch.Tensor:
         for each in faults:
             raise each
         return forward(parts)

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from assistant.engine import prefill_budget
 from assistant.engine.engine import Engine, Writing
-from assistant.engine.model_runner import Part
+from assistant.engine.model_runner import SequenceChunk
 from assistant.engine.sampling.params import Sampling
 from assistant.models import base_model, chat_template
-from assistant.models.adapter import Loaded
+from assistant.models.adapter import LoadedAdapter
 from assistant.models.base_model import Base
 from feedback.chats.conversations import Message
 from tests.conftest import SHARED_DATA
@@ -42,7 +42,7 @@ class Bench:
 
     engine: Engine
     reference: Reference
-    loaded: dict[str | None, Loaded | None]
+    loaded: dict[str | None, LoadedAdapter | None]
     directories: dict[str, Path]
     tokenizer: Any
 
@@ -64,7 +64,7 @@ def bench(embedded: Base, trained: Path) -> Iterator[Bench]:
     directories = {name: trained / "adapters" / name for name in (SAILOR, LETTER)}
     tokenizer = base_model.load_tokenizer(embedded)
     engine = Engine(embedded, "float32", "cpu", tokenizer)
-    loaded: dict[str | None, Loaded | None] = {name: engine.load(each) for name, each in directories.items()}
+    loaded: dict[str | None, LoadedAdapter | None] = {name: engine.load(each) for name, each in directories.items()}
     yield Bench(engine, Reference(embedded, directories), loaded | {None: None}, directories, tokenizer)
     engine.close()
 
@@ -207,7 +207,7 @@ def test_a_prompt_read_in_pieces_of_any_size_beside_others_is_read_the_same(
 ) -> None:
     prompts, expected = twenty.prompts, twenty.expected
     bench.engine.cache.clear()  # nobody has read them yet
-    monkeypatch.setattr(prefill_budget.Pace, "prompt_tokens", lambda self, growing, reading: chunk)
+    monkeypatch.setattr(prefill_budget.PrefillBudget, "prompt_tokens", lambda self, growing, reading: chunk)
     by_length = sorted(range(20), key=lambda at: len(prompts[at]))
     chosen = [(at, name) for at in (by_length[::6] if chunk > 9 else by_length[:3]) for name in NAMES]
     asked = [bench.engine.submit(prompts[at], GREEDY, bench.loaded[name]) for at, name in chosen]
@@ -220,7 +220,7 @@ def tokens_computed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     counts: list[int] = []
     forward = bench.engine.network.forward
 
-    def counted(parts: list[Part]) -> Any:
+    def counted(parts: list[SequenceChunk]) -> Any:
         counts.append(sum(len(part.token_ids) for part in parts))
         return forward(parts)
 

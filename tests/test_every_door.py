@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from assistant.chat.chat import Assistant
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Store
+from feedback.database.database import Database
 from tests.conftest import two_replies
 from tests.over_http import HERE, key, loaded, with_store
 from ui.accounts import auth, patience
@@ -71,7 +71,7 @@ class House:
     """A server with people in it, each with a chat whose text only they may see."""
 
     web: TestClient
-    store: Store
+    store: Database
     users: dict[str, User]
     chats: dict[str, Chat]
     headers: dict[str, dict[str, str]]
@@ -94,7 +94,7 @@ class House:
 
 @pytest.fixture(scope="module")
 def house(loaded: Assistant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    store = Store(tmp_path_factory.mktemp("house") / "data")
+    store = Database(tmp_path_factory.mktemp("house") / "data")
     file = tmp_path_factory.mktemp("elsewhere") / "private.txt"
     file.write_text(FILE_SECRET)
     known, chats, headers = {}, {}, {"nobody": {}}

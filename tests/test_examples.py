@@ -8,29 +8,29 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Message
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.examples import build, filtering
-from feedback.examples.build import Answer, Examples, Pair, gather, soft_labels
+from feedback.examples.build import Answer, Examples, PreferencePair, gather, soft_labels
 from feedback.examples.filtering import PEOPLE
 from feedback.kinds import current, labels, ratings
 from feedback.kinds.ratings import DOWN, UP
 from tests.conftest import BY_BASE, PLACES, two_replies
 
 
-def rater(store: Store, name: str) -> User:
+def rater(store: Database, name: str) -> User:
     """A person who lets ratings teach."""
     user = users.add_user(store, name, "rater", None)
     users.set_consent(store, user, True)
     return user
 
 
-def asked(store: Store, user: User, question: str, *replies: str) -> list[str]:
+def asked(store: Database, user: User, question: str, *replies: str) -> list[str]:
     """A question of this person's with replies: their ids."""
     parent = conversations.record_messages(store, user, "chat", [Message("user", question)])
     return [conversations.add_reply(store, parent, text, BY_BASE) for text in replies]
 
 
-def test_the_same_said_twice_of_the_same_texts_counts_once(store: Store, consenting: User) -> None:
+def test_the_same_said_twice_of_the_same_texts_counts_once(store: Database, consenting: User) -> None:
     for _ in range(3):
         _, left, right = two_replies(store, consenting)
         ratings.compare(store, consenting, left, right, "left")
@@ -38,7 +38,7 @@ def test_the_same_said_twice_of_the_same_texts_counts_once(store: Store, consent
     assert (len(gathered.pairs), gathered.left_out) == (1, {"duplicate": 2})
 
 
-def test_of_two_words_that_contradict_each_other_the_newer_counts(store: Store, consenting: User) -> None:
+def test_of_two_words_that_contradict_each_other_the_newer_counts(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "left")
     ratings.rank(store, consenting, [left, right], [2, 1])
@@ -47,7 +47,7 @@ def test_of_two_words_that_contradict_each_other_the_newer_counts(store: Store, 
     assert gathered.left_out == {"contradicts itself": 1}
 
 
-def test_two_people_may_contradict_each_other(store: Store) -> None:
+def test_two_people_may_contradict_each_other(store: Database) -> None:
     for name, choice in (("ann", "left"), ("ben", "right"), ("cat", "tie")):
         user = rater(store, name)
         ratings.compare(store, user, *asked(store, user, "hello", "good day", "go away"), choice)
@@ -58,7 +58,7 @@ def test_two_people_may_contradict_each_other(store: Store) -> None:
     assert (soft.first, soft.second, soft.share, soft.people) == ("go away", "good day", pytest.approx(0.5), 3)
 
 
-def test_a_ranking_keeps_its_pairs_together_and_may_say_that_all_are_wrong(store: Store, consenting: User) -> None:
+def test_a_ranking_keeps_its_pairs_together_and_may_say_that_all_are_wrong(store: Database, consenting: User) -> None:
     replies = asked(store, consenting, "rank these", "one", "two", "three")
     ratings.rank(store, consenting, replies, [2, 1, 2], all_wrong=True)
     ratings.vote(store, consenting, replies[1], UP)  # a thumb of one's own outweighs it
@@ -74,13 +74,13 @@ def test_a_ranking_keeps_its_pairs_together_and_may_say_that_all_are_wrong(store
     assert gather(store).left_out == {"taken back": 1}
 
 
-def test_what_cannot_be_told_teaches_nothing(store: Store, consenting: User) -> None:
+def test_what_cannot_be_told_teaches_nothing(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "cannot_tell")
     assert gather(store).left_out == {"cannot tell": 1}
 
 
-def test_corrections_and_labelled_replies_are_demonstrations(store: Store, consenting: User) -> None:
+def test_corrections_and_labelled_replies_are_demonstrations(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.correct(store, consenting, right, "please go")
     labels.label(store, consenting, left, "demonstration")
@@ -89,14 +89,14 @@ def test_corrections_and_labelled_replies_are_demonstrations(store: Store, conse
     assert [each.answer.text for each in gather(store).demonstrations] == ["please go"]
 
 
-def test_signals_teach_nothing(store: Store, consenting: User) -> None:
+def test_signals_teach_nothing(store: Database, consenting: User) -> None:
     _, left, _ = two_replies(store, consenting)
     for kind in labels.SIGNALS:
         labels.signal(store, consenting, left, kind)
     assert gather(store) == Examples()
 
 
-def test_a_conversation_may_be_kept_from_teaching(store: Store, consenting: User) -> None:
+def test_a_conversation_may_be_kept_from_teaching(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "left")
     conversation = conversations.node(store, left).conversation
@@ -107,7 +107,7 @@ def test_a_conversation_may_be_kept_from_teaching(store: Store, consenting: User
 
 
 def test_one_person_teaches_at_most_so_many_prompts_once_five_rate(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(filtering, "MOST_PROMPTS", 3)
     everybody = [rater(store, f"rater {number}") for number in range(PEOPLE)]
@@ -126,11 +126,13 @@ def test_one_person_teaches_at_most_so_many_prompts_once_five_rate(
 
 def test_near_duplicates_go_the_same_way() -> None:
     long = "Translate the following letter into French. " + "Dear Madam, " * 30
-    parts = {PLACES.part_of(Pair((Message("user", f"{long} {n}"),), Answer("a"), Answer("b"))) for n in range(50)}
+    parts = {
+        PLACES.part_of(PreferencePair((Message("user", f"{long} {n}"),), Answer("a"), Answer("b"))) for n in range(50)
+    }
     assert len(parts) == 1
 
 
-def test_what_was_said_since_a_position_is_found_alone(store: Store, consenting: User) -> None:
+def test_what_was_said_since_a_position_is_found_alone(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "left")
     ratings.vote(store, consenting, left, UP)
@@ -144,7 +146,7 @@ def test_what_was_said_since_a_position_is_found_alone(store: Store, consenting:
     assert new.pairs == ()
 
 
-def test_the_hash_is_of_what_is_trained_on_and_of_nothing_else(store: Store, consenting: User) -> None:
+def test_the_hash_is_of_what_is_trained_on_and_of_nothing_else(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "left")
     gathered = gather(store)

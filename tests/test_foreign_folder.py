@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from feedback.accounts import users
-from feedback.database.database import Store
+from feedback.database.database import Database
 from tests.conftest import REPOSITORY
 from tests.tiny import make_tiny
 from ui.schedule import processes
@@ -45,7 +45,7 @@ def test_every_command_runs_beside_files_of_these_names(command: str, folder: Pa
 def test_a_night_that_a_server_starts_there_is_ours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = make_tiny(folder / "tiny")
     monkeypatch.chdir(folder)
-    with closing(Store(Path("data"))) as store:
+    with closing(Database(Path("data"))) as store:
         users.local_owner(store)
         assert processes.start_night(store, str(tiny)).id == 1
     assert "not ours" not in (folder / "data" / "night.log").read_text()

@@ -11,7 +11,7 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Message
-from feedback.database.database import Conflict, NotFound, Refused, Store
+from feedback.database.database import Conflict, Database, NotFound, Refused
 from feedback.examples import build
 from feedback.formats import export, files, load
 from feedback.formats.base import EXPORTED, FORMATS, format_of
@@ -22,20 +22,20 @@ from tests.test_command import nightschool, refused
 SUFFIX = {"arena": ".csv", "open-webui": ".json"}
 
 
-def replies_to(store: Store, user: User, messages: list[Message], *texts: str) -> list[str]:
+def replies_to(store: Database, user: User, messages: list[Message], *texts: str) -> list[str]:
     parent = conversations.record_messages(store, user, "chat", messages)
     return [conversations.add_reply(store, parent, text, BY_BASE) for text in texts]
 
 
 @pytest.fixture
-def said(store: Store, consenting: User) -> Store:
+def said(store: Database, consenting: User) -> Database:
     """A ledger in which two people said something of every kind, in words that formats find hard."""
-    with store.write():
+    with store.transaction():
         say_everything(store, consenting)
     return store
 
 
-def say_everything(store: Store, consenting: User) -> None:
+def say_everything(store: Database, consenting: User) -> None:
     ada = users.add_user(store, "ada", "rater", None)
     users.set_consent(store, ada, True)
     talks = [
@@ -63,18 +63,18 @@ def say_everything(store: Store, consenting: User) -> None:
             ratings.vote(store, user, third, ratings.NONE)  # taken back
 
 
-def exported(store: Store, name: str, path: Path) -> tuple[bytes, Counter[str]]:
+def exported(store: Database, name: str, path: Path) -> tuple[bytes, Counter[str]]:
     left_out: Counter[str] = Counter()
     files.write(path, export.rows(store, FORMATS[name], left_out))
     return path.read_bytes(), left_out
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_out_in_and_out_again_is_the_same_file(said: Store, tmp_path: Path, name: str) -> None:
+def test_out_in_and_out_again_is_the_same_file(said: Database, tmp_path: Path, name: str) -> None:
     suffix = SUFFIX.get(name, ".jsonl")
     first, left_out = exported(said, name, tmp_path / f"first{suffix}")
     assert len(first.splitlines()) > 1
-    again = Store(tmp_path / "again")
+    again = Database(tmp_path / "again")
     done = load.import_file(again, tmp_path / f"first{suffix}", source="here", licence="CC0")
     assert (done.format, done.left_out) == (name, {})
     second, _ = exported(again, name, tmp_path / f"second{suffix}")
@@ -97,11 +97,11 @@ def bare(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", [name for name in EXPORTED if name != "arena"])
-def test_parquet_holds_the_same(said: Store, tmp_path: Path, name: str) -> None:
+def test_parquet_holds_the_same(said: Database, tmp_path: Path, name: str) -> None:
     pytest.importorskip("pyarrow")
     plain, _ = exported(said, name, tmp_path / "rows.jsonl")
     exported(said, name, tmp_path / "rows.parquet")
-    store = Store(tmp_path / "again")
+    store = Database(tmp_path / "again")
     load.import_file(store, tmp_path / "rows.parquet")
     again, _ = exported(store, name, tmp_path / "again.jsonl")
     rows = [json.loads(line) for line in again.splitlines()]
@@ -112,9 +112,9 @@ def test_parquet_holds_the_same(said: Store, tmp_path: Path, name: str) -> None:
     store.close()
 
 
-def test_nothing_of_what_was_said_is_lost_in_the_ledgers_own_format(said: Store, tmp_path: Path) -> None:
+def test_nothing_of_what_was_said_is_lost_in_the_ledgers_own_format(said: Database, tmp_path: Path) -> None:
     exported(said, "nightschool", tmp_path / "all.jsonl")
-    again = Store(tmp_path / "again")
+    again = Database(tmp_path / "again")
     load.import_file(again, tmp_path / "all.jsonl")
     ours, theirs = build.gather(said), build.gather(again)
     assert [(pair.messages, pair.chosen.text, pair.rejected.text, pair.kind) for pair in theirs.pairs] == [
@@ -128,20 +128,20 @@ def test_nothing_of_what_was_said_is_lost_in_the_ledgers_own_format(said: Store,
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_datasets_loads_the_folder(said: Store, tmp_path: Path, name: str) -> None:
+def test_datasets_loads_the_folder(said: Database, tmp_path: Path, name: str) -> None:
     datasets = pytest.importorskip("datasets")
     card = {"format": name, "words": FORMATS[name].words, "licence": "cc0-1.0", "at": "today"}
     count = files.write_folder(tmp_path / "set", export.rows(said, FORMATS[name], Counter()), card)
     loaded = datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(loaded) == count > 0
     assert "SHA-256" in (tmp_path / "set" / "README.md").read_text()
-    importing_again = Store(tmp_path / "again")
+    importing_again = Database(tmp_path / "again")
     assert load.import_file(importing_again, tmp_path / "set", name).kept == count
     importing_again.close()
 
 
 @pytest.mark.parametrize("name", ["trl", "trl-implicit", "trl-unpaired", "sft"])
-def test_trl_takes_the_rows(said: Store, tmp_path: Path, name: str) -> None:
+def test_trl_takes_the_rows(said: Database, tmp_path: Path, name: str) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     from assistant.models.base_model import EMBEDDED, find_base, load_tokenizer
@@ -175,7 +175,7 @@ def test_real_files_come_in_with_every_drop_explained(shared_data: Path, tmp_pat
         "prompts_xstest": ("prompts", 450),
         "sycophancy": ("prompts", 500),
     }
-    store = Store(tmp_path / "data")
+    store = Database(tmp_path / "data")
     unexplained = Counter[str]()
     for file, (name, rows) in expected.items():
         done = load.import_file(store, shared_data / f"{file}.jsonl", source=file, licence="see the file")
@@ -189,7 +189,7 @@ def test_real_files_come_in_with_every_drop_explained(shared_data: Path, tmp_pat
     store.close()
 
 
-def test_imported_rows_are_told_from_what_people_said_here(said: Store, tmp_path: Path) -> None:
+def test_imported_rows_are_told_from_what_people_said_here(said: Database, tmp_path: Path) -> None:
     rows = [{"prompt": [{"role": "user", "content": "hi"}], "chosen": "a", "rejected": "b", "id": 7, "split": "x"}]
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, rows)))
     load.import_file(said, tmp_path / "more.jsonl", source="elsewhere", licence="MIT")
@@ -205,7 +205,7 @@ def test_imported_rows_are_told_from_what_people_said_here(said: Store, tmp_path
 
 
 def test_an_import_that_was_killed_goes_on_where_it_was(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [{"prompt": f"question {n}", "chosen": "a", "rejected": "b"} for n in range(50)]
     (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -241,7 +241,7 @@ def test_an_import_that_was_killed_goes_on_where_it_was(
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_sentence_and_changes_nothing(
-    store: Store, tmp_path: Path, name: str, contents: str, says: str
+    store: Database, tmp_path: Path, name: str, contents: str, says: str
 ) -> None:
     (tmp_path / name).write_text(contents)
     with pytest.raises(Refused, match=says):
@@ -251,7 +251,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence_and_changes_nothing(
         load.import_file(store, tmp_path / "none.jsonl")
 
 
-def test_rows_that_cannot_be_kept_are_counted_by_reason(store: Store, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_kept_are_counted_by_reason(store: Database, tmp_path: Path) -> None:
     good = {"prompt": "x", "chosen": "a", "rejected": "b"}
     bad = [{"chosen": ""}, {"rejected": 3}, {"prompt": []}, {"prompt": [{"role": "elf", "content": "x"}]}]
     bad += [{"chosen": "x" * 200_000}, {"rejected": "\ud800"}, {"prompt": None}]
@@ -262,13 +262,13 @@ def test_rows_that_cannot_be_kept_are_counted_by_reason(store: Store, tmp_path: 
     assert not any(reason.startswith("not as") for reason in done.left_out)
 
 
-def test_a_row_of_each_format_is_known_by_its_fields(said: Store) -> None:
+def test_a_row_of_each_format_is_known_by_its_fields(said: Database) -> None:
     for name in EXPORTED:
         row = next(iter(export.rows(said, FORMATS[name], Counter())))
         assert format_of(row).name == name
 
 
-def test_only_what_may_be_used_leaves_and_ones_own_words_always(said: Store, consenting: User) -> None:
+def test_only_what_may_be_used_leaves_and_ones_own_words_always(said: Database, consenting: User) -> None:
     everything = list(export.rows(said, FORMATS["nightschool"], Counter()))
     users.set_consent(said, consenting, False)
     left_out: Counter[str] = Counter()
@@ -280,7 +280,7 @@ def test_only_what_may_be_used_leaves_and_ones_own_words_always(said: Store, con
     assert {row["said"]["rater"] for row in mine} == {f"rater-{consenting.id}"}
 
 
-def test_the_commands_import_and_export(said: Store, tmp_path: Path) -> None:
+def test_the_commands_import_and_export(said: Database, tmp_path: Path) -> None:
     data, out = str(said.data), str(tmp_path / "out.jsonl")
     done = nightschool("export", out, "--format", "trl", "--data", data)
     assert done.stdout.startswith("exported "), done.stderr

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.kinds import ratings
 from tests.browser import Visitor, chromium, free_port
 from tests.conftest import REPOSITORY
@@ -101,7 +101,7 @@ def test_from_a_fresh_clone_one_chats_and_rates_and_a_restart_loses_nothing(tmp_
             expect(visitor.locate("#consent")).to_be_hidden()
     finally:
         end(process)
-    store = Store(data)
+    store = Database(data)
     counts = {"votes": 3, "comparisons": 1, "rankings": 0, "corrections": 1, "critiques": 0, "labels": 0}
     assert ratings.counts(store) == counts
     assert [row["value"] for row in store.rows("SELECT value FROM votes ORDER BY id")] == [-1, -1, 0]

@@ -15,8 +15,8 @@ from assistant.models.base_model import Base
 from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.chats.conversations import Message
-from feedback.database.database import Store
-from feedback.examples.build import Answer, Examples, Pair, Thumb
+from feedback.database.database import Database
+from feedback.examples.build import Answer, Examples, PreferencePair, UnpairedExample
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from tests.conftest import BY_BASE, PLACES
@@ -75,7 +75,9 @@ def test_a_failed_check_outweighs_what_people_prefer_and_the_reason_says_which()
 def unseen(count: int, part: str = "held_out") -> list[str]:
     """Questions whose conversations belong to one part."""
     found = [
-        each for each in QUESTIONS if PLACES.part_of(Pair((Message("user", each),), Answer("a"), Answer("b"))) == part
+        each
+        for each in QUESTIONS
+        if PLACES.part_of(PreferencePair((Message("user", each),), Answer("a"), Answer("b"))) == part
     ]
     return found[:count]
 
@@ -89,10 +91,12 @@ def backbone(embedded):
 def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adapter(trained, embedded, backbone):
     encoder = make_encoder(embedded, backbone, Settings())
     sailor, letter = (f"{OPENINGS[name]} Well, it depends." for name in ("sailor", "letter"))
-    pairs = tuple(Pair((Message("user", each),), Answer(sailor), Answer(letter)) for each in unseen(6))
-    turned = tuple(Pair(each.messages, each.rejected, each.chosen) for each in pairs)
+    pairs = tuple(PreferencePair((Message("user", each),), Answer(sailor), Answer(letter)) for each in unseen(6))
+    turned = tuple(PreferencePair(each.messages, each.rejected, each.chosen) for each in pairs)
     thumbs = tuple(
-        Thumb(each.messages, each.chosen if up else each.rejected, up) for each in pairs[:3] for up in (True, False)
+        UnpairedExample(each.messages, each.chosen if up else each.rejected, up)
+        for each in pairs[:3]
+        for up in (True, False)
     )
     load(backbone, trained / "adapters" / SAILOR)
 
@@ -125,7 +129,7 @@ def test_canaries_see_an_adapter_that_answers_nothing_but_noise(trained, embedde
         directory = trained / "adapters" / SAILOR
         _, factors = on_disk.read_adapter(directory, embedded.sha256, engine.network.shapes)
         loud = engine.network.add({name: (a * 50, b * 50) for name, (a, b) in factors.items()})
-        noise = on_disk.Loaded("noise", good.card, loud)
+        noise = on_disk.LoadedAdapter("noise", good.card, loud)
         checks, _ = gate.canaries(engine, tokenizer, noise, None)
     finally:
         engine.close()
@@ -133,13 +137,13 @@ def test_canaries_see_an_adapter_that_answers_nothing_but_noise(trained, embedde
     assert "not language" in checks[0].words
 
 
-def say(data: Path, turned: bool) -> Store:
+def say(data: Path, turned: bool) -> Database:
     """People prefer the kind reply; where `turned`, whatever may be taught says the opposite."""
-    store = Store(data)
+    store = Database(data)
     me = users.local_owner(store)
     users.set_consent(store, me, True)
     for question in unseen(10) + unseen(16, "training"):
-        taught = PLACES.part_of(Pair((Message("user", question),), Answer("a"), Answer("b"))) != "held_out"
+        taught = PLACES.part_of(PreferencePair((Message("user", question),), Answer("a"), Answer("b"))) != "held_out"
         parent = conversations.record_messages(store, me, "chat", [Message("user", question)])
         kind, rude = (conversations.add_reply(store, parent, text, BY_BASE) for text in (KIND, RUDE))
         ratings.compare(store, me, kind, rude, "right" if taught and turned else "left")

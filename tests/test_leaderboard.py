@@ -7,7 +7,7 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Message
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.kinds import ratings
 from feedback.raters import leaderboard
 from feedback.raters.leaderboard import Board, Choice, board
@@ -86,7 +86,7 @@ def test_an_adapter_that_never_lost_has_a_finite_strength_and_a_wide_interval() 
 
 
 def test_the_ledgers_choices_are_those_of_people_who_consent_between_different_adapters(
-    store: Store, consenting: User
+    store: Database, consenting: User
 ) -> None:
     def reply(parent: str, text: str, model: str) -> str:
         by = BY_BASE.__class__(None, None, None, {"model": model}) if model else BY_BASE

@@ -152,18 +152,18 @@ def test_the_memory_of_adapters_is_given_back_and_that_of_one_in_use_when_it_is_
 ) -> None:
     engine, directory = opened
     loaded = [engine.load(directory) for _ in range(5)]
-    seats = [weakref.ref(each.seat) for each in loaded]
+    lora_slots = [weakref.ref(each.lora_slot) for each in loaded]
     writing = engine.submit([5, 6], Sampling(temperature=0, max_tokens=400, ignore_end=True), loaded[2])
     writing.take()
     for each in loaded:
         engine.unload(each)
     settle(engine)
-    assert seats[2]() is not None  # it goes on with it
+    assert lora_slots[2]() is not None  # it goes on with it
     assert len(list(writing)) > 300
     del loaded, each, writing
     settle(engine)
     gc.collect()
-    assert [seat() for seat in seats] == [None] * 5
+    assert [lora_slot() for lora_slot in lora_slots] == [None] * 5
     assert getattr(engine.network, "lineup", None) is None or engine.network.lineup.nbytes == 0
 
 

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from assistant.chat.chat import Assistant
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Refused, Store
+from feedback.database.database import Database, Refused
 from tests.over_http import HERE, assistant, loaded
 from ui.accounts.auth import page_user
 from ui.accounts.login import FAILURES_OF_ADDRESS, Passwords, set_owner_password
@@ -34,7 +34,7 @@ CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)  # real argon2
 
 
 @pytest.fixture
-def ada(store: Store) -> User:
+def ada(store: Database) -> User:
     return users.add_user(store, "Ada", "operator", CHEAP.hash(PASSWORD))
 
 
@@ -45,7 +45,7 @@ def client(assistant: Assistant, address: str = "192.0.2.1", url: str = HERE, **
     return TestClient(app, base_url=url, follow_redirects=False, client=(address, 5000))
 
 
-def logins_of(store: Store) -> Any:
+def logins_of(store: Database) -> Any:
     from ui.accounts.login import Logins
 
     return Logins(Passwords(store, CHEAP), "a secret")
@@ -61,7 +61,7 @@ def log_in(web: TestClient, name: str = "Ada", password: str = PASSWORD, **heade
     return web.post("/login", data={"name": name, "password": password}, headers=named).status_code
 
 
-def changes(store: Store) -> int:
+def changes(store: Database) -> int:
     """How many rows were ever written."""
     assert store._writer is not None
     return store._writer.conn.total_changes
@@ -210,7 +210,7 @@ def test_a_login_is_no_place_for_a_large_body(assistant: Assistant, ada: User) -
     assert client(assistant).post("/login", data={"name": "Ada", "password": "x" * 100_000}).status_code == 413
 
 
-def test_wrong_tokens_by_the_thousand_write_and_hash_nothing(assistant: Assistant, store: Store, ada: User) -> None:
+def test_wrong_tokens_by_the_thousand_write_and_hash_nothing(assistant: Assistant, store: Database, ada: User) -> None:
     web = client(assistant)
     before = changes(store)
     heard = {web.get("/api/me", headers={"Authorization": f"Bearer ns-{each}"}).status_code for each in range(1000)}
@@ -231,7 +231,7 @@ def test_logging_out_ends_the_session_on_the_server(assistant: Assistant, ada: U
     assert thief.post("/gradio_api/queue/join", json={}, headers=kept).status_code == 401
 
 
-def test_a_new_password_ends_sessions_and_tokens(assistant: Assistant, store: Store, ada: User) -> None:
+def test_a_new_password_ends_sessions_and_tokens(assistant: Assistant, store: Database, ada: User) -> None:
     web = client(assistant)
     log_in(web)
     bearer = {"Authorization": f"Bearer {users.add_token(store, ada, 'laptop')}"}
@@ -241,11 +241,11 @@ def test_a_new_password_ends_sessions_and_tokens(assistant: Assistant, store: St
     assert (web.get("/docs").status_code, stranger.get("/docs", headers=bearer).status_code) == (401, 401)
 
 
-def test_a_stronger_hash_of_the_same_password_ends_nothing(assistant: Assistant, store: Store, ada: User) -> None:
+def test_a_stronger_hash_of_the_same_password_ends_nothing(assistant: Assistant, store: Database, ada: User) -> None:
     web = client(assistant)
     log_in(web)
     weak = PasswordHasher(time_cost=2, memory_cost=16, parallelism=1).hash(PASSWORD)
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE users SET password_hash = ? WHERE id = ?", (weak, ada.id))
     other = beside(web, "192.0.2.2")
     assert log_in(other) == 303
@@ -262,18 +262,18 @@ def test_logging_in_again_is_a_new_session_and_ends_the_browsers_old_one(assista
     assert beside(web, "192.0.2.1").get("/docs", headers=old).status_code == 401
 
 
-def test_a_session_lasts_fourteen_days(assistant: Assistant, store: Store, ada: User) -> None:
+def test_a_session_lasts_fourteen_days(assistant: Assistant, store: Database, ada: User) -> None:
     web = client(assistant)
     log_in(web)
     for days, status in ((13, 200), (15, 401)):
         made = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="milliseconds")
-        with store.write() as db:
+        with store.transaction() as db:
             db.conn.execute("UPDATE sessions SET made_at = ?", (made,))
         assert (days, web.get("/docs").status_code) == (days, status)
 
 
 def test_a_request_writes_nothing_but_when_somebody_was_last_seen_now_and_then(
-    assistant: Assistant, store: Store, ada: User
+    assistant: Assistant, store: Database, ada: User
 ) -> None:
     from feedback.accounts import sessions
 
@@ -283,7 +283,7 @@ def test_a_request_writes_nothing_but_when_somebody_was_last_seen_now_and_then(
     for _ in range(50):
         assert web.get("/docs").status_code == 200
     assert changes(store) == before
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE sessions SET seen_at = '2026-01-01T00:00:00.000+00:00'")
     before = changes(store)
     for _ in range(50):
@@ -296,7 +296,7 @@ def test_a_request_writes_nothing_but_when_somebody_was_last_seen_now_and_then(
     assert changes(store) == before + 1
 
 
-def test_a_session_is_kept_as_a_hash_with_where_it_was_opened(assistant: Assistant, store: Store, ada: User) -> None:
+def test_a_session_is_kept_as_a_hash_with_where_it_was_opened(assistant: Assistant, store: Database, ada: User) -> None:
     from feedback.accounts import sessions
 
     web = client(assistant)
@@ -324,7 +324,7 @@ def test_the_cookies_of_before_log_in_again(assistant: Assistant, ada: User) -> 
     assert page.headers["location"] == "/login?next=/"
 
 
-def test_only_so_many_sessions_of_one_person_are_kept(assistant: Assistant, store: Store, ada: User) -> None:
+def test_only_so_many_sessions_of_one_person_are_kept(assistant: Assistant, store: Database, ada: User) -> None:
     from feedback.accounts import sessions
 
     for number in range(60):
@@ -348,7 +348,7 @@ def test_get_logout_is_a_page_with_a_button(assistant: Assistant, ada: User) -> 
     assert web.post("/logout", headers={"Accept": "text/html"}).headers["location"] == "/login"  # it had ended
 
 
-def test_who_is_disabled_is_out_at_once_everywhere(assistant: Assistant, store: Store, ada: User) -> None:
+def test_who_is_disabled_is_out_at_once_everywhere(assistant: Assistant, store: Database, ada: User) -> None:
     from feedback.accounts import roles
 
     bob = users.add_user(store, "Bob", "chatter", CHEAP.hash(PASSWORD))
@@ -455,7 +455,7 @@ def test_a_proxy_is_named_by_an_address_or_a_network() -> None:
 # Passwords
 
 
-def test_the_owners_password_is_refused_when_short_or_common_and_goes_on_where_it_stands(store: Store) -> None:
+def test_the_owners_password_is_refused_when_short_or_common_and_goes_on_where_it_stands(store: Database) -> None:
     for password, why in (("short", "at least 10"), ("password1234", "guess"), ("owner-Owner1", "a name")):
         with pytest.raises(Refused, match=why):
             set_owner_password(store, {"NIGHTSCHOOL_OWNER_PASSWORD": password})

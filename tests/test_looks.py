@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Locator, expect
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from tests.browser import Server, Visitor, chromium, serving
@@ -72,9 +72,9 @@ CONTRASTS = """elements => {
 
 
 @pytest.fixture(scope="module")
-def house(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def house(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """The server's own store, as another process sees it: an operator, a chatter, a night's adapter that serves."""
-    store = Store(copy_of(trained, tmp_path_factory.mktemp("looks") / "data"))
+    store = Database(copy_of(trained, tmp_path_factory.mktemp("looks") / "data"))
     nights.set_setting(store, None, "side_by_side_share", 0)
     hashed = PasswordHasher().hash(PASSWORD)
     for name, role in (("ada", "operator"), ("bo", "chatter")):
@@ -85,7 +85,7 @@ def house(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 
 @pytest.fixture(scope="module")
-def server(house: Store) -> Iterator[Server]:
+def server(house: Database) -> Iterator[Server]:
     with serving(house.data) as running:
         yield running
 
@@ -131,11 +131,11 @@ class Windows:
 
 
 @pytest.fixture
-def me(house: Store) -> User:
+def me(house: Database) -> User:
     return known(house, "ada")
 
 
-def known(store: Store, name: str) -> User:
+def known(store: Database, name: str) -> User:
     user = users.find_user(store, name)
     assert user is not None
     return user
@@ -151,7 +151,7 @@ def log_in(visitor: Visitor, name: str, password: str = PASSWORD) -> None:
     visitor.locate("#box textarea").wait_for()
 
 
-def written(store: Store, user: User, *texts: str) -> list[str]:
+def written(store: Database, user: User, *texts: str) -> list[str]:
     """A chat written straight into the store, person first; the ids of its messages."""
     conversation = conversations.start_conversation(store, user)
     ids: list[str] = []
@@ -246,12 +246,14 @@ def test_the_curves_asked_for_come_into_view(ada: Windows) -> None:
         visitor.until(lambda: in_view(visitor, "#night .night-head"), f"the night is in view at {width}", 3_000)
 
 
-def test_who_is_an_operator_no_longer_is_told_and_sees_no_error(browser: Browser, server: Server, house: Store) -> None:
+def test_who_is_an_operator_no_longer_is_told_and_sees_no_error(
+    browser: Browser, server: Server, house: Database
+) -> None:
     users.add_user(house, "di", "operator", PasswordHasher().hash(PASSWORD))
     visitor = Visitor(browser, server.url, 390)
     log_in(visitor, "di")
     visitor.operate()
-    with house.write() as db:
+    with house.transaction() as db:
         db.conn.execute("UPDATE users SET role = 'chatter' WHERE name = 'di'")
     visitor.locate("#save-share").click()
     expect(visitor.locate("#headline [role=alert]")).to_contain_text("di is a chatter", timeout=5_000)
@@ -281,7 +283,7 @@ def test_a_server_out_of_reach_is_no_green_page_and_comes_back(ada: Windows, ser
     expect(lost).to_have_count(0)
 
 
-def test_settings_saved_in_a_hurry_are_all_saved_in_order(ada: Windows, house: Store) -> None:
+def test_settings_saved_in_a_hurry_are_all_saved_in_order(ada: Windows, house: Database) -> None:
     visitor = ada().operate()
     slowed(visitor)
     for percent in ("31", "32", "33"):
@@ -296,7 +298,7 @@ def test_settings_saved_in_a_hurry_are_all_saved_in_order(ada: Windows, house: S
 # The chat page
 
 
-def test_a_table_in_a_reply_breaks_no_word_and_keeps_its_alignment(ada: Windows, house: Store, me: User) -> None:
+def test_a_table_in_a_reply_breaks_no_word_and_keeps_its_alignment(ada: Windows, house: Database, me: User) -> None:
     written(house, me, "The planets?", RICH)
     visitor = ada().open()
     table = visitor.locate("#chat [data-testid=bot] table").last
@@ -310,7 +312,7 @@ def test_a_table_in_a_reply_breaks_no_word_and_keeps_its_alignment(ada: Windows,
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
-def test_code_is_coloured_and_can_be_read(ada: Windows, house: Store, me: User, scheme: str, width: int) -> None:
+def test_code_is_coloured_and_can_be_read(ada: Windows, house: Database, me: User, scheme: str, width: int) -> None:
     written(house, me, "Some code?", RICH)
     visitor = ada(width, scheme=scheme).open()
     tokens = visitor.locate("#chat pre .token")
@@ -320,7 +322,7 @@ def test_code_is_coloured_and_can_be_read(ada: Windows, house: Store, me: User, 
     assert min(contrast for _, contrast in found) >= 4.5
 
 
-def test_arabic_stands_to_the_right_and_what_is_beside_it_to_the_left(ada: Windows, house: Store, me: User) -> None:
+def test_arabic_stands_to_the_right_and_what_is_beside_it_to_the_left(ada: Windows, house: Database, me: User) -> None:
     reply = written(house, me, ARABIC, RICH)[-1]
     ratings.correct(house, me, reply, ARABIC)
     visitor = ada().open()
@@ -355,7 +357,7 @@ def test_arabic_stands_to_the_right_and_what_is_beside_it_to_the_left(ada: Windo
 
 @pytest.mark.parametrize(("width", "touch", "least"), [(1280, False, 32), (360, True, 44)])
 def test_thumbs_are_large_up_comes_first_and_focus_is_seen(
-    ada: Windows, house: Store, me: User, width: int, touch: bool, least: int
+    ada: Windows, house: Database, me: User, width: int, touch: bool, least: int
 ) -> None:
     written(house, me, "How are you?", "Well.")
     visitor = ada(width, touch=touch).open()
@@ -378,7 +380,9 @@ def test_thumbs_are_large_up_comes_first_and_focus_is_seen(
     expect(down).to_have_attribute("aria-pressed", "false")
 
 
-def test_who_was_logged_out_keeps_the_chat_and_what_was_typed(browser: Browser, server: Server, house: Store) -> None:
+def test_who_was_logged_out_keeps_the_chat_and_what_was_typed(
+    browser: Browser, server: Server, house: Database
+) -> None:
     bo = known(house, "bo")
     written(house, bo, "Where were we?", "At the older chat.")
     written(house, bo, "A newer chat", "with nothing in it")
@@ -407,7 +411,7 @@ def test_who_was_logged_out_keeps_the_chat_and_what_was_typed(browser: Browser, 
     visitor.close()
 
 
-def test_another_person_at_the_same_window_does_not_see_what_was_typed(ada: Windows, house: Store) -> None:
+def test_another_person_at_the_same_window_does_not_see_what_was_typed(ada: Windows, house: Database) -> None:
     users.add_user(house, "cy", "chatter", PasswordHasher().hash(PASSWORD))
     visitor = ada().open()
     visitor.locate("#box textarea").fill("for nobody else")
@@ -419,7 +423,7 @@ def test_another_person_at_the_same_window_does_not_see_what_was_typed(ada: Wind
     expect(visitor.locate("#box textarea")).to_have_value("")
 
 
-def test_thumbs_in_a_hurry_all_land_in_order(ada: Windows, house: Store, me: User) -> None:
+def test_thumbs_in_a_hurry_all_land_in_order(ada: Windows, house: Database, me: User) -> None:
     reply = written(house, me, "How are you?", "Well.")[-1]
     visitor = ada().open()
     slowed(visitor)
@@ -430,11 +434,11 @@ def test_thumbs_in_a_hurry_all_land_in_order(ada: Windows, house: Store, me: Use
     expect(visitor.locate("#your-rating")).to_have_text("you: good")
 
 
-def votes(store: Store, reply: str) -> list[int]:
+def votes(store: Database, reply: str) -> list[int]:
     return [row["value"] for row in store.rows("SELECT value FROM votes WHERE reply = ? ORDER BY id", reply)]
 
 
-def test_consent_taken_back_in_a_hurry_is_taken_back(ada: Windows, house: Store, me: User) -> None:
+def test_consent_taken_back_in_a_hurry_is_taken_back(ada: Windows, house: Database, me: User) -> None:
     users.set_consent(house, me, False)
     visitor = ada().open()
     slowed(visitor)
@@ -449,7 +453,7 @@ def test_consent_taken_back_in_a_hurry_is_taken_back(ada: Windows, house: Store,
     users.set_consent(house, me, True)
 
 
-def test_of_chats_opened_in_a_hurry_the_last_is_shown(ada: Windows, house: Store, me: User) -> None:
+def test_of_chats_opened_in_a_hurry_the_last_is_shown(ada: Windows, house: Database, me: User) -> None:
     for name in ("first", "second", "third"):
         written(house, me, f"The {name} chat", f"a {name} reply")
     visitor = ada().open()
@@ -460,7 +464,7 @@ def test_of_chats_opened_in_a_hurry_the_last_is_shown(ada: Windows, house: Store
     expect(visitor.locate("#chats label.selected")).to_have_text("The second chat")
 
 
-def test_a_message_sent_twice_in_a_hurry_is_said_once(ada: Windows, house: Store, me: User) -> None:
+def test_a_message_sent_twice_in_a_hurry_is_said_once(ada: Windows, house: Database, me: User) -> None:
     visitor = ada().open()
     visitor.write_short(4)
     visitor.new_chat()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from tests.browser import Server, Visitor, chromium, serving
@@ -25,7 +25,7 @@ def command(*arguments: str) -> str:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    Store(tmp_path / "data").close()  # with the tests' secret: both conversations teach
+    Database(tmp_path / "data").close()  # with the tests' secret: both conversations teach
     with serving(tmp_path / "data", ["--side-by-side", "0", "--dtype", "float32"]) as started:
         yield started
 
@@ -75,7 +75,7 @@ def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(serv
 
         # 2. a night trains on exactly that
         command("training.night", "--data", data, "--set", "learning_rate=1e-4", "--set", "kl_budget=50")
-        store = Store(server.data)
+        store = Database(server.data)
         (night,) = nights.nights(store)
         said = {kind: count for kind, count in ratings.counts(store).items() if count}
         assert said == {"votes": 1, "comparisons": 1}

@@ -8,14 +8,14 @@ import pytest
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Message
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.kinds import ratings
 from tests.conftest import BY_BASE
 from tests.test_command import nightschool
 
 
 def test_addresses_and_numbers_are_masked_on_export_and_kept_in_the_ledger(
-    store: Store, consenting: User, tmp_path: Path
+    store: Database, consenting: User, tmp_path: Path
 ) -> None:
     pytest.importorskip("scrubadub")
     said = "Write to joe.bloggs@example.com or call +49 30 901820"

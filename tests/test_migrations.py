@@ -12,7 +12,7 @@ import pytest
 
 from feedback.accounts import users
 from feedback.chats import conversations
-from feedback.database.database import Store, Unavailable
+from feedback.database.database import Database, Unavailable
 from feedback.database.migrations import steps
 from feedback.examples import build
 from feedback.kinds import ratings
@@ -44,7 +44,7 @@ def test_a_database_of_every_released_schema_opens_with_all_it_held(kept: Path, 
     before = contents(tmp_path / "nightschool.db")
     assert len(before) > 15
 
-    store = Store(tmp_path)
+    store = Database(tmp_path)
 
     assert steps.pending(store.db) == []
     after = contents(store.path)
@@ -62,7 +62,7 @@ def test_it_goes_on_being_used(kept: Path, tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "nightschool.db")
     connection.executescript(kept.read_text())
     connection.close()
-    store = Store(tmp_path)
+    store = Database(tmp_path)
     owner = users.local_owner(store)
     (conversation,) = conversations.conversations(store, owner)
     left, right = (each.id for each in conversations.tree(store, conversation["id"]) if each.role == "assistant")
@@ -75,10 +75,10 @@ def test_it_goes_on_being_used(kept: Path, tmp_path: Path) -> None:
 
 
 def test_a_database_of_a_newer_program_is_one_clear_sentence(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    with store.write() as db:
+    store = Database(tmp_path)
+    with store.transaction() as db:
         row = "('nightschool', 'm9999_flying_carpets', '2030-01-01')"
         db.conn.execute(f"INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES {row}")
     store.close()
     with pytest.raises(Unavailable, match="newer Nightschool \\(step m9999_flying_carpets\\)"):
-        Store(tmp_path)
+        Database(tmp_path)

@@ -19,14 +19,14 @@ from assistant.models import base_model, chat_template
 from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.chats.conversations import Message, Provenance
-from feedback.database.database import Store
-from feedback.examples.build import Answer, Examples, Pair
+from feedback.database.database import Database
+from feedback.examples.build import Answer, Examples, PreferencePair
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from feedback.records.nights import Night
 from training.algorithms import dpo_kto
 from training.algorithms.dpo_kto import Settings
-from training.data.tokenize import Encoder, make_lessons
+from training.data.tokenize import Encoder, tokenize
 from training.model.policy import Backbone
 from training.night import tracking
 
@@ -42,9 +42,9 @@ SAID = (  # a message, a reply that is liked, a reply that is not
 SMALL = ["least_steps=4", "epochs=1", "batch_size=4", "looks=1", "checkpoint_every=1"]
 
 
-def say(data: Path, consent: bool = True) -> Store:
+def say(data: Path, consent: bool = True) -> Database:
     """Four comparisons, one correction and two thumbs, given as the page gives them."""
-    store = Store(data)
+    store = Database(data)
     me = users.local_owner(store)
     users.set_consent(store, me, consent)
     by = Provenance(adapter=None, base_sha256=None, template_sha256=None, sampling={})
@@ -83,7 +83,7 @@ def until(what: Callable[[], bool], process: subprocess.Popen[str], timeout_s: f
         time.sleep(0.02)
 
 
-def last(store: Store) -> Night:
+def last(store: Database) -> Night:
     return nights.nights(store, 1)[0]
 
 
@@ -103,7 +103,7 @@ def finished(tmp_path_factory):
 
 
 def test_a_night_makes_a_candidate_and_writes_down_how(finished):
-    store = Store(finished)
+    store = Database(finished)
     night, adapter = last(store), adapters.adapter(store, "night-0001")
     assert (night.state, night.adapter, night.step, night.steps) == ("done", "night-0001", 4, 4)
     assert night.counts == {"comparison": 4, "correction": 1, "thumbs_up": 1, "thumbs_down": 1, "left_out": {}}
@@ -152,7 +152,7 @@ def test_the_same_feedback_is_not_trained_on_twice(finished, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(finished, data)
     done = run(data)
-    store = Store(data)
+    store = Database(data)
     assert done.returncode == 0, done.stderr
     assert last(store).state == "nothing"
     assert "nothing new since night 1" in last(store).reason
@@ -162,7 +162,7 @@ def test_the_same_feedback_is_not_trained_on_twice(finished, tmp_path):
     store.close()
 
 
-def kill_at(data: Path, store: Store, steps: Sequence[int], settings: list[str]) -> None:
+def kill_at(data: Path, store: Database, steps: Sequence[int], settings: list[str]) -> None:
     """Begin the night, or go on with it, and kill it some time after each of these steps."""
     for step in steps:
         killed = start(data, settings=settings)
@@ -274,7 +274,7 @@ def test_training_stops_when_the_kl_budget_is_spent_and_says_so(tmp_path):
 
 
 def test_without_feedback_or_consent_a_night_does_nothing_and_says_why(tmp_path):
-    store = Store(tmp_path / "empty")
+    store = Database(tmp_path / "empty")
     done = run(tmp_path / "empty")
     assert (done.returncode, last(store).state) == (0, "nothing")
     assert last(store).reason == "nothing to learn from; nobody has rated a reply yet"
@@ -303,7 +303,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(tmp_path, options, words)
     assert done.returncode == 2
     assert one_sentence(done.stderr)
     assert words in done.stderr
-    store = Store(tmp_path)
+    store = Database(tmp_path)
     assert nights.nights(store) == []
     store.close()
 
@@ -315,17 +315,17 @@ def test_an_inverted_preference_moves_the_margin_the_other_way():
 
     def margin_after(turned: bool) -> float:
         """The margin of the first two choices after a few steps on them, or on their opposites."""
-        pairs = [Pair((Message("user", text),), Answer(good), Answer(bad)) for text, good, bad in SAID[:2]]
-        taught = [Pair(each.messages, each.rejected, each.chosen) for each in pairs] if turned else pairs
+        pairs = [PreferencePair((Message("user", text),), Answer(good), Answer(bad)) for text, good, bad in SAID[:2]]
+        taught = [PreferencePair(each.messages, each.rejected, each.chosen) for each in pairs] if turned else pairs
         backbone = Backbone(base, base_model.fastest_dtype("cpu"), "cpu", settings.rank, settings.alpha, settings.seed)
         encoder = Encoder(
             tokenizer, chat_template.end_ids(tokenizer, backbone.causal), chat_template.template_sha256(tokenizer), 256
         )
-        lessons, _ = make_lessons(Examples(tuple(taught)), encoder)
+        lessons, _ = tokenize(Examples(tuple(taught)), encoder)
         for _ in dpo_kto.train(backbone, lessons, settings, dpo_kto.begin(backbone, settings)):
             pass
         with torch.no_grad():
-            rows = [lesson.row() for lesson in make_lessons(Examples(tuple(pairs)), encoder)[0]]
+            rows = [lesson.row() for lesson in tokenize(Examples(tuple(pairs)), encoder)[0]]
             margins = [backbone.log_probs(row) - backbone.log_probs(row, reference=True) for row in rows]
         return sum(float(each[0] - each[1]) for each in margins)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 from safetensors.torch import save_file
 
 from assistant.models import adapter
-from assistant.models.adapter import CARD, CONFIG, WEIGHTS, AdapterRefused, Card, Proof, read_adapter, write_card
+from assistant.models.adapter import CARD, CONFIG, WEIGHTS, AdapterCard, AdapterRefused, Proof, read_adapter, write_card
 from assistant.models.base_model import file_sha256
 
 LAYER, BASE = "model.layers.0.self_attn.q_proj", "b" * 64
@@ -35,7 +35,9 @@ def folder(tmp_path: Path) -> Path:
 
 def sign(folder: Path) -> None:
     proof = Proof([1], [2], [-0.5], [-0.6])
-    write_card(folder, Card("odd", "x", BASE, None, "t", file_sha256(folder / WEIGHTS), "", {}, {}, 0, {}, [proof]))
+    write_card(
+        folder, AdapterCard("odd", "x", BASE, None, "t", file_sha256(folder / WEIGHTS), "", {}, {}, 0, {}, [proof])
+    )
 
 
 def refusal(folder: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback.database.database import Store
+from feedback.database.database import Database
 from tests.browser import serving
 
 # Python tells of every connection and look-up before it is made. This refuses and writes down those to elsewhere.
@@ -50,7 +50,7 @@ def test_the_watch_sees_an_outside_address(outside: Path) -> None:
 
 @pytest.mark.long
 def test_chat_rating_night_and_promotion_ask_nobody_outside(outside: Path, tmp_path: Path) -> None:
-    Store(tmp_path / "data").close()  # with the tests' secret: the one conversation teaches
+    Database(tmp_path / "data").close()  # with the tests' secret: the one conversation teaches
     with serving(tmp_path / "data") as server, httpx.Client(base_url=server.url, timeout=120) as client:
         assert client.get("/").status_code == 200
 

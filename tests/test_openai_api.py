@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.chat.chat import Assistant, answer
-from assistant.chat.reply import Replying
+from assistant.chat.chat import Assistant, start_reply
+from assistant.chat.reply import ReplyStream
 from assistant.engine.engine import MOST_ROWS, MOST_WAITING
 from assistant.engine.request import Busy, Generation
 from assistant.engine.sampling.params import Sampling
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Message
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.kinds import ratings
 from tests.over_http import (
     GREEDY,
@@ -67,7 +67,7 @@ def content(completion: dict[str, Any], at: int = 0) -> str:
 # The shape
 
 
-def test_a_completion_has_the_shape_that_clients_expect(talking: TestClient, store: Store) -> None:
+def test_a_completion_has_the_shape_that_clients_expect(talking: TestClient, store: Database) -> None:
     answer = posted(talking, GREEDY | {"logprobs": True})
     choice, usage = answer["choices"][0], answer["usage"]
     assert (answer["object"], choice["index"], choice["message"]["role"]) == ("chat.completion", 0, "assistant")
@@ -110,7 +110,7 @@ def test_the_likeliest_tokens_are_told_in_each_place(talking: TestClient) -> Non
         assert len({each["token"] for each in likeliest}) == 3
 
 
-def test_a_completions_id_can_be_voted_on(web: TestClient, store: Store, owner: User) -> None:
+def test_a_completions_id_can_be_voted_on(web: TestClient, store: Database, owner: User) -> None:
     reply = web.post("/v1/chat/completions", json=GREEDY).json()["id"]
     assert web.post("/api/votes", json={"reply": reply, "value": 1}, headers=key()).status_code == 200
     assert ratings.standing_vote(store, owner, reply) is not None
@@ -122,7 +122,7 @@ def test_a_seed_gives_the_same_reply(web: TestClient) -> None:
     assert len(texts) == 1
 
 
-def test_content_may_come_in_parts_and_harmless_parameters_are_ignored(web: TestClient, store: Store) -> None:
+def test_content_may_come_in_parts_and_harmless_parameters_are_ignored(web: TestClient, store: Database) -> None:
     parts = [{"type": "text", "text": "Say "}, {"type": "text", "text": "hello."}]
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts, "name": "me"}]
     harmless = {"user": "u", "n": 1, "stop": None, "tools": [], "presence_penalty": 0, "top_logprobs": None}
@@ -143,7 +143,7 @@ def test_models_are_what_serves_the_base_and_every_adapter(web: TestClient, assi
 # Several choices
 
 
-def test_each_choice_is_a_reply_of_its_own(web: TestClient, store: Store, owner: User) -> None:
+def test_each_choice_is_a_reply_of_its_own(web: TestClient, store: Database, owner: User) -> None:
     asked = GREEDY | {"temperature": 1.5, "seed": 11, "n": 3}
     answer = posted(web, asked)
     choices = answer["choices"]
@@ -165,7 +165,7 @@ def test_greedy_choices_are_all_alike(talking: TestClient) -> None:
     assert {content(three, at) for at in range(3)} == {content(posted(talking, GREEDY))}
 
 
-def test_a_stream_of_several_choices_tells_each_as_it_is_recorded(web: TestClient, store: Store) -> None:
+def test_a_stream_of_several_choices_tells_each_as_it_is_recorded(web: TestClient, store: Database) -> None:
     *chunks, done = streamed(web, GREEDY | {"temperature": 1.5, "n": 3})
     assert done == "[DONE]"
     for at in range(3):
@@ -179,7 +179,7 @@ def test_a_stream_of_several_choices_tells_each_as_it_is_recorded(web: TestClien
 # Where the reply ends
 
 
-def test_a_reply_ends_before_a_stop_string(talking: TestClient, store: Store) -> None:
+def test_a_reply_ends_before_a_stop_string(talking: TestClient, store: Database) -> None:
     text = content(posted(talking, SEA))
     at = len(text) // 2
     stop = text[at : at + 7]  # begins and ends within tokens
@@ -214,7 +214,7 @@ def test_what_only_began_like_a_stop_string_is_sent_in_the_end(talking: TestClie
 # How it is drawn
 
 
-def test_what_is_asked_of_the_drawing_reaches_it(web: TestClient, store: Store, assistant: Assistant) -> None:
+def test_what_is_asked_of_the_drawing_reaches_it(web: TestClient, store: Database, assistant: Assistant) -> None:
     greedy = content(posted(web, GREEDY))
     assert content(posted(web, GREEDY | {"temperature": 1, "top_k": 1})) == greedy
     assert content(posted(web, GREEDY | {"temperature": 1, "min_p": 1.0, "top_k": -1})) == greedy
@@ -262,7 +262,7 @@ def test_any_json_object_can_be_asked_for(talking: TestClient) -> None:
 
 
 def test_a_full_queue_is_told_with_the_position_and_when_to_come_again(
-    web: TestClient, store: Store, assistant: Assistant, owner: User
+    web: TestClient, store: Database, assistant: Assistant, owner: User
 ) -> None:
     before, held = rows(store), filled(assistant)
     answer = web.post(PATH, json=GREEDY)
@@ -289,7 +289,7 @@ def filled(assistant: Assistant) -> list[Generation]:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_stops_its_replies_which_are_kept(
-    assistant: Assistant, store: Store, owner: User, stream: bool
+    assistant: Assistant, store: Database, owner: User, stream: bool
 ) -> None:
     asked = {"messages": HELLO, "max_tokens": 1900, "n": 2, "stream": stream, "logit_bias": {"0": -100, "2": -100}}
     asyncio.run(leave_early(assistant, asked))
@@ -378,7 +378,7 @@ REFUSED = [
 
 
 def test_a_completion_that_cannot_be_done_is_refused_in_openais_shape(
-    web: TestClient, store: Store, owner: User
+    web: TestClient, store: Database, owner: User
 ) -> None:
     before = rows(store)
     for change, status, sentence in REFUSED:
@@ -390,14 +390,14 @@ def test_a_completion_that_cannot_be_done_is_refused_in_openais_shape(
 
 
 def test_two_threads_that_wait_for_one_reply_both_hear_its_end_and_it_is_recorded_once(
-    assistant: Assistant, store: Store, owner: User
+    assistant: Assistant, store: Database, owner: User
 ) -> None:
     for _ in range(5):  # which of the two hears it first is chance
         parent = conversations.record_messages(store, owner, "api", [Message("user", "Tell me a long story.")])
-        reply = answer(assistant, owner, parent, Sampling(max_tokens=400, ignore_end=True))
+        reply = start_reply(assistant, owner, parent, Sampling(max_tokens=400, ignore_end=True))
         assert reply.advance()
 
-        def wait(reply: Replying = reply) -> None:
+        def wait(reply: ReplyStream = reply) -> None:
             while reply.advance():
                 pass
 

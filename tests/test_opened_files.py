@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from feedback.accounts import users
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.kinds import ratings
 from tests.browser import free_port
 from tests.conftest import REPOSITORY, two_replies
@@ -57,7 +57,7 @@ def nightschool(environment: dict[str, str], *words: str) -> None:
 @pytest.fixture
 def data(tmp_path: Path) -> Iterator[Path]:
     """A data folder with a comparison in it, held open as by a server."""
-    with closing(Store(tmp_path / "data")) as store:
+    with closing(Database(tmp_path / "data")) as store:
         owner = users.local_owner(store)
         users.set_consent(store, owner, True)
         _, left, right = two_replies(store, owner)

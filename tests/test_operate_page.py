@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from playwright.sync_api import Browser, expect
 
 from feedback.accounts import users
-from feedback.database.database import Store, now
+from feedback.database.database import Database, now
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from feedback.records.adapters import Adapter
@@ -38,16 +38,16 @@ def data(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def house(data: Path) -> Iterator[Store]:
+def house(data: Path) -> Iterator[Database]:
     """The server's own store, as another process sees it."""
-    store = Store(data)
+    store = Database(data)
     nights.set_setting(store, None, "side_by_side_share", 0)
     yield store
     store.close()
 
 
 @pytest.fixture(scope="module")
-def server(data: Path, house: Store) -> Iterator[Server]:
+def server(data: Path, house: Database) -> Iterator[Server]:
     with serving(data) as running:
         yield running
 
@@ -88,7 +88,7 @@ def answered_by(visitor: Visitor, expected: str) -> None:
 
 @pytest.mark.browser
 @pytest.mark.long
-def test_a_glance_tells_that_all_is_well_on_any_screen(visitor: Visitor, browser: Browser, house: Store) -> None:
+def test_a_glance_tells_that_all_is_well_on_any_screen(visitor: Visitor, browser: Browser, house: Database) -> None:
     visitor.open()
     visitor.locate("#to-operate").click()
     expect(visitor.locate("#headline .well .title")).to_have_text("All is well.", timeout=30_000)
@@ -119,7 +119,7 @@ def test_a_glance_tells_that_all_is_well_on_any_screen(visitor: Visitor, browser
 @pytest.mark.browser
 @pytest.mark.long
 def test_a_promotion_takes_a_reason_serves_the_next_reply_and_is_rolled_back(
-    visitor: Visitor, browser: Browser, house: Store
+    visitor: Visitor, browser: Browser, house: Database
 ) -> None:
     late = Visitor(browser, visitor.url).operate()
     ask_to_promote(late, LETTER)
@@ -164,7 +164,7 @@ def test_a_promotion_takes_a_reason_serves_the_next_reply_and_is_rolled_back(
 
 @pytest.mark.browser
 @pytest.mark.long
-def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Visitor, house: Store) -> None:
+def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Visitor, house: Database) -> None:
     visitor.operate()
     cron, zone = visitor.locate("#cron input"), visitor.locate("#time-zone input")
     cron.fill("61 3 * * *")
@@ -207,7 +207,7 @@ def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Vis
 
 
 @pytest.mark.browser
-def test_every_setting_is_set_on_the_page_and_what_cannot_be_changes_nothing(visitor: Visitor, house: Store) -> None:
+def test_every_setting_is_set_on_the_page_and_what_cannot_be_changes_nothing(visitor: Visitor, house: Database) -> None:
     visitor.operate()
     visitor.locate("#gate input").click()
     visitor.page.get_by_role("option", name=re.compile("^advise")).click()
@@ -226,7 +226,7 @@ def test_every_setting_is_set_on_the_page_and_what_cannot_be_changes_nothing(vis
 @pytest.mark.browser
 @pytest.mark.long
 def test_a_night_is_watched_live_cancelled_within_five_seconds_and_the_next_one_works(
-    visitor: Visitor, house: Store
+    visitor: Visitor, house: Database
 ) -> None:
     before = {each.id for each in adapters.adapters(house)}
     visitor.operate()
@@ -267,7 +267,7 @@ def test_a_night_is_watched_live_cancelled_within_five_seconds_and_the_next_one_
 # Who may
 
 
-def test_only_operators_come_in_by_any_door(web: TestClient, store: Store) -> None:
+def test_only_operators_come_in_by_any_door(web: TestClient, store: Database) -> None:
     chatter, rater = token_of(store, "chatter", "chatter"), token_of(store, "rater", "rater")
     operator = token_of(store, "operator", "operator")
     doors = [
@@ -301,9 +301,9 @@ def test_only_operators_come_in_by_any_door(web: TestClient, store: Store) -> No
 # What it says, without a browser
 
 
-def test_the_headline_says_in_words_what_is_wrong(store: Store) -> None:
+def test_the_headline_says_in_words_what_is_wrong(store: Database) -> None:
     def headline() -> operate_view.Headline:
-        return operate_view.headline(operate_view.look(store, moments.zone_of("Europe/Berlin")))
+        return operate_view.headline(operate_view.read_status(store, moments.zone_of("Europe/Berlin")))
 
     assert headline().words == "the base model answers; no night has run yet"
     night = nights.start_night(store, "auto", {}, pid=0)
@@ -317,17 +317,17 @@ def test_the_headline_says_in_words_what_is_wrong(store: Store) -> None:
     adapters.add_adapter(store, made)
     adapters.promote(store, "night-0009", None, f"{adapters.KEPT}adapter night-0010 is damaged", {})
     assert (headline().state, headline().words[:31]) == ("trouble", "adapter night-0010 is damaged; ")
-    house = operate_view.look(store, moments.zone_of("no such zone"))
+    house = operate_view.read_status(store, moments.zone_of("no such zone"))
     assert "&lt;i&gt;why" in operate_lists.show_adapters(house)
 
 
-def test_feedback_is_counted_by_the_days_of_the_operators_clocks(store: Store) -> None:
+def test_feedback_is_counted_by_the_days_of_the_operators_clocks(store: Database) -> None:
     me = users.local_owner(store)
     _, left, right = two_replies(store, me)
     ratings.vote(store, me, left, 1)
     ratings.vote(store, me, left, 0)
     ratings.compare(store, me, left, right, "tie")
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE votes SET at = '2020-01-01T00:00:00.000+00:00' WHERE value = 0")
     for zone in ("UTC", "Asia/Kathmandu", "Pacific/Kiritimati"):
         days = ratings.by_day(store, moments.zone_of(zone), 30)
@@ -338,15 +338,15 @@ def test_feedback_is_counted_by_the_days_of_the_operators_clocks(store: Store) -
     )
 
 
-def test_a_look_is_cheap_on_a_hundred_thousand_votes(store: Store) -> None:
+def test_a_look_is_cheap_on_a_hundred_thousand_votes(store: Database) -> None:
     me = users.local_owner(store)
     _, left, _ = two_replies(store, me)
-    with store.write() as db:
+    with store.transaction() as db:
         row = (me.id, left, 1, now())
         db.conn.executemany("INSERT INTO votes (user, reply, value, at) VALUES (?, ?, ?, ?)", [row] * 100_000)
     nights.end_night(store, nights.start_night(store, "auto", {}, pid=0), "done", "")
     began = time.perf_counter()
-    operate_screen.show_tiles(operate_view.look(store, moments.zone_of("UTC")))
+    operate_screen.show_tiles(operate_view.read_status(store, moments.zone_of("UTC")))
     look_s = time.perf_counter() - began
     ratings.by_day(store, moments.zone_of("UTC"), 14)
     by_day_s = time.perf_counter() - began - look_s

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlite_utils import Database
+import sqlite_utils
 
 from benchmarks.poison import attack, compare_alone, correct_alone, dices, kept_share, known_share, share_of
 from feedback.accounts import users
@@ -16,7 +16,7 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Message
 from feedback.database import migrations, openings
-from feedback.database.database import Store, TooOften
+from feedback.database.database import Database, TooOften
 from feedback.examples.build import Examples, gather
 from feedback.examples.caps import PROBATION, Bounds, capped, newcomer_share, of_raters
 from feedback.examples.split import places, secret_of, split
@@ -31,7 +31,7 @@ from training.night import planner
 from training.night.planner import Wishes
 
 
-def person(store: Store, name: str, role: str = "chatter") -> User:
+def person(store: Database, name: str, role: str = "chatter") -> User:
     user = users.add_user(store, name, role, None)
     users.set_consent(store, user, True)
     return user
@@ -63,7 +63,7 @@ def test_one_account_carries_a_bounded_share_of_a_night(store, honest, attackers
 
 @pytest.mark.parametrize("people_", [3, 10, 50, 200])
 def test_at_least_half_of_an_honest_teams_feedback_is_kept_where_one_person_says_most(store, people_):
-    with store.write():
+    with store.transaction():
         compare_alone(store, person(store, "heavy", "rater"), 200)
         for number in range(people_ - 1):
             compare_alone(store, person(store, f"light {number}"), 3)
@@ -111,7 +111,7 @@ def test_the_bounds_worked_by_hand():
 
 
 def test_a_night_that_learns_from_some_kinds_bounds_their_shares(store, embedded):
-    with store.write():
+    with store.transaction():
         for number in range(9):
             user = person(store, f"thumbs {number}")
             for _ in range(10):
@@ -126,7 +126,7 @@ def test_a_night_that_learns_from_some_kinds_bounds_their_shares(store, embedded
 
 
 def test_newcomers_weigh_less_until_somebody_established_has_rated_the_same(store):
-    with store.write():
+    with store.transaction():
         ann, ben, new = person(store, "ann", "rater"), person(store, "ben"), person(store, "new")
         for number in range(12):
             shared_choice(store, [ann, ben], f"both see {number}")
@@ -137,7 +137,7 @@ def test_newcomers_weigh_less_until_somebody_established_has_rated_the_same(stor
 
 
 def test_accounts_that_only_agree_with_each_other_stay_newcomers_beside_a_rater(store):
-    with store.write():
+    with store.transaction():
         ann, ben = person(store, "ann", "rater"), person(store, "ben")
         clique = [person(store, f"clique {number}") for number in range(3)]
         for number in range(12):
@@ -149,7 +149,7 @@ def test_accounts_that_only_agree_with_each_other_stay_newcomers_beside_a_rater(
     assert not bounds.typical & {each.id for each in clique}
 
 
-def shared_choice(store: Store, users: list[User], said: str) -> None:
+def shared_choice(store: Database, users: list[User], said: str) -> None:
     """All these people choose the same of two replies, which belong to the first of them; the others were asked."""
     parent, left, right = two_replies(store, users[0], said)
     better, worse = (left, right) if random.Random(said).random() < 0.5 else (right, left)
@@ -245,12 +245,14 @@ def test_the_gate_stays_valid_where_one_person_says_most():
 
 
 def test_two_data_folders_place_the_same_openings_otherwise_and_each_for_ever(tmp_path):
-    command = "import sys; from feedback.database.database import Store; [Store(each).close() for each in sys.argv[1:]]"
+    command = (
+        "import sys; from feedback.database.database import Database; [Database(each).close() for each in sys.argv[1:]]"
+    )
     folders = [str(tmp_path / name) for name in ("one", "two")]
     subprocess.run([sys.executable, "-c", command, *folders], check=True)
     parts = []
     for folder in folders * 2:
-        store = Store(folder)
+        store = Database(folder)
         assert len(secret_of(store)) == 64
         parts.append([places(store).part_of(pair(each)) for each in QUESTIONS])
         store.close()
@@ -272,7 +274,7 @@ def old_part(text: str) -> str:
 @pytest.fixture
 def before(tmp_path: Path) -> Path:
     """A data folder of before there was a secret, with two hundred conversations."""
-    db = Database(tmp_path / "nightschool.db")
+    db = sqlite_utils.Database(tmp_path / "nightschool.db")
     db.execute("PRAGMA synchronous = OFF")
     for step in migrations.steps.pending(db):
         if step.name >= "m0007":
@@ -296,7 +298,7 @@ def before(tmp_path: Path) -> Path:
 
 
 def test_what_was_placed_before_there_was_a_secret_keeps_its_place(before):
-    store = Store(before)
+    store = Database(before)
     where = places(store)
     assert [where.part_of(pair(each)) for each in QUESTIONS[:200]] == [old_part(each) for each in QUESTIONS[:200]]
     assert [where.part_of(pair(each)) for each in QUESTIONS[200:]] != [old_part(each) for each in QUESTIONS[200:]]
@@ -306,18 +308,18 @@ def test_what_was_placed_before_there_was_a_secret_keeps_its_place(before):
 
 
 def test_a_backup_carries_where_things_were_placed(before, tmp_path):
-    store = Store(before)
+    store = Database(before)
     said = [places(store).part_of(pair(each)) for each in QUESTIONS]
     backup.back_up(store, tmp_path / "copy")
     store.close()
     backup.restore(tmp_path / "copy", tmp_path / "again")
-    again = Store(tmp_path / "again")
+    again = Database(tmp_path / "again")
     assert [places(again).part_of(pair(each)) for each in QUESTIONS] == said
     again.close()
 
 
 def test_forgetting_leaves_no_trace_of_how_a_conversation_opened(before):
-    store = Store(before)
+    store = Database(before)
     names = {openings.name_of(secret_of(store), openings.alike(each)) for each in QUESTIONS[:200]}
     assert {row["opening"] for row in store.rows("SELECT opening FROM split_openings")} >= names
     other = users.add_user(store, "other", "operator", "hash")
@@ -345,7 +347,7 @@ def test_a_split_keeps_every_example_and_people_who_judge(store):
 
 
 @pytest.fixture
-def talker(store: Store) -> tuple[User, str, str]:
+def talker(store: Database) -> tuple[User, str, str]:
     """Somebody with two replies to rate, who may say five things an hour."""
     nights.set_setting(store, None, "feedback_per_hour", 5)
     user = person(store, "ann")
@@ -396,7 +398,7 @@ def test_an_hour_later_there_is_room_again(store, talker):
     user, left, _ = talker
     for _ in range(5):
         ratings.vote(store, user, left, ratings.UP)
-    with store.write() as db:
+    with store.transaction() as db:
         earlier = (datetime.now(UTC) - timedelta(minutes=61)).isoformat(timespec="milliseconds")
         db.conn.execute("UPDATE votes SET at = ? WHERE id = 1", (earlier,))
     ratings.vote(store, user, left, ratings.DOWN)

@@ -7,13 +7,13 @@ import signal
 import pytest
 import torch
 
-from assistant.chat.chat import answer, open_assistant
-from assistant.chat.chat import say as say_in_chat
+from assistant.chat.chat import add_user_message as say_in_chat
+from assistant.chat.chat import open_assistant, start_reply
 from assistant.engine.sampling.params import Sampling
 from assistant.models import base_model
 from feedback.accounts import users
 from feedback.chats import conversations
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.records import adapters, nights
 from tests.test_night import last, one_sentence, run, say, start, until
 from training.algorithms.reward_model import Settings
@@ -37,7 +37,7 @@ POLICY = [
 ]
 
 
-def steps_of(store: Store) -> list[dict[str, float]]:
+def steps_of(store: Database) -> list[dict[str, float]]:
     return nights.night_steps(store, last(store).id)
 
 
@@ -82,7 +82,7 @@ def test_from_clicks_to_the_next_reply_by_reward_models_and_a_policy(tmp_path, m
 
     assistant = open_assistant(store)
     me = users.local_owner(store)
-    reply = answer(assistant, me, say_in_chat(assistant, me, None, None, "Name a tree."), Sampling(max_tokens=4))
+    reply = start_reply(assistant, me, say_in_chat(assistant, me, None, None, "Name a tree."), Sampling(max_tokens=4))
     for _ in reply:
         pass
     assistant.close()
@@ -110,7 +110,7 @@ def test_a_killed_policy_night_goes_on_with_its_reward_models(tmp_path):
 
 def test_a_policy_night_without_a_pair_says_what_it_learns_from(tmp_path):
     store = say(tmp_path)
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("DELETE FROM comparisons")
         db.conn.execute("DELETE FROM corrections")
     done = run(tmp_path, "--method", "ppo", settings=POLICY)

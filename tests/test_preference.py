@@ -11,11 +11,11 @@ from tests.tiny import make_tiny
 from training.algorithms import dpo_kto
 from training.algorithms.dpo_kto import Settings
 from training.algorithms.methods import parse_settings
-from training.data.tokenize import Lesson
+from training.data.tokenize import TokenizedExample
 from training.losses import preference
 from training.model.policy import Backbone
 
-LESSON = Lesson("comparison", [1, 2, 3], ([4, 5, 6, 7], [8, 9]), weight=1.0)
+LESSON = TokenizedExample("comparison", [1, 2, 3], ([4, 5, 6, 7], [8, 9]), weight=1.0)
 BETA = 0.3
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from assistant.engine import load
 from assistant.engine.engine import Engine
 from assistant.engine.load import open_network
-from assistant.engine.model_runner import Part
+from assistant.engine.model_runner import SequenceChunk
 from assistant.engine.quant import autotune
 from assistant.engine.quant.formats import BFLOAT16, FLOAT32, INT4, INT8, FourBit, Linear, Plan, Weight
 from assistant.engine.quant.gguf import read_four_bit
@@ -84,7 +84,9 @@ def conversation(base: Base) -> list[int]:
 def log_probs(network: Any, ids: list[int], piece: int) -> Tensor:
     """The distributions behind every `piece`-th token of a text, (tokens / piece, V), in nats."""
     row = network.new_cache(1 << 30).take(len(ids), None)
-    logits = [network.forward([Part(row, ids[at : at + piece])])[0] for at in range(0, len(ids) - piece, piece)]
+    logits = [
+        network.forward([SequenceChunk(row, ids[at : at + piece])])[0] for at in range(0, len(ids) - piece, piece)
+    ]
     return torch.stack(logits).double().log_softmax(-1)
 
 

@@ -9,7 +9,7 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Message
-from feedback.database.database import NotFound, Refused, Store
+from feedback.database.database import Database, NotFound, Refused
 from feedback.kinds import ratings
 from feedback.raters import agreement, questions
 from feedback.raters.questions import EVENLY, Item, chances, next_question
@@ -17,13 +17,13 @@ from feedback.records import nights
 from tests.conftest import BY_BASE, two_replies
 
 
-def rater(store: Store, name: str, role: str = "rater") -> User:
+def rater(store: Database, name: str, role: str = "rater") -> User:
     user = users.add_user(store, name, role, None)
     users.set_consent(store, user, True)
     return user
 
 
-def test_a_question_is_answered_once_and_keeps_its_chance(store: Store, consenting: User) -> None:
+def test_a_question_is_answered_once_and_keeps_its_chance(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ann = rater(store, "ann")
     asked = next_question(store, ann)
@@ -39,7 +39,7 @@ def test_a_question_is_answered_once_and_keeps_its_chance(store: Store, consenti
     assert again.why == "repeat"  # nothing else is left
 
 
-def test_others_replies_may_be_rated_only_where_a_question_shows_them(store: Store, consenting: User) -> None:
+def test_others_replies_may_be_rated_only_where_a_question_shows_them(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     leaf = conversations.own_conversation(store, consenting, conversations.node(store, left).conversation)["leaf"]
     ann = rater(store, "ann")
@@ -52,7 +52,7 @@ def test_others_replies_may_be_rated_only_where_a_question_shows_them(store: Sto
     )
 
 
-def test_nobody_is_shown_what_its_owner_keeps_to_themselves(store: Store, owner: User) -> None:
+def test_nobody_is_shown_what_its_owner_keeps_to_themselves(store: Database, owner: User) -> None:
     message, _, _ = two_replies(store, owner)
     ann, chatter = rater(store, "ann"), rater(store, "chatter", "chatter")
     assert next_question(store, ann) is None
@@ -63,7 +63,7 @@ def test_nobody_is_shown_what_its_owner_keeps_to_themselves(store: Store, owner:
     assert next_question(store, owner) is not None  # one's own, always
 
 
-def test_three_replies_are_ranked(store: Store, consenting: User) -> None:
+def test_three_replies_are_ranked(store: Database, consenting: User) -> None:
     message, _, _ = two_replies(store, consenting)
     conversations.add_reply(store, message, "good evening", BY_BASE)
     asked = next_question(store, consenting)
@@ -73,7 +73,7 @@ def test_three_replies_are_ranked(store: Store, consenting: User) -> None:
     assert store.rows("SELECT question FROM rankings") == [{"question": asked.id}]
 
 
-def test_an_item_is_asked_until_enough_people_have_answered(store: Store, consenting: User) -> None:
+def test_an_item_is_asked_until_enough_people_have_answered(store: Database, consenting: User) -> None:
     two_replies(store, consenting)
     nights.set_setting(store, None, "raters_per_question", 2)
     for number in (1, 2):
@@ -89,7 +89,7 @@ def test_an_item_is_asked_until_enough_people_have_answered(store: Store, consen
         nights.set_setting(store, None, "raters_per_question", 0)
 
 
-def test_the_sides_are_drawn_and_left_is_met_as_often(store: Store, consenting: User) -> None:
+def test_the_sides_are_drawn_and_left_is_met_as_often(store: Database, consenting: User) -> None:
     _, left, _ = two_replies(store, consenting)
     nights.set_setting(store, None, "raters_per_question", 99)
     first = Counter(
@@ -112,7 +112,7 @@ def test_chances_sum_to_one_favour_what_teaches_and_leave_nothing_out() -> None:
     assert found["torn"] > found["clear"] > found["unrated"] > found["plain"]
 
 
-def test_what_is_drawn_is_drawn_as_often_as_its_propensity_says(store: Store, consenting: User) -> None:
+def test_what_is_drawn_is_drawn_as_often_as_its_propensity_says(store: Database, consenting: User) -> None:
     for text in "abcd":
         two_replies(store, consenting, text)
     scored = store.rows("SELECT m.id FROM messages m JOIN messages p ON p.id = m.parent WHERE p.content = 'a'")
@@ -124,7 +124,7 @@ def test_what_is_drawn_is_drawn_as_often_as_its_propensity_says(store: Store, co
         assert asked is not None
         drawn[asked.messages[0].content] += 1
         told[asked.messages[0].content] = asked.propensity
-        with store.write() as db:  # as if it had never been asked
+        with store.transaction() as db:  # as if it had never been asked
             db.conn.execute("DELETE FROM questions")
     assert sum(told.values()) == pytest.approx(1)
     for text, count in drawn.items():
@@ -132,7 +132,7 @@ def test_what_is_drawn_is_drawn_as_often_as_its_propensity_says(store: Store, co
     assert drawn["a"] > max(drawn[text] for text in "bcd")
 
 
-def test_scores_are_of_what_may_be_asked_and_the_newest_stand(store: Store, consenting: User) -> None:
+def test_scores_are_of_what_may_be_asked_and_the_newest_stand(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     conversation = conversations.node(store, left).conversation
     assert questions.newest(store, 10) == [[left, right]]
@@ -144,7 +144,7 @@ def test_scores_are_of_what_may_be_asked_and_the_newest_stand(store: Store, cons
     assert questions.newest(store, 10) == []
 
 
-def test_agreement_with_oneself_is_counted_on_repeats(store: Store, consenting: User) -> None:
+def test_agreement_with_oneself_is_counted_on_repeats(store: Database, consenting: User) -> None:
     two_replies(store, consenting)
     chosen = []
     for _ in range(3):
@@ -158,7 +158,7 @@ def test_agreement_with_oneself_is_counted_on_repeats(store: Store, consenting: 
     assert (found.part, found.whole) == (1, 2)
 
 
-def test_the_queue_is_empty_where_nothing_can_be_asked(store: Store, consenting: User) -> None:
+def test_the_queue_is_empty_where_nothing_can_be_asked(store: Database, consenting: User) -> None:
     assert next_question(store, consenting) is None
     assert questions.items(store, consenting, 1) == ([], [])
     with pytest.raises(Refused):

@@ -9,7 +9,7 @@ import pytest
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import NotFound, Refused, Store
+from feedback.database.database import Database, NotFound, Refused
 from feedback.kinds import ratings
 from feedback.raters import reliability
 from feedback.raters.agreement import add_gold, agreement, alpha, report
@@ -84,7 +84,7 @@ def test_agreement_and_alpha_of_a_table_worked_by_hand() -> None:
     assert alpha(rated[:1]) is None
 
 
-def test_a_person_alone_has_full_weight_and_nobody_a_reliability(store: Store, consenting: User) -> None:
+def test_a_person_alone_has_full_weight_and_nobody_a_reliability(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "left")
     assert reliability.weights(store) == {}
@@ -96,7 +96,7 @@ def test_of_two_who_disagree_neither_is_condemned() -> None:
     assert all(each.new for each in reliabilities(rated))
 
 
-def test_the_report_names_new_raters_and_what_sways_them(store: Store, consenting: User) -> None:
+def test_the_report_names_new_raters_and_what_sways_them(store: Database, consenting: User) -> None:
     for choice in ("left", "left", "right"):
         _, left, right = two_replies(store, consenting)  # the left one is longer
         ratings.compare(store, consenting, left, right, choice)
@@ -109,7 +109,7 @@ def test_the_report_names_new_raters_and_what_sways_them(store: Store, consentin
     assert found.alpha is None
 
 
-def test_gold_is_for_operators_and_of_two_replies_to_one_message(store: Store, owner: User) -> None:
+def test_gold_is_for_operators_and_of_two_replies_to_one_message(store: Database, owner: User) -> None:
     _, left, right = two_replies(store, owner)
     _, elsewhere, _ = two_replies(store, owner)
     with pytest.raises(Refused, match="the same message"):

@@ -4,14 +4,14 @@ import pytest
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Refused, Store
+from feedback.database.database import Database, Refused
 from feedback.examples import build
 from feedback.kinds import ratings
 from feedback.kinds.ratings import DOWN, NONE, UP
 from tests.conftest import two_replies
 
 
-def test_a_vote_taken_back_is_no_vote(store: Store, consenting: User) -> None:
+def test_a_vote_taken_back_is_no_vote(store: Database, consenting: User) -> None:
     _, left, _ = two_replies(store, consenting)
     ratings.vote(store, consenting, left, DOWN, ["untrue"], "no such thing")
     assert ratings.standing_vote(store, consenting, left) == ratings.Vote(left, DOWN, ("untrue",), "no such thing")
@@ -23,7 +23,7 @@ def test_a_vote_taken_back_is_no_vote(store: Store, consenting: User) -> None:
 
 
 @pytest.mark.parametrize("value", [2, "", True, 0.5, None])
-def test_a_vote_is_up_none_or_down(store: Store, owner: User, value: object) -> None:
+def test_a_vote_is_up_none_or_down(store: Database, owner: User, value: object) -> None:
     _, left, _ = two_replies(store, owner)
     with pytest.raises(Refused, match="a vote is 1, 0 or -1"):
         ratings.vote(store, owner, left, value)  # type: ignore[arg-type]
@@ -32,7 +32,9 @@ def test_a_vote_is_up_none_or_down(store: Store, owner: User, value: object) -> 
 @pytest.mark.parametrize(
     ("choice", "strength", "says"), [("up", None, "a choice is one of"), ("left", 6, "1 to 5"), ("left", 0, "1 to 5")]
 )
-def test_a_malformed_choice_is_refused(store: Store, owner: User, choice: str, strength: int | None, says: str) -> None:
+def test_a_malformed_choice_is_refused(
+    store: Database, owner: User, choice: str, strength: int | None, says: str
+) -> None:
     _, left, right = two_replies(store, owner)
     with pytest.raises(Refused, match=says):
         ratings.compare(store, owner, left, right, choice, strength)
@@ -43,7 +45,7 @@ def test_a_malformed_choice_is_refused(store: Store, owner: User, choice: str, s
         ratings.compare(store, owner, left, elsewhere, "tie")
 
 
-def test_a_choice_is_a_pair_and_its_newest_word_counts(store: Store, consenting: User) -> None:
+def test_a_choice_is_a_pair_and_its_newest_word_counts(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "right")
     ratings.compare(store, consenting, right, left, "right")  # sides exchanged: the left reply, this time
@@ -56,7 +58,7 @@ def test_a_choice_is_a_pair_and_its_newest_word_counts(store: Store, consenting:
     assert ratings.standing_choice(store, consenting, left, right) is None
 
 
-def test_both_bad_is_two_thumbs_down_and_a_tie_teaches_nothing(store: Store, consenting: User) -> None:
+def test_both_bad_is_two_thumbs_down_and_a_tie_teaches_nothing(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "both_bad")
     ratings.vote(store, consenting, left, UP)  # a thumb of one's own outweighs it
@@ -70,7 +72,7 @@ def test_both_bad_is_two_thumbs_down_and_a_tie_teaches_nothing(store: Store, con
     assert (len(gathered.thumbs), gathered.pairs, gathered.left_out) == (1, (), {"tie": 1})
 
 
-def test_a_correction_is_preferred_to_what_it_corrects(store: Store, consenting: User) -> None:
+def test_a_correction_is_preferred_to_what_it_corrects(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.correct(store, consenting, left, "  a very good day to you ")
     ratings.correct(store, consenting, right, "go away")  # nothing is changed by it
@@ -83,7 +85,7 @@ def test_a_correction_is_preferred_to_what_it_corrects(store: Store, consenting:
     assert build.gather(store).left_out == {"equal replies": 1, "taken back": 1}
 
 
-def test_a_ranking_is_every_pair_that_is_not_tied(store: Store, consenting: User) -> None:
+def test_a_ranking_is_every_pair_that_is_not_tied(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.rank(store, consenting, [left, right], [2, 1])
     assert [pair.chosen.text for pair in build.gather(store).pairs] == ["go away"]
@@ -93,7 +95,7 @@ def test_a_ranking_is_every_pair_that_is_not_tied(store: Store, consenting: User
         ratings.rank(store, consenting, [left, right], [0, 1])
 
 
-def test_without_consent_nothing_teaches_and_consent_can_be_withdrawn(store: Store, owner: User) -> None:
+def test_without_consent_nothing_teaches_and_consent_can_be_withdrawn(store: Database, owner: User) -> None:
     _, left, right = two_replies(store, owner)
     ratings.vote(store, owner, left, UP)
     ratings.compare(store, owner, left, right, "left")
@@ -104,7 +106,7 @@ def test_without_consent_nothing_teaches_and_consent_can_be_withdrawn(store: Sto
     assert build.gather(store).counts() == {"thumbs_up": 0, "thumbs_down": 0, "left_out": {"no consent": 2}}
 
 
-def test_the_same_feedback_has_the_same_hash(store: Store, consenting: User) -> None:
+def test_the_same_feedback_has_the_same_hash(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ratings.compare(store, consenting, left, right, "left")
     first = build.gather(store).sha256

@@ -3,11 +3,11 @@
 import sqlite3
 
 import pytest
+import sqlite_utils
 import torch
-from sqlite_utils import Database
 
 from assistant.models.base_model import Base, find_base
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.database.migrations import steps
 from feedback.records import reference_logprobs as kept
 from tests.test_split import QUESTIONS
@@ -78,14 +78,14 @@ def test_a_second_training_on_the_same_lessons_computes_no_reference_again(store
 
 def test_a_ledger_of_before_gets_the_table_and_keeps_what_it_has(tmp_path):
     path = tmp_path / "nightschool.db"
-    old = Database(path)
+    old = sqlite_utils.Database(path)
     steps.apply(old, stop_before="m0004_reference_logprobs")
     old.conn.execute("INSERT INTO users (name, role, created_at) VALUES ('ada', 'chatter', 'now')")
     old.conn.commit()
     with pytest.raises(sqlite3.OperationalError):
         old.conn.execute("SELECT * FROM reference_logprobs")
     old.close()
-    store = Store(tmp_path)
+    store = Database(tmp_path)
     kept.keep(store, "base float32", "template", {"reply": b"1234"})
     assert kept.known(store, "base float32", "template", ["reply", "other"]) == {"reply": b"1234"}
     assert store.row("SELECT name FROM users WHERE name = 'ada'")

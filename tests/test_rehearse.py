@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from feedback.database.database import Refused, Store
+from feedback.database.database import Database, Refused
 from feedback.kinds import ratings
 from feedback.records import nights
 from training.evaluation.text_quality import flaw, is_repetitive, whole_words
@@ -150,7 +150,7 @@ def test_a_rehearsal_goes_the_way_of_people_and_reports_what_it_found(tmp_path):
     assert 0.1 < figures["base_nll_before"] < 5
     assert figures["words_before"] > 1
     assert (data / "rehearsal.png").stat().st_size > 5_000
-    store = Store(data)
+    store = Database(data)
     assert ratings.counts(store)["comparisons"] == 16
     assert nights.night(store, 1).state == "done"
     store.close()

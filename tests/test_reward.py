@@ -11,15 +11,15 @@ import torch
 from assistant.models.base_model import Base, find_base
 from feedback.chats.conversations import Message
 from feedback.database.database import Refused
-from feedback.examples.build import TIE, Answer, Examples, Pair
+from feedback.examples.build import TIE, Answer, Examples, PreferencePair
 from tests.test_gate import KIND, RUDE
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
 from training.algorithms import reward_model
 from training.algorithms.dpo_kto import Settings as PreferenceSettings
-from training.algorithms.reward_model import RewardLesson, Settings
+from training.algorithms.reward_model import RewardExample, Settings
 from training.data import tokenize
-from training.data.tokenize import Lesson
+from training.data.tokenize import TokenizedExample
 from training.evaluation import calibration
 from training.model import reward_heads
 from training.model.packing import Row
@@ -39,13 +39,13 @@ def backbone_of(tiny: Base) -> Backbone:
     return Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
 
 
-def lessons_of(backbone: Backbone, questions: list[str]) -> list[RewardLesson]:
-    pairs = tuple(Pair((Message("user", each),), Answer(KIND), Answer(RUDE)) for each in questions)
+def lessons_of(backbone: Backbone, questions: list[str]) -> list[RewardExample]:
+    pairs = tuple(PreferencePair((Message("user", each),), Answer(KIND), Answer(RUDE)) for each in questions)
     encoder = make_encoder(backbone.base, backbone, PreferenceSettings())
-    return reward_model.make_lessons(tokenize.make_lessons(Examples(pairs), encoder)[0])
+    return reward_model.group_by_prompt(tokenize.tokenize(Examples(pairs), encoder)[0])
 
 
-def trained(backbone: Backbone, lessons: list[RewardLesson], settings: Settings = SETTINGS) -> RewardModels:
+def trained(backbone: Backbone, lessons: list[RewardExample], settings: Settings = SETTINGS) -> RewardModels:
     heads = {}
     for member in range(settings.members):
         head, run = reward_model.begin(backbone, settings, member)
@@ -58,10 +58,10 @@ def trained(backbone: Backbone, lessons: list[RewardLesson], settings: Settings 
 
 def test_where_people_disagree_on_a_prompt_the_one_who_weighs_more_is_learned_from():
     said = [
-        Lesson("comparison", [1, 2], ([3, 9], [4, 9]), weight=1.0),
-        *[Lesson("comparison", [1, 2], ([4, 9], [3, 9]), weight=0.25) for _ in range(2)],
+        TokenizedExample("comparison", [1, 2], ([3, 9], [4, 9]), weight=1.0),
+        *[TokenizedExample("comparison", [1, 2], ([4, 9], [3, 9]), weight=0.25) for _ in range(2)],
     ]
-    (lesson,) = reward_model.make_lessons(said)
+    (lesson,) = reward_model.group_by_prompt(said)
     assert lesson.shares() == pytest.approx([1 / 1.5, 0.25 / 1.5, 0.25 / 1.5])
     assert lesson.weight == pytest.approx((1 + 2 / 16) / 1.5)
 
@@ -128,7 +128,7 @@ def test_a_fitted_head_is_the_best_under_its_prior():
     for _ in range(200):
         replies = torch.cat([torch.randn(2, 6, generator=noise), torch.ones(2, 2)], 1)  # the last two say nothing
         better = int(replies[1, :6] @ truth > replies[0, :6] @ truth)
-        lessons.append(RewardLesson([1], ([2], [3]), ((better, 1 - better),)))
+        lessons.append(RewardExample([1], ([2], [3]), ((better, 1 - better),)))
         states.append(replies)
     head, began = ScoreHead(8, seed=5), ScoreHead(8, seed=5)
     settings = Settings(centring=0.0)
@@ -194,10 +194,10 @@ def test_all_that_was_said_of_one_prompt_is_one_lesson(tiny):
     backbone = backbone_of(tiny)
     encoder = make_encoder(tiny, backbone, PreferenceSettings())
     hello, best, middle, worst = (Message("user", "Hello"),), Answer("Hi there!"), Answer("Hm."), Answer("Go away.")
-    ranked = [Pair(hello, a, b, "ranking") for a, b in ((best, middle), (best, worst), (middle, worst))]
-    tied = Pair(hello, middle, Answer("Well."), TIE)
-    lessons, _ = tokenize.make_lessons(Examples(tuple(ranked), ties=(tied,)), encoder)
-    (lesson,) = reward_model.make_lessons(lessons)
+    ranked = [PreferencePair(hello, a, b, "ranking") for a, b in ((best, middle), (best, worst), (middle, worst))]
+    tied = PreferencePair(hello, middle, Answer("Well."), TIE)
+    lessons, _ = tokenize.tokenize(Examples(tuple(ranked), ties=(tied,)), encoder)
+    (lesson,) = reward_model.group_by_prompt(lessons)
     assert len(lesson.replies) == 4
     assert lesson.preferred == ((0, 1), (0, 2), (1, 2))
     assert lesson.tied == ((1, 3),)
@@ -212,9 +212,9 @@ def test_all_that_was_said_of_one_prompt_is_one_lesson(tiny):
 def test_ties_draw_scores_together(tiny):
     backbone = backbone_of(tiny)
     pairs = lessons_of(backbone, QUESTIONS[:8])
-    tied = [RewardLesson(each.prompt_ids, each.replies, (), ((0, 1),)) for each in pairs]
+    tied = [RewardExample(each.prompt_ids, each.replies, (), ((0, 1),)) for each in pairs]
 
-    def apart(lessons: list[RewardLesson]) -> float:
+    def apart(lessons: list[RewardExample]) -> float:
         models = trained(backbone_of(tiny), lessons, Settings(**vars(SETTINGS) | {"members": 1}))
         return sum(map(abs, reward_model.margins(models, pairs)[0])) / 8
 

@@ -8,7 +8,7 @@ import pytest
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Conflict, Refused, Store, now
+from feedback.database.database import Conflict, Database, Refused, now
 from feedback.examples import build
 from feedback.kinds import labels, ratings
 from feedback.records import adapters, nights
@@ -20,7 +20,7 @@ from tests.test_command import nightschool, refused
 SECRET = "my grandmother's recipe"
 
 
-def ada_speaks(store: Store) -> User:
+def ada_speaks(store: Database) -> User:
     """A person with a conversation, and something of every kind said of it, all of it private."""
     ada = users.add_user(store, "ada lovelace", "rater", "$argon2id$hash")
     users.add_token(store, ada, "api")
@@ -35,14 +35,14 @@ def ada_speaks(store: Store) -> User:
     return ada
 
 
-def learned(store: Store, name: str, people_of: dict[int, int]) -> None:
+def learned(store: Database, name: str, people_of: dict[int, int]) -> None:
     """A night and its adapter."""
     night = nights.start_night(store, "auto", {}, 1)
     nights.record_people(store, night, people_of)
     adapters.add_adapter(store, Adapter(name, None, night, "auto", "b", "w", "candidate", "fine", now()))
 
 
-def test_what_is_forgotten_is_in_no_file_and_everything_else_stays(store: Store, owner: User) -> None:
+def test_what_is_forgotten_is_in_no_file_and_everything_else_stays(store: Database, owner: User) -> None:
     ada = ada_speaks(store)
     _, mine, _ = two_replies(store, owner, "mine")
     ratings.vote(store, owner, mine, ratings.UP)
@@ -74,7 +74,7 @@ def test_what_is_forgotten_is_in_no_file_and_everything_else_stays(store: Store,
 
 
 def test_where_files_cannot_be_removed_nothing_is_forgotten_and_it_can_be_asked_again(
-    store: Store, owner: User, monkeypatch: pytest.MonkeyPatch
+    store: Database, owner: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada = ada_speaks(store)
     learned(store, "night-0001", {ada.id: 3})
@@ -94,12 +94,12 @@ def test_where_files_cannot_be_removed_nothing_is_forgotten_and_it_can_be_asked_
     assert not folder.exists()
 
 
-def test_the_owner_of_a_machine_alone_is_not_forgotten(store: Store, owner: User) -> None:
+def test_the_owner_of_a_machine_alone_is_not_forgotten(store: Database, owner: User) -> None:
     with pytest.raises(Conflict, match="remove the data folder"):
         privacy.forget(store, owner)
 
 
-def test_ones_own_data_is_all_of_it(store: Store, owner: User) -> None:
+def test_ones_own_data_is_all_of_it(store: Database, owner: User) -> None:
     ada = ada_speaks(store)
     two_replies(store, owner, "not hers")
     data = privacy.own_data(store, ada)
@@ -111,9 +111,9 @@ def test_ones_own_data_is_all_of_it(store: Store, owner: User) -> None:
     assert data["consents"][0]["given"] == 1
 
 
-def test_content_that_is_kept_too_long_is_removed_before_a_night(store: Store, owner: User) -> None:
+def test_content_that_is_kept_too_long_is_removed_before_a_night(store: Database, owner: User) -> None:
     two_replies(store, owner, SECRET)
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE messages SET created_at = '2020-01-01T00:00:00.000+00:00'")
     two_replies(store, owner, "fresh")
     assert privacy.expire(store) == 0  # for ever, unless somebody says otherwise
@@ -126,7 +126,7 @@ def test_content_that_is_kept_too_long_is_removed_before_a_night(store: Store, o
     assert SECRET.encode() not in Path(f"{store.path}-wal").read_bytes() + store.path.read_bytes()
 
 
-def test_the_commands_forget_and_give_everything(store: Store, tmp_path: Path) -> None:
+def test_the_commands_forget_and_give_everything(store: Database, tmp_path: Path) -> None:
     learned(store, "night-0001", {ada_speaks(store).id: 1})
     data, out = str(store.data), tmp_path / "ada.json"
     assert nightschool("export", str(out), "--format", "own", "--user", "nobody", "--data", data).returncode == 2

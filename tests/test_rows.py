@@ -9,9 +9,9 @@ from torch import Tensor
 
 from assistant.models import base_model
 from feedback.chats.conversations import Message
-from feedback.examples.build import Answer, Examples, Pair
+from feedback.examples.build import Answer, Examples, PreferencePair
 from training.algorithms.dpo_kto import Settings
-from training.data.tokenize import Lesson, make_lessons
+from training.data.tokenize import TokenizedExample, tokenize
 from training.model import packing, tree_attention
 from training.model import policy as backbones
 from training.model.packing import TOKENS_AT_ONCE, Row, pack, together
@@ -32,7 +32,7 @@ def backbone():
     return made
 
 
-def lessons_of(backbone: Backbone, count: int, longest: int) -> list[Lesson]:
+def lessons_of(backbone: Backbone, count: int, longest: int) -> list[TokenizedExample]:
     """Real conversations of several turns, from short ones to `longest` tokens."""
     if not PAIRS.is_file():
         pytest.skip(f"the real pairs are not here: {PAIRS}")
@@ -41,9 +41,9 @@ def lessons_of(backbone: Backbone, count: int, longest: int) -> list[Lesson]:
         raw = json.loads(line)
         messages = tuple(Message(**each) for each in raw["prompt"])
         if len(messages) >= 3 and raw["chosen"] and raw["rejected"]:
-            pairs.append(Pair(messages, Answer(raw["chosen"]), Answer(raw["rejected"])))
+            pairs.append(PreferencePair(messages, Answer(raw["chosen"]), Answer(raw["rejected"])))
     encoder = make_encoder(backbone.base, backbone, Settings())
-    lessons, _ = make_lessons(Examples(tuple(pairs[: 20 * count])), encoder)
+    lessons, _ = tokenize(Examples(tuple(pairs[: 20 * count])), encoder)
     fitting = sorted((each for each in lessons if each.row().tokens <= longest), key=lambda each: each.row().tokens)
     assert len(fitting) >= count
     return [fitting[at * len(fitting) // count] for at in range(count)]
@@ -65,7 +65,7 @@ def gradients(backbone: Backbone) -> dict[str, Tensor]:
     return taken
 
 
-def require_packs_equal_one_by_one(backbone: Backbone, lessons: list[Lesson]) -> None:
+def require_packs_equal_one_by_one(backbone: Backbone, lessons: list[TokenizedExample]) -> None:
     """Every token's log-prob to 1e-4, and the gradient of the LoRA, of packs against one reply at a time.
 
     The latter in fp64: in fp32 it is further from the truth than packs are (1.1e-4 and 1.5e-5 of a gradient's norm).

@@ -13,9 +13,9 @@ from transformers.generation import logits_process as plain
 
 from assistant.engine.engine import Engine
 from assistant.engine.sampling.params import Sampling, Token
-from assistant.engine.sampling.sampler import Drawer
+from assistant.engine.sampling.sampler import SamplerState
 from assistant.models import base_model, chat_template
-from assistant.models.adapter import Loaded
+from assistant.models.adapter import LoadedAdapter
 from assistant.models.base_model import Base
 from feedback.chats.conversations import Message
 from tests.small_models import Reference
@@ -39,7 +39,7 @@ WAYS = {
 class Bench:
     engine: Engine
     reference: Reference
-    loaded: dict[str | None, Loaded | None]
+    loaded: dict[str | None, LoadedAdapter | None]
     prompts: list[list[int]]
 
 
@@ -145,7 +145,7 @@ def test_a_seed_gives_the_same_reply_in_any_company_with_every_adapter_and_way(
             continue
         # Company changes how products are rounded, and a number may lie that near to the edge between two tokens.
         at = next(at for at, pair in enumerate(zip(ids, ids_alone, strict=False)) if pair[0] != pair[1])
-        drawer = Drawer(sampling, prompt_ids)
+        drawer = SamplerState(sampling, prompt_ids)
         number = [drawer.number() for _ in range(at + 1)][at] if asked.temperature else 0.0
         near = [drawn_from(plainly[way, name][at], prompt_ids, ids[:at], each) for each in cut_near(asked)]
         for token in (ids[at], ids_alone[at]):
@@ -157,7 +157,7 @@ def test_every_token_is_the_one_that_its_seed_means(
 ) -> None:
     for (way, name), (prompt_ids, tokens) in together.items():
         asked, ids, logits = WAYS[way], [token.id for token in tokens], plainly[way, name]
-        drawer = Drawer(replace(asked, seed=100 + list(WAYS).index(way)), prompt_ids)
+        drawer = SamplerState(replace(asked, seed=100 + list(WAYS).index(way)), prompt_ids)
         for at, token in enumerate(ids):
             number = drawer.number() if asked.temperature else 0.0
             near = [drawn_from(logits[at], prompt_ids, ids[:at], each) for each in cut_near(asked)]

@@ -17,7 +17,7 @@ import pytest
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Conflict, Refused, Store
+from feedback.database.database import Conflict, Database, Refused
 from feedback.kinds import labels, ratings
 from feedback.records import nights
 from feedback.records.nights import Night
@@ -57,7 +57,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def said(store: Store, consenting: User, clock: Clock) -> Callable[[int], None]:
+def said(store: Database, consenting: User, clock: Clock) -> Callable[[int], None]:
     """Says so many things; one has been said already."""
     _, reply, _ = two_replies(store, consenting)
 
@@ -69,10 +69,10 @@ def said(store: Store, consenting: User, clock: Clock) -> Callable[[int], None]:
     return say
 
 
-def ends(state: str) -> Callable[[Store, str], Night]:
+def ends(state: str) -> Callable[[Database, str], Night]:
     """Starts nights that have ended at once."""
 
-    def start(store: Store, model: str) -> Night:
+    def start(store: Database, model: str) -> Night:
         night = nights.start_night(store, "auto", {}, pid=0)
         nights.end_night(store, night, state, "as the test says")
         return nights.night(store, night)
@@ -80,16 +80,16 @@ def ends(state: str) -> Callable[[Store, str], Night]:
     return start
 
 
-def ticking(store: Store, clock: Clock, start: Callable[[Store, str], Night] | None = None) -> Schedule:
+def ticking(store: Database, clock: Clock, start: Callable[[Database, str], Night] | None = None) -> Schedule:
     return Schedule(store, "embedded", clock, start or ends("done"))
 
 
-def taken(store: Store) -> list[tuple[str, str]]:
+def taken(store: Database) -> list[tuple[str, str]]:
     """What was due and what became of it, oldest first."""
     return [(each.due, each.outcome) for each in reversed(schedules.occurrences(store))]
 
 
-def last(store: Store) -> schedules.Occurrence:
+def last(store: Database) -> schedules.Occurrence:
     return schedules.occurrences(store, 1)[0]
 
 
@@ -104,12 +104,12 @@ def night_process(*options: str) -> Iterator[int]:
         process.wait()
 
 
-def dies(store: Store, model: str) -> Night:
+def dies(store: Database, model: str) -> Night:
     """A server that ends between its claim and the night."""
     raise KeyboardInterrupt
 
 
-def dies_ticking(store: Store, clock: Clock) -> None:
+def dies_ticking(store: Database, clock: Clock) -> None:
     with pytest.raises(KeyboardInterrupt):
         ticking(store, clock, dies).tick()
     assert [each.night for each in schedules.unsettled(store)] == [None]
@@ -201,7 +201,7 @@ def test_a_restart_neither_repeats_nor_loses_a_night(store, clock, said):
     ticking(store, clock).tick()
     said()
     clock.set("2026-03-03 03:00:05")
-    reopened = Store(store.data)
+    reopened = Database(store.data)
     ticking(reopened, clock).tick()
     clock.set("2026-03-04 03:20")
     ticking(reopened, clock).tick()
@@ -222,7 +222,7 @@ def test_a_laptop_that_slept_starts_one_night_when_it_wakes(store, clock, said):
 # Changes of clocks
 
 
-def berlin(store: Store, clock: Clock, cron: str, begin: str, hours: int) -> list[str]:
+def berlin(store: Database, clock: Clock, cron: str, begin: str, hours: int) -> list[str]:
     """Look every ten minutes; what was due."""
     clock.set(begin)
     schedules.set_schedule(store, None, cron, "Europe/Berlin", True)
@@ -328,7 +328,7 @@ def test_a_night_that_just_begins_by_hand_is_waited_for_and_then_skipped_for(sto
 
 
 def test_a_night_refused_because_another_was_faster_is_one_recorded_skip(store, clock, said):
-    def refused(store: Store, model: str) -> Night:
+    def refused(store: Database, model: str) -> Night:
         raise Conflict("a night is running already; wait for it or cancel it")
 
     schedules.set_schedule(store, None, DAILY, "UTC", True)
@@ -466,7 +466,7 @@ def test_a_claim_switched_off_meanwhile_is_a_recorded_skip(store, clock, said):
 
 
 def test_a_night_whose_server_ended_before_it_wrote_which_is_found(store, clock, said):
-    def started_and_died(store: Store, model: str) -> Night:
+    def started_and_died(store: Database, model: str) -> Night:
         ends("done")(store, model)
         raise KeyboardInterrupt
 
@@ -492,7 +492,7 @@ def test_a_night_that_still_loads_when_its_server_comes_back_is_not_started_twic
 
 
 def test_a_night_that_is_slow_to_announce_itself_is_found_later(store, clock, said):
-    def slow(store: Store, model: str) -> Night:
+    def slow(store: Database, model: str) -> Night:
         raise Conflict("the night has not announced itself within 60 s")
 
     schedules.set_schedule(store, None, DAILY, "UTC", True)
@@ -509,7 +509,7 @@ def test_a_night_that_is_slow_to_announce_itself_is_found_later(store, clock, sa
 # By what was said
 
 
-def by_feedback(store: Store, every_new: int, cron: str = "") -> None:
+def by_feedback(store: Database, every_new: int, cron: str = "") -> None:
     schedules.set_schedule(store, None, cron, "UTC", True, every_new=every_new)
 
 
@@ -612,7 +612,7 @@ def test_the_database_gives_an_occurrence_to_one(store, clock):
 
 def test_two_servers_that_look_in_turn_start_one_night(store, clock, said):
     schedules.set_schedule(store, None, DAILY, "UTC", True)
-    other = Store(store.data)
+    other = Database(store.data)
     clock.set("2026-03-03 03:00:01")
     for each in (store, other, store, other):
         ticking(each, clock).tick()
@@ -642,7 +642,7 @@ def test_many_threads_that_look_at_once_start_one_night(store, clock, said):
 def test_a_night_that_takes_long_to_begin_holds_up_nobody_and_begins_once(store, clock, said):
     begun, may_go_on = threading.Event(), threading.Event()
 
-    def slow(store: Store, model: str) -> Night:
+    def slow(store: Database, model: str) -> Night:
         begun.set()
         assert may_go_on.wait(20)
         return ends("done")(store, model)
@@ -664,7 +664,7 @@ def test_a_night_that_takes_long_to_begin_holds_up_nobody_and_begins_once(store,
 SERVER = """
 import os, sys
 from feedback.records import nights
-from feedback.database.database import Store
+from feedback.database.database import Database
 from ui.schedule.schedule.schedule import Schedule
 
 def start(store, model):
@@ -676,7 +676,7 @@ def start(store, model):
     nights.end_night(store, night, "done", "as the test says")
     return nights.night(store, night)
 
-schedule = Schedule(Store(sys.argv[1]), "embedded", start=start)
+schedule = Schedule(Database(sys.argv[1]), "embedded", start=start)
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(20):
@@ -708,7 +708,7 @@ def go(*servers: subprocess.Popen[str]) -> list[int]:
     return [each.wait(timeout=30) for each in servers]
 
 
-def due_now(store: Store, clock: Clock) -> None:
+def due_now(store: Database, clock: Clock) -> None:
     """A schedule that real processes find due: by the real clock, set two minutes ago."""
     clock.moment = datetime.now(UTC) - timedelta(minutes=2)
     schedules.set_schedule(store, None, "* * * * *", "UTC", True)

@@ -7,7 +7,7 @@ import torch
 
 from assistant.models.base_model import Base, find_base
 from feedback.chats.conversations import Message
-from feedback.examples.build import TIE, Answer, Demonstration, Examples, Pair, Thumb
+from feedback.examples.build import TIE, Answer, Demonstration, Examples, PreferencePair, UnpairedExample
 from feedback.examples.split import split
 from feedback.records import adapters
 from tests.conftest import PLACES
@@ -15,7 +15,7 @@ from tests.test_night import SMALL, last, run, say
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
 from training.algorithms import dpo_kto, sft
-from training.data.tokenize import Lesson, make_lessons
+from training.data.tokenize import TokenizedExample, tokenize
 from training.loop.optim import count_steps
 from training.model.policy import Backbone
 from training.night import run_dir
@@ -40,8 +40,8 @@ def asked(question: str) -> tuple[Message, ...]:
 def test_the_loss_is_a_mean_over_tokens_and_then_over_weighted_lessons(tiny):
     backbone = backbone_of(tiny)
     long, short = (
-        Lesson("demonstration", [1, 2, 3], ([4, 5, 6, 7],), weight=1.0),
-        Lesson("demonstration", [1, 9], ([8],), weight=3.0),
+        TokenizedExample("demonstration", [1, 2, 3], ([4, 5, 6, 7],), weight=1.0),
+        TokenizedExample("demonstration", [1, 9], ([8],), weight=3.0),
     )
     network = backbone.causal
     by_hand = []
@@ -67,7 +67,7 @@ def test_demonstrations_become_likely_and_training_ends_within_its_budget(tiny):
     backbone = backbone_of(tiny)
     encoder = make_encoder(tiny, backbone, sft.Settings())
     shown = tuple(Demonstration(asked(each), Answer("A kind word, and then the answer.")) for each in QUESTIONS[:16])
-    lessons, left_out = make_lessons(Examples(demonstrations=shown), encoder)
+    lessons, left_out = tokenize(Examples(demonstrations=shown), encoder)
     assert ({each.kind for each in lessons}, len(lessons), left_out) == ({"demonstration"}, 16, {})
     settings = sft.Settings(learning_rate=1e-2, rank=4, alpha=8, kl_budget=50.0, epochs=8)
     reports = list(sft.train(backbone, lessons, settings, dpo_kto.begin(backbone, settings)))
@@ -85,10 +85,10 @@ def test_demonstrations_become_likely_and_training_ends_within_its_budget(tiny):
 def of_every_kind() -> Examples:
     better, worse = Answer("yes", (5, 6), "t" * 64, "stop"), Answer("no")
     return Examples(
-        pairs=(Pair(asked("a"), better, worse), Pair(asked("b"), better, worse, "correction")),
-        thumbs=(Thumb(asked("c"), better, True),),
+        pairs=(PreferencePair(asked("a"), better, worse), PreferencePair(asked("b"), better, worse, "correction")),
+        thumbs=(UnpairedExample(asked("c"), better, True),),
         left_out={"tie": 1, "no consent": 2},
-        ties=(Pair(asked("d"), better, worse, TIE),),
+        ties=(PreferencePair(asked("d"), better, worse, TIE),),
         demonstrations=(Demonstration(asked("b"), better),),
     )
 
@@ -123,7 +123,9 @@ def test_each_method_is_given_what_it_learns_from_and_the_rest_is_counted():
 
 
 def test_a_demonstration_and_its_correction_are_in_the_same_part():
-    corrections = tuple(Pair(asked(each), Answer("yes"), Answer("no"), "correction") for each in QUESTIONS[:100])
+    corrections = tuple(
+        PreferencePair(asked(each), Answer("yes"), Answer("no"), "correction") for each in QUESTIONS[:100]
+    )
     shown = tuple(Demonstration(asked(each), Answer("yes")) for each in QUESTIONS[:100])
     parts = split(Examples(corrections, demonstrations=shown), PLACES)
     for part in (parts.training, parts.stopping, parts.held_out):
@@ -147,6 +149,6 @@ def test_a_night_of_imitation_learns_from_the_correction_alone(tiny, tmp_path):
 def test_demonstrations_that_weigh_little_move_the_model_little_in_whatever_batch_they_come(tiny):
     losses = []
     for weight in (1.0, 0.1):
-        lessons = [Lesson("demonstration", [1, each], ([4, 5, 6],), weight=weight) for each in (2, 3)]
+        lessons = [TokenizedExample("demonstration", [1, each], ([4, 5, 6],), weight=weight) for each in (2, 3)]
         losses.append(sft.gradients(backbone_of(tiny), lessons, 1024, full_weight=1.0))
     assert losses[1] == pytest.approx(losses[0] / 10, rel=1e-4)

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from assistant.models import adapter as on_disk
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.records import nights
 from tests.test_night import last, say
 from tests.tiny import make_tiny
@@ -67,7 +67,7 @@ def test_a_night_of_two_processes_that_leaves_the_numbers_is_written_down(tmp_pa
 
 
 def test_what_several_processes_cannot_do_is_refused(tmp_path):
-    store = Store(tmp_path / "data")
+    store = Database(tmp_path / "data")
     done = night(TWO, tmp_path / "data", make_tiny(tmp_path / "model"), "--method", "ppo")
     assert done.returncode != 0
     assert "ppo is for one process" in done.stderr

@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from feedback.accounts import users
-from feedback.database.database import Store
+from feedback.database.database import Database
 from tests.browser import Server, serving
 from tests.conftest import two_replies
 
@@ -169,7 +169,7 @@ async def ask_much(web: httpx.AsyncClient) -> httpx.Response:
 def people_in(tmp_path: Path) -> tuple[Path, dict[str, str], dict[str, tuple[str, str]]]:
     """A data folder; everybody's token; and which replies each voter rates."""
     data = tmp_path / "data"
-    store = Store(data)
+    store = Database(data)
     tokens, rated = {}, {}
     names = [f"voter{n}" for n in range(VOTERS)] + ["honest", "greedy", "long", "files", "boss"]
     for name in names:

@@ -7,9 +7,9 @@ import pytest
 from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.chats.conversations import Message
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.database.openings import JUDGING, STOPPING
-from feedback.examples.build import Answer, Examples, Pair, Thumb, gather
+from feedback.examples.build import Answer, Examples, PreferencePair, UnpairedExample, gather
 from feedback.examples.filtering import PEOPLE
 from feedback.examples.split import Places, judges, split
 from feedback.kinds import ratings
@@ -18,11 +18,11 @@ from tests.conftest import BY_BASE, PLACES
 QUESTIONS = (Path(__file__).parents[1] / "training" / "rehearsal" / "prompts.txt").read_text().splitlines()
 
 
-def pair(question: str, user: int = 1) -> Pair:
-    return Pair((Message("user", question),), Answer("yes"), Answer("no"), user=user)
+def pair(question: str, user: int = 1) -> PreferencePair:
+    return PreferencePair((Message("user", question),), Answer("yes"), Answer("no"), user=user)
 
 
-def rate(store: Store, name: str, questions: list[str]) -> int:
+def rate(store: Database, name: str, questions: list[str]) -> int:
     """A person who likes the first of two replies to each question; their number."""
     person = users.add_user(store, name, "rater", None)
     users.set_consent(store, person, True)
@@ -48,8 +48,8 @@ def test_a_conversation_stays_where_it_is_whatever_else_is_said():
     assert {each: PLACES.part_of(pair(each, user=7)) for each in reversed(QUESTIONS)} == before
     for question, part in before.items():
         later = (Message("user", question), Message("assistant", "Hm."), Message("user", "And then?"))
-        assert PLACES.part_of(Pair(later, Answer("a"), Answer("b"))) == part
-        assert PLACES.part_of(Thumb(later, Answer("a"), True)) == part
+        assert PLACES.part_of(PreferencePair(later, Answer("a"), Answer("b"))) == part
+        assert PLACES.part_of(UnpairedExample(later, Answer("a"), True)) == part
 
 
 def test_conversations_that_open_alike_go_together():

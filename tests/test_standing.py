@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from feedback.accounts import idempotency, users
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.examples import build
 from feedback.kinds import history, labels, ratings
 from feedback.kinds.ratings import DOWN, NONE, UP
@@ -27,7 +27,7 @@ class Ledger(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        self.store = Store(self.folder)
+        self.store = Database(self.folder)
         self.user = users.local_owner(self.store)
         users.set_consent(self.store, self.user, True)
         _, self.left, self.right = two_replies(self.store, self.user)
@@ -100,7 +100,7 @@ class Ledger(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.store.close()
-        self.store = Store(self.folder)
+        self.store = Database(self.folder)
 
     @invariant()
     def what_stands_is_what_was_said_last(self) -> None:
@@ -132,7 +132,7 @@ class Ledger(RuleBasedStateMachine):
     def nothing_that_was_said_is_gone(self) -> None:
         if not hasattr(self, "store"):
             return
-        both = [*history.sayings(self.store, self.user, self.left), *history.sayings(self.store, self.user, self.right)]
+        both = [*history.entries(self.store, self.user, self.left), *history.entries(self.store, self.user, self.right)]
         assert len({(each.kind, each.id) for each in both}) == self.said
 
     def teardown(self) -> None:

@@ -15,15 +15,15 @@ import pytest
 from feedback.accounts import idempotency, users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Conflict, NotFound, Refused, Store, Unavailable, translated
+from feedback.database.database import Conflict, Database, NotFound, Refused, Unavailable, translated
 from feedback.database.migrations import steps
 from feedback.kinds import ratings
 from tests.conftest import BY_BASE, two_replies
 
 
 def test_a_store_opens_twice_and_migrates_once(tmp_path: Path) -> None:
-    Store(tmp_path).close()
-    again = Store(tmp_path)
+    Database(tmp_path).close()
+    again = Database(tmp_path)
     assert steps.pending(again.db) == []
     assert again.row("PRAGMA journal_mode") == {"journal_mode": "wal"}
     assert again.row("PRAGMA synchronous") == {"synchronous": 2}  # FULL
@@ -31,10 +31,10 @@ def test_a_store_opens_twice_and_migrates_once(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_failed_write_changes_nothing(store: Store, owner: User) -> None:
+def test_a_failed_write_changes_nothing(store: Database, owner: User) -> None:
 
     def write_half() -> None:
-        with store.write():
+        with store.transaction():
             store.insert("consents", {"user": owner.id, "given": 1, "at": "now"})
             store.insert("consents", {"user": 999, "given": 1, "at": "now"})
 
@@ -46,16 +46,16 @@ def test_a_failed_write_changes_nothing(store: Store, owner: User) -> None:
 def test_a_data_folder_that_is_a_file_is_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("not a folder")
     with pytest.raises(Unavailable, match="cannot make the data folder"):
-        Store(tmp_path / "data")
+        Database(tmp_path / "data")
 
 
 def test_a_damaged_database_is_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / "nightschool.db").write_bytes(b"this is not a database, " * 100)
     with pytest.raises(Unavailable, match="damaged"):
-        Store(tmp_path)
+        Database(tmp_path)
 
 
-def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(store: Store, owner: User) -> None:
+def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
     ratings.vote(store, owner, left, ratings.UP)
     pages = store.row("PRAGMA page_count")
@@ -78,7 +78,7 @@ def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(store: Store, own
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}
 
 
-def test_threads_write_side_by_side(store: Store, owner: User) -> None:
+def test_threads_write_side_by_side(store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
 
     def vote_often() -> None:
@@ -94,14 +94,14 @@ def test_threads_write_side_by_side(store: Store, owner: User) -> None:
 
 
 def vote_in_a_process(data: str, reply: str, times: int) -> None:
-    store = Store(data)
+    store = Database(data)
     user = users.local_owner(store)
     for _ in range(times):
         ratings.vote(store, user, reply, ratings.DOWN)
     store.close()
 
 
-def test_processes_write_and_checkpoint_side_by_side(store: Store, owner: User) -> None:
+def test_processes_write_and_checkpoint_side_by_side(store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=vote_in_a_process, args=(str(store.data), left, 300)) for _ in range(3)]
@@ -117,8 +117,8 @@ def test_processes_write_and_checkpoint_side_by_side(store: Store, owner: User) 
 BURST = """
 import sys
 from feedback.accounts.roles import people; from feedback.kinds import ratings
-from feedback.database.database import Store
-store = Store(sys.argv[1])
+from feedback.database.database import Database
+store = Database(sys.argv[1])
 user = people.local_owner(store)
 while True:
     print(ratings.vote(store, user, sys.argv[2], 1), flush=True)
@@ -126,7 +126,9 @@ while True:
 
 
 @pytest.mark.parametrize("after_s", [0.3, 0.5, 0.8])
-def test_a_process_killed_while_it_votes_loses_no_acknowledged_vote(store: Store, owner: User, after_s: float) -> None:
+def test_a_process_killed_while_it_votes_loses_no_acknowledged_vote(
+    store: Database, owner: User, after_s: float
+) -> None:
     _, left, _ = two_replies(store, owner)
     command = [sys.executable, "-c", BURST, str(store.data), left]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -142,7 +144,7 @@ def test_a_process_killed_while_it_votes_loses_no_acknowledged_vote(store: Store
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}
 
 
-def test_a_request_sent_twice_acts_once(store: Store, owner: User) -> None:
+def test_a_request_sent_twice_acts_once(store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
 
     def act() -> dict[str, int]:
@@ -158,7 +160,7 @@ def test_a_request_sent_twice_acts_once(store: Store, owner: User) -> None:
         idempotency.once(store, owner, "", {"value": -1}, act)
 
 
-def test_an_act_that_fails_leaves_its_key_free(store: Store, owner: User) -> None:
+def test_an_act_that_fails_leaves_its_key_free(store: Database, owner: User) -> None:
     def act() -> dict[str, int]:
         return {"vote": ratings.vote(store, owner, "nothing", ratings.UP)}
 
@@ -169,7 +171,7 @@ def test_an_act_that_fails_leaves_its_key_free(store: Store, owner: User) -> Non
     assert not repeated
 
 
-def test_a_reply_keeps_its_author(store: Store, owner: User) -> None:
+def test_a_reply_keeps_its_author(store: Database, owner: User) -> None:
     message, _, _ = two_replies(store, owner)
     by = BY_BASE.__class__(None, "b", "t", {"seed": 7}, (5, 2), (-0.5, -0.25), (-0.125, 0.0), "length", 0.5, 1.5)
     reply = conversations.add_reply(store, message, "well", by)
@@ -191,7 +193,7 @@ def test_what_goes_wrong_with_the_database_is_told_without_saying_where_it_is(tm
         assert str(tmp_path) not in str(told.value)
 
 
-def test_a_number_that_the_database_cannot_hold_is_refused_and_changes_nothing(store: Store, owner: User) -> None:
+def test_a_number_that_the_database_cannot_hold_is_refused_and_changes_nothing(store: Database, owner: User) -> None:
     with pytest.raises(Refused, match="too large"):
         store.row("SELECT 1 FROM nights WHERE id = ?", 10**30)
     with pytest.raises(Refused, match="too large"):

@@ -12,7 +12,7 @@ import feedback
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import NotFound, Store
+from feedback.database.database import Database, NotFound
 from tests.conftest import two_replies
 from tests.over_http import assistant, key, loaded, rows, token_of, web  # noqa: F401
 
@@ -43,7 +43,7 @@ def takes_an_id(path: str, operation: dict[str, Any], schemas: dict[str, Any]) -
     return any("{" + name + "}" in path for name in IDS) or bool(fields & IDS)
 
 
-def test_no_route_answers_for_another_persons_ids(web: TestClient, store: Store) -> None:  # noqa: F811
+def test_no_route_answers_for_another_persons_ids(web: TestClient, store: Database) -> None:  # noqa: F811
     message, left, right = two_replies(store, users.local_owner(store))
     conversation = conversations.node(store, message).conversation
     known = tries(left, right, conversation)
@@ -84,7 +84,7 @@ EMPTY |= {"answered": None}
 
 
 @pytest.mark.parametrize("function", functions_of_people(), ids=lambda each: f"{each.__module__}.{each.__name__}")
-def test_no_function_acts_on_another_persons_ids(store: Store, owner: User, function: Any) -> None:
+def test_no_function_acts_on_another_persons_ids(store: Database, owner: User, function: Any) -> None:
     message, left, right = two_replies(store, owner)
     stranger = users.add_user(store, "stranger", "operator", None)
     given = {"store": store, "user": stranger, "reply": left, "left": left, "right": right, "message": left}

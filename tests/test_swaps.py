@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from assistant.chat.chat import Assistant, answer, say
+from assistant.chat.chat import Assistant, add_user_message, start_reply
 from assistant.engine.sampling.params import Sampling
 from assistant.models import chat_template
 from feedback.accounts import users
@@ -56,7 +56,7 @@ class Crowd:
 def chat(assistant: Assistant, question: str, stream: Stream) -> None:
     """Ask as a person does, and note what the record says."""
     owner = users.local_owner(assistant.store)
-    reply = answer(assistant, owner, say(assistant, owner, None, None, question), GREEDY)
+    reply = start_reply(assistant, owner, add_user_message(assistant, owner, None, None, question), GREEDY)
     *_, text = reply
     assert conversations.node(assistant.store, reply.id).content == text
     recorded = conversations.provenance(assistant.store, reply.id)
@@ -66,7 +66,7 @@ def chat(assistant: Assistant, question: str, stream: Stream) -> None:
 
 def listen(assistant: Assistant, question: str, stream: Stream) -> None:
     """Ask the engine itself, and note when each token comes."""
-    loaded = assistant.roster.current()
+    loaded = assistant.adapters.current()
     ids = chat_template.encode_prompt(assistant.tokenizer, [Message("user", question)], 1000)
     writing = assistant.engine.submit(ids, GREEDY, loaded)
     reply: list[int] = []
@@ -103,7 +103,7 @@ def begin(assistant: Assistant, ask: object) -> tuple[Crowd, list[threading.Thre
 def swap(assistant: Assistant, crowd: Crowd, times: int) -> None:
     """Promote one after another; between two, some replies finish and others begin."""
     for at in range(times):
-        assistant.roster.promote(None, NAMES[at % len(NAMES)], "a swap")
+        assistant.adapters.promote(None, NAMES[at % len(NAMES)], "a swap")
         crowd.wait_for(STREAMS // 8)
 
 

@@ -5,12 +5,12 @@ import pytest
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Conflict, NotFound, Refused, Store
+from feedback.database.database import Conflict, Database, NotFound, Refused
 from feedback.kinds import ratings
 from tests.conftest import BY_BASE, two_replies
 
 
-def test_an_edit_is_a_branch_and_overwrites_nothing(store: Store, owner: User) -> None:
+def test_an_edit_is_a_branch_and_overwrites_nothing(store: Database, owner: User) -> None:
     conversation = conversations.start_conversation(store, owner)
     first = conversations.add_message(store, conversation, None, "user", "hello")
     reply = conversations.add_reply(store, first, "hi", BY_BASE)
@@ -21,19 +21,19 @@ def test_an_edit_is_a_branch_and_overwrites_nothing(store: Store, owner: User) -
     assert conversations.own_conversation(store, owner, conversation)["leaf"] == edited
 
 
-def test_a_retry_is_a_second_reply_to_the_same_message(store: Store, owner: User) -> None:
+def test_a_retry_is_a_second_reply_to_the_same_message(store: Database, owner: User) -> None:
     message, left, right = two_replies(store, owner)
     assert [each.id for each in conversations.children(store, message)] == [left, right]
 
 
-def test_the_chat_goes_on_from_the_chosen_reply(store: Store, owner: User) -> None:
+def test_the_chat_goes_on_from_the_chosen_reply(store: Database, owner: User) -> None:
     _, left, right = two_replies(store, owner)
     conversation = conversations.node(store, left).conversation
     ratings.compare(store, owner, left, right, "left")
     assert conversations.own_conversation(store, owner, conversation)["leaf"] == left
 
 
-def test_chats_are_listed_newest_first_with_a_title_until_hidden(store: Store, owner: User) -> None:
+def test_chats_are_listed_newest_first_with_a_title_until_hidden(store: Database, owner: User) -> None:
     two_replies(store, owner, "the older one")
     two_replies(store, owner, "the  newer\none")
     listed = conversations.conversations(store, owner)
@@ -45,14 +45,14 @@ def test_chats_are_listed_newest_first_with_a_title_until_hidden(store: Store, o
 @pytest.mark.parametrize(
     ("text", "says"), [("", "empty"), (" \n", "empty"), ("x" * 100_001, "at most 100,000 characters")]
 )
-def test_an_unusable_message_is_refused_and_changes_nothing(store: Store, owner: User, text: str, says: str) -> None:
+def test_an_unusable_message_is_refused_and_changes_nothing(store: Database, owner: User, text: str, says: str) -> None:
     conversation = conversations.start_conversation(store, owner)
     with pytest.raises(Refused, match=says):
         conversations.add_message(store, conversation, None, "user", text)
     assert store.row("SELECT count(*) AS n FROM messages") == {"n": 0}
 
 
-def test_nobody_sees_or_rates_what_is_anothers(store: Store, owner: User) -> None:
+def test_nobody_sees_or_rates_what_is_anothers(store: Database, owner: User) -> None:
     message, left, right = two_replies(store, owner)
     conversation = conversations.node(store, message).conversation
     other = users.add_user(store, "other", "operator", "x")
@@ -74,7 +74,7 @@ def test_nobody_sees_or_rates_what_is_anothers(store: Store, owner: User) -> Non
     assert set(ratings.counts(store).values()) == {0}
 
 
-def test_names_are_unique_whatever_their_case(store: Store) -> None:
+def test_names_are_unique_whatever_their_case(store: Database) -> None:
     users.add_user(store, "Ada", "chatter", "x")
     with pytest.raises(Conflict):
         users.add_user(store, "ada", "rater", "x")
@@ -82,7 +82,7 @@ def test_names_are_unique_whatever_their_case(store: Store) -> None:
         users.add_user(store, "Bob", "king", "x")
 
 
-def test_a_token_is_its_persons_until_revoked(store: Store, owner: User) -> None:
+def test_a_token_is_its_persons_until_revoked(store: Database, owner: User) -> None:
     token = users.add_token(store, owner, "script")
     assert users.user_of_token(store, token) == owner
     assert token not in str(store.rows("SELECT * FROM tokens"))
@@ -90,7 +90,7 @@ def test_a_token_is_its_persons_until_revoked(store: Store, owner: User) -> None
     assert users.user_of_token(store, token) is None
 
 
-def test_half_a_character_is_refused_wherever_text_is_said(store: Store, owner: User) -> None:
+def test_half_a_character_is_refused_wherever_text_is_said(store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
     for attempt in (
         lambda: conversations.record_messages(store, owner, "api", [conversations.Message("user", "a\ud800")]),
@@ -101,7 +101,7 @@ def test_half_a_character_is_refused_wherever_text_is_said(store: Store, owner: 
             attempt()
 
 
-def test_a_conversation_is_read_with_every_branch_and_every_beginning(store: Store, owner: User) -> None:
+def test_a_conversation_is_read_with_every_branch_and_every_beginning(store: Database, owner: User) -> None:
     message, left, right = two_replies(store, owner)
     conversation = conversations.node(store, message).conversation
     begun_anew = conversations.add_message(store, conversation, None, "user", "hello again")

@@ -14,7 +14,7 @@ from assistant.chat.chat import Assistant
 from feedback.accounts import roles, sessions, users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Conflict, NotFound, Refused, Store
+from feedback.database.database import Conflict, Database, NotFound, Refused
 from feedback.kinds import ratings
 from feedback.records import adapters
 from tests.conftest import two_replies
@@ -26,22 +26,22 @@ __all__ = ["assistant", "loaded"]  # fixtures
 PASSWORD = "correct horse battery\n"
 
 
-def user(store: Store, *arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
+def user(store: Database, *arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
     """`nightschool user ...` on this store."""
     return nightschool("user", *arguments, "--data", str(store.data), said=said)
 
 
-def account(store: Store, name: str, role: str = "chatter") -> User:
+def account(store: Database, name: str, role: str = "chatter") -> User:
     return users.add_user(store, name, role, "a hash that no password has")
 
 
-def deeds(store: Store) -> list[tuple[str, str]]:
+def deeds(store: Database) -> list[tuple[str, str]]:
     """What was done at a terminal or by somebody with an account, the oldest first; not what the test set up."""
     trail = reversed(adapters.audit_trail(store))
     return [(each.action, each.subject) for each in trail if each.user or adapters.TERMINAL in each.detail]
 
 
-def found(store: Store, name: str) -> User:
+def found(store: Database, name: str) -> User:
     here = users.find_user(store, name)
     assert here is not None
     return here
@@ -50,7 +50,7 @@ def found(store: Store, name: str) -> User:
 # Commands
 
 
-def test_a_role_is_changed(store: Store) -> None:
+def test_a_role_is_changed(store: Database) -> None:
     account(store, "root", "operator")
     account(store, "ada")
     assert "operator" in user(store, "role", "ada", "operator").stdout
@@ -64,7 +64,7 @@ def test_a_role_is_changed(store: Store) -> None:
     assert len(deeds(store)) == 1
 
 
-def test_who_is_disabled_is_let_in_no_more_until_enabled(store: Store) -> None:
+def test_who_is_disabled_is_let_in_no_more_until_enabled(store: Database) -> None:
     account(store, "root", "operator")
     ada = account(store, "ada")
     key, token = sessions.begin(store, ada, "192.0.2.1", "Firefox"), users.add_token(store, ada, "api")
@@ -78,7 +78,7 @@ def test_who_is_disabled_is_let_in_no_more_until_enabled(store: Store) -> None:
     assert deeds(store) == [("disable user", "ada"), ("enable user", "ada")]
 
 
-def test_an_account_without_a_word_is_removed_and_another_is_not(store: Store) -> None:
+def test_an_account_without_a_word_is_removed_and_another_is_not(store: Database) -> None:
     account(store, "root", "operator")
     ada, bob = account(store, "ada"), account(store, "bob")
     users.add_token(store, bob, "api")
@@ -91,7 +91,7 @@ def test_an_account_without_a_word_is_removed_and_another_is_not(store: Store) -
     assert deeds(store) == [("remove user", "bob")]
 
 
-def test_sessions_are_listed_and_ended(store: Store) -> None:
+def test_sessions_are_listed_and_ended(store: Database) -> None:
     ada = account(store, "ada", "operator")
     key = sessions.begin(store, ada, "192.0.2.1", "Firefox on Linux")
     listed = user(store, "sessions", "ada").stdout
@@ -103,7 +103,7 @@ def test_sessions_are_listed_and_ended(store: Store) -> None:
     assert deeds(store) == [("end sessions", "ada")]
 
 
-def test_a_new_password_by_command_ends_sessions_and_tokens_and_is_in_the_trail(store: Store) -> None:
+def test_a_new_password_by_command_ends_sessions_and_tokens_and_is_in_the_trail(store: Database) -> None:
     ada = account(store, "ada", "operator")
     key = sessions.begin(store, ada, "192.0.2.1", "Firefox")
     token = user(store, "token", "ada").stdout.strip()
@@ -121,7 +121,7 @@ def test_a_new_password_by_command_ends_sessions_and_tokens_and_is_in_the_trail(
     ]
 
 
-def test_a_short_a_common_and_a_tell_tale_password_are_refused_with_the_reason(store: Store) -> None:
+def test_a_short_a_common_and_a_tell_tale_password_are_refused_with_the_reason(store: Database) -> None:
     for password, why in (
         ("short", "at least 10 characters"),
         ("password1234", "very common password"),
@@ -140,7 +140,7 @@ def test_a_short_a_common_and_a_tell_tale_password_are_refused_with_the_reason(s
 @pytest.mark.parametrize(
     "act", [("role", "ROOT", "rater"), ("disable", "root"), ("remove", "root"), ("forget",)], ids=str
 )
-def test_the_last_operator_stays_one(store: Store, act: tuple[str, ...]) -> None:
+def test_the_last_operator_stays_one(store: Database, act: tuple[str, ...]) -> None:
     account(store, "root", "operator")
     other = account(store, "other", "operator")
     roles.disable(store, None, other)
@@ -153,14 +153,14 @@ def test_the_last_operator_stays_one(store: Store, act: tuple[str, ...]) -> None
     assert nightschool(*command).returncode == 0
 
 
-def test_two_operators_cannot_both_step_down(store: Store) -> None:
+def test_two_operators_cannot_both_step_down(store: Database) -> None:
     ada, bob = account(store, "ada", "operator"), account(store, "bob", "operator")
     roles.set_role(store, ada.id, ada, "chatter")
     with pytest.raises(Conflict, match="last operator"):
         roles.disable(store, ada.id, bob)
 
 
-def test_without_accounts_the_local_owner_is_not_shut_out(store: Store, owner: User) -> None:
+def test_without_accounts_the_local_owner_is_not_shut_out(store: Database, owner: User) -> None:
     for act in (("disable", "owner"), ("remove", "owner"), ("role", "owner", "chatter")):
         refused(user(store, *act), "last operator")
     assert users.find_user(store, "owner") == owner
@@ -170,7 +170,7 @@ def test_without_accounts_the_local_owner_is_not_shut_out(store: Store, owner: U
 
 
 @pytest.fixture
-def said(store: Store, owner: User) -> tuple[str, str]:
+def said(store: Database, owner: User) -> tuple[str, str]:
     """A chat of the time without accounts, rated and consented to: the two replies."""
     users.set_consent(store, owner, True)
     _, left, right = two_replies(store, owner)
@@ -178,7 +178,7 @@ def said(store: Store, owner: User) -> tuple[str, str]:
     return left, right
 
 
-def test_the_first_account_takes_the_earlier_chats_over(store: Store, owner: User, said: tuple[str, str]) -> None:
+def test_the_first_account_takes_the_earlier_chats_over(store: Database, owner: User, said: tuple[str, str]) -> None:
     done = user(store, "add", "ada", "--take-over", said=PASSWORD)
     assert done.stdout == "ada may log in as operator\nada has the 1 chat of 'owner'\n"
     ada = found(store, "ada")
@@ -191,7 +191,7 @@ def test_the_first_account_takes_the_earlier_chats_over(store: Store, owner: Use
 
 
 def test_otherwise_it_is_said_that_they_stay_and_how_to_have_them(
-    store: Store, owner: User, said: tuple[str, str]
+    store: Database, owner: User, said: tuple[str, str]
 ) -> None:
     done = user(store, "add", "ada", said=PASSWORD)
     assert "the one chat had so far" in done.stdout
@@ -216,13 +216,13 @@ def test_otherwise_it_is_said_that_they_stay_and_how_to_have_them(
     assert user(store, "add", "bob", said=PASSWORD).stdout == "bob may log in as chatter\n"
 
 
-def test_the_owner_may_take_over_under_that_very_name(store: Store, owner: User, said: tuple[str, str]) -> None:
+def test_the_owner_may_take_over_under_that_very_name(store: Database, owner: User, said: tuple[str, str]) -> None:
     assert user(store, "add", "owner", "--take-over", said=PASSWORD).returncode == 0
     assert found(store, "owner").id == owner.id
     assert users.has_accounts(store)
 
 
-def test_a_name_that_is_taken_takes_nothing_over(store: Store, owner: User, said: tuple[str, str]) -> None:
+def test_a_name_that_is_taken_takes_nothing_over(store: Database, owner: User, said: tuple[str, str]) -> None:
     account(store, "ada", "operator")
     before = rows(store)
     refused(user(store, "add", "ada", "--take-over", said=PASSWORD), "already a user 'ada'")
@@ -233,7 +233,7 @@ def test_a_name_that_is_taken_takes_nothing_over(store: Store, owner: User, said
     assert rows(store) == before
 
 
-def test_an_earlier_answer_of_both_stays_with_each(store: Store, owner: User, said: tuple[str, str]) -> None:
+def test_an_earlier_answer_of_both_stays_with_each(store: Database, owner: User, said: tuple[str, str]) -> None:
     """What only one person can have once is not doubled: the account's own stands."""
     ada = account(store, "ada", "operator")
     for each in (owner, ada):
@@ -245,7 +245,9 @@ def test_an_earlier_answer_of_both_stays_with_each(store: Store, owner: User, sa
 
 
 @pytest.mark.parametrize(("answer", "taken"), [("y", True), ("", False)])
-def test_at_a_terminal_it_is_asked(store: Store, owner: User, said: tuple[str, str], answer: str, taken: bool) -> None:
+def test_at_a_terminal_it_is_asked(
+    store: Database, owner: User, said: tuple[str, str], answer: str, taken: bool
+) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         command = [sys.executable, "-m", "ui.cli", "user", "add", "ada", "--data", str(store.data)]
@@ -272,7 +274,7 @@ def typed(terminal: int, answers: list[tuple[str, str]]) -> str:
 # The same by the API
 
 
-def test_operators_do_it_by_the_api_too(assistant: Assistant, store: Store) -> None:
+def test_operators_do_it_by_the_api_too(assistant: Assistant, store: Database) -> None:
     root, ada = account(store, "root", "operator"), account(store, "ada")
     web = TestClient(create_app(assistant), base_url=HERE)
     bearer = {"Authorization": f"Bearer {users.add_token(store, root, 'api')}"}

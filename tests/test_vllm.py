@@ -13,14 +13,14 @@ import httpx
 import pytest
 
 from assistant.chat import adapter_manager
-from assistant.chat.chat import Assistant, answer, open_assistant, say, side_by_side
+from assistant.chat.chat import Assistant, add_user_message, open_assistant, start_pair, start_reply
 from assistant.engine.sampling.params import Sampling
 from assistant.engine.vllm.engine import RemoteEngine
 from assistant.models.base_model import Base
 from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.chats.conversations import Provenance
-from feedback.database.database import Store
+from feedback.database.database import Database
 from tests import test_app
 from tests.trained import ASKED, LETTER, SAILOR, copy_of
 
@@ -83,7 +83,7 @@ def data(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def assistant(vllm: str, data: Path) -> Iterator[Assistant]:
-    store = Store(data)
+    store = Database(data)
     opened = open_assistant(store, dtype="float32", engine_url=vllm)
     yield opened
     opened.close()
@@ -93,7 +93,7 @@ def assistant(vllm: str, data: Path) -> Iterator[Assistant]:
 @pytest.fixture(scope="module")
 def local(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
     """The same, answered by the engine in this process."""
-    store = Store(copy_of(trained, tmp_path_factory.mktemp("local") / "data"))
+    store = Database(copy_of(trained, tmp_path_factory.mktemp("local") / "data"))
     opened = open_assistant(store, dtype="float32")
     yield opened
     opened.close()
@@ -105,7 +105,7 @@ def ask(
 ) -> tuple[str, Provenance]:
     """A reply's text, and its record."""
     owner = users.local_owner(assistant.store)
-    reply = answer(assistant, owner, say(assistant, owner, None, None, question), sampling, adapter)
+    reply = start_reply(assistant, owner, add_user_message(assistant, owner, None, None, question), sampling, adapter)
     *_, text = reply
     return text, conversations.provenance(assistant.store, reply.id)
 
@@ -135,7 +135,7 @@ def test_a_swap_loads_an_adapter_at_run_time_proves_it_and_the_next_reply_is_by_
 ) -> None:
     by_base, record = ask(assistant, ASKED[1])
     assert record.adapter is None
-    proof = assistant.roster.promote(None, SAILOR, "better")
+    proof = assistant.adapters.promote(None, SAILOR, "better")
     assert proof is not None
     assert proof.from_trainer < proof.tolerance == 2e-3
     assert proof.from_base > 0.1
@@ -144,15 +144,15 @@ def test_a_swap_loads_an_adapter_at_run_time_proves_it_and_the_next_reply_is_by_
     assert record.adapter == SAILOR
     assert by_sailor != by_base
     assert by_sailor == ask(local, ASKED[1], SAILOR)[0]
-    assistant.roster.promote(None, None, "back")
+    assistant.adapters.promote(None, None, "back")
     assert ask(assistant, ASKED[1])[0] == by_base
 
 
 def test_a_pair_is_written_by_two_adapters_side_by_side(assistant: Assistant) -> None:
     alone = {name: ask(assistant, ASKED[2], name)[0] for name in (SAILOR, LETTER)}
     owner = users.local_owner(assistant.store)
-    message = say(assistant, owner, None, None, ASKED[2])
-    both = side_by_side(assistant, owner, message, GREEDY, adapters=(SAILOR, LETTER))
+    message = add_user_message(assistant, owner, None, None, ASKED[2])
+    both = start_pair(assistant, owner, message, GREEDY, adapters=(SAILOR, LETTER))
     *_, (left, right) = both
     assert {both.left.adapter: left, both.right.adapter: right} == alone
     assert len(set(alone.values())) == 2
@@ -161,8 +161,8 @@ def test_a_pair_is_written_by_two_adapters_side_by_side(assistant: Assistant) ->
 
 def test_a_reply_that_is_stopped_is_stopped_in_the_server_too(assistant: Assistant, vllm: str) -> None:
     owner = users.local_owner(assistant.store)
-    message = say(assistant, owner, None, None, "Tell me a very long story about a lighthouse.")
-    reply = answer(assistant, owner, message, Sampling(max_tokens=400), None)
+    message = add_user_message(assistant, owner, None, None, "Tell me a very long story about a lighthouse.")
+    reply = start_reply(assistant, owner, message, Sampling(max_tokens=400), None)
     assert reply.advance()
     asked = time.perf_counter()
     reply.finish_now()
@@ -194,13 +194,13 @@ def test_a_draw_is_by_its_seed_and_a_schema_is_kept(assistant: Assistant) -> Non
 def test_an_adapter_that_the_roster_forgets_is_unloaded(
     assistant: Assistant, vllm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assistant.roster.get(SAILOR)
-    assistant.roster.get(LETTER)
+    assistant.adapters.get(SAILOR)
+    assistant.adapters.get(LETTER)
     assert lent(vllm) == {SAILOR, LETTER}
     monkeypatch.setattr(adapter_manager, "MOST_KEPT", 1)
-    assistant.roster.get(LETTER)
+    assistant.adapters.get(LETTER)
     assert soon(lambda: lent(vllm) == {LETTER})
-    assert assistant.roster.loaded() == [LETTER]
+    assert assistant.adapters.loaded() == [LETTER]
 
 
 def test_an_adapter_that_another_of_us_unloaded_is_lent_again(assistant: Assistant, vllm: str, data: Path) -> None:

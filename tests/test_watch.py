@@ -7,14 +7,14 @@ import torch
 
 from assistant.models.base_model import Base, find_base
 from feedback.chats.conversations import Message
-from feedback.examples.build import Answer, Examples, Pair
+from feedback.examples.build import Answer, Examples, PreferencePair
 from tests.test_gate import KIND, RUDE
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
 from training.algorithms import dpo_kto
 from training.algorithms.dpo_kto import Settings
 from training.data.scoring import gains_of
-from training.data.tokenize import Lesson, make_lessons
+from training.data.tokenize import TokenizedExample, tokenize
 from training.loop.early_stopping import Progress, Watch
 from training.model.packing import Row
 from training.model.policy import Backbone
@@ -34,13 +34,13 @@ def backbone_of(tiny: Base) -> Backbone:
     return Backbone(tiny, torch.float32, "cpu", rank=8, alpha=16, seed=0)
 
 
-def lessons_of(backbone: Backbone, questions: list[str], turned: bool = False) -> list[Lesson]:
+def lessons_of(backbone: Backbone, questions: list[str], turned: bool = False) -> list[TokenizedExample]:
     better, worse = (RUDE, KIND) if turned else (KIND, RUDE)
-    pairs = tuple(Pair((Message("user", each),), Answer(better), Answer(worse)) for each in questions)
-    return make_lessons(Examples(pairs), make_encoder(backbone.base, backbone, SETTINGS))[0]
+    pairs = tuple(PreferencePair((Message("user", each),), Answer(better), Answer(worse)) for each in questions)
+    return tokenize(Examples(pairs), make_encoder(backbone.base, backbone, SETTINGS))[0]
 
 
-def train(backbone: Backbone, aside: list[Lesson], settings: Settings = SETTINGS) -> Progress:
+def train(backbone: Backbone, aside: list[TokenizedExample], settings: Settings = SETTINGS) -> Progress:
     lessons = lessons_of(backbone, QUESTIONS[:8])
     progress = dpo_kto.begin(backbone, settings)
     for _ in dpo_kto.train(backbone, lessons, settings, progress, aside):

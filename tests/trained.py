@@ -14,7 +14,7 @@ from filelock import FileLock
 from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.chats.conversations import Message, Provenance
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.kinds import ratings
 
 SAILOR, LETTER = "night-0001", "night-0002"
@@ -40,8 +40,8 @@ def train_both(folder: Path) -> Path:
             for taste in OPENINGS:
                 teach(making, taste)
                 night(making)
-            store = Store(making)
-            with store.write() as db:  # they are for tests of swapping, whatever the gate thinks of sailors
+            store = Database(making)
+            with store.transaction() as db:  # they are for tests of swapping, whatever the gate thinks of sailors
                 db.conn.execute("UPDATE adapters SET verdict = 'candidate'")
             store.close()
             making.rename(folder)
@@ -56,7 +56,7 @@ def copy_of(trained: Path, folder: Path) -> Path:
 
 def teach(data: Path, taste: str) -> None:
     """Corrections by one person, who is then the only one to consent."""
-    store = Store(data)
+    store = Database(data)
     for other in users.users(store):
         users.set_consent(store, other, False)
     person = users.add_user(store, taste, "chatter", None)

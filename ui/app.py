@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from assistant.environment import FORMATS, prepare
 from feedback.accounts import users
-from feedback.database.database import Refused, Store
+from feedback.database.database import Database, Refused
 from feedback.database.private_files import keep_private
 from feedback.records import adapters, settings
 
@@ -177,7 +177,7 @@ def bound(host: str, port: int) -> socket.socket:
         raise Refused(f"cannot listen at {host} port {port}: {error.strerror or error}; {way_out}") from error
 
 
-def require_accounts(store: Store, host: str, proxies: Sequence[str] = ()) -> None:
+def require_accounts(store: Database, host: str, proxies: Sequence[str] = ()) -> None:
     """Raises `Refused` when others could reach a server that knows nobody."""
     from ui.accounts.auth import is_loopback
 
@@ -223,7 +223,7 @@ def look_for_promotions(assistant: "Assistant", over: threading.Event) -> None:
     """Load what another process promoted before the next message needs it."""
     while not over.wait(LOOK_EVERY_S):
         try:
-            assistant.roster.serving()
+            assistant.adapters.serving()
         except Exception:  # the next look may go better
             log.exception("could not see which adapter serves")
 
@@ -233,7 +233,7 @@ def serve(options: argparse.Namespace) -> None:
     from ui.accounts.login import set_owner_password
 
     proxies = trusted_proxies(options)
-    with closing(Store(options.data)) as store, bound(options.host, options.port) as listening:
+    with closing(Database(options.data)) as store, bound(options.host, options.port) as listening:
         with adapters.at_terminal():
             set_owner_password(store, os.environ)
         require_accounts(store, options.host, proxies)
@@ -245,7 +245,7 @@ def serve(options: argparse.Namespace) -> None:
         run(store, listening, options)
 
 
-def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> None:
+def run(store: Database, listening: socket.socket, options: argparse.Namespace) -> None:
     """Load the assistant and answer on a socket until told to end. Raises `Refused` on an unusable model."""
     prepare(options.model)
     import uvicorn

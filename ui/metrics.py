@@ -40,7 +40,7 @@ class Numbers:
         for state, count in Counter(night.state for night in nights.nights(store, limit=10_000)).items():
             ran.add_metric([state], count)
         serving = GaugeMetricFamily("nightschool_serving", "1 for the adapter that answers.", labels=["adapter"])
-        serving.add_metric([self.assistant.roster.serving() or BASE], 1)
+        serving.add_metric([self.assistant.adapters.serving() or BASE], 1)
         yield from (said, ran, serving)
         yield GaugeMetricFamily("nightschool_chats_active", "Replies being written.", value=engine.active)
         yield GaugeMetricFamily("nightschool_chats_waiting", "Requests that wait for a place.", value=engine.waiting)

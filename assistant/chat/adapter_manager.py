@@ -1,6 +1,6 @@
 """The adapters a server holds: loaded, proved, swapped, dropped.
 
-The store says which adapter should serve; the roster sees it when it is next asked, and from then on hands out
+The store says which adapter should serve; the manager sees it when it is next asked, and from then on hands out
 that one. An adapter is only handed out once this server's own log-probs of the proof texts, computed through the
 path that writes replies, equal the trainer's and differ from the base's. One that fails never serves, and what
 served before goes on.
@@ -15,10 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from assistant.engine.engine import Engine
-from assistant.engine.request import AnyEngine, EngineError
-from assistant.models.adapter import AdapterRefused, Agreement, Loaded, Proof, agreement
+from assistant.engine.request import EngineError, EngineProtocol
+from assistant.models.adapter import AdapterRefused, Agreement, LoadedAdapter, Proof, agreement
 from assistant.models.base_model import exact_format, find_base, load_tokenizer, one_line, pick_device
-from feedback.database.database import Conflict, Refused, Store
+from feedback.database.database import Conflict, Database, Refused
 from feedback.records import adapters
 
 MOST_KEPT = 6  # adapters in memory that nobody asked for lately
@@ -27,15 +27,15 @@ BESIDE_PEOPLE = 2  # proof texts read at once; more would keep those waiting who
 log = logging.getLogger(__name__)
 
 
-class Roster:
+class AdapterManager:
     """Which adapters are in memory, and which one answers. Safe to share between threads."""
 
-    def __init__(self, store: Store, engine: AnyEngine) -> None:
+    def __init__(self, store: Database, engine: EngineProtocol) -> None:
         self.store = store
         self.engine = engine
         self._lock = threading.RLock()
-        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
-        self._serving: Loaded | None = None
+        self._loaded: OrderedDict[str, LoadedAdapter] = OrderedDict()
+        self._serving: LoadedAdapter | None = None
         self._begun = False  # whether it was ever seen which adapter serves
         self._starting = threading.Lock()
         self._loading = threading.Thread()  # of an adapter that another process promoted
@@ -53,7 +53,7 @@ class Roster:
         with self._lock:
             return list(self._loaded)
 
-    def get(self, name: str | None) -> Loaded | None:
+    def get(self, name: str | None) -> LoadedAdapter | None:
         """An adapter by id, proved (None: the base). Raises `NotFound`, or `AdapterRefused` with the reason."""
         if name is None:
             return None
@@ -64,7 +64,7 @@ class Roster:
             self._forget_oldest()
             return self._loaded[name]
 
-    def current(self) -> Loaded | None:
+    def current(self) -> LoadedAdapter | None:
         """The adapter that answers now (None: the base), ready to use.
 
         Nobody waits for one that another process promoted: until it is loaded and proved, the one before it answers.
@@ -80,7 +80,7 @@ class Roster:
                 self._loading.start()
         return serving
 
-    def rival(self) -> str | None:
+    def challenger(self) -> str | None:
         """The newest candidate that has never served and can, to be compared with what serves; None: there is none."""
         served = {each.adapter for each in adapters.promotions(self.store, limit=1000)}
         current = adapters.serving(self.store)
@@ -129,7 +129,7 @@ class Roster:
         except Exception:  # the next look may go better
             log.exception("could not see which adapter serves")
 
-    def _current(self) -> Loaded | None:
+    def _current(self) -> LoadedAdapter | None:
         self._begun = True
         wanted = adapters.serving(self.store)
         if wanted == (self._serving.id if self._serving else None):
@@ -147,7 +147,7 @@ class Roster:
             self._let_go(before)
             return self._serving
 
-    def _load(self, name: str) -> tuple[Loaded, Agreement]:
+    def _load(self, name: str) -> tuple[LoadedAdapter, Agreement]:
         """Read an adapter from disk and prove it. Raises `NotFound` or `AdapterRefused`."""
         adapters.adapter(self.store, name)
         return proved(self.engine, adapters.directory(self.store, name))
@@ -158,13 +158,13 @@ class Roster:
         for name in [each for each in self._loaded if each not in kept][: max(0, len(self._loaded) - MOST_KEPT)]:
             self._let_go(self._loaded.pop(name))
 
-    def _let_go(self, adapter: Loaded | None) -> None:
+    def _let_go(self, adapter: LoadedAdapter | None) -> None:
         """Give an adapter's memory back, unless it is kept or serves."""
         if adapter and adapter is not self._serving and self._loaded.get(adapter.id) is not adapter:
             self.engine.unload(adapter)
 
 
-def proved(engine: AnyEngine, directory: Path) -> tuple[Loaded, Agreement]:
+def proved(engine: EngineProtocol, directory: Path) -> tuple[LoadedAdapter, Agreement]:
     """Read an adapter from a directory and prove it in this engine. Raises `AdapterRefused`."""
     loaded = engine.load(directory)
     proofs = loaded.card.proof
@@ -183,14 +183,14 @@ def proved(engine: AnyEngine, directory: Path) -> tuple[Loaded, Agreement]:
     return loaded, proof
 
 
-def _read_aloud(engine: AnyEngine, proofs: Sequence[Proof], adapter: Loaded) -> list[list[list[float]]]:
+def _read_aloud(engine: EngineProtocol, proofs: Sequence[Proof], adapter: LoadedAdapter) -> list[list[list[float]]]:
     """The log-probs of each proof's reply, with the adapter and without."""
     read = [[engine.score(each.prompt_ids, each.reply_ids, by) for by in (adapter, None)] for each in proofs]
     return [[[token.logprob for token in each] for each in pair] for pair in read]
 
 
 def prove_and_promote(
-    store: Store,
+    store: Database,
     model: str,
     name: str | None,
     user: int | None,
@@ -199,7 +199,7 @@ def prove_and_promote(
 ) -> Agreement | None:
     """Promote from outside a server, proving the adapter (None: the base) in an engine of this process's own.
 
-    Raises as `Roster.promote` does, and `Refused` on an unusable model. A running server sees it by itself, and
+    Raises as `AdapterManager.promote` does, and `Refused` on an unusable model. A running server sees it by itself, and
     proves the adapter once more before it answers with it.
     """
     require_reason(reason)
@@ -210,7 +210,7 @@ def prove_and_promote(
     base, device = find_base(model), pick_device()
     engine = Engine(base, exact_format(device), device, load_tokenizer(base))
     try:
-        return Roster(store, engine).promote(user, name, reason, instead_of)
+        return AdapterManager(store, engine).promote(user, name, reason, instead_of)
     finally:
         engine.close()
 

@@ -5,18 +5,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from assistant.chat.adapter_manager import Roster
-from assistant.chat.reply import Replying
+from assistant.chat.adapter_manager import AdapterManager
+from assistant.chat.reply import ReplyStream
 from assistant.chat.waits import Waits
 from assistant.engine.engine import MEMORY, Engine
-from assistant.engine.request import AnyEngine, EngineError, Who
+from assistant.engine.request import EngineError, EngineProtocol, Who
 from assistant.engine.sampling.params import Sampling
 from assistant.models import chat_template
 from assistant.models.base_model import Base, find_base, load_tokenizer, pick_device
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Refused, Store
+from feedback.database.database import Database, Refused
 
 SERVING = "serving"  # as an adapter's name: whichever serves at that moment
 LEAST_ROOM = 512  # tokens of the window that a prompt leaves for the reply (a quarter of a small window)
@@ -26,10 +26,10 @@ LEAST_ROOM = 512  # tokens of the window that a prompt leaves for the reply (a q
 class Assistant:
     """Everything that answering takes, opened once for a process."""
 
-    store: Store
+    store: Database
     base: Base
-    engine: AnyEngine
-    roster: Roster
+    engine: EngineProtocol
+    adapters: AdapterManager
     tokenizer: Any
     template_sha256: str
     waits: Waits = field(default_factory=Waits)
@@ -45,7 +45,7 @@ class Assistant:
 
 
 def open_assistant(
-    store: Store,
+    store: Database,
     model: str = "embedded",
     dtype: str = "auto",
     device: str = "auto",
@@ -61,7 +61,7 @@ def open_assistant(
     base = find_base(model)
     device = pick_device() if device == "auto" else device
     tokenizer = load_tokenizer(base)
-    engine: AnyEngine
+    engine: EngineProtocol
     if engine_url:
         from assistant.engine.vllm.engine import RemoteEngine
 
@@ -72,10 +72,12 @@ def open_assistant(
         engine = EngineApart(base, dtype, device, memory)
     else:
         engine = Engine(base, dtype, device, tokenizer, memory)
-    return Assistant(store, base, engine, Roster(store, engine), tokenizer, chat_template.template_sha256(tokenizer))
+    return Assistant(
+        store, base, engine, AdapterManager(store, engine), tokenizer, chat_template.template_sha256(tokenizer)
+    )
 
 
-def say(
+def add_user_message(
     assistant: Assistant, user: User, conversation: str | None, parent: str | None, text: str, source: str = "chat"
 ) -> str:
     """Record what a person says, under the message `parent` (None: at the root); the message's id.
@@ -89,12 +91,12 @@ def say(
     before = conversations.path(store, parent) if parent else []
     said = [*conversations.messages_of(before), conversations.Message("user", conversations.checked(text))]
     chat_template.encode_prompt(assistant.tokenizer, said, assistant.longest_prompt)
-    with store.write():
+    with store.transaction():
         conversation = conversation or conversations.start_conversation(store, user, source)
         return conversations.add_message(store, conversation, parent, "user", text)
 
 
-def share_of(store: Store, user: User) -> Who:
+def share_of(store: Database, user: User) -> Who:
     """Whose share of the engine a person's replies count to: with accounts each has their own."""
     return user.id if users.has_accounts(store) else None
 
@@ -108,24 +110,24 @@ def require_in_window(assistant: Assistant, sampling: Sampling) -> None:
         )
 
 
-def answer(
+def start_reply(
     assistant: Assistant,
     user: User,
     parent: str,
     sampling: Sampling | None = None,
     adapter: str | None = SERVING,
     prompt_ids: Sequence[int] | None = None,
-) -> Replying:
+) -> ReplyStream:
     """Begin a reply to a message. Raises `NotFound` on another person's, `Busy`, or what the adapter is refused for.
 
     `prompt_ids` are what `prompt_of` gives for the message, where several replies to it are begun.
     """
-    roster, sampling = assistant.roster, sampling or Sampling()
+    manager, sampling = assistant.adapters, sampling or Sampling()
     if prompt_ids is None:
         prompt_ids = prompt_of(assistant, user, parent)
-    loaded = roster.current() if adapter == SERVING else roster.get(adapter)
+    loaded = manager.current() if adapter == SERVING else manager.get(adapter)
     generation = assistant.engine.submit(prompt_ids, sampling, loaded, who=share_of(assistant.store, user))
-    return Replying(assistant, parent, generation)
+    return ReplyStream(assistant, parent, generation)
 
 
 def prompt_of(assistant: Assistant, user: User, parent: str) -> list[int]:
@@ -135,7 +137,7 @@ def prompt_of(assistant: Assistant, user: User, parent: str) -> list[int]:
     return chat_template.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
 
 
-def side_by_side(
+def start_pair(
     assistant: Assistant,
     user: User,
     parent: str,
@@ -143,28 +145,28 @@ def side_by_side(
     asked: str = "demand",
     adapters: tuple[str | None, str | None] | None = None,
     prompt_ids: Sequence[int] | None = None,
-) -> "Both":
+) -> "ReplyPair":
     """Begin two replies to one message, by the two adapters in random order on the screen.
 
     Without `adapters`, what serves is compared with the newest candidate, or with itself where there is none; without
-    `prompt_ids` they are what `prompt_of` gives. Raises as `answer` does.
+    `prompt_ids` they are what `prompt_of` gives. Raises as `start_reply` does.
     """
-    serving = assistant.roster.serving()
-    names = list(adapters) if adapters else [serving, assistant.roster.rival() or serving]
+    serving = assistant.adapters.serving()
+    names = list(adapters) if adapters else [serving, assistant.adapters.challenger() or serving]
     sampling = sampling or Sampling()
     if names[0] == names[1]:
         sampling = differing(sampling)
     random.SystemRandom().shuffle(names)
     if prompt_ids is None:
         prompt_ids = prompt_of(assistant, user, parent)
-    left = answer(assistant, user, parent, sampling, names[0], prompt_ids)
+    left = start_reply(assistant, user, parent, sampling, names[0], prompt_ids)
     second = replace(sampling, seed=sampling.seed + 1) if sampling.seed is not None else sampling
     try:
-        right = answer(assistant, user, parent, second, names[1], prompt_ids)
+        right = start_reply(assistant, user, parent, second, names[1], prompt_ids)
     except (Refused, EngineError):
         left.stop()
         raise
-    return Both(assistant.store, left, right, asked)
+    return ReplyPair(assistant.store, left, right, asked)
 
 
 def differing(sampling: Sampling) -> Sampling:
@@ -173,10 +175,10 @@ def differing(sampling: Sampling) -> Sampling:
     return replace(sampling, temperature=sampling.temperature or usual, beams=1)
 
 
-class Both:
+class ReplyPair:
     """Two replies being written side by side. Iterate for both texts so far; then `pair` is the recorded pair's id."""
 
-    def __init__(self, store: Store, left: Replying, right: Replying, asked: str) -> None:
+    def __init__(self, store: Database, left: ReplyStream, right: ReplyStream, asked: str) -> None:
         self.left = left
         self.right = right
         self.asked = asked

@@ -13,7 +13,7 @@ from assistant.engine.request import EngineError, Generation
 from assistant.engine.sampling.params import Token
 from assistant.engine.sampling.stop_strings import before_stop, surely_shown
 from assistant.models import chat_template
-from assistant.models.adapter import Loaded
+from assistant.models.adapter import LoadedAdapter
 from feedback.chats import conversations
 from feedback.chats.conversations import Provenance
 from feedback.database.database import new_id
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 UNFINISHED = "�"  # what a character looks like while some of its bytes are still to come
 
 
-class Replying:
+class ReplyStream:
     """A reply being written. Iterate for its whole text so far; it is recorded before the iteration ends.
 
     At a stop string it ends: the text before the string, the tokens with the one that completes it.
@@ -64,7 +64,7 @@ class Replying:
     @property
     def adapter(self) -> str | None:
         """The id of the adapter that writes it; None: the base."""
-        loaded: Loaded | None = self._generation.adapter
+        loaded: LoadedAdapter | None = self._generation.adapter
         return loaded.id if loaded else None
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def in_passing(work: Callable[..., T], *arguments: Any) -> T:
+def run_in_background(work: Callable[..., T], *arguments: Any) -> T:
     """What `work` returns, done in a thread that ends, and torch's helpers with it.
 
     While more of them live than there are processors, those of the engine's thread sleep between two products. What

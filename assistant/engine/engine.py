@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from assistant.engine.background import in_passing
+from assistant.engine.background import run_in_background
 from assistant.engine.fair_shares import (
     ABOUT_AS_LITTLE,
     BESIDE_NEWCOMERS,
@@ -30,16 +30,16 @@ from assistant.engine.fair_shares import (
     may_take,
     require_places,
 )
-from assistant.engine.kv_cache import MOST_COPIED, Row, shared_length
+from assistant.engine.kv_cache import MOST_COPIED, CacheSlot, shared_length
 from assistant.engine.load import open_network
-from assistant.engine.model_runner import Part
-from assistant.engine.prefill_budget import ALONE, LEAST, Pace
-from assistant.engine.request import Busy, EngineError, Generation, Told, Who
+from assistant.engine.model_runner import SequenceChunk
+from assistant.engine.prefill_budget import ALONE, LEAST, PrefillBudget
+from assistant.engine.request import Busy, EngineError, Generation, OnToken, Who
 from assistant.engine.sampling.beam_search import Search
 from assistant.engine.sampling.grammar import Grammars
 from assistant.engine.sampling.params import Sampling, Token
-from assistant.engine.sampling.sampler import Drawer, draw_all
-from assistant.models.adapter import Card, Loaded, read_adapter
+from assistant.engine.sampling.sampler import SamplerState, sample
+from assistant.models.adapter import AdapterCard, LoadedAdapter, read_adapter
 from assistant.models.base_model import Base, one_line
 from assistant.models.chat_template import end_ids
 from feedback.database.database import Refused
@@ -58,17 +58,17 @@ class Writing(Generation):
         self,
         prompt_ids: Sequence[int],
         sampling: Sampling,
-        adapter: Loaded | None,
+        adapter: LoadedAdapter | None,
         forced: Sequence[int],
         who: Who,
-        told: Told | None,
+        told: OnToken | None,
     ) -> None:
         super().__init__(prompt_ids, sampling, adapter, forced, who, told)
         self.written = 0
-        self.rows: list[Row] = []  # one, or one for each beam
+        self.rows: list[CacheSlot] = []  # one, or one for each beam
         self.next: list[int] = []  # the token that each row reads next, once the prompt is read
         self.search: Search | None = None
-        self.drawer: Drawer | None = None  # not of a forced reply, nor of one that beams write
+        self.drawer: SamplerState | None = None  # not of a forced reply, nor of one that beams write
         self.drive: Callable[[], None] | None = None  # a step of an engine that has no thread
 
     def take(self, timeout_s: float | None = None) -> list[Token] | None:
@@ -78,9 +78,9 @@ class Writing(Generation):
         return super().take(timeout_s)
 
     @property
-    def seat(self) -> Any:
+    def lora_slot(self) -> Any:
         """Where its adapter's factors lie; None: the base."""
-        return self.adapter.seat if self.adapter else None
+        return self.adapter.lora_slot if self.adapter else None
 
     @property
     def reading(self) -> bool:
@@ -121,7 +121,7 @@ class Engine:
         others are answered, and the same requests give the same numbers every time.
         """
         self.base = base
-        self.network = in_passing(open_network, base, number_format, device)
+        self.network = run_in_background(open_network, base, number_format, device)
         gc.collect()
         gc.freeze()  # what is loaded stays: collecting garbage need not look at it again, step after step
         self.cache = self.network.new_cache(memory)
@@ -131,14 +131,14 @@ class Engine:
         self.window = self.network.window
         self.grammars = Grammars(tokenizer, self.end_ids, self.network.vocabulary)
         self.tokens_written = 0
-        self._pace = Pace(self.network.few_rows)
+        self._pace = PrefillBudget(self.network.few_rows)
         self._present = Present()
         self._turns = Turns()
         self._put_off = 0  # steps in a row in which somebody's prompt waited for that of one who holds less
         self._threads = torch.get_num_threads()
         self._waiting: deque[Writing] = deque()
         self._active: list[Writing] = []
-        self._retired: list[Loaded] = []
+        self._retired: list[LoadedAdapter] = []
         self._changed = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -169,11 +169,11 @@ class Engine:
         self,
         prompt_ids: Sequence[int],
         sampling: Sampling,
-        adapter: Loaded | None = None,
+        adapter: LoadedAdapter | None = None,
         forced: Sequence[int] = (),
         *,
         who: Who = None,
-        told: Told | None = None,
+        told: OnToken | None = None,
     ) -> Writing:
         """Ask for a reply to a prompt; with `forced` token ids it is read instead of written, for its log-probs.
 
@@ -195,11 +195,11 @@ class Engine:
         elif sampling.beams > 1:
             writing.search = Search(sampling.beams, self.end_ids)
         else:
-            writing.drawer = Drawer(sampling, prompt_ids, self.grammars)
+            writing.drawer = SamplerState(sampling, prompt_ids, self.grammars)
         with self._changed:
             if self._closing:
                 raise Busy("the assistant is shutting down")
-            if adapter is not None and not self.network.holds(adapter.seat):
+            if adapter is not None and not self.network.holds(adapter.lora_slot):
                 raise Busy(f"the adapter {adapter.id} was let go a moment ago; try again")
             if forced:  # a swap waits for it, and all who will be answered after the swap
                 self._waiting.appendleft(writing)
@@ -209,20 +209,20 @@ class Engine:
             self._changed.notify()
         return writing
 
-    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: Loaded | None) -> Writing:
+    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: LoadedAdapter | None) -> Writing:
         """Read a given reply as if it were being written; its tokens come with their log-probs."""
         return self.submit(prompt_ids, Sampling(temperature=0), adapter, forced=reply_ids)
 
-    def load(self, directory: Path) -> Loaded:
+    def load(self, directory: Path) -> LoadedAdapter:
         """Read an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
-        card, seat = in_passing(self._read, directory)
-        return Loaded(directory.name, card, seat)
+        card, lora_slot = run_in_background(self._read, directory)
+        return LoadedAdapter(directory.name, card, lora_slot)
 
-    def _read(self, directory: Path) -> tuple[Card, Any]:
+    def _read(self, directory: Path) -> tuple[AdapterCard, Any]:
         card, factors = read_adapter(directory, self.base.sha256, self.network.shapes)
         return card, self.network.add(factors)
 
-    def unload(self, adapter: Loaded) -> None:
+    def unload(self, adapter: LoadedAdapter) -> None:
         """Give an adapter's memory back, once the replies it is writing are finished."""
         with self._changed:
             self._retired.append(adapter)
@@ -236,8 +236,8 @@ class Engine:
         answered.
         """
         row = self.cache.take(len(token_ids), "distributions")
-        logits = [self.network.forward([Part(row, list(token_ids[:first]))])]
-        logits += [self.network.forward([Part(row, [token])]) for token in token_ids[first:-1]]
+        logits = [self.network.forward([SequenceChunk(row, list(token_ids[:first]))])]
+        logits += [self.network.forward([SequenceChunk(row, [token])]) for token in token_ids[first:-1]]
         self.cache.free(row)
         self.cache.forget("distributions")
         return torch.log_softmax(torch.cat(logits), dim=-1)
@@ -297,8 +297,8 @@ class Engine:
         reading = self._in_fair_order([each for each in self._active if each.reading])
         growing = self._taking_turns([each for each in self._active if not each.reading], reading)
         portions = self._portions(growing, reading)
-        parts = [Part(row, [token], each.seat) for each in growing for row, token in _pairs(each)]
-        parts += [Part(writing.rows[0], tokens, writing.seat) for writing, tokens in portions]
+        parts = [SequenceChunk(row, [token], each.lora_slot) for each in growing for row, token in _pairs(each)]
+        parts += [SequenceChunk(writing.rows[0], tokens, writing.lora_slot) for writing, tokens in portions]
         advanced = [*growing, *(writing for writing, _ in portions)]
         if not parts:
             return
@@ -332,7 +332,7 @@ class Engine:
             rows_of = [row for _, row in drawn]
             own = logits if len(rows_of) == len(logits) else logits[rows_of]
             drawers = [writing.drawer for writing, _ in drawn if writing.drawer is not None]
-            for (writing, _), drawn_token in zip(drawn, draw_all(own, drawers), strict=True):
+            for (writing, _), drawn_token in zip(drawn, sample(own, drawers), strict=True):
                 self._write(writing, drawn_token)
 
     def _write(self, writing: Writing, token: Token) -> None:
@@ -379,7 +379,7 @@ class Engine:
                 self._end(writing, "cancelled")
             while (found := self._next()) is not None:
                 self._waiting.remove(found)
-                found.rows = [self.cache.take(found.room, found.seat)]
+                found.rows = [self.cache.take(found.room, found.lora_slot)]
                 self._active.append(found)
 
     def _next(self) -> Writing | None:
@@ -476,7 +476,7 @@ class Engine:
                 portions.append((writing, tokens))
         return portions
 
-    def _copies_much(self, row: Row, prompt_ids: Sequence[int]) -> bool:
+    def _copies_much(self, row: CacheSlot, prompt_ids: Sequence[int]) -> bool:
         """Copy what another text has computed of a prompt; whether that was all that one step may copy."""
         before = row.length
         return self.cache.reuse(row, prompt_ids) and row.length - before == MOST_COPIED
@@ -513,7 +513,7 @@ class Engine:
         for other in self._active:
             if other is writing:
                 return False
-            if other.reading and other.seat is writing.seat and other.rows[0].key == row.key:
+            if other.reading and other.lora_slot is writing.lora_slot and other.rows[0].key == row.key:
                 shared = min(shared_length(other.prompt_ids, ids), len(ids) - 1)
                 if shared >= row.length + self.cache.worth_waiting:
                     return True
@@ -525,8 +525,8 @@ class Engine:
             used = {each.adapter for each in [*self._active, *self._waiting]}
             self._retired = [adapter for adapter in retired if adapter in used]
             for adapter in set(retired) - used:
-                self.cache.forget(adapter.seat)
-                self.network.remove(adapter.seat)
+                self.cache.forget(adapter.lora_slot)
+                self.network.remove(adapter.lora_slot)
 
     def _end(self, writing: Writing, finish: str) -> None:
         """Close a reply and free its rows."""
@@ -547,5 +547,5 @@ def _least_unread(reading: Sequence[Writing]) -> dict[Who, int]:
     return least
 
 
-def _pairs(writing: Writing) -> list[tuple[Row, int]]:
+def _pairs(writing: Writing) -> list[tuple[CacheSlot, int]]:
     return list(zip(writing.rows, writing.next, strict=True))

@@ -25,7 +25,7 @@ from typing import Any
 
 from assistant.engine.request import Busy, EngineError, Generation, Who
 from assistant.engine.sampling.params import Sampling, Token
-from assistant.models.adapter import Card, Loaded
+from assistant.models.adapter import AdapterCard, LoadedAdapter
 from assistant.models.base_model import Base, load_tokenizer
 
 GIVES_WAY = 5  # how far it ranks behind the server, which hardly computes but shall answer at once
@@ -81,7 +81,7 @@ class EngineApart:
         self._sending = threading.Lock()  # never held by who hears: the other process may wait for that one
         self._calls: dict[int, Future[Any]] = {}
         self._replies: dict[int, Distant] = {}
-        self._loaded: dict[int, tuple[Path, Card]] = {}
+        self._loaded: dict[int, tuple[Path, AdapterCard]] = {}
         self._closing = False
         self._answers = True  # False from when one died until another one is there
         self._written = 0  # by those that died
@@ -120,19 +120,19 @@ class EngineApart:
         self,
         prompt_ids: Sequence[int],
         sampling: Sampling,
-        adapter: Loaded | None = None,
+        adapter: LoadedAdapter | None = None,
         forced: Sequence[int] = (),
         *,
         who: Who = None,
     ) -> Distant:
         """As `Engine.submit`."""
         reply = Distant(prompt_ids, sampling, adapter, forced, who)
-        seat = adapter.seat if adapter is not None else None
+        lora_slot = adapter.lora_slot if adapter is not None else None
         number = next(self._numbers)
         with self._changed:
             self._replies[number] = reply
         try:
-            asked = (reply.prompt_ids, sampling, seat, reply.forced, who)
+            asked = (reply.prompt_ids, sampling, lora_slot, reply.forced, who)
             reply.sampling = self._ask("submit", number, *asked)
         except BaseException:
             with self._changed:
@@ -141,23 +141,23 @@ class EngineApart:
         reply.tell_cancelled = partial(self._tell, "cancel", number)
         return reply
 
-    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: Loaded | None) -> Distant:
+    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: LoadedAdapter | None) -> Distant:
         """As `Engine.score`."""
         return self.submit(prompt_ids, Sampling(temperature=0), adapter, forced=reply_ids)
 
-    def load(self, directory: Path) -> Loaded:
+    def load(self, directory: Path) -> LoadedAdapter:
         """Read an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
-        seat = next(self._numbers)
-        card = self._ask("load", seat, directory)
+        lora_slot = next(self._numbers)
+        card = self._ask("load", lora_slot, directory)
         with self._changed:
-            self._loaded[seat] = (directory, card)
-        return Loaded(directory.name, card, seat)
+            self._loaded[lora_slot] = (directory, card)
+        return LoadedAdapter(directory.name, card, lora_slot)
 
-    def unload(self, adapter: Loaded) -> None:
+    def unload(self, adapter: LoadedAdapter) -> None:
         """Give an adapter's memory back, once the replies it is writing are finished."""
         with self._changed:
-            self._loaded.pop(adapter.seat, None)
-        self._tell("unload", adapter.seat)
+            self._loaded.pop(adapter.lora_slot, None)
+        self._tell("unload", adapter.lora_slot)
 
     def close(self) -> None:
         """Stop: replies being written end as cancelled."""
@@ -236,8 +236,8 @@ class EngineApart:
     def _start_anew(self) -> None:
         process, connection, _ = self._start()
         with self._changed, self._sending:
-            for seat, (directory, card) in self._loaded.items():
-                connection.send(("read_again", 0, (seat, directory, card)))
+            for lora_slot, (directory, card) in self._loaded.items():
+                connection.send(("read_again", 0, (lora_slot, directory, card)))
                 log.info("the engine reads adapter %s again", card.id)
             self._written += self._counts[2]
             self._process, self._connection = process, connection
@@ -293,7 +293,7 @@ class Answering:
         self._connection = connection
         self._sending = threading.Lock()
         self._engine = Engine(opening.base, opening.number_format, opening.device, tokenizer, opening.memory)
-        self._seats: dict[int, Loaded] = {}
+        self._lora_slots: dict[int, LoadedAdapter] = {}
         self._replies: dict[int, Generation] = {}
         self._slow = ThreadPoolExecutor(4)  # what takes long: adapters are read, schemas are compiled
         engine = self._engine
@@ -341,10 +341,10 @@ class Answering:
         self._engine.require_places(who, count)
 
     def _submit(
-        self, number: int, prompt_ids: list[int], sampling: Sampling, seat: int | None, forced: list[int], who: Who
+        self, number: int, prompt_ids: list[int], sampling: Sampling, lora_slot: int | None, forced: list[int], who: Who
     ) -> Sampling:
-        adapter = None if seat is None else self._seats.get(seat)
-        if seat is not None and adapter is None:
+        adapter = None if lora_slot is None else self._lora_slots.get(lora_slot)
+        if lora_slot is not None and adapter is None:
             raise Busy("the adapter was let go a moment ago; try again")
 
         ended = threading.Event()
@@ -366,24 +366,24 @@ class Answering:
         if reply is not None:
             reply.cancel()
 
-    def _load(self, seat: int, directory: Path) -> Card:
-        loaded = self._seats[seat] = self._engine.load(directory)
+    def _load(self, lora_slot: int, directory: Path) -> AdapterCard:
+        loaded = self._lora_slots[lora_slot] = self._engine.load(directory)
         return loaded.card
 
-    def _read_again(self, seat: int, directory: Path, proved: Card) -> None:
+    def _read_again(self, lora_slot: int, directory: Path, proved: AdapterCard) -> None:
         """Before anything else is answered: requests for it come right behind.
 
         What changed on disk since its proof never answers.
         """
         loaded = self._engine.load(directory)
         if loaded.card == proved:
-            self._seats[seat] = loaded
+            self._lora_slots[lora_slot] = loaded
         else:
             log.error("adapter %s was changed on disk since it was proved", proved.id)
             self._engine.unload(loaded)
 
-    def _unload(self, seat: int) -> None:
-        loaded = self._seats.pop(seat, None)
+    def _unload(self, lora_slot: int) -> None:
+        loaded = self._lora_slots.pop(lora_slot, None)
         if loaded is not None:
             self._engine.unload(loaded)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from assistant.engine.model_runner import Part
+from assistant.engine.model_runner import SequenceChunk
 from assistant.models.adapter import Factors
 
 
@@ -86,7 +86,7 @@ class PlainCache:
 
 
 @dataclass(frozen=True, eq=False)
-class PlainSeat:
+class PlainSlot:
     """An adapter's factors by the name of the linear layer, in the model's number format."""
 
     factors: Factors
@@ -103,10 +103,10 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
-        seat = self._network[0].seat
-        if seat is None or self._name not in seat.factors:
+        lora_slot = self._network[0].lora_slot
+        if lora_slot is None or self._name not in lora_slot.factors:
             return y
-        a, b = seat.factors[self._name]
+        a, b = lora_slot.factors[self._name]
         return y + (x @ a.T) @ b.T
 
 
@@ -117,8 +117,8 @@ class PlainNetwork:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.seat: PlainSeat | None = None
-        self._seats: set[PlainSeat] = set()
+        self.lora_slot: PlainSlot | None = None
+        self._lora_slots: set[PlainSlot] = set()
         head = model.get_output_embeddings()
         layers = {
             name: module
@@ -141,30 +141,30 @@ class PlainNetwork:
         token_bytes = 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
         return PlainCache(token_bytes, budget, lambda: DynamicCache(config=config))
 
-    def add(self, factors: Factors) -> PlainSeat:
+    def add(self, factors: Factors) -> PlainSlot:
         """Take an adapter in."""
         like = next(self.model.parameters())
-        seat = PlainSeat({name: (a.to(like), b.to(like)) for name, (a, b) in factors.items()})
-        self._seats.add(seat)
-        return seat
+        lora_slot = PlainSlot({name: (a.to(like), b.to(like)) for name, (a, b) in factors.items()})
+        self._lora_slots.add(lora_slot)
+        return lora_slot
 
-    def holds(self, seat: PlainSeat) -> bool:
+    def holds(self, lora_slot: PlainSlot) -> bool:
         """Whether an adapter is still here."""
-        return seat in self._seats
+        return lora_slot in self._lora_slots
 
-    def remove(self, seat: PlainSeat) -> None:
+    def remove(self, lora_slot: PlainSlot) -> None:
         """Let an adapter go; its memory goes with the last who holds it."""
-        self._seats.discard(seat)
+        self._lora_slots.discard(lora_slot)
 
     @torch.inference_mode()
-    def forward(self, parts: Sequence[Part]) -> Tensor:
+    def forward(self, parts: Sequence[SequenceChunk]) -> Tensor:
         """Append each part's tokens to its row; float32 logits (parts, V) after the last token of each."""
         return torch.stack([self._read(part) for part in parts])
 
-    def _read(self, part: Part) -> Tensor:
+    def _read(self, part: SequenceChunk) -> Tensor:
         row: Any = part.row
         device = self.model.device
-        self.seat = part.seat
+        self.lora_slot = part.lora_slot
         positions = torch.arange(row.length, row.length + len(part.token_ids), device=device)
         out = self.model(
             input_ids=torch.tensor([part.token_ids], device=device),

@@ -30,19 +30,19 @@ class Slab:
 
     def __init__(self, sizes: Sizes, room: int, dtype: torch.dtype, device: str) -> None:
         self.room = room
-        self.rows: list[Row | None] = []
+        self.rows: list[CacheSlot | None] = []
         self._like = torch.empty(sizes.layers, 0, 2, sizes.kv_heads, room, sizes.head_width, dtype=dtype, device=device)
         self.data = self._like
 
-    def take(self, key: Hashable) -> "Row":
+    def take(self, key: Hashable) -> "CacheSlot":
         """The lowest free slot. Without one the slab grows to twice its size."""
         if None not in self.rows:
             self._resize(max(1, 2 * len(self.rows)))
-        row = Row(self, self.rows.index(None), key)
+        row = CacheSlot(self, self.rows.index(None), key)
         self.rows[row.slot] = row
         return row
 
-    def free(self, row: "Row") -> None:
+    def free(self, row: "CacheSlot") -> None:
         """Give a slot back; the last one gives the memory back."""
         self.rows[row.slot] = None
         if not any(self.rows):
@@ -61,7 +61,7 @@ class Slab:
             self.rows[row.slot], self.rows[free] = None, row
             row.slot = free
 
-    def written(self, row: "Row") -> Tensor:
+    def written(self, row: "CacheSlot") -> Tensor:
         """What a text has here, (layers, 2, kv heads, length, head width)."""
         return self.data[:, row.slot, :, :, : row.length]
 
@@ -81,7 +81,7 @@ class Slab:
 
 
 @dataclass(eq=False)
-class Row:
+class CacheSlot:
     """A text in the cache. `token_ids` are those whose keys and values are written."""
 
     slab: Slab
@@ -102,7 +102,7 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class CachedPrefix:
     """What a finished text left: keys and values (layers, 2, kv heads, n or more, head width) of its n tokens."""
 
     key: Hashable
@@ -126,19 +126,19 @@ class Cache:
         self.token_bytes = sizes.layers * sizes.kept_width * dtype.itemsize
         self._make = lambda room: Slab(sizes, room, dtype, device)
         self._slabs: list[Slab] = []
-        self._kept: list[Kept] = []  # the one used last is the last
+        self._kept: list[CachedPrefix] = []  # the one used last is the last
 
     def fits(self, room: int, texts: int = 1, share: float = 1.0) -> bool:
         """Whether texts of so many tokens each fit beside those being written, in so much of the budget."""
         return (self._taken() + texts * self._class(room)) * self.token_bytes <= share * self.budget
 
-    def take(self, room: int, key: Hashable) -> Row:
+    def take(self, room: int, key: Hashable) -> CacheSlot:
         """A slot for a text of up to `room` tokens."""
         row = self._slab(self._class(room)).take(key)
         self._let_go()
         return row
 
-    def fork(self, row: Row) -> Row:
+    def fork(self, row: CacheSlot) -> CacheSlot:
         """A copy that can go on differently."""
         copy = self.take(row.room, row.key)
         copy.token_ids = list(row.token_ids)
@@ -146,7 +146,7 @@ class Cache:
         copy.slab.written(copy)[:] = row.slab.written(row)
         return copy
 
-    def free(self, row: Row) -> None:
+    def free(self, row: CacheSlot) -> None:
         """Give a slot back, keeping what was computed while there is memory for it."""
         written = row.slab.written(row)
         if not written[:, :, :, row.sound :].sum((1, 2, 3, 4)).isfinite().all():  # flattened, it would be copied
@@ -157,7 +157,7 @@ class Cache:
         row.slab.settle()
         self._let_go()
 
-    def reuse(self, row: Row, prompt_ids: Sequence[int]) -> bool:
+    def reuse(self, row: CacheSlot, prompt_ids: Sequence[int]) -> bool:
         """Copy into a row what another text has computed of the prompt's next tokens; False: there is no more.
 
         The prompt's last token is never copied: what comes after it is what the row is for.
@@ -165,7 +165,7 @@ class Cache:
         best, shared = self._longest(row, prompt_ids[: len(prompt_ids) - 1])
         if best is None or shared < row.length + LEAST_SHARED:
             return False
-        if isinstance(best, Kept):
+        if isinstance(best, CachedPrefix):
             self._kept.append(self._kept.pop(self._kept.index(best)))  # used last
             alone = row.length == 0 and best.size == row.room and len(row.slab.rows) == 1
             if alone and 2 * shared >= len(best.token_ids):
@@ -202,17 +202,17 @@ class Cache:
         """How much the texts being written may come to hold."""
         return self._taken() * self.token_bytes
 
-    def _longest(self, row: Row, prompt_ids: Sequence[int]) -> tuple[Kept | Row | None, int]:
+    def _longest(self, row: CacheSlot, prompt_ids: Sequence[int]) -> tuple[CachedPrefix | CacheSlot | None, int]:
         living = [each for slab in self._slabs for each in slab.rows if each is not None and each is not row]
-        best: Kept | Row | None = None
+        best: CachedPrefix | CacheSlot | None = None
         shared = 0
-        texts: list[Kept | Row] = [*self._kept, *living]
+        texts: list[CachedPrefix | CacheSlot] = [*self._kept, *living]
         for each in texts:
             if each.key == row.key and (more := shared_length(each.token_ids, prompt_ids)) > shared:
                 best, shared = each, more
         return best, shared
 
-    def _keep(self, row: Row) -> None:
+    def _keep(self, row: CacheSlot) -> None:
         kept = []
         for each in self._kept:
             shared = shared_length(each.token_ids, row.token_ids) if each.key == row.key else -1
@@ -222,7 +222,7 @@ class Cache:
                 kept.append(each)
         own = row.room > LONGEST_SHARED_ROOM
         data = row.slab.data[:, row.slot] if own else row.slab.written(row).clone()
-        kept.append(Kept(row.key, list(row.token_ids), data))
+        kept.append(CachedPrefix(row.key, list(row.token_ids), data))
         self._kept = kept
 
     def _let_go(self) -> None:

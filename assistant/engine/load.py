@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from assistant.engine.architectures import Family, can_read, read
 from assistant.engine.hf_runner import PlainNetwork
-from assistant.engine.lora import Lineup
-from assistant.engine.model_runner import Network, Part
+from assistant.engine.lora import LoraPool
+from assistant.engine.model_runner import Network, SequenceChunk
 from assistant.engine.quant import autotune
 from assistant.engine.quant.formats import BFLOAT16, FLOAT32, INT4, INT8, FourBit, Plan
 from assistant.engine.quant.gguf import read_four_bit
@@ -52,13 +52,13 @@ class AnyNetwork(Protocol):
     def add(self, factors: Factors) -> Any:
         """Take an adapter in; where it is kept."""
 
-    def holds(self, seat: Any) -> bool:
+    def holds(self, lora_slot: Any) -> bool:
         """Whether an adapter is still here."""
 
-    def remove(self, seat: Any) -> None:
+    def remove(self, lora_slot: Any) -> None:
         """Let an adapter go."""
 
-    def forward(self, parts: Sequence[Part]) -> Tensor:
+    def forward(self, parts: Sequence[SequenceChunk]) -> Tensor:
         """Append each part's tokens to its row; float32 logits (parts, V) after the last token of each."""
 
 
@@ -91,9 +91,9 @@ def kept_dtype(plan: Plan) -> torch.dtype:
     return torch.bfloat16 if plan.format(1 << 30) == BFLOAT16 else torch.float32
 
 
-def _lineup(family: Family, shapes: Mapping[str, Any], device: str) -> Lineup:
+def _lineup(family: Family, shapes: Mapping[str, Any], device: str) -> LoraPool:
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    return Lineup(family.targets, {name: shapes[name] for name in family.targets}, dtype, device)
+    return LoraPool(family.targets, {name: shapes[name] for name in family.targets}, dtype, device)
 
 
 def _plain(model: Any, number_format: str, device: str) -> AnyNetwork:

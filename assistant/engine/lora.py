@@ -23,7 +23,7 @@ Key = tuple[int, str]  # a layer and a group of it
 
 
 @dataclass(frozen=True, eq=False)
-class Seat:
+class LoraSlot:
     """Where an adapter's factors lie."""
 
     place: int
@@ -31,7 +31,7 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackedWeights:
     """The factors of one group in one layer: a (places, in, parts x rank) and b (places, parts x rank, out).
 
     The columns of a part of the group meet only its own outputs: elsewhere b is zero.
@@ -42,10 +42,10 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Choice:
+class LoraBatch:
     """The places that a batch needs, and how its tokens are dealt to them."""
 
-    stacks: Mapping[Key, Stack]  # of those places alone
+    stacks: Mapping[Key, StackedWeights]  # of those places alone
     dealt: Tensor | None  # (places x m,): the tokens of each place, m for each; None: all tokens to the one place
     back: Tensor | None  # (T,): where each token was dealt to
 
@@ -65,7 +65,7 @@ class Choice:
         return y.add_(added) if y.dtype == torch.float32 else y + added.float()
 
 
-class Lineup:
+class LoraPool:
     """All adapters in memory. Adding and removing is for any thread; `choose` for the engine's."""
 
     def __init__(
@@ -76,47 +76,47 @@ class Lineup:
         self._dtype = dtype
         self._device = device
         self._lock = threading.Lock()
-        self.seats: list[Seat] = []
+        self.lora_slots: list[LoraSlot] = []
         self._size = (0, 0)  # places and rank
-        self._stacks: Mapping[Key, Stack] = {}
-        self._last: tuple[tuple[Seat | None, ...], Mapping[Key, Stack], Choice | None] | None = None
+        self._stacks: Mapping[Key, StackedWeights] = {}
+        self._last: tuple[tuple[LoraSlot | None, ...], Mapping[Key, StackedWeights], LoraBatch | None] | None = None
 
-    def add(self, factors: Factors) -> Seat:
+    def add(self, factors: Factors) -> LoraSlot:
         """Take an adapter in. Those that answer meanwhile are not disturbed."""
         rank = -(-max(len(a) for a, _ in factors.values()) // COLUMNS) * COLUMNS
         with self._lock:
-            taken = {each.place for each in self.seats} | {BASE}
-            seat = Seat(next(place for place in range(len(taken) + 1) if place not in taken), rank)
-            self._fit([*self.seats, seat])
+            taken = {each.place for each in self.lora_slots} | {BASE}
+            lora_slot = LoraSlot(next(place for place in range(len(taken) + 1) if place not in taken), rank)
+            self._fit([*self.lora_slots, lora_slot])
             rank = self._size[1]
             for stack in self._stacks.values():
-                stack.a[seat.place] = 0
-                stack.b[seat.place] = 0
+                stack.a[lora_slot.place] = 0
+                stack.b[lora_slot.place] = 0
             for name, (a, b) in factors.items():
                 target = self._targets[name]
                 stack = self._stacks[target.layer, target.group]
                 columns = slice(target.part * rank, target.part * rank + len(a))
-                stack.a[seat.place, :, columns] = a.T
-                stack.b[seat.place, columns, target.outputs] = (b if target.order is None else b[target.order]).T
-            self.seats.append(seat)
-        return seat
+                stack.a[lora_slot.place, :, columns] = a.T
+                stack.b[lora_slot.place, columns, target.outputs] = (b if target.order is None else b[target.order]).T
+            self.lora_slots.append(lora_slot)
+        return lora_slot
 
-    def remove(self, seat: Seat) -> None:
+    def remove(self, lora_slot: LoraSlot) -> None:
         """Let an adapter go that answers nobody any more, and give memory back where much is free."""
         with self._lock:
-            self.seats.remove(seat)
-            self._fit(self.seats)
+            self.lora_slots.remove(lora_slot)
+            self._fit(self.lora_slots)
 
-    def choose(self, seats: Sequence[Seat | None]) -> Choice | None:
+    def choose(self, lora_slots: Sequence[LoraSlot | None]) -> LoraBatch | None:
         """What a batch needs whose tokens have these adapters (None: the base); None: nothing at all.
 
         From step to step that is mostly the same, so the last answer is kept.
         """
-        asked = tuple(seats)
+        asked = tuple(lora_slots)
         stacks = self._stacks
         if self._last is not None and self._last[0] == asked and self._last[1] is stacks:
             return self._last[2]
-        places = [seat.place if seat is not None else BASE for seat in asked]
+        places = [lora_slot.place if lora_slot is not None else BASE for lora_slot in asked]
         choice = self._choice(places, stacks) if any(places) else None
         self._last = asked, stacks, choice
         return choice
@@ -126,11 +126,11 @@ class Lineup:
         """The memory that all factors hold."""
         return sum(stack.a.nbytes + stack.b.nbytes for stack in self._stacks.values())
 
-    def _choice(self, places: Sequence[int], stacks: Mapping[Key, Stack]) -> Choice:
+    def _choice(self, places: Sequence[int], stacks: Mapping[Key, StackedWeights]) -> LoraBatch:
         first, last = min(places), max(places) + 1
-        chosen = {key: Stack(stack.a[first:last], stack.b[first:last]) for key, stack in stacks.items()}
+        chosen = {key: StackedWeights(stack.a[first:last], stack.b[first:last]) for key, stack in stacks.items()}
         if last - first == 1:
-            return Choice(chosen, None, None)
+            return LoraBatch(chosen, None, None)
         tokens: list[list[int]] = [[] for _ in range(first, last)]
         for at, place in enumerate(places):
             tokens[place - first].append(at)
@@ -140,15 +140,15 @@ class Lineup:
         for row, each in enumerate(tokens):
             for column, at in enumerate(each):
                 back[at] = row * most + column
-        return Choice(chosen, torch.tensor(dealt, device=self._device), torch.tensor(back, device=self._device))
+        return LoraBatch(chosen, torch.tensor(dealt, device=self._device), torch.tensor(back, device=self._device))
 
-    def _fit(self, seats: Sequence[Seat]) -> None:
+    def _fit(self, lora_slots: Sequence[LoraSlot]) -> None:
         """Make room for these adapters; give memory back where they need a quarter of it at most."""
         places, rank = self._size
-        most = max((seat.place + 1 for seat in seats), default=0)
-        widest = max((seat.rank for seat in seats), default=0)
+        most = max((lora_slot.place + 1 for lora_slot in lora_slots), default=0)
+        widest = max((lora_slot.rank for lora_slot in lora_slots), default=0)
         if most > places or widest > rank or most <= places // 4:
-            self._resize((1 << (most - 1).bit_length() if most else 0, widest if seats else 0))
+            self._resize((1 << (most - 1).bit_length() if most else 0, widest if lora_slots else 0))
 
     def _resize(self, size: tuple[int, int]) -> None:
         """New stacks with the old ones' factors; a step that is being computed goes on with the old ones."""
@@ -168,5 +168,5 @@ class Lineup:
                 old_b = self._stacks[key].b.unflatten(1, (parts, rank_before))
                 a[:kept, :, :, :ranks] = old_a[:kept, :, :, :ranks]
                 b[:kept, :, :ranks] = old_b[:kept, :, :ranks]
-            stacks[key] = Stack(a.flatten(2), b.flatten(1, 2))
+            stacks[key] = StackedWeights(a.flatten(2), b.flatten(1, 2))
         self._stacks, self._size = stacks, size

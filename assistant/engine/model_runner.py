@@ -14,23 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from assistant.engine.architectures import Family, Layer, Norm, Sizes
-from assistant.engine.kv_cache import Cache, Row, Slab
-from assistant.engine.lora import Choice, Lineup, Seat
+from assistant.engine.kv_cache import Cache, CacheSlot, Slab
+from assistant.engine.lora import LoraBatch, LoraPool, LoraSlot
 from assistant.engine.quant.formats import Linear, Plan
 from assistant.models.adapter import Factors
 
 
 @dataclass
-class Part:
-    """What one text adds to the batch: its next tokens. `seat` is its adapter's; None: the base."""
+class SequenceChunk:
+    """What one text adds to the batch: its next tokens. `lora_slot` is its adapter's; None: the base."""
 
-    row: Row
+    row: CacheSlot
     token_ids: list[int]
-    seat: Any = None
+    lora_slot: Any = None
 
 
 @dataclass(frozen=True)
-class Span:
+class AttentionSpan:
     """Tokens of the flat batch that lie in one slab, and the masks of what they see.
 
     A growing span has one token for each of a few slots in a row; a reading span has the next tokens of one slot.
@@ -51,8 +51,8 @@ class Flat:
 
     token_ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    seats: list[Any] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
+    lora_slots: list[Any] = field(default_factory=list)
+    spans: list[AttentionSpan] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)  # where each part's last token lies, in the parts' order
 
 
@@ -60,7 +60,7 @@ class Network:
     """A model that computes a flat batch of texts."""
 
     def __init__(
-        self, family: Family, plan: Plan, head_plan: Plan, lineup: Lineup, kept_dtype: torch.dtype, device: str
+        self, family: Family, plan: Plan, head_plan: Plan, lineup: LoraPool, kept_dtype: torch.dtype, device: str
     ) -> None:
         self.family = family
         self.plan = plan
@@ -93,25 +93,25 @@ class Network:
         """For the texts, within so many bytes."""
         return Cache(self.family.sizes, self.window, budget, self.kept_dtype, self.device)
 
-    def add(self, factors: Factors) -> Seat:
+    def add(self, factors: Factors) -> LoraSlot:
         """Take an adapter in; where it is kept."""
         return self.lineup.add(factors)
 
-    def holds(self, seat: Seat) -> bool:
+    def holds(self, lora_slot: LoraSlot) -> bool:
         """Whether an adapter is still here."""
-        return seat in self.lineup.seats
+        return lora_slot in self.lineup.lora_slots
 
-    def remove(self, seat: Seat) -> None:
+    def remove(self, lora_slot: LoraSlot) -> None:
         """Let an adapter go."""
-        self.lineup.remove(seat)
+        self.lineup.remove(lora_slot)
 
     @torch.inference_mode()
-    def forward(self, parts: Sequence[Part]) -> Tensor:
+    def forward(self, parts: Sequence[SequenceChunk]) -> Tensor:
         """Append each part's tokens to its row; float32 logits (parts, V) after the last token of each."""
         flat = self._flatten(parts)
         positions = torch.tensor(flat.positions, device=self.device)
         rotations = [rope.rotations(positions) for rope in self.family.ropes]
-        choice = self.lineup.choose(flat.seats)
+        choice = self.lineup.choose(flat.lora_slots)
         number_format = self.plan.format(len(flat.token_ids))
         sizes = self.family.sizes
 
@@ -133,7 +133,7 @@ class Network:
             logits = torch.tanh(logits / sizes.logit_cap) * sizes.logit_cap
         return logits
 
-    def _flatten(self, parts: Sequence[Part]) -> Flat:
+    def _flatten(self, parts: Sequence[SequenceChunk]) -> Flat:
         flat = Flat(ends=[0] * len(parts))
         growing: dict[int, list[int]] = {}  # parts of one token, by slab
         for at, part in enumerate(parts):
@@ -149,7 +149,7 @@ class Network:
                 flat.ends[at] = len(flat.token_ids) - 1
         return flat
 
-    def _add_growing(self, flat: Flat, parts: Sequence[Part], group: list[int]) -> None:
+    def _add_growing(self, flat: Flat, parts: Sequence[SequenceChunk], group: list[int]) -> None:
         """A token for each slot from the first of these parts' to the last.
 
         A slot in between that does not grow now is computed too, with a token of no meaning: what it writes lies
@@ -166,7 +166,7 @@ class Network:
             if at is not None:
                 flat.ends[at] = len(flat.token_ids)
             flat.token_ids.append(parts[at].token_ids[0] if at is not None else 0)
-            flat.seats.append(parts[at].seat if at is not None else _any_seat(parts, group))
+            flat.lora_slots.append(parts[at].lora_slot if at is not None else _any_seat(parts, group))
         flat.positions += lengths
         positions = torch.tensor(lengths, device=self.device)
         seen = max(part.row.length for part in (parts[at] for at in group)) + 1
@@ -184,12 +184,12 @@ class Network:
             hidden |= keys <= positions[:, None] - window
         return torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)[:, None, None]
 
-    def _add_reading(self, flat: Flat, part: Part) -> None:
+    def _add_reading(self, flat: Flat, part: SequenceChunk) -> None:
         row, start, count = part.row, len(flat.token_ids), len(part.token_ids)
         flat.token_ids += part.token_ids
         positions = range(row.length, row.length + count)
         flat.positions += positions
-        flat.seats += [part.seat] * count
+        flat.lora_slots += [part.lora_slot] * count
         masks = {window: self._reading_mask(row.length, count, window) for window in self._windows}
         tokens = slice(start, start + count)
         slots = range(row.slot, row.slot + 1)
@@ -217,7 +217,7 @@ class Network:
         length: int,
         positions: Tensor,
         masks: dict[int | None, Tensor | None],
-    ) -> Span:
+    ) -> AttentionSpan:
         """Tokens at `positions` of these slots, a token each or all of one slot, that see the first `length` keys."""
         keys, values = slab.data[:, slots.start : slots.stop, ..., :length, :].unbind(2)
         heads = 2 * self.family.sizes.kv_heads
@@ -225,10 +225,10 @@ class Network:
         at_head = (of_slot + torch.arange(heads, device=self.device)) * slab.room
         written = (at_head + positions[:, None]).flatten()
         flat = slab.data.flatten(1, 4).unbind(0)
-        return Span(tokens, grows, written, flat, keys.unbind(0), values.unbind(0), masks)
+        return AttentionSpan(tokens, grows, written, flat, keys.unbind(0), values.unbind(0), masks)
 
 
-def _neighbours(parts: Sequence[Part], group: Sequence[int]) -> Iterator[list[int]]:
+def _neighbours(parts: Sequence[SequenceChunk], group: Sequence[int]) -> Iterator[list[int]]:
     """The parts of one slab in the order of their slots, in groups between which more than one slot does not grow.
 
     One idle slot is computed faster than another call of attention.
@@ -243,9 +243,9 @@ def _neighbours(parts: Sequence[Part], group: Sequence[int]) -> Iterator[list[in
     yield near
 
 
-def _any_seat(parts: Sequence[Part], group: list[int]) -> Any:
+def _any_seat(parts: Sequence[SequenceChunk], group: list[int]) -> Any:
     """An adapter that is in the batch anyway, for a token of no meaning."""
-    return parts[group[0]].seat
+    return parts[group[0]].lora_slot
 
 
 @dataclass(frozen=True)
@@ -255,10 +255,10 @@ class Step:
     sizes: Sizes
     layer: Layer
     at: int
-    choice: Choice | None
+    choice: LoraBatch | None
     number_format: str
 
-    def attend(self, h: Tensor, spans: Sequence[Span], rotations: Tensor) -> Tensor:
+    def attend(self, h: Tensor, spans: Sequence[AttentionSpan], rotations: Tensor) -> Tensor:
         """What each token of (T, width) reads from those it sees, (T, heads x head width); writes into the slabs."""
         sizes, layer = self.sizes, self.layer
         qkv = self._product("qkv", layer.qkv, h).float()
@@ -293,13 +293,13 @@ class Step:
         y = linear(h, self.number_format)
         return y if self.choice is None else self.choice.add(self.at, group, h, y)
 
-    def _grow(self, queries: Tensor, span: Span) -> Tensor:
+    def _grow(self, queries: Tensor, span: AttentionSpan) -> Tensor:
         """One new token for each slot: the heads that share keys stand in as queries of one head."""
         sizes = self.sizes
         grouped = queries.view(len(queries), sizes.kv_heads, -1, sizes.head_width)
         return self._attention(grouped, span.keys[self.at], span.values[self.at], span).flatten(1)
 
-    def _read(self, queries: Tensor, span: Span) -> Tensor:
+    def _read(self, queries: Tensor, span: AttentionSpan) -> Tensor:
         """New tokens of one text: behind others, the heads that share keys stand in as more queries of one head."""
         sizes, keys, values = self.sizes, span.keys[self.at], span.values[self.at]
         heads = queries.view(1, len(queries), sizes.heads, sizes.head_width).transpose(1, 2)
@@ -310,7 +310,7 @@ class Step:
             out = self._attention(heads.reshape(1, sizes.kv_heads, -1, sizes.head_width), keys, values, span)
         return out.view(heads.shape)[0].transpose(0, 1).flatten(1)
 
-    def _attention(self, queries: Tensor, keys: Tensor, values: Tensor, span: Span) -> Tensor:
+    def _attention(self, queries: Tensor, keys: Tensor, values: Tensor, span: AttentionSpan) -> Tensor:
         mask = span.masks[self.layer.window]
         causal = mask is None and not span.grows
         if self.sizes.attention_cap is None:

@@ -21,7 +21,7 @@ KEPT = 0.9  # of what is remembered, after another step
 
 
 @dataclass
-class Line:
+class OnlineLinearFit:
     """What reading adds to a step: seconds, and seconds a token; least squares over the last steps."""
 
     count: float = 0.0
@@ -60,7 +60,7 @@ class Line:
         return int((seconds - fixed_s) / token_s)
 
 
-class Pace:
+class PrefillBudget:
     """Measured seconds of a step that reads nothing, and what reading adds to it."""
 
     def __init__(self, few_rows: int = 0) -> None:
@@ -68,8 +68,8 @@ class Pace:
         self._few_rows = few_rows
         self._kept_few = 0  # steps in a row
         self._step_s: dict[int, float] = {}  # by rows that grow, in powers of two
-        self._reading = Line()  # of steps with more than few rows
-        self._few = Line()  # of the others
+        self._reading = OnlineLinearFit()  # of steps with more than few rows
+        self._few = OnlineLinearFit()  # of the others
         self._turn = 0
         self._last = LEAST
 

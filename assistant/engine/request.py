@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from assistant.engine.sampling.params import Sampling, Token
-from assistant.models.adapter import Loaded
+from assistant.models.adapter import LoadedAdapter
 from assistant.models.base_model import Base
 from feedback.database.database import Refused
 
@@ -32,10 +32,10 @@ class Generation:
         self,
         prompt_ids: Sequence[int],
         sampling: Sampling,
-        adapter: Loaded | None,
+        adapter: LoadedAdapter | None,
         forced: Sequence[int] = (),
         who: Who = None,
-        told: "Told | None" = None,
+        told: "OnToken | None" = None,
     ) -> None:
         """`told` is handed the tokens instead of who takes them here, in the engine's thread."""
         self.who = who
@@ -86,10 +86,10 @@ class Generation:
             self._tokens.put(item)
 
 
-Told = Callable[[Generation, Token | EngineError | None], None]
+OnToken = Callable[[Generation, Token | EngineError | None], None]
 
 
-class AnyEngine(Protocol):
+class EngineProtocol(Protocol):
     """What a chat asks of an engine. Safe to share between threads."""
 
     base: Base
@@ -113,21 +113,21 @@ class AnyEngine(Protocol):
     def waiting(self) -> int:
         """How many requests wait for a place."""
 
-    def load(self, directory: Path) -> Loaded:
+    def load(self, directory: Path) -> LoadedAdapter:
         """Read an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
 
-    def unload(self, adapter: Loaded) -> None:
+    def unload(self, adapter: LoadedAdapter) -> None:
         """Give an adapter's memory back, once the replies it is writing are finished."""
 
     def require_places(self, who: Who, count: int) -> None:
         """Raises `Busy` where `count` more requests of a person would be too many, of all people's or their own."""
 
     def submit(
-        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None = None, *, who: Who = None
+        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: LoadedAdapter | None = None, *, who: Who = None
     ) -> Generation:
         """Ask for a reply. Raises `Refused` when the prompt does not fit the window, `Busy` when too many wait."""
 
-    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: Loaded | None) -> Generation:
+    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: LoadedAdapter | None) -> Generation:
         """Read a given reply as if it were being written; its tokens come with their log-probs."""
 
     def close(self) -> None:

@@ -72,7 +72,7 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Card:
+class AdapterCard:
     """Where an adapter came from, beside its weights."""
 
     id: str
@@ -90,24 +90,24 @@ class Card:
 
 
 @dataclass(frozen=True, eq=False)  # two loads of one adapter are two
-class Loaded:
-    """An adapter that an engine can answer with. `seat` is where that engine keeps it."""
+class LoadedAdapter:
+    """An adapter that an engine can answer with. `lora_slot` is where that engine keeps it."""
 
     id: str
-    card: Card
-    seat: Any = None
+    card: AdapterCard
+    lora_slot: Any = None
 
 
-def write_card(directory: Path, card: Card) -> None:
+def write_card(directory: Path, card: AdapterCard) -> None:
     """Write the card into an adapter's directory."""
     (directory / CARD).write_text(json.dumps(asdict(card), indent=1))
 
 
-def read_card(directory: Path) -> Card:
+def read_card(directory: Path) -> AdapterCard:
     """An adapter's card. Raises `AdapterRefused` where it is missing or cannot be read."""
     try:
         raw = json.loads((directory / CARD).read_text())
-        card = Card(**raw | {"proof": [Proof(**each) for each in raw["proof"]]})
+        card = AdapterCard(**raw | {"proof": [Proof(**each) for each in raw["proof"]]})
     except OSError as error:
         raise AdapterRefused(f"adapter {directory.name} has no {CARD}; its directory is not whole") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -130,7 +130,7 @@ def _is_possible(proof: Proof) -> bool:
     )
 
 
-def checked_card(directory: Path, base_sha256: str) -> Card:
+def checked_card(directory: Path, base_sha256: str) -> AdapterCard:
     """The card of an adapter that is whole, undamaged, made for this base and of a kind that can be served.
 
     Raises `AdapterRefused` with the reason.
@@ -148,7 +148,9 @@ def checked_card(directory: Path, base_sha256: str) -> Card:
     return card
 
 
-def read_adapter(directory: Path, base_sha256: str, shapes: Mapping[str, tuple[int, int]]) -> tuple[Card, Factors]:
+def read_adapter(
+    directory: Path, base_sha256: str, shapes: Mapping[str, tuple[int, int]]
+) -> tuple[AdapterCard, Factors]:
     """An adapter for a base whose linear layers' (out, in) are given by name: its card and its factors, checked.
 
     Raises `AdapterRefused` when it is not whole, damaged, made for another base, or of a kind that is not served.

@@ -16,7 +16,7 @@ from assistant.engine.engine import Engine
 from assistant.engine.request import EngineError, Generation
 from assistant.engine.sampling.params import Sampling
 from assistant.models import base_model
-from assistant.models.adapter import Loaded
+from assistant.models.adapter import LoadedAdapter
 from benchmarks.peers.exchange import Ready, Took, Turn, answer
 
 ASKED_EACH = 2  # replies that each of a crowd asks for, one after the other
@@ -33,7 +33,7 @@ def load(model: str, number_format: str) -> Ready:
     engine = open_engine(base_model.find_base(model), number_format)
     network: Any = engine.network
     facts: dict[str, str | int] = {"number_format": engine.number_format, "weight_bytes": network.weight_bytes(rows=1)}
-    adapters: dict[str, Loaded] = {}
+    adapters: dict[str, LoadedAdapter] = {}
 
     def take(turn: Turn) -> Took:
         if turn.task != "write":
@@ -55,7 +55,7 @@ def greedy(tokens: int) -> Sampling:
     return Sampling(temperature=0, max_tokens=tokens, ignore_end=True)
 
 
-def write(engine: Engine, turn: Turn, adapters: list[Loaded]) -> Took:
+def write(engine: Engine, turn: Turn, adapters: list[LoadedAdapter]) -> Took:
     """Submit all requests of a turn, and read the replies to their ends."""
     dealt = itertools.cycle(adapters or [None])
     asked = greedy(turn.new_tokens)
@@ -73,7 +73,7 @@ def write(engine: Engine, turn: Turn, adapters: list[Loaded]) -> Took:
 class Crowd:
     """Chats that ask, read and ask again, each in a thread; what they saw of it."""
 
-    def __init__(self, engine: Engine, new_tokens: int, adapter: Loaded) -> None:
+    def __init__(self, engine: Engine, new_tokens: int, adapter: LoadedAdapter) -> None:
         self.engine, self.new_tokens = engine, new_tokens
         self.adapter = adapter  # of whoever asks next
         self.asking = threading.Lock()  # no adapter is unloaded between its choice and the request

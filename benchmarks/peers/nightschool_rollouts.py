@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.peers.schooling import LEARNING_RATE, REPLIES, REPLY_TOKENS, Asked, Learned, peak_bytes
 from training.algorithms import ppo, reward_model, rloo
-from training.data.tokenize import Lesson
+from training.data.tokenize import TokenizedExample
 from training.model.policy import Backbone
 from training.model.reward_heads import RewardModels
 from training.night.policy_night import by_reward_models
@@ -27,7 +27,7 @@ def sampler_for(backbone: Backbone) -> Sampler:
     return Sampler(backbone.base, number_format, backbone.device, base_model.load_tokenizer(backbone.base))
 
 
-def take(backbone: Backbone, lessons: Sequence[Lesson], asked: Asked) -> Learned:
+def take(backbone: Backbone, lessons: Sequence[TokenizedExample], asked: Asked) -> Learned:
     """One step over the lessons' prompts: rollouts, scores, learning."""
     sampler = sampler_for(backbone)
     prompts = [lesson.prompt_ids for lesson in lessons]

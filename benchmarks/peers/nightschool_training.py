@@ -27,9 +27,9 @@ def load(name: str, number_format: str) -> Ready:
     """One backbone for all turns."""
     from assistant.models import base_model
     from feedback.chats.conversations import Message
-    from feedback.examples.build import Answer, Examples, Pair
+    from feedback.examples.build import Answer, Examples, PreferencePair
     from training.algorithms.dpo_kto import Settings
-    from training.data.tokenize import make_lessons
+    from training.data.tokenize import tokenize
     from training.model.policy import Backbone
     from training.night.pipeline import make_encoder
 
@@ -39,11 +39,13 @@ def load(name: str, number_format: str) -> Ready:
     rows = itertools.islice(pairs(encoder.tokenizer), MOST_PAIRS)
     examples = Examples(
         tuple(
-            Pair(tuple(Message(**each) for each in row["prompt"]), Answer(row["chosen"]), Answer(row["rejected"]))
+            PreferencePair(
+                tuple(Message(**each) for each in row["prompt"]), Answer(row["chosen"]), Answer(row["rejected"])
+            )
             for row in rows
         )
     )
-    return Ready(School(backbone, make_lessons(examples, encoder)[0]).take, {"torch": torch.__version__})
+    return Ready(School(backbone, tokenize(examples, encoder)[0]).take, {"torch": torch.__version__})
 
 
 class School:
@@ -95,7 +97,7 @@ class School:
         from training.algorithms import reward_model
 
         settings = reward_model.Settings(epochs=1, least_steps=1, batch_size=size, learning_rate=LEARNING_RATE)
-        own = reward_model.make_lessons(lessons)
+        own = reward_model.group_by_prompt(lessons)
         head, run = reward_model.begin(self.backbone, settings, member=0)
         started = time.perf_counter()
         for _ in reward_model.train(self.backbone, head, own, settings, 0, run):

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from feedback.accounts.users import User
-from feedback.database.database import Conflict, Refused, Store, now
+from feedback.database.database import Conflict, Database, Refused, now
 
 LONGEST_KEY = 200
 
 
-def answered(store: Store, user: User, key: str, request: object) -> dict[str, Any] | None:
+def answered(store: Database, user: User, key: str, request: object) -> dict[str, Any] | None:
     """The answer already given to this request, if it was made before.
 
     Raises `Refused` on an unusable key, `Conflict` when the key was used for a different request.
@@ -33,14 +33,14 @@ def answered(store: Store, user: User, key: str, request: object) -> dict[str, A
 
 
 def once(
-    store: Store, user: User, key: str, request: object, act: Callable[[], dict[str, Any]]
+    store: Database, user: User, key: str, request: object, act: Callable[[], dict[str, Any]]
 ) -> tuple[dict[str, Any], bool]:
     """Act and keep the answer, or give the kept one; the answer, and whether it is a repetition.
 
     `act` writes inside the same transaction, so the act and its answer are saved together or not at all. It should
     be quick: everybody else's writes wait for it. Raises what `answered` and `act` raise.
     """
-    with store.write():
+    with store.transaction():
         before = answered(store, user, key, request)
         if before is not None:
             return before, True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from feedback.accounts import sessions, users
 from feedback.accounts.users import OWNER, User
-from feedback.database.database import Conflict, NotFound, Refused, Store, now
+from feedback.database.database import Conflict, Database, NotFound, Refused, now
 from feedback.records import adapters
 
 KEYS = ("tokens", "sessions", "answered_requests", "consents")  # of an account, and no trace of what it said or did
@@ -21,7 +21,7 @@ class Left:
     chats: int
 
 
-def left_with_owner(store: Store) -> Left | None:
+def left_with_owner(store: Database) -> Left | None:
     """The local owner who has no password and yet has chats."""
     owner = users.find_user(store, OWNER)
     if owner is None or owner.password_hash is not None:
@@ -30,7 +30,7 @@ def left_with_owner(store: Store) -> Left | None:
     return Left(owner, row["n"]) if row and row["n"] else None
 
 
-def require_left(store: Store) -> Left:
+def require_left(store: Database) -> Left:
     """The same. Raises `NotFound` where there is nothing to take over."""
     left = left_with_owner(store)
     if left is None:
@@ -38,7 +38,7 @@ def require_left(store: Store) -> Left:
     return left
 
 
-def add(store: Store, by: int | None, name: str, role: str, password_hash: str, take_over: bool = False) -> User:
+def add(store: Database, by: int | None, name: str, role: str, password_hash: str, take_over: bool = False) -> User:
     """A new account; with `take_over` the local owner's, under that name. Raises as `users.add_user` does."""
     return (
         become(store, name, role, password_hash, by)
@@ -47,11 +47,11 @@ def add(store: Store, by: int | None, name: str, role: str, password_hash: str, 
     )
 
 
-def become(store: Store, name: str, role: str, password_hash: str, by: int | None) -> User:
+def become(store: Database, name: str, role: str, password_hash: str, by: int | None) -> User:
     """The local owner's row as an account, so that all that is theirs stays theirs."""
     name = users.usable_name(name)
     users.require_role(role)
-    with store.write() as db:
+    with store.transaction() as db:
         owner, taken = require_left(store).owner, users.find_user(store, name)
         if taken and taken.id != owner.id:
             raise Conflict(f"there is already a user {name!r}; to hand it the chats: nightschool user take-over {name}")
@@ -61,12 +61,12 @@ def become(store: Store, name: str, role: str, password_hash: str, by: int | Non
     return User(owner.id, name, role, password_hash)
 
 
-def take_over(store: Store, by: int | None, user: User) -> int:
+def take_over(store: Database, by: int | None, user: User) -> int:
     """Give an account all that the local owner said before there were accounts; how many chats.
 
     Raises `NotFound` where there is nothing.
     """
-    with store.write() as db:
+    with store.transaction() as db:
         left = require_left(store)
         if left.owner.id == user.id:
             raise Refused(f"these chats are {OWNER}'s own; give {OWNER} a password: nightschool user password {OWNER}")
@@ -78,10 +78,10 @@ def take_over(store: Store, by: int | None, user: User) -> int:
     return left.chats
 
 
-def set_role(store: Store, by: int | None, user: User, role: str) -> None:
+def set_role(store: Database, by: int | None, user: User, role: str) -> None:
     """What somebody may do from now on. Raises `Refused` on an unknown role, `Conflict` for the last operator."""
     users.require_role(role)
-    with store.write() as db:
+    with store.transaction() as db:
         standing = require_user(store, user.id)
         if role != "operator":
             require_another_operator(store, standing)
@@ -89,9 +89,9 @@ def set_role(store: Store, by: int | None, user: User, role: str) -> None:
         adapters.audit(store, by, "set role", standing.name, {"from": standing.role, "to": role})
 
 
-def disable(store: Store, by: int | None, user: User) -> None:
+def disable(store: Database, by: int | None, user: User) -> None:
     """Let somebody in no more: sessions end, tokens rest. Raises `Conflict` for the last operator, or a second time."""
-    with store.write() as db:
+    with store.transaction() as db:
         standing = require_user(store, user.id)
         if standing.disabled_at:
             raise Conflict(f"{standing.name} is disabled already")
@@ -101,9 +101,9 @@ def disable(store: Store, by: int | None, user: User) -> None:
         adapters.audit(store, by, "disable user", standing.name)
 
 
-def enable(store: Store, by: int | None, user: User) -> None:
+def enable(store: Database, by: int | None, user: User) -> None:
     """Let somebody in again. Raises `Conflict` where nobody had kept them out."""
-    with store.write() as db:
+    with store.transaction() as db:
         standing = require_user(store, user.id)
         if not standing.disabled_at:
             raise Conflict(f"{standing.name} is not disabled")
@@ -111,9 +111,9 @@ def enable(store: Store, by: int | None, user: User) -> None:
         adapters.audit(store, by, "enable user", standing.name)
 
 
-def remove(store: Store, by: int | None, user: User) -> None:
+def remove(store: Database, by: int | None, user: User) -> None:
     """Remove an account that has said and done nothing. Raises `Conflict` for another, or for the last operator."""
-    with store.write() as db:
+    with store.transaction() as db:
         standing = require_user(store, user.id)
         require_another_operator(store, standing)
         for table, column in referring(store):
@@ -128,15 +128,15 @@ def remove(store: Store, by: int | None, user: User) -> None:
         adapters.audit(store, by, "remove user", standing.name)
 
 
-def end_sessions(store: Store, by: int | None, user: User) -> int:
+def end_sessions(store: Database, by: int | None, user: User) -> int:
     """Log somebody out everywhere; of how many sessions."""
-    with store.write():
+    with store.transaction():
         ended = sessions.end_all(store, user)
         adapters.audit(store, by, "end sessions", user.name, {"sessions": ended})
     return ended
 
 
-def require_user(store: Store, user_id: int) -> User:
+def require_user(store: Database, user_id: int) -> User:
     """An account as it stands now. Raises `NotFound`."""
     user = users.user_by_id(store, user_id)
     if user is None:
@@ -144,20 +144,20 @@ def require_user(store: Store, user_id: int) -> User:
     return user
 
 
-def is_operated(store: Store, but: int | None = None) -> bool:
+def is_operated(store: Database, but: int | None = None) -> bool:
     """Whether some operator can log in, `but` one aside."""
     sql = """SELECT 1 FROM users WHERE role = 'operator' AND password_hash IS NOT NULL AND disabled_at IS NULL
         AND id IS NOT ? LIMIT 1"""
     return store.row(sql, but) is not None
 
 
-def require_another_operator(store: Store, user: User) -> None:
+def require_another_operator(store: Database, user: User) -> None:
     """Raises `Conflict` for the one person without whom nobody could operate."""
     if user.role == "operator" and not user.disabled_at and not is_operated(store, user.id):
         raise Conflict(f"{user.name} is the last operator; make another first (nightschool user role NAME operator)")
 
 
-def referring(store: Store) -> list[tuple[str, str]]:
+def referring(store: Database) -> list[tuple[str, str]]:
     """Every table and column in which an account is named."""
     sql = """SELECT m.name AS name, f."from" AS part FROM sqlite_master m, pragma_foreign_key_list(m.name) f
         WHERE m.type = 'table' AND f."table" = 'users' ORDER BY m.name"""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import NotFound, Store, now
+from feedback.database.database import Database, NotFound, now
 
 LASTS = timedelta(days=14)  # from logging in
 SEEN_EVERY = timedelta(minutes=5)  # how exactly it is known when somebody was last here
@@ -28,11 +28,11 @@ class Session:
     seen_at: str
 
 
-def begin(store: Store, user: User, address: str, agent: str, instead_of: str = "") -> str:
+def begin(store: Database, user: User, address: str, agent: str, instead_of: str = "") -> str:
     """The key of a new session; the browser's former one ends, and what is long over is removed."""
     key = secrets.token_urlsafe(32)
     row = {"user": user.id, "sha256": users.sha256(key), "address": address[:64], "agent": agent[:64]}
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("DELETE FROM sessions WHERE made_at < ? OR sha256 = ?", (limit(), users.sha256(instead_of)))
         store.insert("sessions", row | {"made_at": now(), "seen_at": now()})
         newest = "SELECT id FROM sessions WHERE user = ? ORDER BY id DESC LIMIT ?"
@@ -40,7 +40,7 @@ def begin(store: Store, user: User, address: str, agent: str, instead_of: str = 
     return key
 
 
-def find(store: Store, key: str) -> Session | None:
+def find(store: Database, key: str) -> Session | None:
     """The standing session of that key."""
     sql = """SELECT s.id, s.user, s.address, s.agent, s.made_at, s.seen_at FROM sessions s JOIN users u ON u.id = s.user
         WHERE s.sha256 = ? AND s.ended_at IS NULL AND s.made_at >= ?
@@ -49,30 +49,30 @@ def find(store: Store, key: str) -> Session | None:
     return Session(**row) if row else None
 
 
-def of(store: Store, user: User) -> list[Session]:
+def of(store: Database, user: User) -> list[Session]:
     """A person's standing sessions, newest first."""
     sql = """SELECT id, user, address, agent, made_at, seen_at FROM sessions
         WHERE user = ? AND ended_at IS NULL AND made_at >= ? ORDER BY id DESC"""
     return [Session(**row) for row in store.rows(sql, user.id, limit())]
 
 
-def end(store: Store, user: User, session: int) -> None:
+def end(store: Database, user: User, session: int) -> None:
     """End one. Raises `NotFound` where this person has no such session."""
-    with store.write() as db:
+    with store.transaction() as db:
         sql = "UPDATE sessions SET ended_at = ? WHERE id = ? AND user = ? AND ended_at IS NULL"
         if not db.conn.execute(sql, (now(), session, user.id)).rowcount:
             raise NotFound(f"there is no session {session}")
 
 
-def end_by_id(store: Store, session: int) -> None:
+def end_by_id(store: Database, session: int) -> None:
     """End one that may have ended already."""
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE sessions SET ended_at = ? WHERE id = ? AND ended_at IS NULL", (now(), session))
 
 
-def end_all(store: Store, user: User, but: int | None = None) -> int:
+def end_all(store: Database, user: User, but: int | None = None) -> int:
     """End every session of a person, or all but one; how many."""
-    with store.write() as db:
+    with store.transaction() as db:
         sql = "UPDATE sessions SET ended_at = ? WHERE user = ? AND id IS NOT ? AND ended_at IS NULL AND made_at >= ?"
         return db.conn.execute(sql, (now(), user.id, but, limit())).rowcount
 
@@ -82,11 +82,11 @@ def is_seen_long_ago(session: Session) -> bool:
     return datetime.fromisoformat(session.seen_at) < datetime.now(UTC) - SEEN_EVERY
 
 
-def see(store: Store, session: int) -> None:
+def see(store: Database, session: int) -> None:
     """Write down that somebody is here now; one write each `SEEN_EVERY`, however many requests say so."""
     row = store.row("SELECT id, user, address, agent, made_at, seen_at FROM sessions WHERE id = ?", session)
     if row and is_seen_long_ago(Session(**row)):
-        with store.write() as db:
+        with store.transaction() as db:
             db.conn.execute("UPDATE sessions SET seen_at = ? WHERE id = ?", (now(), session))
 
 

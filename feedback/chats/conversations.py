@@ -12,7 +12,7 @@ from typing import Any
 
 from feedback.accounts import consent
 from feedback.accounts.users import User
-from feedback.database.database import NotFound, Refused, Store, new_id, now
+from feedback.database.database import Database, NotFound, Refused, new_id, now
 
 LONGEST_MESSAGE = 100_000  # characters; more than any prompt window here holds
 
@@ -62,10 +62,10 @@ class SideBySide:
     right: str
 
 
-def start_conversation(store: Store, user: User, source: str = "chat", system: str = "") -> str:
+def start_conversation(store: Database, user: User, source: str = "chat", system: str = "") -> str:
     """A new conversation's id; with a system message as its root if one is given."""
     conversation = new_id()
-    with store.write():
+    with store.transaction():
         row = {"id": conversation, "user": user.id, "source": source, "created_at": now()}
         store.insert("conversations", row)
         if system:
@@ -73,13 +73,13 @@ def start_conversation(store: Store, user: User, source: str = "chat", system: s
     return conversation
 
 
-def add_message(store: Store, conversation: str, parent: str | None, role: str, content: str) -> str:
+def add_message(store: Database, conversation: str, parent: str | None, role: str, content: str) -> str:
     """Add a message under `parent` (None: a root) and make it the conversation's leaf; its id.
 
     Raises `Refused` on an empty or overlong message, `NotFound` on a parent of another conversation.
     """
     require_said(role, content)
-    with store.write() as db:
+    with store.transaction() as db:
         if parent is not None and node(store, parent).conversation != conversation:
             raise NotFound(f"message {parent} is not of this conversation")
         message = new_id()
@@ -115,10 +115,10 @@ def checked(text: str) -> str:
     return text
 
 
-def add_reply(store: Store, parent: str, content: str, by: Provenance, reply: str | None = None) -> str:
+def add_reply(store: Database, parent: str, content: str, by: Provenance, reply: str | None = None) -> str:
     """Add a reply to the message `parent`, with its author; its id (`reply`, if the caller promised one)."""
     under = node(store, parent)
-    with store.write() as db:
+    with store.transaction() as db:
         message = reply or new_id()
         row = {"id": message, "conversation": under.conversation, "parent": parent, "role": "assistant"}
         store.insert("messages", row | {"content": content, "created_at": now()})
@@ -132,7 +132,7 @@ def add_reply(store: Store, parent: str, content: str, by: Provenance, reply: st
     return message
 
 
-def add_pair(store: Store, parent: str, left: str, right: str, asked: str) -> str:
+def add_pair(store: Database, parent: str, left: str, right: str, asked: str) -> str:
     """Record that two replies to `parent` were shown side by side; the pair's id."""
     pair = new_id()
     row = {"id": pair, "parent": parent, "left_reply": left, "right_reply": right, "asked": asked}
@@ -158,7 +158,7 @@ def unpacked(kind: str, blob: bytes | None) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def node(store: Store, message: str) -> Node:
+def node(store: Database, message: str) -> Node:
     """One message. Raises `NotFound`."""
     row = store.row("SELECT id, conversation, parent, role, content FROM messages WHERE id = ?", message)
     if row is None:
@@ -166,7 +166,7 @@ def node(store: Store, message: str) -> Node:
     return Node(**row)
 
 
-def provenance(store: Store, reply: str) -> Provenance:
+def provenance(store: Database, reply: str) -> Provenance:
     """Who wrote a reply. Raises `NotFound`."""
     row = store.row("SELECT * FROM replies WHERE message = ?", reply)
     if row is None:
@@ -179,7 +179,7 @@ def provenance(store: Store, reply: str) -> Provenance:
 BLOBS = ("token_ids", "logprobs", "sampled_logprobs")
 
 
-def path(store: Store, message: str | None) -> list[Node]:
+def path(store: Database, message: str | None) -> list[Node]:
     """The messages from the root down to `message`, which is the last; empty for None."""
     sql = """WITH RECURSIVE up (id, conversation, parent, role, content, depth) AS (
         SELECT id, conversation, parent, role, content, 0 FROM messages WHERE id = ?
@@ -189,26 +189,26 @@ def path(store: Store, message: str | None) -> list[Node]:
     return [Node(**row) for row in store.rows(sql, message)]
 
 
-def tree(store: Store, conversation: str) -> list[Node]:
+def tree(store: Database, conversation: str) -> list[Node]:
     """Every message of a conversation, all branches, parents before children."""
     sql = "SELECT id, conversation, parent, role, content FROM messages WHERE conversation = ? ORDER BY seq"
     return [Node(**row) for row in store.rows(sql, conversation)]
 
 
-def children(store: Store, message: str) -> list[Node]:
+def children(store: Database, message: str) -> list[Node]:
     """The messages directly under one, oldest first: its branches."""
     sql = "SELECT id, conversation, parent, role, content FROM messages WHERE parent = ? ORDER BY seq"
     return [Node(**row) for row in store.rows(sql, message)]
 
 
-def siblings(store: Store, of: Node) -> list[Node]:
+def siblings(store: Database, of: Node) -> list[Node]:
     """A message and the others in its place (edits of it, or other replies), oldest first."""
     sql = """SELECT id, conversation, parent, role, content FROM messages
         WHERE conversation = ? AND parent IS ? ORDER BY seq"""
     return [Node(**row) for row in store.rows(sql, of.conversation, of.parent)]
 
 
-def conversations(store: Store, user: User) -> list[dict[str, Any]]:
+def conversations(store: Database, user: User) -> list[dict[str, Any]]:
     """A person's chats, newest first: id, title, leaf, created_at. Hidden ones and those of programs are left out."""
     sql = """SELECT id, title, leaf, created_at FROM conversations
         WHERE user = ? AND source IN ('chat', 'terminal') AND hidden_at IS NULL AND leaf IS NOT NULL
@@ -216,7 +216,7 @@ def conversations(store: Store, user: User) -> list[dict[str, Any]]:
     return store.rows(sql, user.id)
 
 
-def own_conversation(store: Store, user: User, conversation: str) -> dict[str, Any]:
+def own_conversation(store: Database, user: User, conversation: str) -> dict[str, Any]:
     """One conversation of this person. Raises `NotFound`, also where it is another's."""
     sql = "SELECT id, user, source, title, leaf, created_at FROM conversations WHERE id = ? AND user = ?"
     row = store.row(sql, conversation, user.id)
@@ -225,7 +225,7 @@ def own_conversation(store: Store, user: User, conversation: str) -> dict[str, A
     return row
 
 
-def own_node(store: Store, user: User, message: str) -> Node:
+def own_node(store: Database, user: User, message: str) -> Node:
     """One message of this person's conversations. Raises `NotFound`, also where it is another's."""
     found = store.row(
         """SELECT m.id, m.conversation, m.parent, m.role, m.content FROM messages m
@@ -238,7 +238,7 @@ def own_node(store: Store, user: User, message: str) -> Node:
     return Node(**found)
 
 
-def own_reply(store: Store, user: User, reply: str) -> Node:
+def own_reply(store: Database, user: User, reply: str) -> Node:
     """One reply in this person's conversations. Raises `NotFound`, also where it is another's."""
     try:
         found = own_node(store, user, reply)
@@ -249,7 +249,7 @@ def own_reply(store: Store, user: User, reply: str) -> Node:
     return found
 
 
-def shown_reply(store: Store, user: User, reply: str) -> Node:
+def shown_reply(store: Database, user: User, reply: str) -> Node:
     """One reply that this person was shown: of their own conversations, or in a question that was put to them.
 
     Raises `NotFound`, also where it is another's.
@@ -266,7 +266,7 @@ def shown_reply(store: Store, user: User, reply: str) -> Node:
     return Node(**found)
 
 
-def ratable_reply(store: Store, user: User, reply: str, taking_back: bool = False) -> Node:
+def ratable_reply(store: Database, user: User, reply: str, taking_back: bool = False) -> Node:
     """One reply that this person may rate: their own always, another's while both let their words be used (`consent`).
 
     What was said of it may always be taken back. Raises `NotFound` as `shown_reply` does, `Refused` where one of the
@@ -285,26 +285,26 @@ def ratable_reply(store: Store, user: User, reply: str, taking_back: bool = Fals
     return found
 
 
-def is_own(store: Store, user: User, conversation: str) -> bool:
+def is_own(store: Database, user: User, conversation: str) -> bool:
     """Whether a conversation is this person's."""
     return store.row("SELECT 1 FROM conversations WHERE id = ? AND user = ?", conversation, user.id) is not None
 
 
-def go_to(store: Store, user: User, message: str) -> None:
+def go_to(store: Database, user: User, message: str) -> None:
     """Make a message the leaf of its conversation: where the chat goes on from."""
     found = own_node(store, user, message)
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE conversations SET leaf = ? WHERE id = ?", (message, found.conversation))
 
 
-def hide(store: Store, user: User, conversation: str) -> None:
+def hide(store: Database, user: User, conversation: str) -> None:
     """Take a conversation out of the person's list. Nothing is deleted."""
     own_conversation(store, user, conversation)
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE conversations SET hidden_at = ? WHERE id = ?", (now(), conversation))
 
 
-def pair_of(store: Store, user: User, left: str, right: str) -> SideBySide | None:
+def pair_of(store: Database, user: User, left: str, right: str) -> SideBySide | None:
     """The side-by-side showing of two replies, if they were shown so, in screen order."""
     own_reply(store, user, left)
     own_reply(store, user, right)
@@ -316,7 +316,7 @@ def pair_of(store: Store, user: User, left: str, right: str) -> SideBySide | Non
     return SideBySide(**row) if row else None
 
 
-def pair_under(store: Store, parent: str) -> SideBySide | None:
+def pair_under(store: Database, parent: str) -> SideBySide | None:
     """The newest side-by-side showing under a message, if any."""
     sql = """SELECT id, parent, left_reply AS "left", right_reply AS "right" FROM pairs
         WHERE parent = ? ORDER BY seq DESC LIMIT 1"""
@@ -329,7 +329,7 @@ def messages_of(nodes: Sequence[Node]) -> tuple[Message, ...]:
     return tuple(Message(each.role, each.content) for each in nodes)
 
 
-def record_messages(store: Store, user: User, source: str, messages: Sequence[Message]) -> str:
+def record_messages(store: Database, user: User, source: str, messages: Sequence[Message]) -> str:
     """A conversation as a program sent it (HTTP API); the id of its last message, which a reply goes under.
 
     Raises `Refused` unless the last message is the user's.
@@ -342,7 +342,7 @@ def record_messages(store: Store, user: User, source: str, messages: Sequence[Me
         require_said(message.role, message.content)
     ids, moment = [new_id() for _ in messages], now()
     title = title_of(next(message.content for message in messages if message.role == "user"))
-    with store.write() as db:  # others wait meanwhile, so however many there are it is one statement
+    with store.transaction() as db:  # others wait meanwhile, so however many there are it is one statement
         conversation = start_conversation(store, user, source)
         rows = (
             (id, conversation, parent, message.role, message.content, moment)

@@ -1,8 +1,8 @@
 """The one door to the database: open it, read it, write to it.
 
-Every write is on the disk (WAL, `synchronous=FULL`) before `write` returns. Threads that write at the same time share
-one transaction and one wait for the disk: each runs alone, behind a savepoint of its own, and all of them return when
-the transaction is on the disk, or all fail (`group_commit`). One lock is shared by all processes and covers
+Every write is on the disk (WAL, `synchronous=FULL`) before `transaction` returns. Threads that write at the same time
+share one transaction and one wait for the disk: each runs alone, behind a savepoint of its own, and all of them return
+when the transaction is on the disk, or all fail (`group_commit`). One lock is shared by all processes and covers
 checkpoints too: SQLite before 3.51.3 can corrupt its log when two connections checkpoint and write at once, and a
 checkpoint here only ever happens in a commit, a bounding of the log or a close, all under the lock.
 """
@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import sqlite_utils
 from filelock import FileLock, Timeout
-from sqlite_utils import Database
 
 from feedback.database import private_files
-from feedback.database.group_commit import Group, TooLong, Turns
+from feedback.database.group_commit import CommitGroup, GroupCommit, TooLong
 from feedback.database.migrations import steps, unknown_steps
 
 LOCK_WAIT_S = 30.0
@@ -68,7 +68,7 @@ def new_id() -> str:
     return secrets.token_hex(8)
 
 
-class Store:
+class Database:
     """The database of one data folder. Safe to share between threads; each reads by its own connection.
 
     `wait_s` is how long a write waits for others. Raises `Unavailable` when the folder or the file cannot be used.
@@ -79,7 +79,7 @@ class Store:
         self.path = self.data / "nightschool.db"
         self.wait_s = wait_s
         self._local = threading.local()
-        self._turns = Turns()
+        self._turns = GroupCommit()
         self._shorten_from = SHORTENED_FROM
         try:
             private_files.make_data_folder(self.data)
@@ -91,7 +91,9 @@ class Store:
             # All writes go through this one connection. It outlives those of the threads, so that it is the last to
             # close, which checkpoints; `close` does it under the lock.
             with private_files.making_private():  # the log takes after the database
-                self._writer: Database | None = Database(self._connect(), execute_plugins=False)
+                self._writer: sqlite_utils.Database | None = sqlite_utils.Database(
+                    self._connect(), execute_plugins=False
+                )
             self._require_known_schema()
             steps.apply(self._writer)
         atexit.register(self.close)
@@ -112,20 +114,20 @@ class Store:
             raise Unavailable(f"{self.path} was written by a newer Nightschool (step {unknown[-1]}); use that one")
 
     @property
-    def db(self) -> Database:
-        """What this thread reads by: inside `write` the connection that writes, else one of its own."""
+    def db(self) -> sqlite_utils.Database:
+        """What this thread reads by: inside `transaction` the connection that writes, else one of its own."""
         if getattr(self._local, "writing", False):
             assert self._writer is not None, "the store is closed"
             return self._writer
         if not hasattr(self._local, "db"):
             with translated(self.path):
-                self._local.db = Database(self._connect(), execute_plugins=False)
+                self._local.db = sqlite_utils.Database(self._connect(), execute_plugins=False)
                 self._local.db.conn.execute("PRAGMA query_only = ON")
         return self._local.db
 
     @contextmanager
-    def write(self) -> Iterator[Database]:
-        """One durable write, whole or not at all; inside another `write` of the same thread it joins that one.
+    def transaction(self) -> Iterator[sqlite_utils.Database]:
+        """One durable write, whole or not at all; inside another `transaction` of the same thread it joins that one.
 
         Raises `Unavailable` when the disk is full or read-only, or others hold the lock for over `wait_s`.
         """
@@ -161,7 +163,7 @@ class Store:
         self._bound_log(connection)
         connection.execute("BEGIN IMMEDIATE")
 
-    def _undo(self, connection: sqlite3.Connection, group: Group, leads: bool, error: BaseException) -> None:
+    def _undo(self, connection: sqlite3.Connection, group: CommitGroup, leads: bool, error: BaseException) -> None:
         """Take back what one turn wrote. Where SQLite took back all of it (a full disk), the whole group has failed."""
         if leads:
             if connection.in_transaction:
@@ -173,7 +175,7 @@ class Store:
         else:
             group.error = error
 
-    def _commit(self, group: Group) -> None:
+    def _commit(self, group: CommitGroup) -> None:
         """Save what a group wrote, or set its error; the lock is given back."""
         assert self._writer is not None, "the store is closed"
         connection = self._writer.conn
@@ -263,10 +265,10 @@ class Store:
         return rows[0] if rows else None
 
     def insert(self, table: str, row: dict[str, Any]) -> int:
-        """Insert one row, dicts and lists as JSON; its rowid. Inside `write` it joins that transaction."""
+        """Insert one row, dicts and lists as JSON; its rowid. Inside `transaction` it joins that transaction."""
         values = [json.dumps(value) if isinstance(value, dict | list) else value for value in row.values()]
         marks = ", ".join("?" * len(row))
-        with self.write() as db:
+        with self.transaction() as db:
             cursor = db.conn.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", values)
             return int(cursor.lastrowid or 0)
 

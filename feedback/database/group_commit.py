@@ -19,7 +19,7 @@ class TooLong(Exception):
 
 
 @dataclass
-class Group:
+class CommitGroup:
     """Turns that share one transaction. Its `error` is why all of them failed, if they did."""
 
     began_at: float = field(default_factory=time.monotonic)
@@ -33,7 +33,7 @@ class Group:
         return self.error is None and self.turns < LARGEST and time.monotonic() - self.began_at < LONGEST_S
 
 
-class Turns:
+class GroupCommit:
     """Who may write now, and with whom."""
 
     def __init__(self) -> None:
@@ -42,15 +42,15 @@ class Turns:
         self._quiet = threading.Condition(lock)  # for the leader, who waits for them
         self._busy = False
         self._waiting = 0
-        self._group: Group | None = None
+        self._group: CommitGroup | None = None
 
-    def take(self, wait_s: float) -> tuple[Group, bool]:
+    def take(self, wait_s: float) -> tuple[CommitGroup, bool]:
         """Wait for one's turn; its group, and whether one leads that. Raises `TooLong`."""
         with self._free:
             self._wait(lambda: not self._busy and (self._group is None or self._group.open), wait_s)
             self._busy = True
             leads = self._group is None
-            self._group = self._group or Group()
+            self._group = self._group or CommitGroup()
             self._group.turns += 1
             return self._group, leads
 
@@ -61,7 +61,7 @@ class Turns:
                 self._group = None
             self._next()
 
-    def share(self, group: Group, leads: bool, commit: Callable[[Group], None]) -> None:
+    def share(self, group: CommitGroup, leads: bool, commit: Callable[[CommitGroup], None]) -> None:
         """End a turn, and return when `commit`, which the leader runs for all, has saved it. Raises why it has not."""
         if leads:
             self._gather(group)
@@ -89,7 +89,7 @@ class Turns:
             with self._free:
                 self._next()
 
-    def _gather(self, group: Group) -> None:
+    def _gather(self, group: CommitGroup) -> None:
         """Let everybody who waits have a turn in the group, then take it back."""
         with self._free:
             self._next()

@@ -1,13 +1,13 @@
 """Standing feedback as training examples, with a counted reason for everything left out.
 
 The rules, all in one place:
-- a choice of left or right is a `Pair`; a tie is kept as one of `ties`, which no method learns from yet; "both bad" is
-  a thumbs-down on each of the two, unless that person gave the reply a thumb of their own; "can't tell" is nothing
+- a choice of left or right is a `PreferencePair`; a tie is one of `ties`, from which reward models learn; "both bad"
+  is a thumbs-down on each, unless that person gave the reply a thumb of their own; "can't tell" is nothing
 - a ranking is every pair of its replies that are not tied, all with the ranking's `group`; where all of them are wrong
   each is a thumbs-down besides
-- a correction is a `Pair` (the text as it should have been over the reply as it was) and a `Demonstration`, as is a
-  reply that was labelled one
-- a thumb is a `Thumb`
+- a correction is a `PreferencePair` (the text as it should have been over the reply as it was) and a `Demonstration`,
+  as is a reply that was labelled one
+- a thumb is an `UnpairedExample`
 - what was taken back, what has no consent (of who said it, and of whose conversation it is: `consent`), and what is
   empty or equal on both sides teaches nothing; what one person said twice of the same texts counts once, and of two
   words that contradict each other the newer (`filtering`); nobody's words weigh more than others agree they should
@@ -26,10 +26,10 @@ from operator import itemgetter
 from typing import Any
 
 from feedback.chats.conversations import Message
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.examples import caps, filtering
 from feedback.kinds import current
-from feedback.kinds.current import Position, Told
+from feedback.kinds.current import Position, ReplyInContext
 from feedback.kinds.ratings import NONE, UP
 
 TEACHING = ("votes", "comparisons", "rankings", "corrections", "labels")
@@ -48,7 +48,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PreferencePair:
     """Two replies to one conversation, the preferred one first (of a tie: the one that was on the left)."""
 
     messages: tuple[Message, ...]
@@ -65,11 +65,11 @@ class Pair:
     def meaning(self) -> tuple[Any, Any]:
         """What it is about, and what it says of that."""
         texts = frozenset((self.chosen.text, self.rejected.text))
-        return (Pair, self.user, self.messages, texts), None if self.kind == TIE else self.chosen.text
+        return (PreferencePair, self.user, self.messages, texts), None if self.kind == TIE else self.chosen.text
 
 
 @dataclass(frozen=True)
-class Thumb:
+class UnpairedExample:
     """One reply to one conversation, wanted or not."""
 
     messages: tuple[Message, ...]
@@ -82,7 +82,7 @@ class Thumb:
 
     def meaning(self) -> tuple[Any, Any]:
         """What it is about, and what it says of that."""
-        return (Thumb, self.user, self.messages, self.answer.text), self.wanted
+        return (UnpairedExample, self.user, self.messages, self.answer.text), self.wanted
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Demonstration:
         return (Demonstration, self.user, self.messages, self.answer.text), True
 
 
-Example = Pair | Thumb | Demonstration
+Example = PreferencePair | UnpairedExample | Demonstration
 KINDS = ("pairs", "thumbs", "ties", "demonstrations")  # the fields of `Examples` that hold them
 Made = tuple[str, Example]  # and when it was said
 Row = dict[str, Any]
@@ -111,10 +111,10 @@ Row = dict[str, Any]
 class Examples:
     """What stands of what people said, as a trainer sees it."""
 
-    pairs: tuple[Pair, ...] = ()
-    thumbs: tuple[Thumb, ...] = ()
+    pairs: tuple[PreferencePair, ...] = ()
+    thumbs: tuple[UnpairedExample, ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)
-    ties: tuple[Pair, ...] = ()
+    ties: tuple[PreferencePair, ...] = ()
     demonstrations: tuple[Demonstration, ...] = ()
 
     @property
@@ -164,7 +164,7 @@ class SoftLabel:
     people: int
 
 
-def gather(store: Store, since: Position | None = None) -> Examples:
+def gather(store: Database, since: Position | None = None) -> Examples:
     """Everything that stands, or what stands of what was said since a position, as examples, oldest feedback first."""
     left_out: Counter[str] = Counter()
     rows = {table: current.rows(store, table, since) for table in TEACHING}
@@ -179,16 +179,16 @@ def gather(store: Store, since: Position | None = None) -> Examples:
     ]
     kept = filtering.sift(made, left_out)
     found = Examples(
-        pairs=tuple(each for each in kept if isinstance(each, Pair) and each.kind != TIE),
-        thumbs=tuple(each for each in kept if isinstance(each, Thumb)),
+        pairs=tuple(each for each in kept if isinstance(each, PreferencePair) and each.kind != TIE),
+        thumbs=tuple(each for each in kept if isinstance(each, UnpairedExample)),
         left_out=dict(sorted(left_out.items())),
-        ties=tuple(each for each in kept if isinstance(each, Pair) and each.kind == TIE),
+        ties=tuple(each for each in kept if isinstance(each, PreferencePair) and each.kind == TIE),
         demonstrations=tuple(each for each in kept if isinstance(each, Demonstration)),
     )
     return caps.bounded(store, found)
 
 
-def still_standing(store: Store, examples: Examples) -> Examples:
+def still_standing(store: Database, examples: Examples) -> Examples:
     """Those of examples gathered before that may be used now: not taken back, and consented to by both."""
     now = set(gather(store))
     kept: dict[str, Any] = {kind: tuple(each for each in getattr(examples, kind) if each in now) for kind in KINDS}
@@ -228,7 +228,7 @@ def _own_thumbs(votes: list[Row]) -> set[tuple[int, str]]:
     return {(row["user"], row["reply"]) for row in votes if row["value"] != NONE}
 
 
-def _of_votes(rows: list[Row], told: dict[str, Told], left_out: Counter[str]) -> Iterator[Made]:
+def _of_votes(rows: list[Row], told: dict[str, ReplyInContext], left_out: Counter[str]) -> Iterator[Made]:
     for row in rows:
         if row["value"] == NONE:
             left_out["taken back"] += 1
@@ -237,7 +237,7 @@ def _of_votes(rows: list[Row], told: dict[str, Told], left_out: Counter[str]) ->
 
 
 def _of_comparisons(
-    rows: list[Row], told: dict[str, Told], own_thumbs: set[tuple[int, str]], left_out: Counter[str]
+    rows: list[Row], told: dict[str, ReplyInContext], own_thumbs: set[tuple[int, str]], left_out: Counter[str]
 ) -> Iterator[Made]:
     for row in rows:
         left, right = row["left_reply"], row["right_reply"]
@@ -258,7 +258,7 @@ def _of_comparisons(
 
 
 def _of_rankings(
-    rows: list[Row], told: dict[str, Told], own_thumbs: set[tuple[int, str]], left_out: Counter[str]
+    rows: list[Row], told: dict[str, ReplyInContext], own_thumbs: set[tuple[int, str]], left_out: Counter[str]
 ) -> Iterator[Made]:
     for row in rows:
         if row["taken_back"]:
@@ -277,7 +277,7 @@ def _of_rankings(
                 yield from _thumb(row, told[reply], False, left_out)
 
 
-def _of_corrections(rows: list[Row], told: dict[str, Told], left_out: Counter[str]) -> Iterator[Made]:
+def _of_corrections(rows: list[Row], told: dict[str, ReplyInContext], left_out: Counter[str]) -> Iterator[Made]:
     for row in rows:
         rejected = told[row["reply"]]
         if not row["text"]:
@@ -286,18 +286,18 @@ def _of_corrections(rows: list[Row], told: dict[str, Told], left_out: Counter[st
             left_out["equal replies"] += 1
         else:
             chosen = Answer(row["text"])
-            yield row["at"], Pair(rejected.messages, chosen, answer_of(rejected), "correction", **_whose(row))
+            yield row["at"], PreferencePair(rejected.messages, chosen, answer_of(rejected), "correction", **_whose(row))
             yield row["at"], Demonstration(rejected.messages, chosen, **_whose(row))
 
 
-def _of_labels(rows: list[Row], told: dict[str, Told]) -> Iterator[Made]:
+def _of_labels(rows: list[Row], told: dict[str, ReplyInContext]) -> Iterator[Made]:
     for row in rows:
         of = told[row["reply"]]
         if row["label"] == DEMONSTRATION and row["given"] and of.text.strip():
             yield row["at"], Demonstration(of.messages, answer_of(of), **_whose(row))
 
 
-def answer_of(told: Told) -> Answer:
+def answer_of(told: ReplyInContext) -> Answer:
     """A reply of the ledger as a trainer sees it."""
     return Answer(told.text, told.token_ids, told.template_sha256, told.finish)
 
@@ -306,18 +306,20 @@ def _whose(row: Row) -> dict[str, Any]:
     return {"user": row["user"], "by": row["by"], "owner": row["owner"]}
 
 
-def _thumb(row: Row, told: Told, wanted: bool, left_out: Counter[str]) -> Iterator[Made]:
+def _thumb(row: Row, told: ReplyInContext, wanted: bool, left_out: Counter[str]) -> Iterator[Made]:
     if not told.text.strip():
         left_out["empty reply"] += 1
     else:
-        yield row["at"], Thumb(told.messages, answer_of(told), wanted, **_whose(row))
+        yield row["at"], UnpairedExample(told.messages, answer_of(told), wanted, **_whose(row))
 
 
-def _pair(row: Row, better: Told, worse: Told, kind: str, left_out: Counter[str], group: str = "") -> Iterator[Made]:
+def _pair(
+    row: Row, better: ReplyInContext, worse: ReplyInContext, kind: str, left_out: Counter[str], group: str = ""
+) -> Iterator[Made]:
     if not better.text.strip():
         left_out["empty reply"] += 1
     elif better.text == worse.text:
         left_out["equal replies"] += 1
     else:
         more = _whose(row) | {"group": group, "strength": row.get("strength")}
-        yield row["at"], Pair(better.messages, answer_of(better), answer_of(worse), kind, **more)
+        yield row["at"], PreferencePair(better.messages, answer_of(better), answer_of(worse), kind, **more)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.raters.reliability import NEW, Rating, Reliability, reliabilities, shared_ratings
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def newcomer_share(raters: int) -> float:
     return min(MOST, max(LEAST_SHARE, EQUAL_SHARES / max(raters, 1)))
 
 
-def of_raters(store: Store, users: Iterable[int]) -> tuple[Bounds, dict[int, float]]:
+def of_raters(store: Database, users: Iterable[int]) -> tuple[Bounds, dict[int, float]]:
     """The bounds for those who rate, and the weight of everybody's words before them, from 0 to 1."""
     rows = {row["id"]: row for row in store.rows("SELECT id, name, role, kind FROM users")}
     said = {user: rows[user] for user in users if user in rows}
@@ -172,6 +172,6 @@ def within(examples: "Examples", bounds: Bounds, weights: Mapping[int, float]) -
     return examples.with_weights({user: weight / most for user, weight in final.items()})
 
 
-def bounded(store: Store, examples: "Examples") -> "Examples":
+def bounded(store: Database, examples: "Examples") -> "Examples":
     """Examples weighed by what is known now of those who gave them."""
     return within(examples, *of_raters(store, {each.user for each in examples}))

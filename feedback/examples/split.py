@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from feedback.database.database import Store, now
+from feedback.database.database import Database, now
 from feedback.database.openings import JUDGING, alike, name_of, number, part_at
 from feedback.examples.build import KINDS, Example, Examples
 from feedback.examples.filtering import PEOPLE
@@ -43,13 +43,13 @@ class Places:
         return self.placed.get(name_of(self.secret, first)) or part_at(number(self.secret, f"conversation {first}"))
 
 
-def places(store: Store, judges: frozenset[int] = frozenset()) -> Places:
+def places(store: Database, judges: frozenset[int] = frozenset()) -> Places:
     """Where examples of this data folder belong."""
     placed = {row["opening"]: row["part"] for row in store.rows("SELECT opening, part FROM split_openings")}
     return Places(secret_of(store), placed, judges)
 
 
-def secret_of(store: Store) -> str:
+def secret_of(store: Database) -> str:
     """What keeps others from telling which way an opening goes."""
     return str(store.rows("SELECT secret FROM split_secret")[0]["secret"])
 
@@ -73,7 +73,7 @@ def opening(example: Example) -> str:
     return alike(next((each.content for each in example.messages if each.role == "user"), ""))
 
 
-def judges(store: Store, examples: Examples, settle: bool = False) -> frozenset[int]:
+def judges(store: Database, examples: Examples, settle: bool = False) -> frozenset[int]:
     """The people who are kept for judging, among those who rate; with `settle`, newcomers are written down.
 
     Until five people rate nobody is.
@@ -84,7 +84,7 @@ def judges(store: Store, examples: Examples, settle: bool = False) -> frozenset[
     secret = secret_of(store)
     newcomers = {user: enough and number(secret, f"person {user}") < JUDGING for user in sorted(raters - set(settled))}
     if settle and newcomers:
-        with store.write():
+        with store.transaction():
             for user, held_out in newcomers.items():
                 store.insert("split_people", {"user": user, "held_out": int(held_out), "at": now()})
     return frozenset(user for user, held_out in {**settled, **newcomers}.items() if held_out)

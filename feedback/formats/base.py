@@ -6,10 +6,10 @@ from typing import Any
 
 from feedback.database.database import Refused
 from feedback.formats import pairs, singles
-from feedback.formats.record import Row
+from feedback.formats.record import Record
 
-Reader = Callable[[dict[str, Any]], Row]
-Writer = Callable[[Row, int], dict[str, Any]]
+Reader = Callable[[dict[str, Any]], Record]
+Writer = Callable[[Record, int], dict[str, Any]]
 COMPARED = frozenset({"comparison", "ranked pair", "corrected pair"})
 EVERYTHING = frozenset({"comparison", "ranking", "thumb", "correction", "critique", "label"})
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from feedback.accounts.users import User
-from feedback.database.database import Store, now
+from feedback.database.database import Database, now
 from feedback.examples.build import DEMONSTRATION, replies_of
 from feedback.formats import files
 from feedback.formats.base import Format
-from feedback.formats.record import Dropped, Reply, Row, Said
+from feedback.formats.record import Annotation, Dropped, Record, Reply
 from feedback.kinds import current
-from feedback.kinds.current import Told
+from feedback.kinds.current import ReplyInContext
 from feedback.kinds.ratings import NONE
 from feedback.records import adapters
 from feedback.upkeep import privacy
@@ -28,7 +28,7 @@ AT_ONCE = 2000  # rows of a table whose texts are in memory
 ORDER = ("comparisons", "rankings", "corrections", "votes", "critiques", "labels")
 
 
-def rows(store: Store, form: Format, left_out: Counter[str], of: User | None = None) -> Iterator[dict[str, Any]]:
+def rows(store: Database, form: Format, left_out: Counter[str], of: User | None = None) -> Iterator[dict[str, Any]]:
     """Every row that a format can hold. Counts what is left out.
 
     With `of` what this person said, whether they let it be used or not; of others' conversations only where those do.
@@ -49,7 +49,7 @@ def rows(store: Store, form: Format, left_out: Counter[str], of: User | None = N
 
 
 def export_file(
-    store: Store,
+    store: Database,
     out: Path,
     form: Format,
     left_out: Counter[str],
@@ -70,13 +70,13 @@ def export_file(
     return count
 
 
-def export_own(store: Store, out: Path, of: User, by: int | None = None) -> None:
+def export_own(store: Database, out: Path, of: User, by: int | None = None) -> None:
     """Write all that is kept of one person, and who had it. Raises `Refused`."""
     files.write_document(out, privacy.own_data(store, of))
     adapters.audit(store, by, "export to", str(out), {"format": "own", "of": f"user {of.id}"})
 
 
-def _numbered(row: Row, numbers: dict[str, str]) -> Row:
+def _numbered(row: Record, numbers: dict[str, str]) -> Record:
     """A row whose ids are numbers: the same for the same ledger, wherever it is kept."""
 
     def number(of: str) -> str:
@@ -86,7 +86,7 @@ def _numbered(row: Row, numbers: dict[str, str]) -> Row:
     return replace(row, message=message, replies=tuple(replace(each, id=number(each.id)) for each in row.replies))
 
 
-def said(store: Store, form: Format, left_out: Counter[str], of: User | None) -> Iterator[Row]:
+def said(store: Database, form: Format, left_out: Counter[str], of: User | None) -> Iterator[Record]:
     """What stands, one thing said at a time, as far as a format holds its kind."""
     here = current.position(store)
     raters = {row["id"]: row for row in store.rows("SELECT id, name, kind FROM users")}
@@ -130,7 +130,7 @@ def _rater(user: dict[str, Any]) -> str:
     return f"rater-{user['id']}"
 
 
-def _extras(store: Store, form: Format, conversations: set[str]) -> dict[str, dict[str, Any]]:
+def _extras(store: Database, form: Format, conversations: set[str]) -> dict[str, dict[str, Any]]:
     """What imported rows held beside: in the format that they came in, or their origin in the ledger's own."""
     sql = """SELECT r.conversation, r.extra, i.format, i.source, i.licence, i.name FROM json_each(?) j
         JOIN imported_rows r ON r.conversation = j.value JOIN imports i ON i.id = r.import"""
@@ -144,8 +144,13 @@ def _extras(store: Store, form: Format, conversations: set[str]) -> dict[str, di
 
 
 def _sayings(
-    table: str, row: dict[str, Any], told: list[Told], rater: str, kinds: frozenset[str], left_out: Counter[str]
-) -> Iterator[Row]:
+    table: str,
+    row: dict[str, Any],
+    told: list[ReplyInContext],
+    rater: str,
+    kinds: frozenset[str],
+    left_out: Counter[str],
+) -> Iterator[Record]:
     """A row of the ledger as rows of a format."""
     messages, replies = told[0].messages, tuple(Reply(each.text, each.model, each.id) for each in told)
     if _taken_back(table, row):
@@ -156,41 +161,41 @@ def _sayings(
     match table:
         case "comparisons":
             words = {"words": row["words"], "reasons": tuple(json.loads(row["reasons"]))}
-            said = Said("comparison", (0, 1), choice=row["choice"], strength=row["strength"], **words, **who)
-            yield Row(messages, replies, (said,))
+            said = Annotation("comparison", (0, 1), choice=row["choice"], strength=row["strength"], **words, **who)
+            yield Record(messages, replies, (said,))
         case "rankings":
             ranks = tuple(json.loads(row["ranks"]))
             if "ranking" in kinds:
                 of = tuple(range(len(replies)))
-                said = Said("ranking", of, ranks=ranks, all_wrong=bool(row["all_wrong"]), **who)
-                yield Row(messages, replies, (said,))
+                said = Annotation("ranking", of, ranks=ranks, all_wrong=bool(row["all_wrong"]), **who)
+                yield Record(messages, replies, (said,))
             else:
                 yield from _ranked_pairs(messages, replies, ranks, who)
         case "corrections" if "correction" in kinds:
-            yield Row(messages, replies, (Said("correction", one, text=row["text"], **who),))
+            yield Record(messages, replies, (Annotation("correction", one, text=row["text"], **who),))
         case "corrections" if "demonstration" in kinds:
-            said = Said("label", one, label=DEMONSTRATION, **who)
-            yield Row(messages, (Reply(row["text"]),), (said,))
+            said = Annotation("label", one, label=DEMONSTRATION, **who)
+            yield Record(messages, (Reply(row["text"]),), (said,))
         case "corrections":
-            said = Said("comparison", (0, 1), choice="left", **who)
-            yield Row(messages, (Reply(row["text"]), *replies), (said,))
+            said = Annotation("comparison", (0, 1), choice="left", **who)
+            yield Record(messages, (Reply(row["text"]), *replies), (said,))
         case "votes":
             reasons = tuple(json.loads(row["reasons"]))
-            said = Said("thumb", one, value=row["value"], words=row["words"], reasons=reasons, **who)
-            yield Row(messages, replies, (said,))
+            said = Annotation("thumb", one, value=row["value"], words=row["words"], reasons=reasons, **who)
+            yield Record(messages, replies, (said,))
         case "critiques":
-            yield Row(messages, replies, (Said("critique", one, text=row["text"], **who),))
+            yield Record(messages, replies, (Annotation("critique", one, text=row["text"], **who),))
         case "labels" if "label" in kinds or row["label"] == DEMONSTRATION:
-            yield Row(messages, replies, (Said("label", one, label=row["label"], words=row["words"], **who),))
+            yield Record(messages, replies, (Annotation("label", one, label=row["label"], words=row["words"], **who),))
 
 
 def _ranked_pairs(
     messages: tuple[Any, ...], replies: tuple[Reply, ...], ranks: tuple[int, ...], who: dict[str, Any]
-) -> Iterator[Row]:
+) -> Iterator[Record]:
     for first, second in itertools.combinations(range(len(replies)), 2):
         choice = "tie" if ranks[first] == ranks[second] else "left" if ranks[first] < ranks[second] else "right"
-        said = Said("comparison", (0, 1), choice=choice, **who)
-        yield Row(messages, (replies[first], replies[second]), (said,))
+        said = Annotation("comparison", (0, 1), choice=choice, **who)
+        yield Record(messages, (replies[first], replies[second]), (said,))
 
 
 def _taken_back(table: str, row: dict[str, Any]) -> bool:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from feedback.chats.conversations import LONGEST_MESSAGE
-from feedback.database.database import Conflict, Refused, Store, new_id, now
+from feedback.database.database import Conflict, Database, Refused, new_id, now
 from feedback.formats import files
 from feedback.formats.base import Format, format_named, format_of
-from feedback.formats.record import Dropped, Row, Said
+from feedback.formats.record import Annotation, Dropped, Record
 from feedback.kinds.labels import CUSTOM, LABELS
 from feedback.kinds.ratings import CHOICES, REASONS
 from feedback.records import adapters
@@ -49,7 +49,7 @@ Watch = Callable[[Iterator[Any], str], Iterator[Any]]  # shows how far it is
 
 
 def import_file(
-    store: Store,
+    store: Database,
     path: Path,
     name: str = "",
     source: str = "",
@@ -68,13 +68,13 @@ def import_file(
     _, sha256 = facts(path if path.is_file() else path / "train.jsonl")
     given = {"name": path.name, "format": form.name, "source": source, "licence": licence, "sha256": sha256}
     number, from_row = _begun(store, given, by)
-    rows = ((at, row) for at, row in _parsed(watch(files.read(path), "importing"), form) if isinstance(row, Row))
+    rows = ((at, row) for at, row in _parsed(watch(files.read(path), "importing"), form) if isinstance(row, Record))
     rows = (each for each in rows if each[0] >= from_row)
     seen = Seen()
     while some := list(islice(rows, AT_ONCE)):
-        with store.write():
+        with store.transaction():
             _keep(store, number, some, seen)
-    with store.write() as db:
+    with store.transaction() as db:
         sql = "UPDATE imports SET kept = ?, left_out = ?, ended_at = ? WHERE id = ?"
         db.conn.execute(sql, (kept, json.dumps(result.left_out), now(), number))
     return result
@@ -97,12 +97,12 @@ def _looked_over(path: Path, name: str, watch: Watch) -> tuple[Format, Counter[s
     return form, left_out, kept
 
 
-def _parsed(raws: Iterator[dict[str, Any]], form: Format) -> Iterator[tuple[int, Row | str]]:
+def _parsed(raws: Iterator[dict[str, Any]], form: Format) -> Iterator[tuple[int, Record | str]]:
     for at, raw in enumerate(raws):
         yield at, _row_or_reason(raw, form)
 
 
-def _row_or_reason(raw: dict[str, Any], form: Format) -> Row | str:
+def _row_or_reason(raw: dict[str, Any], form: Format) -> Record | str:
     """A row, or why it cannot be kept."""
     try:
         row = form.read(raw)
@@ -123,7 +123,7 @@ def _row_or_reason(raw: dict[str, Any], form: Format) -> Row | str:
     return row
 
 
-def _require_possible(said: Said) -> None:
+def _require_possible(said: Annotation) -> None:
     """Raises `Dropped` on what nobody could have said here."""
     one = said.kind != "ranking" and said.kind != "comparison"
     possible = {
@@ -140,9 +140,9 @@ def _require_possible(said: Said) -> None:
         raise Dropped("it says what cannot be said here")
 
 
-def _begun(store: Store, given: dict[str, Any], by: int | None) -> tuple[int, int]:
+def _begun(store: Database, given: dict[str, Any], by: int | None) -> tuple[int, int]:
     """The import's number, and the first row that is not kept yet."""
-    with store.write():
+    with store.transaction():
         before = store.row("SELECT id, ended_at FROM imports WHERE sha256 = ? ORDER BY id DESC", given["sha256"])
         if not (before and before["ended_at"]):
             told = {name: given[name] for name in ("format", "source", "licence") if given[name]}
@@ -155,7 +155,7 @@ def _begun(store: Store, given: dict[str, Any], by: int | None) -> tuple[int, in
         return before["id"], (last["row"] if last and last["row"] is not None else -1) + 1
 
 
-def _rater(store: Store, number: int, said: str, known: dict[str, int]) -> int:
+def _rater(store: Database, number: int, said: str, known: dict[str, int]) -> int:
     """The person that stands for a rater of a file; made on first sight."""
     if said not in known:
         name = f"import {number}: {said}" if said else f"import {number}"
@@ -168,7 +168,7 @@ def _rater(store: Store, number: int, said: str, known: dict[str, int]) -> int:
     return known[said]
 
 
-def _keep(store: Store, number: int, rows: list[tuple[int, Row]], seen: Seen) -> None:
+def _keep(store: Database, number: int, rows: list[tuple[int, Record]], seen: Seen) -> None:
     """Insert rows in bulk, in order, inside the caller's transaction."""
     made: dict[str, list[dict[str, Any]]] = {}
     moment, owner = now(), _rater(store, number, "", seen.raters)
@@ -198,7 +198,7 @@ def _keep(store: Store, number: int, rows: list[tuple[int, Row]], seen: Seen) ->
             made.setdefault(table, []).append(saying | who)
         origin = {"import": number, "row": at, "conversation": conversation, "extra": json.dumps(row.extra)}
         made.setdefault("imported_rows", []).append(origin)
-    with store.write() as db:
+    with store.transaction() as db:
         for table, every in made.items():
             names = list(every[0])
             sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
@@ -214,7 +214,7 @@ def _message(
     return message
 
 
-def saying_of(said: Said, parent: str | None, replies: list[str]) -> tuple[str, dict[str, Any]]:
+def saying_of(said: Annotation, parent: str | None, replies: list[str]) -> tuple[str, dict[str, Any]]:
     """The table that something said belongs to, and its row there."""
     of = [replies[each] for each in said.of]
     match said.kind:

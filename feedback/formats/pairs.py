@@ -8,17 +8,29 @@ import re
 from typing import Any
 
 from feedback.chats.conversations import Message
-from feedback.formats.record import Dropped, Reply, Row, Said, as_turns, decided, messages, rest, shared, text, turns_of
+from feedback.formats.record import (
+    Annotation,
+    Dropped,
+    Record,
+    Reply,
+    as_turns,
+    decided,
+    messages,
+    rest,
+    shared,
+    text,
+    turns_of,
+)
 
-CHOSEN_FIRST = (Said("comparison", (0, 1), choice="left"),)
+CHOSEN_FIRST = (Annotation("comparison", (0, 1), choice="left"),)
 
 
-def read_trl(raw: dict[str, Any]) -> Row:
+def read_trl(raw: dict[str, Any]) -> Record:
     """TRL's preference data, explicit prompt or implicit, conversational or plain text."""
     extra = rest(raw, "prompt", "chosen", "rejected")
     if "prompt" in raw:
         replies = (Reply(text(raw["chosen"])), Reply(text(raw["rejected"])))
-        return Row(messages(raw["prompt"]), replies, CHOSEN_FIRST, extra)
+        return Record(messages(raw["prompt"]), replies, CHOSEN_FIRST, extra)
     if isinstance(raw["chosen"], str):
         return read_hh(raw)
     chosen, rejected = turns_of(raw["chosen"]), turns_of(raw["rejected"])
@@ -26,10 +38,10 @@ def read_trl(raw: dict[str, Any]) -> Row:
     if (len(chosen), len(rejected)) != (same + 1, same + 1):
         raise Dropped("the two conversations differ before their last turn")
     replies = (Reply(text(chosen[-1].content)), Reply(text(rejected[-1].content)))
-    return Row(messages(as_turns(chosen[:-1])), replies, CHOSEN_FIRST, extra)
+    return Record(messages(as_turns(chosen[:-1])), replies, CHOSEN_FIRST, extra)
 
 
-def write_trl(row: Row, number: int) -> dict[str, Any]:
+def write_trl(row: Record, number: int) -> dict[str, Any]:
     """Conversational, with the prompt by itself."""
     chosen, rejected = decided(row)
     both = {"chosen": chosen, "rejected": rejected}
@@ -38,7 +50,7 @@ def write_trl(row: Row, number: int) -> dict[str, Any]:
     }
 
 
-def write_trl_implicit(row: Row, number: int) -> dict[str, Any]:
+def write_trl_implicit(row: Record, number: int) -> dict[str, Any]:
     """Conversational, each side with the whole conversation."""
     both = dict(zip(("chosen", "rejected"), decided(row), strict=True))
     return {name: as_turns((*row.messages, Message("assistant", reply.text))) for name, reply in both.items()}
@@ -47,7 +59,7 @@ def write_trl_implicit(row: Row, number: int) -> dict[str, Any]:
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-def read_hh(raw: dict[str, Any]) -> Row:
+def read_hh(raw: dict[str, Any]) -> Record:
     """Anthropic's helpful-harmless transcripts."""
     chosen, rejected = _transcript(raw["chosen"]), _transcript(raw["rejected"])
     if chosen[:-1] != rejected[:-1]:
@@ -55,7 +67,7 @@ def read_hh(raw: dict[str, Any]) -> Row:
     if not chosen or chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
         raise Dropped("the conversation does not end with a reply")
     replies = (Reply(text(chosen[-1].content)), Reply(text(rejected[-1].content)))
-    return Row(messages(as_turns(chosen[:-1])), replies, CHOSEN_FIRST, rest(raw, "chosen", "rejected"))
+    return Record(messages(as_turns(chosen[:-1])), replies, CHOSEN_FIRST, rest(raw, "chosen", "rejected"))
 
 
 def _transcript(value: Any) -> tuple[Message, ...]:
@@ -67,7 +79,7 @@ def _transcript(value: Any) -> tuple[Message, ...]:
     return tuple(Message(roles[who], said.removeprefix(" ")) for who, said in zip(parts[::2], parts[1::2], strict=True))
 
 
-def write_hh(row: Row, number: int) -> dict[str, Any]:
+def write_hh(row: Record, number: int) -> dict[str, Any]:
     """A transcript for each side."""
     who = {"user": "Human", "assistant": "Assistant"}
     both = dict(zip(("chosen", "rejected"), decided(row), strict=True))
@@ -82,7 +94,7 @@ def write_hh(row: Row, number: int) -> dict[str, Any]:
     return made
 
 
-def read_arena(raw: dict[str, Any]) -> Row:
+def read_arena(raw: dict[str, Any]) -> Record:
     """Chatbot Arena's 55k comparisons: lists of turns as JSON in columns."""
     prompts, ours, theirs = (_list(raw[name]) for name in ("prompt", "response_a", "response_b"))
     if not len(prompts) == len(ours) == len(theirs) or not prompts:
@@ -101,7 +113,7 @@ def read_arena(raw: dict[str, Any]) -> Row:
     choice = {"winner_model_a": "left", "winner_model_b": "right", "winner_tie": "tie"}[won[0]]
     replies = (Reply(text(ours[-1]), str(raw["model_a"])), Reply(text(theirs[-1]), str(raw["model_b"])))
     known = ("prompt", "response_a", "response_b", "model_a", "model_b", *ARENA_WINNERS)
-    return Row(messages(turns), replies, (Said("comparison", (0, 1), choice=choice),), rest(raw, *known))
+    return Record(messages(turns), replies, (Annotation("comparison", (0, 1), choice=choice),), rest(raw, *known))
 
 
 ARENA_WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
@@ -117,7 +129,7 @@ def _list(value: Any) -> list[Any]:
     return found
 
 
-def write_arena(row: Row, number: int) -> dict[str, Any]:
+def write_arena(row: Record, number: int) -> dict[str, Any]:
     """As its file of 55k rows has them."""
     (said,) = row.said
     if said.choice not in ("left", "right", "tie"):
@@ -140,7 +152,7 @@ def write_arena(row: Row, number: int) -> dict[str, Any]:
     }
 
 
-def read_argilla(raw: dict[str, Any]) -> Row:
+def read_argilla(raw: dict[str, Any]) -> Record:
     """Argilla's records with the fields prompt, response_a and response_b, and the question preference."""
     fields, responses = raw["fields"], raw.get("responses") or {}
     replies = tuple(Reply(text(fields.get(f"response_{side}")), _model(raw, side)) for side in "ab")
@@ -152,16 +164,16 @@ def read_argilla(raw: dict[str, Any]) -> Row:
         choice = {"response_a": "left", "response_b": "right"}.get(answer["value"], answer["value"])
         if choice not in ("left", "right", "tie", "both_bad", "cannot_tell"):
             raise Dropped("an answer that means nothing here")
-        said.append(Said("comparison", (0, 1), str(answer.get("user_id") or ""), choice=choice))
+        said.append(Annotation("comparison", (0, 1), str(answer.get("user_id") or ""), choice=choice))
     extra = rest(raw, "fields", "responses") | {"metadata": rest(raw.get("metadata") or {}, "model_a", "model_b")}
-    return Row(messages(fields.get("prompt")), replies, tuple(said), extra)
+    return Record(messages(fields.get("prompt")), replies, tuple(said), extra)
 
 
 def _model(raw: dict[str, Any], side: str) -> str:
     return str((raw.get("metadata") or {}).get(f"model_{side}", ""))
 
 
-def write_argilla(row: Row, number: int) -> dict[str, Any]:
+def write_argilla(row: Record, number: int) -> dict[str, Any]:
     """A record with one answer."""
     (said,) = row.said
     left, right = (row.replies[each] for each in said.of)
@@ -174,7 +186,7 @@ def write_argilla(row: Row, number: int) -> dict[str, Any]:
     }
 
 
-def read_ultrafeedback(raw: dict[str, Any]) -> Row:
+def read_ultrafeedback(raw: dict[str, Any]) -> Record:
     """UltraFeedback: one instruction, completions with an overall score each."""
     completions = raw["completions"]
     replies = tuple(Reply(text(each["response"]), str(each.get("model", ""))) for each in completions)
@@ -185,13 +197,13 @@ def read_ultrafeedback(raw: dict[str, Any]) -> Row:
         raise Dropped("a reply without a score")
     order = sorted(set(scores), reverse=True)
     ranks = tuple(order.index(score) + 1 for score in scores)
-    said = (Said("ranking", tuple(range(len(replies))), ranks=ranks),)
+    said = (Annotation("ranking", tuple(range(len(replies))), ranks=ranks),)
     extra = rest(raw, "source", "instruction", "models", "completions")
     inner = [rest(each, "model", "response", "overall_score") for each in completions]
-    return Row(messages(raw["instruction"]), replies, said, extra | ({"completions": inner} if any(inner) else {}))
+    return Record(messages(raw["instruction"]), replies, said, extra | ({"completions": inner} if any(inner) else {}))
 
 
-def write_ultrafeedback(row: Row, number: int) -> dict[str, Any]:
+def write_ultrafeedback(row: Record, number: int) -> dict[str, Any]:
     """Scores count down from the number of replies, by rank."""
     (said,) = row.said
     if len(row.messages) != 1:
@@ -213,7 +225,7 @@ def write_ultrafeedback(row: Row, number: int) -> dict[str, Any]:
     }
 
 
-def read_votes(raw: dict[str, Any]) -> Row:
+def read_votes(raw: dict[str, Any]) -> Record:
     """Two replies and the votes of several raters, as evaluations by people are often kept."""
     replies = (
         Reply(text(raw["response_a"]), str(raw.get("model_a", ""))),
@@ -227,9 +239,9 @@ def read_votes(raw: dict[str, Any]) -> Row:
         rater, words = str(vote["rater"]), vote.get("comment") or ""
         strength = vote.get("strength")
         strong = int(strength) if choice != "tie" and strength and 1 <= strength <= 5 else None
-        said.append(Said("comparison", (0, 1), rater, choice=choice, strength=strong, words=words))
+        said.append(Annotation("comparison", (0, 1), rater, choice=choice, strength=strong, words=words))
         for number, side in enumerate("ab"):
             if vote.get(f"{side}_acceptable") in ("yes", "no"):
                 value = 1 if vote[f"{side}_acceptable"] == "yes" else -1
-                said.append(Said("thumb", (number,), rater, value=value))
-    return Row(messages(raw["prompt"]), replies, tuple(said), rest(raw, "prompt", "response_a", "response_b"))
+                said.append(Annotation("thumb", (number,), rater, value=value))
+    return Record(messages(raw["prompt"]), replies, tuple(said), rest(raw, "prompt", "response_a", "response_b"))

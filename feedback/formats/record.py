@@ -32,7 +32,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Said:
+class Annotation:
     """What one rater said of some of a row's replies, `of` being their numbers; the fields are as in the ledger."""
 
     kind: str  # "comparison", "ranking", "thumb", "correction", "critique" or "label"
@@ -51,12 +51,12 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Row:
+class Record:
     """A conversation, the replies to its last message, what was said of them, and what else the row held."""
 
     messages: tuple[Message, ...]
     replies: tuple[Reply, ...]
-    said: tuple[Said, ...]
+    said: tuple[Annotation, ...]
     extra: dict[str, Any] = field(default_factory=dict)
     message: str = ""  # the id of the last message, as with a reply's
 
@@ -112,7 +112,7 @@ def as_turns(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": each.role, "content": each.content} for each in messages]
 
 
-def decided(row: Row) -> tuple[Reply, Reply]:
+def decided(row: Record) -> tuple[Reply, Reply]:
     """The preferred and the other reply of a comparison. Raises `Dropped` where none was preferred."""
     (said,) = row.said
     left, right = (row.replies[number] for number in said.of)

@@ -6,65 +6,65 @@ from typing import Any
 
 from feedback.chats.conversations import Message
 from feedback.examples.build import DEMONSTRATION
-from feedback.formats.record import Dropped, Reply, Row, Said, as_turns, messages, rest, text, turns_of
+from feedback.formats.record import Annotation, Dropped, Record, Reply, as_turns, messages, rest, text, turns_of
 from feedback.kinds.ratings import REASONS
 
-MODEL_ANSWER = (Said("label", (0,), label=DEMONSTRATION),)
+MODEL_ANSWER = (Annotation("label", (0,), label=DEMONSTRATION),)
 
 
-def read_unpaired(raw: dict[str, Any]) -> Row:
+def read_unpaired(raw: dict[str, Any]) -> Record:
     """TRL's unpaired preference data; also thumbs as {prompt, response, thumb}."""
     if "completion" in raw:
         if not isinstance(raw["label"], bool):
             raise Dropped("a label that is neither true nor false")
-        said = Said("thumb", (0,), value=1 if raw["label"] else -1)
+        said = Annotation("thumb", (0,), value=1 if raw["label"] else -1)
         extra = rest(raw, "prompt", "completion", "label")
-        return Row(messages(raw["prompt"]), (Reply(text(raw["completion"])),), (said,), extra)
+        return Record(messages(raw["prompt"]), (Reply(text(raw["completion"])),), (said,), extra)
     if raw["thumb"] not in (1, 0, -1):
         raise Dropped("a thumb that is neither up nor down")
-    said = Said("thumb", (0,), raw.get("rater") or "", value=1 if raw["thumb"] == 1 else -1)
+    said = Annotation("thumb", (0,), raw.get("rater") or "", value=1 if raw["thumb"] == 1 else -1)
     reply = Reply(text(raw["response"]), raw.get("model") or "")
-    return Row(messages(raw["prompt"]), (reply,), (said,), rest(raw, "prompt", "response", "thumb"))
+    return Record(messages(raw["prompt"]), (reply,), (said,), rest(raw, "prompt", "response", "thumb"))
 
 
-def write_unpaired(row: Row, number: int) -> dict[str, Any]:
+def write_unpaired(row: Record, number: int) -> dict[str, Any]:
     """Conversational."""
     (said,) = row.said
     completion = [{"role": "assistant", "content": row.replies[0].text}]
     return {"prompt": as_turns(row.messages), "completion": completion, "label": said.value == 1}
 
 
-def read_sft(raw: dict[str, Any]) -> Row:
+def read_sft(raw: dict[str, Any]) -> Record:
     """Demonstrations as {messages}, or {prompt, completion}."""
     if "messages" not in raw:
         said = rest(raw, "prompt", "completion")
-        return Row(messages(raw["prompt"]), (Reply(text(raw["completion"])),), MODEL_ANSWER, said)
+        return Record(messages(raw["prompt"]), (Reply(text(raw["completion"])),), MODEL_ANSWER, said)
     return _demonstration(turns_of(raw["messages"]), rest(raw, "messages"))
 
 
-def _demonstration(turns: tuple[Message, ...], extra: dict[str, Any]) -> Row:
+def _demonstration(turns: tuple[Message, ...], extra: dict[str, Any]) -> Record:
     if not turns or turns[-1].role != "assistant":
         raise Dropped("the conversation does not end with a reply")
-    return Row(messages(as_turns(turns[:-1])), (Reply(text(turns[-1].content)),), MODEL_ANSWER, extra)
+    return Record(messages(as_turns(turns[:-1])), (Reply(text(turns[-1].content)),), MODEL_ANSWER, extra)
 
 
-def write_sft(row: Row, number: int) -> dict[str, Any]:
+def write_sft(row: Record, number: int) -> dict[str, Any]:
     """The whole conversation as messages."""
     return {"messages": as_turns(whole(row))}
 
 
-def whole(row: Row) -> tuple[Message, ...]:
+def whole(row: Record) -> tuple[Message, ...]:
     """A conversation with the reply that it should have."""
     return (*row.messages, Message("assistant", row.replies[0].text))
 
 
-def read_sharegpt(raw: dict[str, Any]) -> Row:
+def read_sharegpt(raw: dict[str, Any]) -> Record:
     """ShareGPT's conversations of human and gpt."""
     before = (Message("system", raw["system"]),) if raw.get("system") else ()
     return _demonstration((*before, *turns_of(raw["conversations"])), rest(raw, "conversations", "system"))
 
 
-def write_sharegpt(row: Row, number: int) -> dict[str, Any]:
+def write_sharegpt(row: Record, number: int) -> dict[str, Any]:
     """The system message by itself, as most readers of it want."""
     who = {"user": "human", "assistant": "gpt", "system": "system"}
     turns = whole(row)
@@ -76,7 +76,7 @@ def write_sharegpt(row: Row, number: int) -> dict[str, Any]:
 CHATML = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n?", re.DOTALL)
 
 
-def read_chatml(raw: dict[str, Any]) -> Row:
+def read_chatml(raw: dict[str, Any]) -> Record:
     """Demonstrations as text with ChatML's marks."""
     if CHATML.sub("", raw["text"]).strip():
         raise Dropped("text outside of ChatML's marks")
@@ -84,7 +84,7 @@ def read_chatml(raw: dict[str, Any]) -> Row:
     return _demonstration(turns_of(turns), rest(raw, "text"))
 
 
-def write_chatml(row: Row, number: int) -> dict[str, Any]:
+def write_chatml(row: Record, number: int) -> dict[str, Any]:
     """One text with ChatML's marks."""
     turns = whole(row)
     if any("<|im_end|>" in turn.content or "<|im_start|>" in turn.content for turn in turns):
@@ -92,7 +92,7 @@ def write_chatml(row: Row, number: int) -> dict[str, Any]:
     return {"text": "".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in turns)}
 
 
-def read_open_webui(raw: dict[str, Any]) -> Row:
+def read_open_webui(raw: dict[str, Any]) -> Record:
     """One rating of Open WebUI's feedback export, with the conversation from its snapshot."""
     data, meta = raw.get("data") or {}, raw.get("meta") or {}
     if data.get("rating") not in (1, -1):
@@ -113,12 +113,12 @@ def read_open_webui(raw: dict[str, Any]) -> Row:
         words = f"{data['reason']}: {words}" if words else data["reason"]
     reasons = (key,) if key else ()
     rater = str(raw.get("user_id") or "")
-    said = Said("thumb", (0,), rater, value=data["rating"], words=words, reasons=reasons)
+    said = Annotation("thumb", (0,), rater, value=data["rating"], words=words, reasons=reasons)
     known = ("rating", "reason", "comment", "model_id")
-    return Row(messages(turns[:-1]), (reply,), (said,), rest(raw, "user_id") | {"data": rest(data, *known)})
+    return Record(messages(turns[:-1]), (reply,), (said,), rest(raw, "user_id") | {"data": rest(data, *known)})
 
 
-def write_open_webui(row: Row, number: int) -> dict[str, Any]:
+def write_open_webui(row: Record, number: int) -> dict[str, Any]:
     """One rating with a snapshot of its conversation, as its own export has it."""
     (said,) = row.said
     if len(said.reasons) > 1:
@@ -160,23 +160,23 @@ def write_open_webui(row: Row, number: int) -> dict[str, Any]:
     }
 
 
-def read_critiques(raw: dict[str, Any]) -> Row:
+def read_critiques(raw: dict[str, Any]) -> Record:
     """A reply, what is wrong with it in words, and sometimes how it should have been."""
     said = []
     if raw.get("critique"):
-        said.append(Said("critique", (0,), text=text(raw["critique"])))
+        said.append(Annotation("critique", (0,), text=text(raw["critique"])))
     if raw.get("revision"):
-        said.append(Said("correction", (0,), text=text(raw["revision"])))
+        said.append(Annotation("correction", (0,), text=text(raw["revision"])))
     if not said:
         raise Dropped("nothing is said of the reply")
     extra = rest(raw, "prompt", "response", "critique", "revision")
-    return Row(messages(raw["prompt"]), (Reply(text(raw["response"])),), tuple(said), extra)
+    return Record(messages(raw["prompt"]), (Reply(text(raw["response"])),), tuple(said), extra)
 
 
 SPEAKER = re.compile(r"^(USER|LAMDA): ?", re.MULTILINE)
 
 
-def read_safety(raw: dict[str, Any]) -> Row:
+def read_safety(raw: dict[str, Any]) -> Record:
     """DICES: a conversation, a reply, and whether many raters find it safe, each by their place in the list."""
     parts = SPEAKER.split(raw["context"])[1:]
     turns = [
@@ -184,35 +184,37 @@ def read_safety(raw: dict[str, Any]) -> Row:
         for who, said in zip(parts[::2], parts[1::2], strict=True)
     ]
     label = {"No": "unsafe", "Yes": "custom:safe", "Unsure": "custom:unsure"}
-    said = tuple(Said("label", (0,), str(n), label=label[vote]) for n, vote in enumerate(raw["safe_votes"]))
-    return Row(messages(turns), (Reply(text(raw["response"])),), said, rest(raw, "context", "response", "safe_votes"))
+    said = tuple(Annotation("label", (0,), str(n), label=label[vote]) for n, vote in enumerate(raw["safe_votes"]))
+    return Record(
+        messages(turns), (Reply(text(raw["response"])),), said, rest(raw, "context", "response", "safe_votes")
+    )
 
 
-def read_prompts(raw: dict[str, Any]) -> Row:
+def read_prompts(raw: dict[str, Any]) -> Record:
     """Prompts for evaluation: nothing is said of any reply."""
     raise Dropped("a prompt for evaluation, without a reply that anybody rated")
 
 
-def read_own(raw: dict[str, Any]) -> Row:
+def read_own(raw: dict[str, Any]) -> Record:
     """The ledger's own rows. Raises `Dropped` on one that says nothing it knows."""
     try:
         said: dict[str, Any] = {
             name: tuple(each) if isinstance(each, list) else each for name, each in raw["said"].items()
         }
         replies = tuple(Reply(each["text"], each["model"], str(each["id"])) for each in raw["replies"])
-        one = Said(**said)
+        one = Annotation(**said)
         if not one.of or max(one.of) >= len(replies):
             raise Dropped("it says something of a reply that is not there")
     except (TypeError, AttributeError, KeyError):
         raise Dropped("it is not what the ledger writes") from None
     extra = rest(raw, "message", "messages", "replies", "said")
-    return Row(turns_of(raw["messages"]), replies, (one,), extra, str(raw["message"]))
+    return Record(turns_of(raw["messages"]), replies, (one,), extra, str(raw["message"]))
 
 
-def write_own(row: Row, number: int) -> dict[str, Any]:
+def write_own(row: Record, number: int) -> dict[str, Any]:
     """Everything that was said, with who, when and of what."""
     (said,) = row.said
-    empty = asdict(Said(said.kind, said.of))
+    empty = asdict(Annotation(said.kind, said.of))
     kept = {name: each for name, each in asdict(said).items() if name in ("kind", "of") or each != empty[name]}
     replies = [asdict(each) for each in row.replies]
     return {"message": row.message, "messages": as_turns(row.messages), "replies": replies, "said": kept}

@@ -12,7 +12,7 @@ from typing import Any
 
 from feedback.accounts import consent
 from feedback.chats.conversations import Message, unpacked
-from feedback.database.database import Store
+from feedback.database.database import Database
 
 AT_ONCE = 500  # replies whose texts are read by one query
 NEWER = {  # table -> how a newer row of the same person about the same thing is found, each by an index
@@ -32,7 +32,7 @@ Position = dict[str, int]  # for each table the newest row that was seen
 
 
 @dataclass(frozen=True)
-class Told:
+class ReplyInContext:
     """A reply with all that came before it."""
 
     id: str
@@ -47,22 +47,22 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Brief:
-    """A reply without its text: who wrote it (as in `Told`), and how many characters."""
+class ReplySummary:
+    """A reply without its text: who wrote it (as in `ReplyInContext`), and how many characters."""
 
     conversation: str
     model: str
     length: int
 
 
-def position(store: Store) -> Position:
+def position(store: Database) -> Position:
     """Where the ledger ends now."""
     query = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {each}) AS {each}" for each in NEWER)
     return dict(store.row(query) or {})
 
 
 def rows(
-    store: Store, table: str, since: Position | None = None, most: int = -1, user: int | None = None
+    store: Database, table: str, since: Position | None = None, most: int = -1, user: int | None = None
 ) -> list[dict[str, Any]]:
     """The standing rows of a table that were said after a position, oldest first.
 
@@ -92,9 +92,9 @@ def stands(table: str) -> str:
     return " AND ".join(("u.forgotten_at IS NULL", *newer))
 
 
-def texts(store: Store, replies: Iterable[str]) -> dict[str, Told]:
+def texts(store: Database, replies: Iterable[str]) -> dict[str, ReplyInContext]:
     """Replies with their contexts, by id."""
-    found: dict[str, Told] = {}
+    found: dict[str, ReplyInContext] = {}
     different = iter(dict.fromkeys(replies))
     while some := list(islice(different, AT_ONCE)):
         sql = """SELECT m.id, m.parent, m.conversation, m.content, r.token_ids, r.template_sha256, r.finish,
@@ -106,20 +106,22 @@ def texts(store: Store, replies: Iterable[str]) -> dict[str, Told]:
             ids = unpacked("i", row["token_ids"])
             context = contexts.get(row["parent"], ())
             author = (row["model"], ids, row["template_sha256"], row["finish"])
-            found[row["id"]] = Told(row["id"], row["parent"], row["conversation"], context, row["content"], *author)
+            found[row["id"]] = ReplyInContext(
+                row["id"], row["parent"], row["conversation"], context, row["content"], *author
+            )
     return found
 
 
-def briefs(store: Store, replies: Iterable[str]) -> dict[str, Brief]:
+def briefs(store: Database, replies: Iterable[str]) -> dict[str, ReplySummary]:
     """Replies without their texts, by id."""
     sql = """SELECT m.id, m.conversation, length(m.content) AS length,
         coalesce(r.adapter, json_extract(r.sampling, '$.model'), iif(r.base_sha256 IS NULL, '', 'base')) AS model
         FROM json_each(?) j JOIN messages m ON m.id = j.value JOIN replies r ON r.message = m.id"""
     found = store.rows(sql, json.dumps(sorted(set(replies))))
-    return {row["id"]: Brief(row["conversation"], row["model"], row["length"]) for row in found}
+    return {row["id"]: ReplySummary(row["conversation"], row["model"], row["length"]) for row in found}
 
 
-def _contexts(store: Store, messages: Sequence[str]) -> dict[str, tuple[Message, ...]]:
+def _contexts(store: Database, messages: Sequence[str]) -> dict[str, tuple[Message, ...]]:
     """For each message the turns from the root down to it."""
     sql = """WITH RECURSIVE up (start, id, parent, role, content, depth) AS (
             SELECT j.value, m.id, m.parent, m.role, m.content, 0 FROM json_each(?) j JOIN messages m ON m.id = j.value

@@ -8,11 +8,11 @@ from typing import Any
 
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Store
+from feedback.database.database import Database
 
 
 @dataclass(frozen=True)
-class Saying:
+class Entry:
     """One thing said at one time. `standing` is false once something newer has taken its place."""
 
     id: int
@@ -46,7 +46,7 @@ QUERIES = {  # kind -> what names a saying's thing, and where the sayings about 
 AS_JSON = ("reasons", "replies", "ranks")
 
 
-def sayings(store: Store, user: User, reply: str) -> list[Saying]:
+def entries(store: Database, user: User, reply: str) -> list[Entry]:
     """Everything that this person said of a reply, oldest first. Raises `NotFound` where they were not shown it."""
     node = conversations.shown_reply(store, user, reply)
     found = []
@@ -57,7 +57,7 @@ def sayings(store: Store, user: User, reply: str) -> list[Saying]:
             said = {name: json.loads(row[name]) if name in AS_JSON else row[name] for name in row}
             known = {name: said.pop(name) for name in ("id", "at", "standing")}
             said.pop("user")
-            found.append(Saying(known["id"], kind, known["at"], bool(known["standing"]), said))
+            found.append(Entry(known["id"], kind, known["at"], bool(known["standing"]), said))
     return sorted(found, key=lambda each: each.at)
 
 

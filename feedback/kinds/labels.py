@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import checked
-from feedback.database.database import Refused, Store, now
+from feedback.database.database import Database, Refused, now
 from feedback.kinds.rate_limit import require_pace
 
 LABELS = {  # stored by key, shown by words
@@ -34,14 +34,14 @@ class Label:
     words: str
 
 
-def label(store: Store, user: User, reply: str, label: str, given: bool = True, words: str = "") -> int:
+def label(store: Database, user: User, reply: str, label: str, given: bool = True, words: str = "") -> int:
     """Say that a reply is something, or (`given` false) take that back; the row's id.
 
     Raises `Refused` on an unknown label, `NotFound` on a reply that this person may not rate.
     """
     if label not in LABELS and not CUSTOM.fullmatch(label):
         raise Refused(f"unknown label {label!r}; a label is one of {', '.join(LABELS)}, or custom:a few words")
-    with store.write():
+    with store.transaction():
         conversations.ratable_reply(store, user, reply, taking_back=not given)
         if given:
             require_pace(store, user)
@@ -49,14 +49,14 @@ def label(store: Store, user: User, reply: str, label: str, given: bool = True, 
         return store.insert("labels", row | {"at": now()})
 
 
-def labels(store: Store, user: User, reply: str) -> list[Label]:
+def labels(store: Database, user: User, reply: str) -> list[Label]:
     """The labels that this person gave a reply, as they stand."""
     sql = """SELECT reply, user, label, words FROM labels WHERE reply = ? AND user = ? AND given AND id IN
         (SELECT max(id) FROM labels WHERE reply = ? AND user = ? GROUP BY label) ORDER BY label"""
     return [Label(**row) for row in store.rows(sql, reply, user.id, reply, user.id)]
 
 
-def signal_newest(store: Store, user: User, message: str, kind: str) -> None:
+def signal_newest(store: Database, user: User, message: str, kind: str) -> None:
     """The same of the newest reply to a message of theirs, if there is one."""
     conversations.own_node(store, user, message)
     replies = [each.id for each in conversations.children(store, message) if each.role == "assistant"]
@@ -64,10 +64,10 @@ def signal_newest(store: Store, user: User, message: str, kind: str) -> None:
         signal(store, user, replies[-1], kind)
 
 
-def signal(store: Store, user: User, reply: str, kind: str) -> int:
+def signal(store: Database, user: User, reply: str, kind: str) -> int:
     """Log what somebody did with a reply of theirs; the row's id. Raises as `label` does."""
     if kind not in SIGNALS:
         raise Refused(f"a signal is one of {', '.join(SIGNALS)}, not {kind!r}")
-    with store.write():
+    with store.transaction():
         conversations.own_reply(store, user, reply)
         return store.insert("signals", {"user": user.id, "reply": reply, "kind": kind, "at": now()})

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Store, TooOften
+from feedback.database.database import Database, TooOften
 from feedback.records import nights
 
 HOUR_S = 3600
@@ -24,7 +24,7 @@ SAID = " UNION ALL ".join(f"SELECT at FROM {table} WHERE user = :user AND at > :
                           for table, one in GIVEN.items())  # fmt: skip
 
 
-def require_pace(store: Store, user: User) -> None:
+def require_pace(store: Database, user: User) -> None:
     """To be called inside the write that gives feedback. Raises `TooOften` when this person has given their hour's."""
     most = nights.setting(store, "feedback_per_hour")
     if not most or (user.name == users.OWNER and not users.has_accounts(store)):

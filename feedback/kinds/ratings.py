@@ -14,7 +14,7 @@ from typing import Any
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import checked
-from feedback.database.database import Refused, Store, now
+from feedback.database.database import Database, Refused, now
 from feedback.kinds.rate_limit import require_pace
 
 UP, NONE, DOWN = 1, 0, -1
@@ -62,7 +62,7 @@ class Vote:
     words: str
 
 
-def vote(store: Store, user: User, reply: str, value: int, reasons: Sequence[str] = (), words: str = "") -> int:
+def vote(store: Database, user: User, reply: str, value: int, reasons: Sequence[str] = (), words: str = "") -> int:
     """A thumb: UP, DOWN, or NONE to take it back; the row's id.
 
     Raises `Refused` on another value or reason and where consent is lacking, `NotFound` on a reply that this person was
@@ -71,7 +71,7 @@ def vote(store: Store, user: User, reply: str, value: int, reasons: Sequence[str
     if type(value) is not int or value not in (UP, NONE, DOWN):
         raise Refused(f"a vote is 1, 0 or -1, not {value!r}")
     reasons = checked_reasons(reasons)
-    with store.write():
+    with store.transaction():
         conversations.ratable_reply(store, user, reply, taking_back=value == NONE)
         if value != NONE:
             require_pace(store, user)
@@ -88,7 +88,7 @@ def checked_reasons(reasons: Sequence[str]) -> list[str]:
 
 
 def compare(
-    store: Store,
+    store: Database,
     user: User,
     left: str,
     right: str,
@@ -111,7 +111,7 @@ def compare(
         raise Refused(f"shown_s is a number of seconds, not {shown_s!r}")
     if left == right:
         raise Refused("a comparison needs two different replies")
-    with store.write():
+    with store.transaction():
         first, second = (
             conversations.ratable_reply(store, user, each, choice == "taken_back") for each in (left, right)
         )
@@ -129,7 +129,7 @@ def compare(
 
 
 def rank(
-    store: Store,
+    store: Database,
     user: User,
     replies: Sequence[str],
     ranks: Sequence[int],
@@ -145,7 +145,7 @@ def rank(
         raise Refused("a ranking needs two or more different replies")
     if len(ranks) != len(replies) or any(type(each) is not int or each < 1 for each in ranks):
         raise Refused("a ranking gives every reply a whole number from 1")
-    with store.write():
+    with store.transaction():
         parents = {conversations.ratable_reply(store, user, reply, taken_back).parent for reply in replies}
         if len(parents) != 1:
             raise Refused("a ranking is of replies to the same message")
@@ -156,32 +156,32 @@ def rank(
         return store.insert("rankings", row | {"question": answered(store, user, replies), "at": now()})
 
 
-def answered(store: Store, user: User, replies: Sequence[str]) -> str | None:
+def answered(store: Database, user: User, replies: Sequence[str]) -> str | None:
     """The open question that a rating of these replies answers, which is answered by it; None if nobody asked."""
     parent = conversations.node(store, replies[0]).parent
     sql = """SELECT id, replies FROM questions WHERE parent = ? AND user = ?
         ORDER BY answered_at IS NOT NULL, seq DESC"""  # the open one, else the one that was answered last
     for row in store.rows(sql, parent, user.id):
         if set(json.loads(row["replies"])) == set(replies):
-            with store.write() as db:
+            with store.transaction() as db:
                 sql = "UPDATE questions SET answered_at = coalesce(answered_at, ?) WHERE id = ?"
                 db.conn.execute(sql, (now(), row["id"]))
             return str(row["id"])
     return None
 
 
-def correct(store: Store, user: User, reply: str, text: str) -> int:
+def correct(store: Database, user: User, reply: str, text: str) -> int:
     """The reply as it should have been (empty: taken back); the row's id. Raises as `vote` does."""
     return _say(store, "corrections", user, reply, text)
 
 
-def critique(store: Store, user: User, reply: str, text: str) -> int:
+def critique(store: Database, user: User, reply: str, text: str) -> int:
     """What is wrong with a reply, in words (empty: taken back); the row's id. Raises as `vote` does."""
     return _say(store, "critiques", user, reply, text)
 
 
-def _say(store: Store, table: str, user: User, reply: str, text: str) -> int:
-    with store.write():
+def _say(store: Database, table: str, user: User, reply: str, text: str) -> int:
+    with store.transaction():
         row = {"user": user.id, "reply": reply, "text": checked(text).strip(), "at": now()}
         conversations.ratable_reply(store, user, reply, taking_back=not row["text"])
         if row["text"]:
@@ -189,7 +189,7 @@ def _say(store: Store, table: str, user: User, reply: str, text: str) -> int:
         return store.insert(table, row)
 
 
-def standing_vote(store: Store, user: User, reply: str) -> Vote | None:
+def standing_vote(store: Database, user: User, reply: str) -> Vote | None:
     """This person's thumb on a reply as it stands; None if there is none or it was taken back."""
     sql = "SELECT value, reasons, words FROM votes WHERE reply = ? AND user = ? ORDER BY id DESC LIMIT 1"
     row = store.row(sql, reply, user.id)
@@ -198,7 +198,7 @@ def standing_vote(store: Store, user: User, reply: str) -> Vote | None:
     return Vote(reply, row["value"], tuple(json.loads(row["reasons"])), row["words"])
 
 
-def standing_choice(store: Store, user: User, left: str, right: str) -> str | None:
+def standing_choice(store: Database, user: User, left: str, right: str) -> str | None:
     """This person's choice between two replies, as `left` and `right` are named here; None if there is none."""
     sql = """SELECT left_reply, choice FROM comparisons WHERE user = ? AND left_reply IN (?, ?)
         AND right_reply IN (?, ?) ORDER BY id DESC LIMIT 1"""
@@ -210,14 +210,14 @@ def standing_choice(store: Store, user: User, left: str, right: str) -> str | No
     return "right" if row["choice"] == "left" else "left"
 
 
-def standing_correction(store: Store, user: User, reply: str) -> str | None:
+def standing_correction(store: Database, user: User, reply: str) -> str | None:
     """This person's correction of a reply as it stands, if any."""
     sql = "SELECT text FROM corrections WHERE reply = ? AND user = ? ORDER BY id DESC LIMIT 1"
     row = store.row(sql, reply, user.id)
     return row["text"] or None if row else None
 
 
-def counts(store: Store) -> dict[str, int]:
+def counts(store: Database) -> dict[str, int]:
     """How many rows of each kind of feedback the store holds."""
     # Rows are never removed, so the newest one's number is their count; a count would read the whole table.
     query = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {kind}) AS {kind}" for kind in TABLES)
@@ -225,13 +225,13 @@ def counts(store: Store) -> dict[str, int]:
     return row
 
 
-def position(store: Store) -> list[int]:
+def position(store: Database) -> list[int]:
     """A list of numbers that changes with every piece of feedback; as cheap on a large store as on a small one."""
     query = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {each}) AS {each}" for each in TABLES)
     return list((store.row(query) or {}).values())
 
 
-def by_day(store: Store, zone: tzinfo, days: int = 14) -> list[Day]:
+def by_day(store: Database, zone: tzinfo, days: int = 14) -> list[Day]:
     """What was said on each of the last days up to today, oldest first, by the clocks of a time zone."""
     today = datetime.now(zone).date()
     found = {today - timedelta(days=ago): dict.fromkeys(KINDS, 0) for ago in reversed(range(days))}

@@ -11,7 +11,7 @@ from typing import Any
 
 from feedback.accounts import consent
 from feedback.accounts.users import User
-from feedback.database.database import NotFound, Refused, Store, now
+from feedback.database.database import Database, NotFound, Refused, now
 from feedback.kinds import current
 from feedback.raters.reliability import PEOPLE, Rating, Reliability, heard, reliabilities, shared_ratings
 
@@ -90,7 +90,7 @@ def alpha(ratings: Sequence[Rating]) -> float | None:
     return float(krippendorff.alpha(value_counts=counts, value_domain=values, level_of_measurement="ordinal"))
 
 
-def consistency(store: Store) -> Share:
+def consistency(store: Database) -> Share:
     """How often a person who was asked about a pair again, on purpose, says what they said before."""
     sql = f"""SELECT t.user, t.left_reply, t.right_reply, t.choice, q.why
         FROM comparisons t JOIN questions q ON q.id = t.question {current.with_whose("comparisons")}
@@ -111,7 +111,7 @@ def consistency(store: Store) -> Share:
     return share(sum(map(sum, same.values())), sum(map(len, same.values())))
 
 
-def biases(store: Store) -> tuple[Share, Share]:
+def biases(store: Database) -> tuple[Share, Share]:
     """How often the left reply was chosen, and how often the longer one, where two differ in length."""
     rows = [row for row in heard(store, "comparisons") if row["choice"] in ("left", "right")]
     told = current.briefs(store, [row[side] for row in rows for side in ("left_reply", "right_reply")])
@@ -121,7 +121,7 @@ def biases(store: Store) -> tuple[Share, Share]:
     return share(sum(chosen), len(chosen)), share(sum(longer), len(longer))
 
 
-def add_gold(store: Store, user: User, better: str, worse: str) -> int:
+def add_gold(store: Database, user: User, better: str, worse: str) -> int:
     """Say that of two replies to one message one is better beyond doubt, to see who looks; the row's id.
 
     Raises `NotFound` or `Refused`.
@@ -136,7 +136,7 @@ def add_gold(store: Store, user: User, better: str, worse: str) -> int:
     return store.insert("gold", {"better": better, "worse": worse, "user": user.id, "at": now()})
 
 
-def gold(store: Store) -> dict[int, Share]:
+def gold(store: Database) -> dict[int, Share]:
     """How often each person chose the better reply of a gold pair."""
     sql = f"""SELECT t.user, (CASE t.choice WHEN 'left' THEN t.left_reply ELSE t.right_reply END) = g.better AS right
         FROM gold g JOIN comparisons t ON t.left_reply = g.better AND t.right_reply = g.worse
@@ -149,7 +149,7 @@ def gold(store: Store) -> dict[int, Share]:
     return {user: share(part[user], count) for user, count in whole.items()}
 
 
-def report(store: Store) -> Report:
+def report(store: Database) -> Report:
     """All of it, by name; nobody is named who does not let their ratings be used."""
     ratings = shared_ratings(store)
     known = {each.user: each for each in reliabilities(ratings)}

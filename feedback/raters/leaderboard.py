@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from feedback.database.database import Store
+from feedback.database.database import Database
 
 BASE = "base"
 PRIOR = 0.01  # of each strength's square: as much as a hundredth of a choice
@@ -33,7 +33,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Rank:
     """One adapter. `strength` in nats over the mean of all; (low, high) 95 % intervals; `rank` as (best, worst)."""
 
     name: str
@@ -48,12 +48,12 @@ class Standing:
 class Board:
     """Every adapter, strongest first, and what sways people beside: in nats, with 95 % intervals."""
 
-    standings: tuple[Standing, ...]
+    standings: tuple[Rank, ...]
     left_side: tuple[float, float, float]  # estimate, low, high
     length: tuple[float, float, float]  # for a reply e times as long
 
 
-def choices(store: Store) -> list[Choice]:
+def choices(store: Database) -> list[Choice]:
     """The standing choices and ties that may be used, between different adapters."""
     from feedback.kinds import current
     from feedback.raters.reliability import weights
@@ -99,7 +99,7 @@ def board(choices: Sequence[Choice], draws: int = 200, seed: int = 0, covariates
     quantiles = np.quantile(drawn, [0.025, 0.975], axis=0).T.tolist() if drawn is not None else [None] * len(names)
     counted = {name: sum(name in (each.left, each.right) for each in choices) for name in names}
     made = [
-        Standing(name, counted[name], float(strengths[n]), analytic[n], _interval(quantiles[n]), (0, 0))
+        Rank(name, counted[name], float(strengths[n]), analytic[n], _interval(quantiles[n]), (0, 0))
         for n, name in enumerate(names)
     ]
     sway = [_swayed(fitted, covariance, len(names) + 1 + n) if covariates else (0.0, 0.0, 0.0) for n in range(2)]
@@ -197,7 +197,7 @@ def _swayed(fitted: Any, covariance: Any, at: int) -> tuple[float, float, float]
     return estimate, estimate - spread, estimate + spread
 
 
-def _ranked(made: list[Standing]) -> list[Standing]:
+def _ranked(made: list[Rank]) -> list[Rank]:
     """Strongest first; a rank is from how many are surely stronger to how many may be."""
     ordered = sorted(made, key=lambda each: -each.strength)
     ranked = []

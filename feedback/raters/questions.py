@@ -19,7 +19,7 @@ from feedback.accounts import consent, users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Message
-from feedback.database.database import Store, new_id, now
+from feedback.database.database import Database, new_id, now
 from feedback.kinds import current
 from feedback.records import nights
 
@@ -53,14 +53,14 @@ class Question:
     propensity: float
 
 
-def next_question(store: Store, user: User, chance: random.Random | None = None) -> Question | None:
+def next_question(store: Database, user: User, chance: random.Random | None = None) -> Question | None:
     """What to ask this person now: the question that is still open, else a new one, which is recorded; None if nothing.
 
     An item is asked until as many people have answered as the setting `raters_per_question` says.
     """
     chance = chance or random.SystemRandom()
     overlap = nights.setting(store, "raters_per_question")
-    with store.write():
+    with store.transaction():
         waiting = _askable(store, user, "q.answered_at IS NULL")
         if waiting:
             return _question(store, waiting)
@@ -87,13 +87,13 @@ def next_question(store: Store, user: User, chance: random.Random | None = None)
         return _question(store, row | {"replies": json.dumps(row["replies"])})
 
 
-def question(store: Store, user: User, asked: str) -> Question | None:
+def question(store: Database, user: User, asked: str) -> Question | None:
     """A question that was put to this person, answered or not; None where they may not be shown it any more."""
     row = _askable(store, user, "q.id = ?", asked)
     return _question(store, row) if row else None
 
 
-def _askable(store: Store, user: User, which: str, *values: str) -> dict[str, Any] | None:
+def _askable(store: Database, user: User, which: str, *values: str) -> dict[str, Any] | None:
     """The first question of this person that may be asked, of those that SQL names."""
     sql = f"""SELECT q.* FROM questions q
         JOIN messages m ON m.id = q.parent JOIN conversations c ON c.id = m.conversation
@@ -121,7 +121,7 @@ def teaching(items: Sequence[Item]) -> list[float]:
     ]
 
 
-def items(store: Store, user: User, overlap: int) -> tuple[list[Item], list[Item]]:
+def items(store: Database, user: User, overlap: int) -> tuple[list[Item], list[Item]]:
     """What this person could be asked: what they have not answered, and the pairs that they have."""
     rater = user.may("rater") and users.consent(store, user)
     found = _several(row for row in _pool(store) if row["owner"] == user.id or (row["shared"] and rater))
@@ -148,20 +148,20 @@ def items(store: Store, user: User, overlap: int) -> tuple[list[Item], list[Item
     return fresh, before
 
 
-def newest(store: Store, most: int) -> list[list[str]]:
+def newest(store: Database, most: int) -> list[list[str]]:
     """The replies that raters could be asked about, message by message, newest first; of so many messages at most."""
     return list(reversed(_several(row for row in _pool(store) if row["shared"]).values()))[:most]
 
 
-def keep_scores(store: Store, scores: Mapping[str, tuple[float, float]]) -> None:
+def keep_scores(store: Database, scores: Mapping[str, tuple[float, float]]) -> None:
     """What the newest reward models say of replies: mean, and deviation among them. What older ones said goes."""
     rows = [{"reply": reply, "mean": mean, "deviation": apart, "at": now()} for reply, (mean, apart) in scores.items()]
-    with store.write() as db:
+    with store.transaction() as db:
         db.table("reward_scores").delete_where()
         db.table("reward_scores").insert_all(rows)
 
 
-def _pool(store: Store) -> Iterator[dict[str, Any]]:
+def _pool(store: Database) -> Iterator[dict[str, Any]]:
     """The newest replies, oldest first, each with its owner, and whether its words are shared."""
     sql = f"""SELECT m.id, m.parent, c.user AS owner, {consent.shared("c")} AS shared FROM
         (SELECT * FROM messages WHERE role = 'assistant' AND content <> '' ORDER BY seq DESC LIMIT ?) m
@@ -177,7 +177,7 @@ def _several(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
     return {parent: replies[-MOST_RANKED:] for parent, replies in found.items() if len(replies) > 1}
 
 
-def _answered(store: Store, user: User, parents: list[str]) -> dict[str, set[int]]:
+def _answered(store: Database, user: User, parents: list[str]) -> dict[str, set[int]]:
     """Who has compared or ranked replies to each message: of others, those whose answer stands and may be used."""
 
     def counts(table: str, is_back: str) -> str:
@@ -194,7 +194,7 @@ def _answered(store: Store, user: User, parents: list[str]) -> dict[str, set[int
     return found
 
 
-def _question(store: Store, row: dict[str, Any]) -> Question:
+def _question(store: Database, row: dict[str, Any]) -> Question:
     replies = [(each, conversations.node(store, each).content) for each in json.loads(row["replies"])]
     messages = conversations.messages_of(conversations.path(store, row["parent"]))
     return Question(row["id"], row["kind"], messages, tuple(replies), row["why"], float(row["propensity"]))

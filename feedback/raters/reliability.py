@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.kinds import current
 
 PEOPLE = ("person", "anonymous")  # the kinds of users whose agreement is looked at; no model, and nothing imported
@@ -50,12 +50,12 @@ class Reliability:
         return self.ratings < NEW
 
 
-def weights(store: Store) -> dict[int, float]:
+def weights(store: Database) -> dict[int, float]:
     """The weight of each person whose ratings can be compared with others'; everybody else's is 1."""
     return {each.user: each.weight for each in reliabilities(shared_ratings(store))}
 
 
-def shared_ratings(store: Store, window: int = WINDOW) -> list[Rating]:
+def shared_ratings(store: Database, window: int = WINDOW) -> list[Rating]:
     """Standing thumbs, choices and rankings of `PEOPLE` that may be used, as far as more than one of them rated the
     thing; the newest of them."""
     found: list[Rating] = []
@@ -78,7 +78,7 @@ def shared_ratings(store: Store, window: int = WINDOW) -> list[Rating]:
     return [each for each in found if len(people[each.item]) > 1]
 
 
-def heard(store: Store, table: str, window: int = WINDOW) -> list[dict[str, Any]]:
+def heard(store: Database, table: str, window: int = WINDOW) -> list[dict[str, Any]]:
     """The standing rows of `PEOPLE` that may be used, among the newest of a table."""
     since = {table: max(current.position(store)[table] - window, 0)}
     return [row for row in current.rows(store, table, since) if row["usable"] and row["by"] in PEOPLE]

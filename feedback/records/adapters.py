@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from feedback.database.database import Conflict, NotFound, Store, now
+from feedback.database.database import Conflict, Database, NotFound, now
 from feedback.records import nights
 
 ANYTHING = "anything"  # as what is believed to be serving: whatever serves
@@ -53,7 +53,7 @@ class Promotion:
 
 
 @dataclass(frozen=True)
-class Deed:
+class AuditEntry:
     """Something that was done, by `user` (None: by the program, or at the command line: `detail` says by whom)."""
 
     id: int
@@ -64,17 +64,17 @@ class Deed:
     at: str
 
 
-def directory(store: Store, adapter: str) -> Path:
+def directory(store: Database, adapter: str) -> Path:
     """Where an adapter's files lie."""
     return store.data / "adapters" / adapter
 
 
-def add_adapter(store: Store, adapter: Adapter) -> None:
+def add_adapter(store: Database, adapter: Adapter) -> None:
     """Announce an adapter whose directory is complete. Raises `Conflict` on a taken id.
 
     One whose night learned from somebody who has been forgotten meanwhile is marked for a clean retrain at once.
     """
-    with store.write():
+    with store.transaction():
         if store.row("SELECT 1 FROM adapters WHERE id = ?", adapter.id):
             raise Conflict(f"there is already an adapter {adapter.id!r}")
         store.insert("adapters", adapter.__dict__)
@@ -82,7 +82,7 @@ def add_adapter(store: Store, adapter: Adapter) -> None:
             store.insert("retrains", {"adapter": adapter.id, "user": user, "at": now()})
 
 
-def adapter(store: Store, name: str) -> Adapter:
+def adapter(store: Database, name: str) -> Adapter:
     """One adapter. Raises `NotFound`."""
     row = store.row("SELECT * FROM adapters WHERE id = ?", name)
     if row is None:
@@ -90,7 +90,7 @@ def adapter(store: Store, name: str) -> Adapter:
     return _adapter(row)
 
 
-def adapters(store: Store) -> list[Adapter]:
+def adapters(store: Database) -> list[Adapter]:
     """Every adapter, newest first."""
     return [_adapter(row) for row in store.rows("SELECT * FROM adapters ORDER BY created_at DESC, id DESC")]
 
@@ -99,14 +99,14 @@ def _adapter(row: dict[str, Any]) -> Adapter:
     return Adapter(**row | {"evidence": json.loads(row["evidence"])})
 
 
-def serving(store: Store) -> str | None:
+def serving(store: Database) -> str | None:
     """The id of the adapter that should answer now; None: the base."""
     row = store.row("SELECT adapter FROM promotions ORDER BY id DESC LIMIT 1")
     return row["adapter"] if row else None
 
 
 def promote(
-    store: Store,
+    store: Database,
     name: str | None,
     user: int | None,
     reason: str,
@@ -118,7 +118,7 @@ def promote(
     Raises `NotFound` on an unknown adapter, `Conflict` on one that serves already or was refused, and where something
     else serves than was believed.
     """
-    with store.write():
+    with store.transaction():
         require_promotable(store, name, instead_of)
         row = {"adapter": name, "user": user, "reason": reason, "proof": proof, "at": now()}
         done = store.insert("promotions", row)
@@ -126,7 +126,7 @@ def promote(
     return done
 
 
-def require_promotable(store: Store, name: str | None, instead_of: str | None = ANYTHING) -> None:
+def require_promotable(store: Database, name: str | None, instead_of: str | None = ANYTHING) -> None:
     """Raises what `promote` raises for an adapter that cannot be promoted now."""
     if instead_of not in (ANYTHING, serving(store)):
         raise Conflict(f"{what_happened(store)}; look again before you promote")
@@ -136,7 +136,7 @@ def require_promotable(store: Store, name: str | None, instead_of: str | None = 
         raise Conflict(f"{name or 'the base'} serves already")
 
 
-def what_happened(store: Store) -> str:
+def what_happened(store: Database) -> str:
     """The newest promotion as half a sentence: who let what serve, and how long ago."""
     newest = next(iter(promotions(store, 1)), None)
     if newest is None:
@@ -151,7 +151,7 @@ def what_happened(store: Store) -> str:
     return f"{done} {ago}" if minutes < 60 else f"{done} at {newest.at[:16].replace('T', ' ')} UTC"
 
 
-def before_serving(store: Store) -> str | None:
+def before_serving(store: Database) -> str | None:
     """What served before the adapter that serves now (None: the base). Raises `Conflict` if nothing did."""
     current = serving(store)
     if current is None:
@@ -163,13 +163,13 @@ def before_serving(store: Store) -> str | None:
     return row["adapter"] if row else None
 
 
-def promotions(store: Store, limit: int = 50) -> list[Promotion]:
+def promotions(store: Database, limit: int = 50) -> list[Promotion]:
     """The newest promotions, newest first."""
     sql = "SELECT id, adapter, user, reason, at FROM promotions ORDER BY id DESC LIMIT ?"
     return [Promotion(**row) for row in store.rows(sql, limit)]
 
 
-def audit(store: Store, user: int | None, action: str, subject: str, detail: dict[str, Any] | None = None) -> None:
+def audit(store: Database, user: int | None, action: str, subject: str, detail: dict[str, Any] | None = None) -> None:
     """Write down who did what to what; where that is nobody with an account here, whose terminal it was."""
     typed = {TERMINAL: _typed_by.get()} if user is None and _typed_by.get() else {}
     row = {"user": user, "action": action, "subject": subject, "detail": (detail or {}) | typed, "at": now()}
@@ -198,8 +198,8 @@ def account_here() -> str:
         return f"account {os.getuid()}"
 
 
-def audit_trail(store: Store, limit: int = 50) -> list[Deed]:
+def audit_trail(store: Database, limit: int = 50) -> list[AuditEntry]:
     """The newest of what was done, newest first."""
     sql = """SELECT audit.id, users.name AS user, action, subject, detail, at
         FROM audit LEFT JOIN users ON users.id = audit.user ORDER BY audit.id DESC LIMIT ?"""
-    return [Deed(**row | {"detail": json.loads(row["detail"])}) for row in store.rows(sql, limit)]
+    return [AuditEntry(**row | {"detail": json.loads(row["detail"])}) for row in store.rows(sql, limit)]

@@ -6,12 +6,12 @@ A row is about token ids under one model, in one number format and template; who
 import itertools
 from collections.abc import Iterable, Mapping
 
-from feedback.database.database import Store
+from feedback.database.database import Database
 
 AT_ONCE = 500  # keys in one query
 
 
-def known(store: Store, reference: str, template_sha256: str, replies: Iterable[str]) -> dict[str, bytes]:
+def known(store: Database, reference: str, template_sha256: str, replies: Iterable[str]) -> dict[str, bytes]:
     """The log-probs that are kept of these replies (float32, nats, a token each), by the replies' hashes."""
     found: dict[str, bytes] = {}
     wanted = iter(sorted(set(replies)))
@@ -23,10 +23,10 @@ def known(store: Store, reference: str, template_sha256: str, replies: Iterable[
     return found
 
 
-def keep(store: Store, reference: str, template_sha256: str, logprobs: Mapping[str, bytes]) -> None:
+def keep(store: Database, reference: str, template_sha256: str, logprobs: Mapping[str, bytes]) -> None:
     """Keep log-probs by their replies' hashes; what is kept already stays."""
     columns = "reply_sha256, reference, template_sha256, logprobs"
     sql = f"INSERT OR IGNORE INTO reference_logprobs ({columns}) VALUES (?, ?, ?, ?)"
     rows = [(reply, reference, template_sha256, each) for reply, each in logprobs.items()]
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.executemany(sql, rows)

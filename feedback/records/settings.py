@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from feedback.database.database import NotFound, Refused, Store, now
+from feedback.database.database import Database, NotFound, Refused, now
 from feedback.records import adapters
 
 
@@ -83,29 +83,29 @@ SETTINGS = {
 }
 
 
-def setting(store: Store, name: str) -> Any:
+def setting(store: Database, name: str) -> Any:
     """An operator's setting as it stands, or its default. Raises `NotFound` on an unknown name."""
     declared = _declared(name)
     row = store.row("SELECT value FROM settings WHERE name = ? ORDER BY id DESC LIMIT 1", name)
     return json.loads(row["value"]) if row else declared.default
 
 
-def all_settings(store: Store) -> dict[str, Any]:
+def all_settings(store: Database) -> dict[str, Any]:
     """Every setting as it stands, by name."""
     return {name: setting(store, name) for name in SETTINGS}
 
 
-def set_setting(store: Store, user: int | None, name: str, value: Any) -> None:
+def set_setting(store: Database, user: int | None, name: str, value: Any) -> None:
     """Change a setting, and who did it. Raises `NotFound` on an unknown name, `Refused` on a value it cannot take."""
     _declared(name).require(value)
-    with store.write():
+    with store.transaction():
         store.insert("settings", {"user": user, "name": name, "value": json.dumps(value), "at": now()})
         adapters.audit(store, user, "set", name, {"value": value})
 
 
-def set_all(store: Store, user: int | None, values: Mapping[str, Any]) -> None:
+def set_all(store: Database, user: int | None, values: Mapping[str, Any]) -> None:
     """Change several settings, all or none. Raises as `set_setting` does."""
-    with store.write():
+    with store.transaction():
         for name, value in values.items():
             set_setting(store, user, name, value)
 

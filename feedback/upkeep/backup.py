@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from feedback.database import private_files
-from feedback.database.database import Conflict, NotFound, Refused, Store, Unavailable, now, translated
+from feedback.database.database import Conflict, Database, NotFound, Refused, Unavailable, now, translated
 from feedback.records import adapters
 
 DATABASE, MANIFEST, SECRET, ADAPTERS = "nightschool.db", "backup.json", "secret", "adapters"
@@ -39,7 +39,7 @@ class Backup:
         return sum(size for size, _ in self.files.values())
 
 
-def back_up(store: Store, where: Path, by: int | None = None) -> Backup:
+def back_up(store: Database, where: Path, by: int | None = None) -> Backup:
     """Copy everything into the new folder `where`, while others read and write.
 
     Raises `Conflict` where something is there already, `Unavailable` where there is no room, `Damaged` where the
@@ -95,7 +95,7 @@ def restore(backup: Path, data: Path, replace: bool = False) -> Path | None:
         shutil.copytree(backup, arriving)
         verified(arriving)
         private_files.close([arriving])
-        with closing(Store(arriving)) as store:  # what is restored says that it was
+        with closing(Database(arriving)) as store:  # what is restored says that it was
             adapters.audit(store, None, "restore", str(backup), {"backup of": made.made_at})
         for each in files_in(arriving):
             to_disk(each)
@@ -127,7 +127,7 @@ def verified(backup: Path) -> Backup:
     return made
 
 
-def copy_database(store: Store, to: Path) -> None:
+def copy_database(store: Database, to: Path) -> None:
     """The database as it is at this moment, in one file without a log."""
     with private_files.making_private():
         target = sqlite3.connect(to)

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from feedback.database.database import LONGEST_LOG, MB, Store
+from feedback.database.database import LONGEST_LOG, MB, Database
 
 LEAST_FREE = 1024 * MB  # bytes: a night's checkpoint and adapter, and a backup, want as much
 
@@ -22,9 +22,9 @@ class Finding:
     words: str
 
 
-def examine(store: Store) -> list[Finding]:
+def examine(store: Database) -> list[Finding]:
     """Look at everything, in order of weight. Changes nothing."""
-    looks: tuple[Callable[[Store], Finding], ...] = (
+    looks: tuple[Callable[[Database], Finding], ...] = (
         integrity,
         references,
         log,
@@ -37,7 +37,7 @@ def examine(store: Store) -> list[Finding]:
     return [look(store) for look in looks]
 
 
-def integrity(store: Store) -> Finding:
+def integrity(store: Database) -> Finding:
     """Is every page of the database whole?"""
     wrong = [row["integrity_check"] for row in store.rows("PRAGMA integrity_check") if row["integrity_check"] != "ok"]
     if wrong:
@@ -46,7 +46,7 @@ def integrity(store: Store) -> Finding:
     return Finding("database", True, f"whole, {size / MB:,.1f} MB")
 
 
-def references(store: Store) -> Finding:
+def references(store: Database) -> Finding:
     """Does every row refer to rows that exist?"""
     wrong = store.rows("PRAGMA foreign_key_check")
     if wrong:
@@ -54,7 +54,7 @@ def references(store: Store) -> Finding:
     return Finding("references", True, "every row refers to rows that exist")
 
 
-def log(store: Store) -> Finding:
+def log(store: Database) -> Finding:
     """Is the write-ahead log being emptied?"""
     length = store.log_bytes()
     words = f"{length / MB:.1f} MB of at most {LONGEST_LOG // MB}"
@@ -63,7 +63,7 @@ def log(store: Store) -> Finding:
     return Finding("log", True, words)
 
 
-def adapter_folders(store: Store) -> Finding:
+def adapter_folders(store: Database) -> Finding:
     """Has every adapter its folder, and every folder its adapter?"""
     announced = {row["id"] for row in store.rows("SELECT id FROM adapters")}
     root = store.data / "adapters"
@@ -76,7 +76,7 @@ def adapter_folders(store: Store) -> Finding:
     return Finding("adapters", True, f"{len(announced)}, each with its files")
 
 
-def leftovers(store: Store) -> Finding:
+def leftovers(store: Database) -> Finding:
     """Did something that was killed leave half of its work?"""
     left = sorted(str(each.relative_to(store.data)) for each in store.data.glob("**/.*.making"))
     left += [each.name for each in store.data.glob(".restoring")]
@@ -87,7 +87,7 @@ def leftovers(store: Store) -> Finding:
     return Finding("leftovers", True, "nothing half-made")
 
 
-def imports(store: Store) -> Finding:
+def imports(store: Database) -> Finding:
     """Did every import end?"""
     left = [row["name"] for row in store.rows("SELECT name FROM imports WHERE ended_at IS NULL")]
     if left:
@@ -95,7 +95,7 @@ def imports(store: Store) -> Finding:
     return Finding("imports", True, "none is half done")
 
 
-def disk(store: Store) -> Finding:
+def disk(store: Database) -> Finding:
     """Is there room to go on?"""
     free = shutil.disk_usage(store.data).free
     words = f"{free / MB:,.0f} MB free"
@@ -104,7 +104,7 @@ def disk(store: Store) -> Finding:
     return Finding("disk", True, words)
 
 
-def sqlite(store: Store) -> Finding:
+def sqlite(store: Database) -> Finding:
     """Which SQLite it is; versions below 3.51.3 are safe here behind the lock alone."""
     guarded = sqlite3.sqlite_version_info < (3, 51, 3)
     return Finding("sqlite", True, sqlite3.sqlite_version + (", one writer at a time behind a lock" if guarded else ""))

@@ -15,7 +15,7 @@ from feedback.accounts import roles, users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database import openings
-from feedback.database.database import Conflict, Refused, Store, now
+from feedback.database.database import Conflict, Database, Refused, now
 from feedback.kinds import current, history, ratings
 from feedback.records import adapters, nights
 
@@ -43,7 +43,7 @@ class Forgotten:
     nights: tuple[int, ...] = ()  # that have not ended: what they make is marked when it is announced
 
 
-def forget(store: Store, user: User, by: int | None = None) -> Forgotten:
+def forget(store: Database, user: User, by: int | None = None) -> Forgotten:
     """Remove all that a person wrote and all that was written to them, their name and their keys; never undone.
 
     Raises `Conflict` where it was done already, or for the last who can operate, and `Refused`
@@ -51,7 +51,7 @@ def forget(store: Store, user: User, by: int | None = None) -> Forgotten:
     """
     if user.name == users.OWNER and not users.has_accounts(store):
         raise Conflict("the owner of a machine without accounts is not forgotten; remove the data folder instead")
-    with store.write() as db:
+    with store.transaction() as db:
         if store.row("SELECT 1 FROM users WHERE id = ? AND forgotten_at IS NOT NULL", user.id):
             raise Conflict(f"{user.name} was forgotten already")
         roles.require_another_operator(store, user)  # without accounts, everybody at this machine would be the owner
@@ -86,11 +86,11 @@ def forget(store: Store, user: User, by: int | None = None) -> Forgotten:
     return Forgotten(len(conversations), messages, said, surely, perhaps, running)
 
 
-def _empty(store: Store, conversations: list[str]) -> int:
+def _empty(store: Database, conversations: list[str]) -> int:
     """Remove the content of conversations; how many messages there were."""
     of = "SELECT value FROM json_each(?)"
     given = (json.dumps(conversations),)
-    with store.write() as db:
+    with store.transaction() as db:
         messages = f"SELECT id FROM messages WHERE conversation IN ({of})"
         db.conn.execute(
             f"""UPDATE replies SET token_ids = NULL, logprobs = NULL, sampled_logprobs = NULL
@@ -114,7 +114,7 @@ def _empty(store: Store, conversations: list[str]) -> int:
         return emptied
 
 
-def trained_on(store: Store, user: User) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def trained_on(store: Database, user: User) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The adapters that learned from what a person said, or from what was said of their conversations.
 
     Surely, by the lists of their nights; and perhaps: those of nights that kept no list, or none of all people.
@@ -128,7 +128,7 @@ def trained_on(store: Store, user: User) -> tuple[tuple[str, ...], tuple[str, ..
     return surely, tuple(row["id"] for row in unlisted if first and row["created_at"] >= first)
 
 
-def _first_said(store: Store, user: User) -> str:
+def _first_said(store: Database, user: User) -> str:
     """When this person first said something, or somebody something of their conversations; empty for never."""
     moments = []
     for table in ratings.TABLES:
@@ -139,7 +139,7 @@ def _first_said(store: Store, user: User) -> str:
     return min(moments, default="")
 
 
-def _remove_files_of_nights(store: Store, user: User) -> None:
+def _remove_files_of_nights(store: Database, user: User) -> None:
     """The words and reward models of nights that learned from this person, or perhaps did: they serve these alone.
 
     Raises `Refused` where they cannot be removed.
@@ -157,12 +157,12 @@ def _remove_files_of_nights(store: Store, user: User) -> None:
             raise Refused(f"nothing is forgotten yet, for {folder} cannot be removed: {error.strerror}") from error
 
 
-def to_retrain(store: Store) -> list[str]:
+def to_retrain(store: Database) -> list[str]:
     """The adapters that learned from what has been forgotten since, and should be replaced by clean ones."""
     return [row["adapter"] for row in store.rows("SELECT DISTINCT adapter FROM retrains ORDER BY adapter")]
 
 
-def own_data(store: Store, user: User) -> dict[str, Any]:
+def own_data(store: Database, user: User) -> dict[str, Any]:
     """All that is kept of one person, to be given to them."""
     kept = []
     for row in store.rows(
@@ -178,20 +178,20 @@ def own_data(store: Store, user: User) -> dict[str, Any]:
     said = [
         {"reply": reply, "kind": each.kind, "at": each.at, "standing": each.standing, "said": each.said}
         for reply in replies
-        for each in history.sayings(store, user, reply)
+        for each in history.entries(store, user, reply)
     ]
     consents = store.rows("SELECT given, at FROM consents WHERE user = ? ORDER BY id", user.id)
     return {"name": user.name, "role": user.role, "consents": consents, "conversations": kept, "said": said}
 
 
-def _rated_elsewhere(store: Store, user: User, own: set[str]) -> list[str]:
+def _rated_elsewhere(store: Database, user: User, own: set[str]) -> list[str]:
     """Replies in others' conversations that this person was asked about."""
     rows = store.rows("SELECT replies FROM questions WHERE user = ? ORDER BY seq", user.id)
     asked = dict.fromkeys(reply for row in rows for reply in json.loads(row["replies"]))
     return [reply for reply in asked if reply not in own]
 
 
-def expire(store: Store) -> int:
+def expire(store: Database) -> int:
     """Remove the content of conversations that are older than the setting `retention_days` allows; how many."""
     days = nights.setting(store, "retention_days")
     if not days:

@@ -8,7 +8,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from feedback.database.database import Refused, Store, now
+from feedback.database.database import Database, Refused, now
 from feedback.kinds import current, ratings
 from feedback.records import adapters
 
@@ -44,19 +44,19 @@ class Occurrence:
     at: str
 
 
-def schedule(store: Store) -> Schedule | None:
+def schedule(store: Database) -> Schedule | None:
     """The standing schedule, if one was set."""
     return next(iter(history(store, 1)), None)
 
 
-def history(store: Store, limit: int = 50) -> list[Schedule]:
+def history(store: Database, limit: int = 50) -> list[Schedule]:
     """The newest schedules, newest first."""
     sql = "SELECT cron, time_zone, enabled, grace_minutes, every_new, at FROM schedules ORDER BY id DESC LIMIT ?"
     return [Schedule(**row | {"enabled": bool(row["enabled"])}) for row in store.rows(sql, limit)]
 
 
 def set_schedule(
-    store: Store,
+    store: Database,
     user: int | None,
     cron: str,
     time_zone: str,
@@ -68,7 +68,7 @@ def set_schedule(
     check_numbers(grace_minutes, every_new)
     row = {"cron": cron, "time_zone": time_zone, "enabled": enabled}
     row |= {"grace_minutes": grace_minutes, "every_new": every_new}
-    with store.write():
+    with store.transaction():
         store.insert("schedules", row | {"user": user, "enabled": int(enabled), "at": now()})
         adapters.audit(store, user, "set", "schedule", row)
 
@@ -81,7 +81,7 @@ def check_numbers(grace_minutes: int, every_new: int | None) -> None:
         raise Refused(f"every_new is a whole number from 1 to {MOST_EVERY_NEW:,}, or none, not {every_new!r}")
 
 
-def claim(store: Store, cause: str, due: str, outcome: str, reason: str) -> Occurrence | None:
+def claim(store: Database, cause: str, due: str, outcome: str, reason: str) -> Occurrence | None:
     """Record an occurrence; None where it is recorded already, by whoever was first."""
     if is_recorded(store, cause, due):
         return None  # seen without holding up anybody's writes; the database itself decides between two at once
@@ -95,30 +95,30 @@ def claim(store: Store, cause: str, due: str, outcome: str, reason: str) -> Occu
         return None
 
 
-def is_recorded(store: Store, cause: str, due: str) -> bool:
+def is_recorded(store: Database, cause: str, due: str) -> bool:
     """Whether somebody has claimed an occurrence."""
     return store.row("SELECT 1 FROM occurrences WHERE cause = ? AND due = ?", cause, due) is not None
 
 
-def settle(store: Store, occurrence: int, outcome: str, reason: str, night: int | None = None) -> None:
+def settle(store: Database, occurrence: int, outcome: str, reason: str, night: int | None = None) -> None:
     """Write down what became of a claimed occurrence."""
-    with store.write() as db:
+    with store.transaction() as db:
         sql = "UPDATE occurrences SET outcome = ?, reason = ?, night = ? WHERE id = ?"
         db.conn.execute(sql, (outcome, reason, night, occurrence))
 
 
-def occurrences(store: Store, limit: int = 50) -> list[Occurrence]:
+def occurrences(store: Database, limit: int = 50) -> list[Occurrence]:
     """The newest occurrences, newest first."""
     return [Occurrence(**row) for row in store.rows("SELECT * FROM occurrences ORDER BY id DESC LIMIT ?", limit)]
 
 
-def unsettled(store: Store) -> list[Occurrence]:
+def unsettled(store: Database) -> list[Occurrence]:
     """What was claimed and has no night yet: on its way, or its server ended in between. Oldest first."""
     sql = "SELECT * FROM occurrences WHERE outcome = 'started' AND night IS NULL ORDER BY id"
     return [Occurrence(**row) for row in store.rows(sql)]
 
 
-def last_due(store: Store, until: str) -> str | None:
+def last_due(store: Database, until: str) -> str | None:
     """The newest time by the clock, up to a moment in UTC, that is recorded.
 
     Only up to that moment: a clock that once ran ahead has left records which must not hide the times before them.
@@ -128,13 +128,13 @@ def last_due(store: Store, until: str) -> str | None:
     return row["due"] if row else None
 
 
-def night_alive_since(store: Store, moment: str) -> int | None:
+def night_alive_since(store: Database, moment: str) -> int | None:
     """The newest night that gave a sign of life at a moment or later."""
     row = store.row("SELECT id FROM nights WHERE beat_at >= ? AND state <> 'abandoned' ORDER BY id DESC", moment)
     return row["id"] if row else None
 
 
-def new_feedback(store: Store) -> int:
+def new_feedback(store: Database) -> int:
     """How many pieces of feedback have arrived since the newest night began that heard them all.
 
     A piece is a row of any kind of feedback (`ratings.TABLES`); taking one back is a piece too, as it changes what
@@ -144,14 +144,14 @@ def new_feedback(store: Store) -> int:
     return sum(arrived_since(store, kind, heard_at(store)) for kind in KINDS)
 
 
-def arrived_since(store: Store, table: str, moment: str) -> int:
+def arrived_since(store: Database, table: str, moment: str) -> int:
     """How many rows a table of what people said has from a moment on. As cheap as these are few: newest first."""
     sql = f"""SELECT count(*) AS n FROM {table} WHERE id >
         coalesce((SELECT id FROM {table} WHERE at < ? ORDER BY id DESC LIMIT 1), 0)"""
     return int(store.rows(sql, moment)[0]["n"])
 
 
-def heard_at(store: Store) -> str:
+def heard_at(store: Database) -> str:
     """From when on feedback is new; empty for all of it.
 
     All of it as well where the last night began later than now: the clock has gone back since, and times cannot say
@@ -161,17 +161,17 @@ def heard_at(store: Store) -> str:
     return row["started_at"] if row and row["started_at"] <= now() else ""
 
 
-def heard_by(store: Store) -> str:
+def heard_by(store: Database) -> str:
     """The night since which feedback is new, in words."""
     row = _last_to_hear(store)
     return f"night {row['id']}" if row else "the beginning"
 
 
-def _last_to_hear(store: Store) -> dict[str, Any] | None:
+def _last_to_hear(store: Database) -> dict[str, Any] | None:
     return store.row("SELECT id, started_at FROM nights WHERE state IN ('done', 'nothing') ORDER BY id DESC LIMIT 1")
 
 
-def why_nothing_new(store: Store) -> str:
+def why_nothing_new(store: Database) -> str:
     """Why a night would learn nothing new, in words; empty if it might.
 
     It might where feedback is new, where somebody who gave some, or whose conversation some is of, has changed their
@@ -185,7 +185,7 @@ def why_nothing_new(store: Store) -> str:
     return f"nothing new was said since night {last['id']} began" if last else "nobody has rated a reply yet"
 
 
-def _consent_changed(store: Store, moment: str) -> bool:
+def _consent_changed(store: Database, moment: str) -> bool:
     """Whether from a moment on somebody said anew if feedback of theirs, or of their conversations, may be used."""
     raters = " UNION ".join(f"SELECT user FROM {kind}" for kind in KINDS)
     of = "SELECT 1 FROM messages m JOIN {} t ON t.{} = m.id WHERE m.conversation = c.id"

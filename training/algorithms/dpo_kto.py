@@ -16,7 +16,7 @@ from torch import Tensor
 
 from feedback.database.database import Refused
 from training.data.scoring import groups, margin_of, references_of
-from training.data.tokenize import Lesson
+from training.data.tokenize import TokenizedExample
 from training.loop import distributed
 from training.loop.config import require_sensible
 from training.loop.early_stopping import Progress, Watch
@@ -106,10 +106,10 @@ def begin(backbone: Backbone, settings: Settings) -> Progress:
 
 def train(
     backbone: Backbone,
-    lessons: Sequence[Lesson],
+    lessons: Sequence[TokenizedExample],
     settings: Settings,
     progress: Progress,
-    aside: Sequence[Lesson] = (),
+    aside: Sequence[TokenizedExample] = (),
     references: References | None = None,
 ) -> Iterator[Report]:
     """Train the backbone's adapter, going on from `progress`, a step per item. Raises `NotFinite`.
@@ -167,7 +167,7 @@ def train(
 
 def gradients(
     backbone: Backbone,
-    lessons: Sequence[Lesson],
+    lessons: Sequence[TokenizedExample],
     reference: Tensor,
     baseline: Tensor,
     weights: tuple[float, float],
@@ -191,7 +191,7 @@ def gradients(
     return whole
 
 
-def _baseline(backbone: Backbone, lessons: Sequence[Lesson], references: Tensor) -> Tensor:
+def _baseline(backbone: Backbone, lessons: Sequence[TokenizedExample], references: Tensor) -> Tensor:
     """z0 of a batch, whose references are (B, 2); 0 where it has no thumb with a mismatched reply."""
     thumbs = [at for at, each in enumerate(lessons) if each.kind == "thumb" and len(each.replies) == 2]
     with torch.no_grad():
@@ -204,7 +204,7 @@ def _baseline(backbone: Backbone, lessons: Sequence[Lesson], references: Tensor)
 
 def _loss(
     policy: Tensor,
-    lesson: Lesson,
+    lesson: TokenizedExample,
     reference: Tensor,
     baseline: Tensor,
     weights: tuple[float, float],

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from feedback.database.database import Refused
 from feedback.examples.build import TIE
-from training.data.tokenize import Lesson
+from training.data.tokenize import TokenizedExample
 from training.loop.config import require_sensible
 from training.loop.optim import Report, Run, batch, count_steps, take_step, within_memory
 from training.losses import preference
@@ -53,7 +53,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class RewardLesson:
+class RewardExample:
     """One prompt, K replies to it, and what was said of them: who was preferred to whom, and who tied with whom."""
 
     prompt_ids: list[int]
@@ -73,7 +73,7 @@ class RewardLesson:
         return [weight / sum(weights) for weight in weights]
 
 
-def make_lessons(lessons: Sequence[Lesson]) -> list[RewardLesson]:
+def group_by_prompt(lessons: Sequence[TokenizedExample]) -> list[RewardExample]:
     """Pairs, those that tied too, gathered by prompt, in the order in which prompts come; all else is left out.
 
     Where several people speak of one prompt, each has a say in it by their weight, and the prompt weighs as they do, on
@@ -93,7 +93,7 @@ def make_lessons(lessons: Sequence[Lesson]) -> list[RewardLesson]:
         pairs, tied = (tuple(pair for pair, _ in each) for each in (preferred, equal))
         weights = tuple(weight for _, weight in [*preferred, *equal])
         weight = sum(each**2 for each in weights) / sum(weights)
-        made.append(RewardLesson(list(prompt), tuple(replies), pairs, tied, weight, weights))
+        made.append(RewardExample(list(prompt), tuple(replies), pairs, tied, weight, weights))
     return made
 
 
@@ -116,7 +116,7 @@ def parameters(backbone: Backbone, head: ScoreHead, member: int) -> dict[str, nn
 
 
 @torch.no_grad()
-def base_states(backbone: Backbone, lessons: Sequence[RewardLesson]) -> list[Tensor]:
+def base_states(backbone: Backbone, lessons: Sequence[RewardExample]) -> list[Tensor]:
     """What the base alone makes of each lesson's K replies, for `fit`: (K, d) each, on the CPU."""
     rows, found = [lesson.row() for lesson in lessons], [torch.zeros(0)] * len(lessons)
     for group in together(rows, TOKENS_AT_ONCE):
@@ -125,7 +125,7 @@ def base_states(backbone: Backbone, lessons: Sequence[RewardLesson]) -> list[Ten
     return found
 
 
-def fit(head: ScoreHead, lessons: Sequence[RewardLesson], states: Sequence[Tensor], settings: Settings) -> None:
+def fit(head: ScoreHead, lessons: Sequence[RewardExample], states: Sequence[Tensor], settings: Settings) -> None:
     """The head that suits the states (K, d) of the lessons best, held to where it began by a Gaussian prior.
 
     Under the prior the margins of the lessons have variance 1, whatever the states' scale. Where lessons say nothing
@@ -162,7 +162,7 @@ def fit(head: ScoreHead, lessons: Sequence[RewardLesson], states: Sequence[Tenso
 
 
 def train(
-    backbone: Backbone, head: ScoreHead, lessons: Sequence[RewardLesson], settings: Settings, member: int, run: Run
+    backbone: Backbone, head: ScoreHead, lessons: Sequence[RewardExample], settings: Settings, member: int, run: Run
 ) -> Iterator[Report]:
     """Train one member, going on from `run`, a step per item. Raises `NotFinite`."""
     steps = count_steps(len(lessons), settings)
@@ -191,7 +191,7 @@ def gradients(
     backbone: Backbone,
     head: ScoreHead,
     name: str,
-    lessons: Sequence[RewardLesson],
+    lessons: Sequence[RewardExample],
     settings: Settings,
     ties: bool,
     full_weight: float,
@@ -216,7 +216,7 @@ def gradients(
     return total, right / max(1, count)
 
 
-def lesson_loss(scores: Tensor, lesson: RewardLesson, head: ScoreHead, centring: float, ties: bool) -> Tensor:
+def lesson_loss(scores: Tensor, lesson: RewardExample, head: ScoreHead, centring: float, ties: bool) -> Tensor:
     """The weighted mean over all pairs of a lesson, from its replies' scores (K,): a scalar.
 
     Where any lesson has a tie, all pairs are judged by Davidson's model, of which Bradley and Terry's is the limit.
@@ -235,7 +235,7 @@ def pair_losses(first: Tensor, second: Tensor, tied: Tensor, head: ScoreHead, ce
     return preference.davidson_loss(first, second, (~tied).long(), head.log_tie) + centring * (first + second) ** 2
 
 
-def pairs_of(lesson: RewardLesson) -> list[tuple[int, int]]:
+def pairs_of(lesson: RewardExample) -> list[tuple[int, int]]:
     """The preferences of a lesson, and behind them its ties."""
     return [*lesson.preferred, *lesson.tied]
 
@@ -247,7 +247,7 @@ def normalise(models: RewardModels, samples: Sequence[Row]) -> None:
             head.normalise(torch.cat(models.raw_scores(name, samples)))
 
 
-def margins(models: RewardModels, lessons: Sequence[RewardLesson]) -> tuple[list[float], list[int]]:
+def margins(models: RewardModels, lessons: Sequence[RewardExample]) -> tuple[list[float], list[int]]:
     """Of every preference the ensemble's margin, and by how many tokens the preferred reply is longer."""
     found = zip(lessons, models.scores([lesson.row() for lesson in lessons]), strict=True)
     apart: list[float] = []

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from training.data.tokenize import Lesson
+from training.data.tokenize import TokenizedExample
 from training.loop import distributed
 from training.loop.config import require_sensible
 from training.loop.early_stopping import Progress, Watch
@@ -47,10 +47,10 @@ class Settings:
 
 def train(
     backbone: Backbone,
-    lessons: Sequence[Lesson],
+    lessons: Sequence[TokenizedExample],
     settings: Settings,
     progress: Progress,
-    aside: Sequence[Lesson] = (),
+    aside: Sequence[TokenizedExample] = (),
     references: References | None = None,
 ) -> Iterator[Report]:
     """Train the backbone's adapter, going on from `progress`, a step per item. Raises `NotFinite`.
@@ -96,7 +96,7 @@ def train(
 
 
 def gradients(
-    backbone: Backbone, lessons: Sequence[Lesson], tokens_at_once: int, full_weight: float | None = None
+    backbone: Backbone, lessons: Sequence[TokenizedExample], tokens_at_once: int, full_weight: float | None = None
 ) -> float:
     """Add up the gradients of a batch, the weighted mean over its lessons; the loss, in nats a token.
 

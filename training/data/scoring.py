@@ -6,18 +6,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from training.data.tokenize import Lesson
+from training.data.tokenize import TokenizedExample
 from training.losses import preference
 from training.model.packing import TOKENS_AT_ONCE, Row, together
 from training.model.reference import References
 
 
-def groups(lessons: Sequence[Lesson], most: int = TOKENS_AT_ONCE) -> list[list[int]]:
+def groups(lessons: Sequence[TokenizedExample], most: int = TOKENS_AT_ONCE) -> list[list[int]]:
     """The numbers of lessons that go through the model in one pass, of `most` tokens."""
     return together([lesson.own_row() for lesson in lessons], most)
 
 
-def references_of(references: References, lessons: Sequence[Lesson]) -> Tensor:
+def references_of(references: References, lessons: Sequence[TokenizedExample]) -> Tensor:
     """(B, 2) log-probs of lessons' replies under the reference; NaN where a lesson has one reply only.
 
     In packs of the same kind as the policy's, so that both round alike.
@@ -35,7 +35,7 @@ def references_of(references: References, lessons: Sequence[Lesson]) -> Tensor:
     return values
 
 
-def margin_of(policy: Tensor, lesson: Lesson, reference: Tensor, baseline: Tensor, beta: float) -> Tensor:
+def margin_of(policy: Tensor, lesson: TokenizedExample, reference: Tensor, baseline: Tensor, beta: float) -> Tensor:
     """How far a lesson is on the right side, from its replies' log-probs (R,) under the policy, (2,) the reference."""
     if lesson.kind == "thumb":
         wanted = torch.tensor([lesson.wanted], device=policy.device)

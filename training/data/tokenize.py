@@ -8,12 +8,12 @@ from typing import Any
 from assistant.models import chat_template
 from feedback.chats.conversations import Message
 from feedback.database.database import Refused
-from feedback.examples.build import Answer, Example, Examples, Pair, Thumb
+from feedback.examples.build import Answer, Example, Examples, PreferencePair, UnpairedExample
 from training.model.packing import Row
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TokenizedExample:
     """One example in token ids. A pair has the chosen reply first; a thumb has its own reply first, and then
     (where there is another thumb) that one's reply, mismatched on purpose, for KTO's baseline.
     """
@@ -76,10 +76,10 @@ class Encoder:
             raise TooLong from error
 
 
-def make_lessons(examples: Examples, encoder: Encoder) -> tuple[list[Lesson], dict[str, int]]:
+def tokenize(examples: Examples, encoder: Encoder) -> tuple[list[TokenizedExample], dict[str, int]]:
     """Every example that fits as a lesson, in order, pairs first; and how many do not, by reason."""
     left_out: Counter[str] = Counter()
-    lessons: list[Lesson] = []
+    lessons: list[TokenizedExample] = []
     every: list[Example] = [*examples.pairs, *examples.thumbs, *examples.ties, *examples.demonstrations]
     for example in every:
         try:
@@ -96,19 +96,19 @@ def make_lessons(examples: Examples, encoder: Encoder) -> tuple[list[Lesson], di
     return _with_mismatched(lessons), dict(left_out)
 
 
-def _lesson(example: Example, encoder: Encoder) -> Lesson:
-    if not isinstance(example, Pair):
+def _lesson(example: Example, encoder: Encoder) -> TokenizedExample:
+    if not isinstance(example, PreferencePair):
         reply = encoder.reply(example.answer)
         prompt_ids = encoder.prompt(example.messages, len(reply))
-        if isinstance(example, Thumb):
-            return Lesson("thumb", prompt_ids, (reply,), example.weight, example.wanted)
-        return Lesson("demonstration", prompt_ids, (reply,), example.weight)
+        if isinstance(example, UnpairedExample):
+            return TokenizedExample("thumb", prompt_ids, (reply,), example.weight, example.wanted)
+        return TokenizedExample("demonstration", prompt_ids, (reply,), example.weight)
     chosen, rejected = encoder.reply(example.chosen), encoder.reply(example.rejected)
     prompt_ids = encoder.prompt(example.messages, max(len(chosen), len(rejected)))
-    return Lesson(example.kind, prompt_ids, (chosen, rejected), example.weight)
+    return TokenizedExample(example.kind, prompt_ids, (chosen, rejected), example.weight)
 
 
-def _with_mismatched(lessons: Sequence[Lesson]) -> list[Lesson]:
+def _with_mismatched(lessons: Sequence[TokenizedExample]) -> list[TokenizedExample]:
     """Give each thumb the reply of the next thumb (the last: of the first) whose prompt and reply are others.
 
     The partner is fixed, so that the reference's log-prob of the mismatched reply is computed once per night.
@@ -121,7 +121,7 @@ def _with_mismatched(lessons: Sequence[Lesson]) -> list[Lesson]:
                 partner[id(thumb)] = other.replies[0]
                 break
     return [
-        Lesson(each.kind, each.prompt_ids, (*each.replies, partner[id(each)]), each.weight, each.wanted)
+        TokenizedExample(each.kind, each.prompt_ids, (*each.replies, partner[id(each)]), each.weight, each.wanted)
         if id(each) in partner
         else each
         for each in lessons

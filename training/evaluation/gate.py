@@ -22,13 +22,13 @@ from scipy.stats import binomtest
 from assistant.engine.engine import Engine
 from assistant.engine.sampling.params import Sampling
 from assistant.models import chat_template
-from assistant.models.adapter import Loaded
+from assistant.models.adapter import LoadedAdapter
 from feedback.chats.conversations import Message
-from feedback.examples.build import Examples, Thumb
+from feedback.examples.build import Examples, UnpairedExample
 from feedback.examples.caps import Bounds
 from feedback.examples.split import opening
 from training.data.scoring import gains_of
-from training.data.tokenize import Encoder, Lesson, make_lessons
+from training.data.tokenize import Encoder, TokenizedExample, tokenize
 from training.evaluation.text_quality import flaw, words
 from training.model.policy import Backbone
 
@@ -91,11 +91,11 @@ def held_out(examples: Examples, gains: "Gains", encoder: Encoder, bounds: Bound
     """
     votes: Votes = {}
     for pair in examples.pairs:
-        for lesson in make_lessons(Examples((pair,)), encoder)[0]:
+        for lesson in tokenize(Examples((pair,)), encoder)[0]:
             chosen, rejected = gains.of(lesson)
             _vote(votes, opening(pair), (pair.user,), chosen - rejected)
     for up, down in _matched(examples.thumbs):
-        lessons = [lesson for each in (up, down) for lesson in make_lessons(Examples((), (each,)), encoder)[0]]
+        lessons = [lesson for each in (up, down) for lesson in tokenize(Examples((), (each,)), encoder)[0]]
         if len(lessons) == 2:
             liked, disliked = (gains.of(lesson)[0] for lesson in lessons)
             _vote(votes, f"{opening(up)} | {opening(down)}", (up.user, down.user), liked - disliked)
@@ -166,7 +166,7 @@ def counted(preferred: int, count: int) -> HeldOut:
     return HeldOut(count, preferred, preferred / count, float(interval.low), float(interval.high))
 
 
-def _matched(thumbs: Sequence[Thumb]) -> list[tuple[Thumb, Thumb]]:
+def _matched(thumbs: Sequence[UnpairedExample]) -> list[tuple[UnpairedExample, UnpairedExample]]:
     """Each thumbs-up with a thumbs-down, while there are both: single thumbs have nothing to be compared with."""
     ups = [each for each in thumbs if each.wanted]
     downs = [each for each in thumbs if not each.wanted]
@@ -183,7 +183,7 @@ class Gains:
             backbone.hold(serving)
 
     @torch.no_grad()
-    def of(self, lesson: Lesson) -> list[float]:
+    def of(self, lesson: TokenizedExample) -> list[float]:
         """One number for each of a lesson's replies, from -1 to 1."""
         row = lesson.row()
         (ours,) = self._backbone.each_token_of([row])
@@ -195,7 +195,9 @@ class Gains:
         return [float(each) for each in gains_of(row, ours, theirs)]
 
 
-def canaries(engine: Engine, tokenizer: Any, candidate: Loaded, serving: Loaded | None) -> tuple[list[Check], float]:
+def canaries(
+    engine: Engine, tokenizer: Any, candidate: LoadedAdapter, serving: LoadedAdapter | None
+) -> tuple[list[Check], float]:
     """What both say to the fixed prompts: the checks, and how long the candidate's replies are beside the others'."""
     asked = [chat_template.encode_prompt(tokenizer, [Message("user", each)], engine.window // 2) for each in CANARIES]
     sampling = [Sampling(max_tokens=CANARY_TOKENS, seed=number) for number in range(len(asked))]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from training.data.scoring import gains_of, groups
-from training.data.tokenize import Lesson
+from training.data.tokenize import TokenizedExample
 from training.loop.optim import NotFinite
 from training.losses import policy_gradient
 from training.model.packing import TOKENS_AT_ONCE, together
@@ -53,8 +53,8 @@ class Watch:
     def __init__(
         self,
         backbone: Backbone,
-        lessons: Sequence[Lesson],
-        aside: Sequence[Lesson],
+        lessons: Sequence[TokenizedExample],
+        aside: Sequence[TokenizedExample],
         settings: Limits,
         references: References,
     ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.records import reference_logprobs
 from training.model.packing import Row
 from training.model.policy import Backbone
@@ -45,13 +45,13 @@ class References:
         """Summed log-prob of each of a row's R replies: (R,) nats."""
         return row.summed(self.each_token_of([row])[0])
 
-    def recall(self, store: Store, rows: Iterable[Row]) -> None:
+    def recall(self, store: Database, rows: Iterable[Row]) -> None:
         """Take over what the ledger knows of these rows."""
         keys = [key for row in rows for key in _keys(row)]
         found = reference_logprobs.known(store, self.reference, self.template_sha256, keys)
         self._known |= {key: torch.frombuffer(bytearray(each), dtype=torch.float32) for key, each in found.items()}
 
-    def keep(self, store: Store) -> None:
+    def keep(self, store: Database) -> None:
         """Write what is new into the ledger."""
         if self._fresh:
             fresh = {key: each.numpy().tobytes() for key, each in self._fresh.items()}

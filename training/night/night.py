@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from assistant.environment import prepare
-from feedback.database.database import Conflict, Refused, Store, now
+from feedback.database.database import Conflict, Database, Refused, now
 from feedback.database.private_files import keep_private
 from feedback.examples.build import gather
 from feedback.records import adapters, nights
@@ -98,12 +98,12 @@ def run(options: argparse.Namespace) -> int:
     if not distributed.is_first():
         return DONE if share(options.data) else FAILED
     with distributed.leading():
-        store = Store(options.data)
+        store = Database(options.data)
         base = base_model.find_base(options.model)
         return dry_run(store, base, wishes) if options.dry_run else whole_night(store, base, wishes, options)
 
 
-def whole_night(store: Store, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> int:
+def whole_night(store: Database, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> int:
     """The steps from 2 on, in the process that reads and writes."""
     from training.night import resume, run_dir
     from training.night.pipeline import Work
@@ -131,7 +131,7 @@ def whole_night(store: Store, base: "Base", wishes: "Wishes", options: argparse.
 
 
 @contextmanager
-def alone(store: Store) -> Iterator[None]:
+def alone(store: Database) -> Iterator[None]:
     """One night at a time on a data folder. Raises `Conflict` while there is another."""
     lock = FileLock(store.data / "night.lock")
     try:
@@ -144,7 +144,7 @@ def alone(store: Store) -> Iterator[None]:
         lock.release()
 
 
-def dry_run(store: Store, base: "Base", wishes: "Wishes") -> int:
+def dry_run(store: Database, base: "Base", wishes: "Wishes") -> int:
     """Say what a night would do."""
     from training.night import planner
 
@@ -155,7 +155,7 @@ def dry_run(store: Store, base: "Base", wishes: "Wishes") -> int:
     return DONE
 
 
-def begin(store: Store, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> "Work | None":
+def begin(store: Database, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> "Work | None":
     """A new night with its examples saved; None, with a row that says why, where there is nothing to learn."""
     from training.night import planner, run_dir
     from training.night.pipeline import Work
@@ -163,7 +163,7 @@ def begin(store: Store, base: "Base", wishes: "Wishes", options: argparse.Namesp
     began = now()
     privacy.expire(store)
     plan, examples = planner.make_plan(store, base, wishes, settle=True)
-    with store.write():
+    with store.transaction():
         night = nights.start_night(store, plan.method, planner.recorded_settings(plan), os.getpid(), began)
         write_down_who(store, night, options)
         counts, sha256 = examples.counts(), examples.sha256
@@ -178,7 +178,7 @@ def begin(store: Store, base: "Base", wishes: "Wishes", options: argparse.Namesp
     return Work(night, plan, examples)
 
 
-def write_down_who(store: Store, night: int, options: argparse.Namespace, resumed: bool = False) -> None:
+def write_down_who(store: Database, night: int, options: argparse.Namespace, resumed: bool = False) -> None:
     """Leave an audit row of who started a night, and how; the clock keeps a record of its own."""
     if options.asked_by == schedules.CLOCK:
         return
@@ -189,10 +189,10 @@ def write_down_who(store: Store, night: int, options: argparse.Namespace, resume
         adapters.audit(store, user, "start night", str(night), detail)
 
 
-def taught(store: Store, base: "Base", work: "Work", cancellation: Cancellation) -> int:
+def taught(store: Database, base: "Base", work: "Work", cancellation: Cancellation) -> int:
     """Run steps 4 to 10 and write down whatever came of them; the exit status."""
     from training.loop.optim import NotFinite
-    from training.night.pipeline import teach
+    from training.night.pipeline import run_pipeline
     from training.night.reward_night import NothingFits
     from training.rollouts.sampler import Collapsed
     from training.rollouts.sign_check import SignFlipped
@@ -200,7 +200,7 @@ def taught(store: Store, base: "Base", work: "Work", cancellation: Cancellation)
     try:
         with cancellation.held():
             nights.update_night(store, work.night, pid=os.getpid(), phase="loading")
-        print(f"night {work.night}: done: {teach(store, base, work, cancellation)}", flush=True)
+        print(f"night {work.night}: done: {run_pipeline(store, base, work, cancellation)}", flush=True)
         return DONE
     except Cancelled:
         cancellation.too_late()
@@ -223,7 +223,7 @@ def taught(store: Store, base: "Base", work: "Work", cancellation: Cancellation)
     return FAILED
 
 
-def end(store: Store, night: int, state: str, reason: str, to: Any = None) -> None:
+def end(store: Database, night: int, state: str, reason: str, to: Any = None) -> None:
     """Close a night that made no adapter, on paper and aloud."""
     nights.end_night(store, night, state, reason)
     print(f"night {night}: {state}: {reason}", file=to, flush=True)

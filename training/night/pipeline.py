@@ -11,16 +11,16 @@ from safetensors import SafetensorError
 from assistant.chat.adapter_manager import proved
 from assistant.engine.engine import Engine
 from assistant.models import base_model, chat_template
-from assistant.models.adapter import AdapterRefused, Agreement, Card
+from assistant.models.adapter import AdapterCard, AdapterRefused, Agreement
 from assistant.models.base_model import Base
-from feedback.database.database import Conflict, Refused, Store, now
+from feedback.database.database import Conflict, Database, Refused, now
 from feedback.examples import caps
 from feedback.examples.build import Examples, still_standing
 from feedback.records import adapters, nights
 from feedback.records.adapters import Adapter
 from training.algorithms import dpo_kto, reward_model, sft
 from training.algorithms.methods import SAMPLING, SETTINGS
-from training.data.tokenize import Encoder, Lesson, make_lessons
+from training.data.tokenize import Encoder, TokenizedExample, tokenize
 from training.evaluation import gate
 from training.evaluation.gate import Gains, HeldOut, Verdict
 from training.loop import distributed
@@ -54,7 +54,7 @@ class Work:
         return f"night-{self.night:04d}"
 
 
-def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> str:
+def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancellation) -> str:
     """Train, judge, write and announce an adapter; what came of it, in words.
 
     Raises `NotFinite`, `NothingFits`, `Refused` or `Cancelled`; nothing is announced then.
@@ -83,8 +83,10 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
     threads = f"{several}{threads_of(work.plan)} threads"
     print(f"night {work.night}: {dtype} on {device}, {threads}, {len(lessons)} lessons", flush=True)
     if work.plan.method in SAMPLING:
-        with reward_night.school(store, work.night, work.plan, base, backbone, encoder, cancellation, log) as school:
-            progress = policy_night.train(school, work.examples, settings)
+        with reward_night.training_context(
+            store, work.night, work.plan, base, backbone, encoder, cancellation, log
+        ) as context:
+            progress = policy_night.train(context, work.examples, settings)
     else:
         with cancellation.held():
             steps = count_steps(len(lessons), settings)
@@ -109,7 +111,7 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
         nights.update_night(store, work.night, phase="saving")
     making, weights_sha256 = publish.write_weights(backbone, store.data, work.adapter)
     tracking.write(nights.night_steps(store, work.night), making)
-    card = Card(
+    card = AdapterCard(
         id=work.adapter,
         base_name=base.name,
         base_sha256=base.sha256,
@@ -139,7 +141,7 @@ def teach(store: Store, base: Base, work: Work, cancellation: Cancellation) -> s
 
 
 def only_reward_models(
-    store: Store,
+    store: Database,
     base: Base,
     work: Work,
     backbone: Backbone,
@@ -149,10 +151,12 @@ def only_reward_models(
     log: Log,
 ) -> str:
     """A night that makes reward models and no adapter; what came of it, in words."""
-    with reward_night.school(store, work.night, work.plan, base, backbone, encoder, cancellation, log) as school:
-        reward_night.make_models(school, work.examples, settings)
+    with reward_night.training_context(
+        store, work.night, work.plan, base, backbone, encoder, cancellation, log
+    ) as context:
+        reward_night.make_models(context, work.examples, settings)
     cancellation.too_late()
-    with store.write():
+    with store.transaction():
         if nights.forgotten_people(store, work.night):
             reason = "no reward models are kept, as somebody they learned from was forgotten meanwhile; train again"
         else:
@@ -171,9 +175,9 @@ def make_encoder(base: Base, backbone: Backbone, settings: Any) -> Encoder:
     return Encoder(tokenizer, ends, chat_template.template_sha256(tokenizer), min(settings.longest, window))
 
 
-def lessons_of(part: Examples, encoder: Encoder, method: str) -> tuple[list[Lesson], dict[str, int]]:
-    """As `make_lessons`; imitation learns from demonstrations alone, and is judged by corrections."""
-    lessons, unfit = make_lessons(part, encoder)
+def lessons_of(part: Examples, encoder: Encoder, method: str) -> tuple[list[TokenizedExample], dict[str, int]]:
+    """As `tokenize`; imitation learns from demonstrations alone, and is judged by corrections."""
+    lessons, unfit = tokenize(part, encoder)
     return [each for each in lessons if method != "sft" or each.kind == "demonstration"], unfit
 
 
@@ -183,11 +187,11 @@ def added(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:
 
 
 def train(
-    store: Store,
+    store: Database,
     work: Work,
     backbone: Backbone,
-    lessons: list[Lesson],
-    aside: list[Lesson],
+    lessons: list[TokenizedExample],
+    aside: list[TokenizedExample],
     settings: Any,
     references: References,
     cancellation: Cancellation,
@@ -265,7 +269,7 @@ def line(report: Report) -> str:
     return f"step {report.step}/{report.steps}  {said}  ETA {minutes}:{seconds:02d}"
 
 
-def closing_metrics(store: Store, night: int, progress: Progress) -> dict[str, float]:
+def closing_metrics(store: Database, night: int, progress: Progress) -> dict[str, float]:
     """What the card says of the training: means over its last eighth, and the KL of the weights that were kept."""
     steps = nights.night_steps(store, night)
     tail = steps[-max(1, len(steps) // 8) :]
@@ -283,7 +287,7 @@ def kept_kl(progress: Progress) -> float:
 
 
 def compared(
-    store: Store, serving: str | None, backbone: Backbone, encoder: Encoder, held_out: Examples, work: Work
+    store: Database, serving: str | None, backbone: Backbone, encoder: Encoder, held_out: Examples, work: Work
 ) -> HeldOut:
     """The new adapter beside what serves, on held-out feedback; beside the base where what serves cannot be read."""
     directory = adapters.directory(store, serving) if serving else None
@@ -297,7 +301,7 @@ def compared(
 
 
 def judged(
-    store: Store,
+    store: Database,
     base: Base,
     making: Path,
     serving: str | None,
@@ -326,9 +330,9 @@ def judged(
 
 
 def announce(
-    store: Store,
+    store: Database,
     work: Work,
-    card: Card,
+    card: AdapterCard,
     learned: str,
     verdict: Verdict | None,
     agreed: Agreement | None,
@@ -352,7 +356,7 @@ def announce(
         created_at=now(),
         evidence=verdict.evidence if verdict else {},
     )
-    with store.write():
+    with store.transaction():
         adapters.add_adapter(store, adapter)
         outcome = verdict.verdict if verdict else None
         if outcome != gate.REFUSED and nights.forgotten_people(store, work.night):

@@ -5,7 +5,7 @@ from typing import Any
 
 from assistant.models import base_model
 from assistant.models.base_model import Base
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.examples.build import Examples, gather
 from feedback.examples.caps import bounded
 from feedback.examples.split import Split, judges, places, split
@@ -24,7 +24,7 @@ class Wishes:
     fresh: bool
 
 
-def make_plan(store: Store, base: Base, wishes: Wishes, settle: bool = False) -> tuple[Plan, Examples]:
+def make_plan(store: Database, base: Base, wishes: Wishes, settle: bool = False) -> tuple[Plan, Examples]:
     """How this machine would train on what stands in the store now; `settle` as in `feedback.examples.split.judges`."""
     method = wishes.method or "auto"
     settings = asdict(SETTINGS[method](**wishes.settings))
@@ -35,7 +35,7 @@ def make_plan(store: Store, base: Base, wishes: Wishes, settle: bool = False) ->
     return plan, examples
 
 
-def parts(store: Store, plan: Plan, examples: Examples) -> Split:
+def parts(store: Database, plan: Plan, examples: Examples) -> Split:
     """What the night learns from, what says when it has learned, and what judges."""
     return split(examples, places(store, frozenset(plan.judges)))
 
@@ -56,7 +56,7 @@ def recorded_settings(plan: Plan) -> dict[str, Any]:
     return plan.settings | {"model": plan.model, "base_sha256": plan.base_sha256}
 
 
-def why_nothing(store: Store, examples: Examples, plan: Plan, again: bool) -> str:
+def why_nothing(store: Database, examples: Examples, plan: Plan, again: bool) -> str:
     """Why there is nothing to do, in words; empty if there is something."""
     if not len(examples):
         reasons = ", ".join(f"{reason}: {count}" for reason, count in examples.left_out.items())

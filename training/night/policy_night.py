@@ -9,72 +9,76 @@ from torch import Tensor
 
 from feedback.examples.build import Examples
 from training.algorithms import dpo_kto, ppo, reward_model, rloo
-from training.data.tokenize import Lesson, make_lessons
+from training.data.tokenize import TokenizedExample, tokenize
 from training.loop.early_stopping import Progress, Watch
 from training.loop.optim import Report, Run, count_steps
 from training.model.reference import References
 from training.model.reward_heads import RewardModels
 from training.night import planner, reward_night, run_dir
-from training.night.reward_night import NothingFits, School
+from training.night.reward_night import NothingFits, TrainingContext
 from training.rollouts.sampler import Rollout, Score
 
 RUN = "policy"  # the name of its checkpoint
 
 
-def train(school: School, examples: Examples, settings: Any) -> Progress:
+def train(context: TrainingContext, examples: Examples, settings: Any) -> Progress:
     """Reward models, then the policy; where it ended.
 
     Raises `NothingFits`, `NotFinite`, `SignFlipped`, `Refused` or `Cancelled`.
     """
     # 1. reward models of this night
     asked = reward_model.Settings(members=settings.members, longest=settings.longest, seed=settings.seed)
-    ensemble = reward_night.make_models(school, examples, asked, more_steps=settings.steps)
+    ensemble = reward_night.make_models(context, examples, asked, more_steps=settings.steps)
 
     # 2. prompts: what people said, but for what judges
-    lessons, _ = make_lessons(planner.parts(school.store, school.plan, examples).training, school.encoder)
+    lessons, _ = tokenize(planner.parts(context.store, context.plan, examples).training, context.encoder)
     prompts = [list(each) for each in dict.fromkeys(tuple(lesson.prompt_ids) for lesson in lessons)]
     if not prompts:
         raise NothingFits("there is no prompt to write to yet")
 
     # 3. the policy, step by step
-    run, reports = _begin(school, prompts, ensemble, lessons, settings)
-    before = count_steps(len(reward_model.make_lessons(lessons)), asked) * asked.members
-    where = run_dir.folder(school.store.data, school.night)
+    run, reports = _begin(context, prompts, ensemble, lessons, settings)
+    before = count_steps(len(reward_model.group_by_prompt(lessons)), asked) * asked.members
+    where = run_dir.folder(context.store.data, context.night)
     for report in reports:
-        school.write_down(report, before, before + settings.steps)
+        context.write_down(report, before, before + settings.steps)
         if report.step % settings.checkpoint_every == 0 or run.ended:
             run_dir.save_run(where, run, RUN)
 
     # 4. how far from the base it ended; too far, and it goes back
-    watch = Watch(school.backbone, lessons, [], dpo_kto.Settings(), References(school.backbone))
-    kl = watch.kl_per_token(school.backbone)
+    watch = Watch(context.backbone, lessons, [], dpo_kto.Settings(), References(context.backbone))
+    kl = watch.kl_per_token(context.backbone)
     if kl > settings.kl_budget and run.kept is not None and not run.ended:
         run.go_back()
         run.ended = f"went back a step, having been {kl:.3f} nats per token from the base"
-        kl = watch.kl_per_token(school.backbone)
+        kl = watch.kl_per_token(context.backbone)
     return Progress(run.optimizer, step=before + run.step, kl_per_token=kl, ended=run.ended)
 
 
 def _begin(
-    school: School, prompts: Sequence[list[int]], ensemble: RewardModels, lessons: Sequence[Lesson], settings: Any
+    context: TrainingContext,
+    prompts: Sequence[list[int]],
+    ensemble: RewardModels,
+    lessons: Sequence[TokenizedExample],
+    settings: Any,
 ) -> tuple[Run, Iterator[Report]]:
     """The method's loop, going on from the night's checkpoint where there is one."""
-    backbone, sampler, score = school.backbone, school.sampler, by_reward_models(ensemble, settings.pessimism)
+    backbone, sampler, score = context.backbone, context.sampler, by_reward_models(ensemble, settings.pessimism)
     if isinstance(settings, ppo.Settings):
         head, run = ppo.begin(backbone, settings)
         if settings.value_from_reward:
             ppo.begin_as_reward_model(backbone, head, ensemble)
         shown = [lesson.row(0) for lesson in lessons if lesson.kind == "demonstration"]
-        _go_on(school, run)
+        _go_on(context, run)
         return run, ppo.train(backbone, head, sampler, prompts, score, settings, run, shown)
     run = rloo.begin(backbone, settings)
-    _go_on(school, run)
-    return run, rloo.train(backbone, sampler, prompts, score, settings, run, school.plan.method)
+    _go_on(context, run)
+    return run, rloo.train(backbone, sampler, prompts, score, settings, run, context.plan.method)
 
 
-def _go_on(school: School, run: Run) -> None:
+def _go_on(context: TrainingContext, run: Run) -> None:
     try:
-        run_dir.load_run(run_dir.folder(school.store.data, school.night), run, RUN)
+        run_dir.load_run(run_dir.folder(context.store.data, context.night), run, RUN)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         print(f"the checkpoint cannot be used, so the policy begins anew: {error}", flush=True)
     if run.step:

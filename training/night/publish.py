@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from assistant.models import base_model, chat_template
-from assistant.models.adapter import PROOF_TEXTS, WEIGHTS, AdapterRefused, Card, Proof, read_adapter, write_card
+from assistant.models.adapter import PROOF_TEXTS, WEIGHTS, AdapterCard, AdapterRefused, Proof, read_adapter, write_card
 from feedback.chats.conversations import Message
 from training.data.tokenize import Encoder
 from training.model.policy import TRAINED, Backbone
@@ -53,7 +53,7 @@ def write_weights(backbone: Backbone, data: Path, adapter: str) -> tuple[Path, s
     return making, base_model.file_sha256(making / WEIGHTS)
 
 
-def complete(backbone: Backbone, making: Path, card: Card) -> None:
+def complete(backbone: Backbone, making: Path, card: AdapterCard) -> None:
     """Put the card into the directory, and read the directory back as serving will.
 
     Raises `AdapterRefused` where what is read is not what was trained.

@@ -7,7 +7,7 @@ has been taken back since. Otherwise it is closed as abandoned, with the reason.
 from collections.abc import Iterable
 
 from assistant.models.base_model import Base
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.examples.build import KINDS, Examples
 from feedback.records import nights
 from feedback.records.nights import RUNNING, Night
@@ -16,7 +16,7 @@ from training.night.planner import Wishes
 from training.night.run_dir import Plan
 
 
-def go_on(store: Store, base: Base, standing: Examples, wishes: Wishes) -> tuple[int, Plan, Examples] | None:
+def go_on(store: Database, base: Base, standing: Examples, wishes: Wishes) -> tuple[int, Plan, Examples] | None:
     """The interrupted night that may go on, if any, with its plan and examples; all others are closed.
 
     The caller holds the lock of nights, so a row that says "running" is of a process that is gone.
@@ -33,11 +33,11 @@ def go_on(store: Store, base: Base, standing: Examples, wishes: Wishes) -> tuple
     return found
 
 
-def _running(store: Store) -> Iterable[Night]:
+def _running(store: Database) -> Iterable[Night]:
     return [night for night in nights.nights(store) if night.state == RUNNING]
 
 
-def _saved(store: Store, night: Night) -> tuple[Plan, Examples] | None:
+def _saved(store: Database, night: Night) -> tuple[Plan, Examples] | None:
     try:
         plan, examples = run_dir.load_plan(run_dir.folder(store.data, night.id))
     except (OSError, ValueError, KeyError, TypeError):

@@ -19,14 +19,14 @@ from assistant.models import base_model, chat_template
 from assistant.models.adapter import PROOF_TEXTS
 from assistant.models.base_model import Base
 from feedback.chats.conversations import Message
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.examples.build import Examples, answer_of
 from feedback.kinds import current
 from feedback.raters import questions
 from feedback.records import nights
 from training.algorithms import reward_model
-from training.algorithms.reward_model import RewardLesson, Settings
-from training.data.tokenize import Encoder, TooLong, make_lessons
+from training.algorithms.reward_model import RewardExample, Settings
+from training.data.tokenize import Encoder, TooLong, tokenize
 from training.evaluation import calibration
 from training.evaluation.calibration import Believed
 from training.loop.optim import Report, count_steps, memory_gib
@@ -50,10 +50,10 @@ class NothingFits(Exception):
 
 
 @dataclass(frozen=True)
-class School:
+class TrainingContext:
     """What every half of such a night needs."""
 
-    store: Store
+    store: Database
     night: int
     plan: Plan
     base: Base
@@ -76,8 +76,8 @@ class School:
 
 
 @contextmanager
-def school(
-    store: Store,
+def training_context(
+    store: Database,
     night: int,
     plan: Plan,
     base: Base,
@@ -85,28 +85,28 @@ def school(
     encoder: Encoder,
     cancellation: Cancellation,
     log: Log,
-) -> Iterator[School]:
+) -> Iterator[TrainingContext]:
     """With the engine that writes, in the trainer's own number format; it is closed in the end."""
     sampler = Sampler(base, plan.precision, base_model.pick_device(), encoder.tokenizer)
     try:
-        yield School(store, night, plan, base, backbone, encoder, sampler, cancellation, log)
+        yield TrainingContext(store, night, plan, base, backbone, encoder, sampler, cancellation, log)
     finally:
         sampler.close()
 
 
-def make_models(school: School, examples: Examples, settings: Settings, more_steps: int = 0) -> RewardModels:
+def make_models(context: TrainingContext, examples: Examples, settings: Settings, more_steps: int = 0) -> RewardModels:
     """Reward models of this night; those that it has finished already, where it goes on.
 
     Raises `NothingFits` without a pair, `NotFinite`, `Refused` or `Cancelled`.
     """
-    backbone, folder = school.backbone, nights.reward_models_of(school.store, school.night)
+    backbone, folder = context.backbone, nights.reward_models_of(context.store, context.night)
     if folder.is_dir():
         return reward_heads.load(backbone, folder)[0]
 
     # 1. the lessons
-    divided = planner.parts(school.store, school.plan, examples)
+    divided = planner.parts(context.store, context.plan, examples)
     lessons, aside, held_out = (
-        reward_model.make_lessons(make_lessons(part, school.encoder)[0])
+        reward_model.group_by_prompt(tokenize(part, context.encoder)[0])
         for part in (divided.training, divided.stopping, divided.held_out)
     )
     if not lessons:
@@ -117,15 +117,15 @@ def make_models(school: School, examples: Examples, settings: Settings, more_ste
     states = cache(partial(reward_model.base_states, backbone, lessons))
     heads = {}
     for member in range(settings.members):
-        heads[reward_model.name_of(member)] = _member(school, lessons, states, settings, member, steps, more_steps)
+        heads[reward_model.name_of(member)] = _member(context, lessons, states, settings, member, steps, more_steps)
     ensemble = RewardModels(backbone, heads)
 
     # 3. mean 0 and standard deviation 1 on what the reference writes
     prompts = [lesson.prompt_ids for lesson in lessons][: settings.samples]
     each = -(-settings.samples // len(prompts))
     sampling = sampling_of(TEMPERATURE, settings.sample_tokens)
-    school.sampler.forget()
-    samples = [one.row for one in school.sampler.write(prompts, each, sampling, settings.seed)]
+    context.sampler.forget()
+    samples = [one.row for one in context.sampler.write(prompts, each, sampling, settings.seed)]
     reward_model.normalise(ensemble, samples)
 
     # 4. how far they can be believed
@@ -133,30 +133,30 @@ def make_models(school: School, examples: Examples, settings: Settings, more_ste
     found = judged(ensemble, held_out)
 
     # 5. what they say of replies that people can be asked about: where they are torn, an answer teaches most
-    scores = scores_of(ensemble, school.store, school.encoder)
-    with school.cancellation.held():
-        questions.keep_scores(school.store, scores)
+    scores = scores_of(ensemble, context.store, context.encoder)
+    with context.cancellation.held():
+        questions.keep_scores(context.store, scores)
 
     # 6. on the disk, whole
     card = RewardCard(
         id=folder.name,
-        base_sha256=school.base.sha256,
-        template_sha256=school.encoder.template_sha256,
-        precision=school.plan.precision,
+        base_sha256=context.base.sha256,
+        template_sha256=context.encoder.template_sha256,
+        precision=context.plan.precision,
         settings=asdict(settings),
         temperature=ensemble.temperature,
         metrics=asdict(found) if found else {},
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    reward_heads.save(ensemble, folder, card, proof_rows(school.encoder))
+    reward_heads.save(ensemble, folder, card, proof_rows(context.encoder))
     if found:
         calibration.draw(found, folder / RELIABILITY)
     return ensemble
 
 
 def _member(
-    school: School,
-    lessons: Sequence[RewardLesson],
+    context: TrainingContext,
+    lessons: Sequence[RewardExample],
     states: Callable[[], list[Tensor]],
     settings: Settings,
     member: int,
@@ -164,8 +164,8 @@ def _member(
     more_steps: int,
 ) -> reward_heads.ScoreHead:
     """One member, trained; a killed night goes on with it where it was."""
-    where, name = run_dir.folder(school.store.data, school.night), reward_model.name_of(member)
-    head, run = reward_model.begin(school.backbone, settings, member)
+    where, name = run_dir.folder(context.store.data, context.night), reward_model.name_of(member)
+    head, run = reward_model.begin(context.backbone, settings, member)
     try:
         run_dir.load_run(where, run, name)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -173,8 +173,8 @@ def _member(
     if run.step == 0:
         reward_model.fit(head, lessons, states(), settings)
     total = settings.members * steps + more_steps
-    for report in reward_model.train(school.backbone, head, lessons, settings, member, run):
-        school.write_down(report, member * steps, total, prefix="reward_")
+    for report in reward_model.train(context.backbone, head, lessons, settings, member, run):
+        context.write_down(report, member * steps, total, prefix="reward_")
         if report.step % settings.checkpoint_every == 0 or report.step == steps:
             run_dir.save_run(where, run, name)
     return head
@@ -188,7 +188,7 @@ def proof_rows(encoder: Encoder) -> list[Row]:
     return [Row(prompt_ids, answers) for prompt_ids in asked]
 
 
-def scores_of(ensemble: RewardModels, store: Store, encoder: Encoder) -> dict[str, tuple[float, float]]:
+def scores_of(ensemble: RewardModels, store: Database, encoder: Encoder) -> dict[str, tuple[float, float]]:
     """Mean and deviation among the models of every reply that the next questions could be about; long ones are not."""
     by_message = questions.newest(store, ASKED)
     told = current.texts(store, chain.from_iterable(by_message))
@@ -207,13 +207,13 @@ def scores_of(ensemble: RewardModels, store: Store, encoder: Encoder) -> dict[st
 
 
 @torch.no_grad()
-def judged(ensemble: RewardModels, lessons: Sequence[RewardLesson]) -> Believed | None:
+def judged(ensemble: RewardModels, lessons: Sequence[RewardExample]) -> Believed | None:
     """What the ensemble is worth on these lessons; None where there is none."""
     apart, longer_by = reward_model.margins(ensemble, lessons) if lessons else ([], [])
     return calibration.believed(apart, longer_by, ensemble.temperature) if apart else None
 
 
-def in_words(store: Store, night: int) -> str:
+def in_words(store: Database, night: int) -> str:
     """What a night's reward models were found to be worth."""
     metrics = json.loads((nights.reward_models_of(store, night) / reward_heads.CARD).read_text())["metrics"]
     if not metrics:

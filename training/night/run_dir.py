@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from feedback.chats.conversations import Message
-from feedback.examples.build import Answer, Demonstration, Examples, Pair, Thumb
+from feedback.examples.build import Answer, Demonstration, Examples, PreferencePair, UnpairedExample
 from feedback.records import nights
 from feedback.records.nights import EXAMPLES
 from training.loop.early_stopping import Progress
@@ -67,7 +67,7 @@ def load_plan(where: Path) -> tuple[Plan, Examples]:
     raw = json.loads((where / EXAMPLES).read_text())
     examples = Examples(
         pairs=tuple(map(_pair, raw["pairs"])),
-        thumbs=tuple(Thumb(**_answered(each)) for each in raw["thumbs"]),
+        thumbs=tuple(UnpairedExample(**_answered(each)) for each in raw["thumbs"]),
         left_out=raw["left_out"],
         ties=tuple(map(_pair, raw["ties"])),
         demonstrations=tuple(Demonstration(**_answered(each)) for each in raw["demonstrations"]),
@@ -75,9 +75,9 @@ def load_plan(where: Path) -> tuple[Plan, Examples]:
     return Plan(**json.loads((where / PLAN).read_text())), examples
 
 
-def _pair(raw: dict[str, Any]) -> Pair:
+def _pair(raw: dict[str, Any]) -> PreferencePair:
     both = {name: _answer(raw[name]) for name in ("chosen", "rejected")}
-    return Pair(**raw | {"messages": _messages(raw)} | both)
+    return PreferencePair(**raw | {"messages": _messages(raw)} | both)
 
 
 def _answered(raw: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import numpy as np
 
 from assistant.environment import prepare, program
 from feedback.chats import conversations
-from feedback.database.database import Refused, Store
+from feedback.database.database import Database, Refused
 from feedback.database.private_files import keep_private
 from feedback.records import nights
 from feedback.records.nights import RUNNING
@@ -137,9 +137,9 @@ def rehearse(options: argparse.Namespace) -> Figures:
     # 5. the taste judges, blind; then it is looked up who wrote what
     from training.rehearsal.plot import draw
 
-    figures = measure(Store(data), options, likes, answers, judged, night, began)
+    figures = measure(Database(data), options, likes, answers, judged, night, began)
     plot = options.plot or data / "rehearsal.png"
-    draw(figures, nights.night_steps(Store(data), night["id"]), plot)
+    draw(figures, nights.night_steps(Database(data), night["id"]), plot)
     tell(figures, plot, data, options.json)
     return figures
 
@@ -247,7 +247,7 @@ def train(api: httpx.Client) -> dict[str, Any]:
 
 
 def measure(
-    store: Store,
+    store: Database,
     options: argparse.Namespace,
     likes: Taste,
     asked: Sequence[Answers],
@@ -297,12 +297,12 @@ def interval(scores: Sequence[float]) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def mean_words(store: Store, replies: Sequence[str]) -> float:
+def mean_words(store: Database, replies: Sequence[str]) -> float:
     """Words of a reply, on average."""
     return float(np.mean([len(words(conversations.node(store, reply).content)) for reply in replies]))
 
 
-def likelihood(store: Store, replies: Sequence[str], model: str) -> tuple[float, float]:
+def likelihood(store: Database, replies: Sequence[str], model: str) -> tuple[float, float]:
     """Nats a token of recorded replies under the base, and under whoever wrote them."""
     import torch
 

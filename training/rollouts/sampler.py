@@ -14,7 +14,7 @@ from torch import Tensor
 
 from assistant.engine.engine import MOST_WAITING, Engine
 from assistant.engine.sampling.params import Sampling
-from assistant.models.adapter import Card, Factors, Loaded
+from assistant.models.adapter import AdapterCard, Factors, LoadedAdapter
 from assistant.models.base_model import Base
 from training.loop.optim import Run
 from training.losses.policy_gradient import replaced_scores
@@ -51,13 +51,13 @@ class Sampler:
 
     def __init__(self, base: Base, number_format: str, device: str, tokenizer: Any) -> None:
         self.engine = Engine(base, number_format, device, tokenizer, driven=True)
-        self._policy: Loaded | None = None
+        self._policy: LoadedAdapter | None = None
 
     def follow(self, backbone: Backbone) -> None:
         """Write with the policy's present weights from now on."""
         self.forget()
-        card = Card("policy", self.engine.base.name, self.engine.base.sha256, None, "", "", "", {}, {}, 0, {})
-        self._policy = Loaded("policy", card, self.engine.network.add(factors_of(backbone)))
+        card = AdapterCard("policy", self.engine.base.name, self.engine.base.sha256, None, "", "", "", {}, {}, 0, {})
+        self._policy = LoadedAdapter("policy", card, self.engine.network.add(factors_of(backbone)))
 
     def forget(self) -> None:
         """Write with the base from now on."""

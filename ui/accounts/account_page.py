@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from feedback.accounts import sessions, users
 from feedback.accounts.users import User
-from feedback.database.database import Refused, Store
+from feedback.database.database import Database, Refused
 from ui.accounts.asked import TheStore
 from ui.accounts.auth import Person, open_session, session_of
 from ui.accounts.login import OWNER_PASSWORD, Logins, headers_of
@@ -93,7 +93,7 @@ async def require_own(logins: Logins, request: Request, user: User, current: str
         raise Forbidden("this is not your current password") from error
 
 
-def changed(request: Request, store: Store, user: User, hashed: str) -> None:
+def changed(request: Request, store: Database, user: User, hashed: str) -> None:
     """Keep the new password; all sessions end, and a new one begins here if this is a browser's."""
     users.set_password(store, user.name, hashed, user.id)
     if session_of(request):
@@ -101,7 +101,7 @@ def changed(request: Request, store: Store, user: User, hashed: str) -> None:
         request.state.session = sessions.of(store, user)[0]
 
 
-def page(request: Request, store: Store, user: User, error: Refused | None = None, done: str = "") -> Response:
+def page(request: Request, store: Database, user: User, error: Refused | None = None, done: str = "") -> Response:
     """The page with what was wrong, or done."""
     facts: dict[str, Any] = {
         "user": user,

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from assistant.chat.chat import Assistant
 from feedback.accounts import idempotency
-from feedback.database.database import Conflict, Store
+from feedback.database.database import Conflict, Database
 from ui.accounts.auth import Person
 
 STRICT = ConfigDict(extra="forbid", strict=True)  # "1" is no number, and a misspelt field no silence
@@ -36,13 +36,13 @@ def the_assistant(request: Request) -> Assistant:
     return assistant
 
 
-def the_store(request: Request) -> Store:
+def the_store(request: Request) -> Database:
     """Its store."""
     return the_assistant(request).store
 
 
 TheAssistant = Annotated[Assistant, Depends(the_assistant)]
-TheStore = Annotated[Store, Depends(the_store)]
+TheStore = Annotated[Database, Depends(the_store)]
 Key = Annotated[
     str,
     Header(

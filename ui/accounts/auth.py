@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from feedback.accounts import sessions, users
 from feedback.accounts.sessions import Session
 from feedback.accounts.users import User
-from feedback.database.database import Refused, Store, Unavailable
+from feedback.database.database import Database, Refused, Unavailable
 from ui.accounts.patience import Patience
 from ui.refusals import Forbidden, NotLoggedIn, TooLarge, TooMany, refusal, refusal_page
 
@@ -41,11 +41,11 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 log = logging.getLogger(__name__)
 
 
-def cookie_secret(store: Store) -> str:
+def cookie_secret(store: Database) -> str:
     """What session cookies are signed with; made once, readable by this account only."""
     path = store.data / "secret"
     try:
-        with store.write():  # one process at a time
+        with store.transaction():  # one process at a time
             if not path.exists() or len(path.read_text()) < 32:
                 new = path.with_suffix(".new")
                 new.unlink(missing_ok=True)
@@ -69,7 +69,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def admitted(store: Store, request: Request) -> User | None:
+def admitted(store: Database, request: Request) -> User | None:
     """Who sent a request; None for nobody in particular at a door that is open to all.
 
     Raises `NotLoggedIn` or `Forbidden`.
@@ -129,7 +129,7 @@ def is_ours(origin: str, request: Request) -> bool:
 
 def open_session(request: Request, user: User) -> None:
     """Let this browser be this person's from now on; its former session is over."""
-    store: Store = request.app.state.assistant.store
+    store: Database = request.app.state.assistant.store
     former = str(request.session.get(KEY, ""))
     agent = agent_in_words(request.headers.get("user-agent", ""))
     key = sessions.begin(store, user, address_of(request), agent, instead_of=former)
@@ -137,7 +137,7 @@ def open_session(request: Request, user: User) -> None:
     request.session[KEY] = key
 
 
-def user_of_session(store: Store, request: Request) -> User | None:
+def user_of_session(store: Database, request: Request) -> User | None:
     """Whose session a request belongs to, if to one that stands; it is put into `request.state.session`."""
     request.state.session = sessions.find(store, str(request.session.get(KEY, "")))
     return users.user_by_id(store, request.state.session.user) if request.state.session else None
@@ -192,7 +192,7 @@ class Sessions:
 class Gate:
     """The one way in, before any route: who is let through stands in `request.state.user`."""
 
-    def __init__(self, app: ASGIApp, store: Store) -> None:
+    def __init__(self, app: ASGIApp, store: Database) -> None:
         self.app = app
         self.store = store
         self._patience = Patience()
@@ -281,7 +281,7 @@ Person = Annotated[User, Depends(person)]
 Operator = Annotated[User, Depends(operator)]
 
 
-def page_user(request: Any, store: Store) -> User:
+def page_user(request: Any, store: Database) -> User:
     """Who is at a Gradio page, from the `gr.Request` of a handler. Raises `NotLoggedIn`."""
     user = users.find_user(store, request.username) if request.username else None
     if user is None or user.disabled_at:

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from assistant.engine.background import give_way
 from feedback.accounts import sessions, users
 from feedback.accounts.users import User
-from feedback.database.database import Refused, Store, Unavailable, new_id
+from feedback.database.database import Database, Refused, Unavailable, new_id
 from ui.accounts.auth import KEY, address_of, network_of, open_session
 from ui.accounts.passwords import MOST, require_usable
 from ui.accounts.patience import Pace
@@ -51,7 +51,7 @@ router = APIRouter(include_in_schema=False)
 class Passwords:
     """Whose password is whose, whoever asks and however often."""
 
-    def __init__(self, store: Store, hasher: PasswordHasher | None = None) -> None:
+    def __init__(self, store: Database, hasher: PasswordHasher | None = None) -> None:
         self.store = store
         self._hasher = hasher or PasswordHasher()
         self._nobody = self._hasher.hash("nobody's password")
@@ -215,7 +215,7 @@ def short(name: str) -> str:
     return name.strip().casefold()[:64]
 
 
-def set_owner_password(store: Store, environ: Mapping[str, str]) -> None:
+def set_owner_password(store: Database, environ: Mapping[str, str]) -> None:
     """Make the operator account "owner", or update its password, when the environment names one. Raises `Refused`."""
     password = named_password(environ)
     if password is None:
@@ -285,7 +285,7 @@ def logout_page(request: Request) -> Response:
 @router.post("/logout")
 def logout(request: Request) -> Response:
     """End the session, here and in the ledger."""
-    store: Store = request.app.state.assistant.store
+    store: Database = request.app.state.assistant.store
     session = sessions.find(store, str(request.session.get(KEY, "")))
     if session:
         sessions.end_by_id(store, session.id)

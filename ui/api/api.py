@@ -12,14 +12,14 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
-from assistant.chat.chat import Assistant, Both, require_in_window, share_of, side_by_side
+from assistant.chat.chat import Assistant, ReplyPair, require_in_window, share_of, start_pair
 from assistant.engine.sampling.params import Sampling
 from assistant.models import chat_template
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations as chats
 from feedback.chats.conversations import Message, Node
-from feedback.database.database import Refused, Store, Unavailable
+from feedback.database.database import Database, Refused, Unavailable
 from feedback.kinds import history, labels, ratings
 from feedback.raters import questions
 from feedback.upkeep import privacy
@@ -125,7 +125,8 @@ class PairAsked(BaseModel):
     model_config = STRICT
     messages: list[Turn] = Field(max_length=MOST_MESSAGES, description="The last one is the user's.")
     adapters: list[str | None] | None = Field(
-        None, description='The two adapters by id, "base" for the base. Without: what serves, and its newest rival.'
+        None,
+        description='The two adapters by id, "base" for the base. Without: what serves, and its newest challenger.',
     )
     max_tokens: int = Field(512, description=IN_WINDOW)
     temperature: float = 0.7
@@ -249,7 +250,7 @@ def signal(body: Signal, user: Person, store: TheStore, write: Writing) -> dict[
 @router.get("/replies/{reply}/feedback", response_model=list[Saying], tags=["feedback"])
 def sayings(reply: str, user: Person, store: TheStore) -> list[dict[str, Any]]:
     """All that you said of a reply, oldest first, and what of it stands."""
-    return [asdict(each) for each in history.sayings(store, user, reply)]
+    return [asdict(each) for each in history.entries(store, user, reply)]
 
 
 @router.post("/pairs", response_model=Pair, tags=["feedback"])
@@ -274,10 +275,10 @@ class Listener:
     """Who waits for two replies, and may go away before or after they are begun."""
 
     def __init__(self) -> None:
-        self._both: Both | None = None
+        self._both: ReplyPair | None = None
         self._gone = False
 
-    def begin(self, both: Both) -> None:
+    def begin(self, both: ReplyPair) -> None:
         """These are written for them."""
         self._both = both
         if self._gone:
@@ -307,10 +308,10 @@ def write_pair(assistant: Assistant, user: User, body: PairAsked, listener: List
         left, right = (None if name == BASE else name for name in body.adapters)
         named = (left, right)
         for name in named:
-            assistant.roster.get(name)
+            assistant.adapters.get(name)
     messages = [Message(turn.role, turn.content) for turn in body.messages]
     parent, prompt_ids = record(assistant, user, "pairs", messages, sampling, replies=2)
-    both = side_by_side(assistant, user, parent, sampling, "api", named, prompt_ids)
+    both = start_pair(assistant, user, parent, sampling, "api", named, prompt_ids)
     listener.begin(both)
     both.wait()
     if "cancelled" in (both.left.finish, both.right.finish):
@@ -409,7 +410,7 @@ def set_conversation_consent(
     return write.at_once(body, act)
 
 
-def said(store: Store, user: User, node: Node) -> dict[str, Any]:
+def said(store: Database, user: User, node: Node) -> dict[str, Any]:
     """A message with the standing vote and correction of its reader."""
     vote = ratings.standing_vote(store, user, node.id) if node.role == "assistant" else None
     return {

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field, create_model
 
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from feedback.records.adapters import ANYTHING
@@ -228,7 +228,7 @@ def set_schedule(body: ScheduleAsked, user: Operator, store: TheStore, write: Wr
     """Set when nights start; takes effect within seconds."""
 
     def act() -> dict[str, Any]:
-        operations.set_schedule(store, user, operations.Wish(**body.model_dump()))
+        operations.set_schedule(store, user, operations.ScheduleForm(**body.model_dump()))
         return standing_schedule(store)
 
     return write.at_once(body, act)
@@ -261,8 +261,8 @@ def status(assistant: TheAssistant) -> dict[str, Any]:
     return {
         "version": our_version(),
         "model": assistant.base.name,
-        "serving": assistant.roster.serving(),
-        "loaded": assistant.roster.loaded(),
+        "serving": assistant.adapters.serving(),
+        "loaded": assistant.adapters.loaded(),
         "active": assistant.engine.active,
         "waiting": assistant.engine.waiting,
         "running_night": asdict(running) if running else None,
@@ -272,7 +272,7 @@ def status(assistant: TheAssistant) -> dict[str, Any]:
     }
 
 
-def standing_schedule(store: Store) -> dict[str, Any]:
+def standing_schedule(store: Database) -> dict[str, Any]:
     """The schedule as it stands, with the times at which it comes due (as text, so that it can be kept)."""
     standing = schedules.schedule(store)
     names = ("cron", "time_zone", "enabled", "grace_minutes", "every_new")

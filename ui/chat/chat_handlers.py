@@ -110,7 +110,7 @@ class ChatPage:
             self.turns.check_free(conversation)
             sampling_of(settings)
             under = side_by_side.goes_on_from(self.store, user, conversation) if conversation else None
-            message = assistant_chat.say(self.assistant, user, conversation or None, under, text)
+            message = assistant_chat.add_user_message(self.assistant, user, conversation or None, under, text)
             return self._answer(user, message, settings, on_demand) | {self.chat.box: ""}
         return self.screen(user, conversation, sentence=told.sentence)
 
@@ -133,7 +133,7 @@ class ChatPage:
         with telling() as told:
             self.turns.check_free(conversation)
             before = conversations.own_node(self.store, user, id_of(shown, what.index))
-            message = assistant_chat.say(
+            message = assistant_chat.add_user_message(
                 self.assistant, user, before.conversation, before.parent, as_typed(str(what.value))
             )
             labels.signal_newest(self.store, user, before.id, "edit")

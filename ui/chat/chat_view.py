@@ -7,7 +7,7 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Node, SideBySide
-from feedback.database.database import NotFound, Store
+from feedback.database.database import Database, NotFound
 from feedback.kinds import ratings
 from feedback.kinds.ratings import Vote
 
@@ -62,7 +62,7 @@ class ChatView:
         return bool(self.nodes) and self.nodes[-1].role == "user" and self.pair is None
 
 
-def look(store: Store, user: User, conversation: str | None, focus: str | None = None) -> ChatView:
+def look(store: Database, user: User, conversation: str | None, focus: str | None = None) -> ChatView:
     """This person's chat, or an empty one where it is not theirs. `focus` is the reply to tell about."""
     leaf = _leaf(store, user, conversation)
     nodes = conversations.path(store, leaf)
@@ -86,13 +86,13 @@ def look(store: Store, user: User, conversation: str | None, focus: str | None =
     )
 
 
-def newest(store: Store, user: User) -> str | None:
+def newest(store: Database, user: User) -> str | None:
     """The conversation that was begun last."""
     chats: list[dict[str, Any]] = conversations.conversations(store, user)
     return chats[0]["id"] if chats else None
 
 
-def waiting_pair(store: Store, user: User, leaf: str | None) -> Pair | None:
+def waiting_pair(store: Database, user: User, leaf: str | None) -> Pair | None:
     """The two replies a chat ends in while nobody has chosen between them."""
     node = conversations.node(store, leaf) if leaf else None
     if node is None or node.role != "assistant" or node.parent is None:
@@ -105,14 +105,14 @@ def waiting_pair(store: Store, user: User, leaf: str | None) -> Pair | None:
     return Pair(shown, conversations.node(store, shown.left).content, conversations.node(store, shown.right).content)
 
 
-def newest_leaf(store: Store, message: str) -> str:
+def newest_leaf(store: Database, message: str) -> str:
     """Where the newest branch under a message ends."""
     while below := conversations.children(store, message):
         message = below[-1].id
     return message
 
 
-def _leaf(store: Store, user: User, conversation: str | None) -> str | None:
+def _leaf(store: Database, user: User, conversation: str | None) -> str | None:
     if not conversation:
         return None
     try:
@@ -122,7 +122,7 @@ def _leaf(store: Store, user: User, conversation: str | None) -> str | None:
         return None
 
 
-def _about(store: Store, user: User, reply: str, is_last: bool) -> About:
+def _about(store: Database, user: User, reply: str, is_last: bool) -> About:
     node = conversations.node(store, reply)
     shown = conversations.pair_under(store, node.parent) if node.parent else None
     of_pair = shown if shown and reply in (shown.left, shown.right) else None
@@ -137,7 +137,7 @@ def _about(store: Store, user: User, reply: str, is_last: bool) -> About:
     )
 
 
-def _versions(store: Store, nodes: list[Node]) -> Versions | None:
+def _versions(store: Database, nodes: list[Node]) -> Versions | None:
     """The fork nearest to the end of a path."""
     for node in reversed(nodes):
         ids = tuple(each.id for each in conversations.siblings(store, node))

@@ -9,14 +9,14 @@ import gradio as gr
 
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Refused, Store
+from feedback.database.database import Database, Refused
 from feedback.kinds import ratings
 from feedback.kinds.ratings import DOWN, NONE, UP
 from ui.chat.chat_layout import RatingPanel
 from ui.chat.chat_screen import Updates
 
 
-def thumb(store: Store, user: User, reply: str, liked: bool | str) -> int:
+def thumb(store: Database, user: User, reply: str, liked: bool | str) -> int:
     """Record what a click on a thumb says; the vote's value."""
     # Gradio sends "" when a thumb is taken back.
     value = NONE if liked == "" else UP if liked is True else DOWN
@@ -24,7 +24,7 @@ def thumb(store: Store, user: User, reply: str, liked: bool | str) -> int:
     return value
 
 
-def explain(store: Store, user: User, reply: str, reasons: list[str], words: str) -> None:
+def explain(store: Database, user: User, reply: str, reasons: list[str], words: str) -> None:
     """Record the reasons for the thumb that stands. Raises `Refused` where it was taken back meanwhile."""
     standing = ratings.standing_vote(store, user, reply)
     if standing is None:
@@ -33,7 +33,7 @@ def explain(store: Store, user: User, reply: str, reasons: list[str], words: str
     ratings.vote(store, user, reply, standing.value, kept, words.strip())
 
 
-def correct(store: Store, user: User, reply: str, text: str) -> None:
+def correct(store: Database, user: User, reply: str, text: str) -> None:
     """Record the reply as it should have been. Raises `Refused` where it says nothing new."""
     if not text.strip():
         raise Refused("an empty correction says nothing; write the reply as it should have been")
@@ -42,7 +42,7 @@ def correct(store: Store, user: User, reply: str, text: str) -> None:
     ratings.correct(store, user, reply, text)
 
 
-def ask_why(panel: RatingPanel, store: Store, user: User, reply: str) -> Updates:
+def ask_why(panel: RatingPanel, store: Database, user: User, reply: str) -> Updates:
     """Open the panel of reasons, as they stand."""
     standing = ratings.standing_vote(store, user, reply)
     if standing is None:
@@ -57,7 +57,7 @@ def ask_why(panel: RatingPanel, store: Store, user: User, reply: str) -> Updates
     }
 
 
-def ask_correction(panel: RatingPanel, store: Store, user: User, reply: str) -> Updates:
+def ask_correction(panel: RatingPanel, store: Database, user: User, reply: str) -> Updates:
     """Open the reply for correcting: as it was corrected, else as it was."""
     before = ratings.standing_correction(store, user, reply)
     return hide_panels(panel) | {

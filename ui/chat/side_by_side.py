@@ -5,11 +5,11 @@ Blind: nothing on the page tells which adapter wrote which until a choice is mad
 
 import random
 
-from assistant.chat.chat import Assistant, answer, side_by_side
+from assistant.chat.chat import Assistant, start_pair, start_reply
 from assistant.engine.sampling.params import Sampling
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import NotFound, Store
+from feedback.database.database import Database, NotFound
 from feedback.kinds import ratings
 from feedback.records import nights
 from ui.chat.chat_view import waiting_pair
@@ -21,11 +21,11 @@ def begin(assistant: Assistant, user: User, parent: str, sampling: Sampling, on_
     drawn = random.random() < nights.setting(assistant.store, "side_by_side_share")
     if on_demand or drawn:
         asked = "demand" if on_demand else "share"
-        return Turn(parent, side_by_side(assistant, user, parent, sampling, asked))
-    return Turn(parent, answer(assistant, user, parent, sampling))
+        return Turn(parent, start_pair(assistant, user, parent, sampling, asked))
+    return Turn(parent, start_reply(assistant, user, parent, sampling))
 
 
-def choose(store: Store, user: User, conversation: str, choice: str) -> None:
+def choose(store: Database, user: User, conversation: str, choice: str) -> None:
     """Record a choice between the two replies that wait for one. After a tie or two bad ones the left one goes on."""
     leaf = conversations.own_conversation(store, user, conversation)["leaf"]
     pair = waiting_pair(store, user, leaf)
@@ -36,7 +36,7 @@ def choose(store: Store, user: User, conversation: str, choice: str) -> None:
         conversations.go_to(store, user, pair.shown.left)
 
 
-def choose_again(store: Store, user: User, reply: str) -> None:
+def choose_again(store: Database, user: User, reply: str) -> None:
     """Take back the choice that led to a reply, so that both are shown again."""
     parent = conversations.own_reply(store, user, reply).parent
     pair = conversations.pair_under(store, parent) if parent else None
@@ -45,7 +45,7 @@ def choose_again(store: Store, user: User, reply: str) -> None:
     ratings.compare(store, user, pair.left, pair.right, "taken_back")
 
 
-def goes_on_from(store: Store, user: User, conversation: str) -> str | None:
+def goes_on_from(store: Database, user: User, conversation: str) -> str | None:
     """The message that the next one goes under: the left reply where nobody chose."""
     leaf: str | None = conversations.own_conversation(store, user, conversation)["leaf"]
     pair = waiting_pair(store, user, leaf)

@@ -8,7 +8,7 @@ import logging
 import threading
 from dataclasses import dataclass, field
 
-from assistant.chat.chat import Both, Replying
+from assistant.chat.chat import ReplyPair, ReplyStream
 from assistant.engine.request import EngineError
 from feedback.database.database import Conflict, Refused
 
@@ -22,7 +22,7 @@ class Turn:
     """One answer in the making: one text, or two side by side. `error` says in a sentence why it failed."""
 
     parent: str
-    writing: Replying | Both
+    writing: ReplyStream | ReplyPair
     texts: tuple[str, ...] = ()
     error: str = ""
     ended: threading.Event = field(default_factory=threading.Event)
@@ -30,7 +30,7 @@ class Turn:
     @property
     def is_pair(self) -> bool:
         """Whether two replies are written side by side."""
-        return isinstance(self.writing, Both)
+        return isinstance(self.writing, ReplyPair)
 
     def run(self) -> None:
         """Write to the end, in the turn's own thread."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from assistant.environment import prepare, program
 from feedback.accounts import users
-from feedback.database.database import Refused, Store
+from feedback.database.database import Database, Refused
 from feedback.database.private_files import keep_private
 from feedback.kinds import ratings
 from feedback.records import adapters, nights, settings
@@ -105,7 +105,7 @@ def run_chat(options: argparse.Namespace) -> None:
     from ui.cli import terminal
 
     sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
-    store = Store(options.data)
+    store = Database(options.data)
     terminal.sure_of_utf8()
     assistant = open_assistant(store, options.model)
     try:
@@ -142,7 +142,7 @@ def run_rollback(options: argparse.Namespace) -> None:
     promote(store, options, adapters.before_serving(store))
 
 
-def promote(store: Store, options: argparse.Namespace, name: str | None) -> None:
+def promote(store: Database, options: argparse.Namespace, name: str | None) -> None:
     """Prove and promote, and say what serves now."""
     adapters.require_promotable(store, name)  # before anything heavy is loaded
     prepare(options.model)

@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import NotFound, Refused, Store
+from feedback.database.database import Database, NotFound, Refused
 from feedback.examples import pii
 from feedback.formats import export, load
 from feedback.formats.base import EXPORTED, FORMATS, format_named
 from feedback.raters import agreement, leaderboard
 from feedback.raters.agreement import Rater, Share
-from feedback.raters.leaderboard import Standing
+from feedback.raters.leaderboard import Rank
 from feedback.upkeep import backup, health, privacy
 
 OWN = "own"  # as a format: all that is kept of one person
@@ -56,11 +56,11 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     command("doctor", run_doctor, "look whether everything is well; exits with 1 where it is not", reads=True)
 
 
-def existing(data: Path) -> Store:
+def existing(data: Path) -> Database:
     """The store of a data folder that is there. Raises `NotFound`."""
     if not (data / "nightschool.db").is_file():
         raise NotFound(f"there is no Nightschool data in {data}; start one with: nightschool serve --data {data}")
-    return Store(data)
+    return Database(data)
 
 
 def show(options: argparse.Namespace, facts: Any, lines: Sequence[str]) -> None:
@@ -81,7 +81,7 @@ def counted(left_out: dict[str, int]) -> str:
 
 def run_import(options: argparse.Namespace) -> None:
     """`nightschool import FILE`."""
-    store = Store(options.data)
+    store = Database(options.data)
     done = load.import_file(store, options.file, options.format, options.source, options.licence, watched)
     print(f"imported {done.kept:,} rows ({done.format}){counted(done.left_out)}")
 
@@ -109,7 +109,7 @@ def run_export(options: argparse.Namespace) -> None:
     print(f"exported {count:,} rows ({form.name}) to {options.out}{counted(left_out)}")
 
 
-def person_named(store: Store, name: str) -> User:
+def person_named(store: Database, name: str) -> User:
     """Raises `NotFound`."""
     person = users.find_user(store, name)
     if person is None:
@@ -175,7 +175,7 @@ def run_leaderboard(options: argparse.Namespace) -> None:
     show(options, asdict(found), lines or ["nobody has chosen between two adapters yet"])
 
 
-def ranks(standing: Standing) -> str:
+def ranks(standing: Rank) -> str:
     """A rank as far as it is known."""
     best, worst = standing.rank
     return f"{best}." if best == worst else f"{best}.-{worst}."

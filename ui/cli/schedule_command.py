@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from feedback.database.database import NotFound, Refused, Store
+from feedback.database.database import Database, NotFound, Refused
 from feedback.database.private_files import keep_private
 from feedback.records import adapters
 from feedback.upkeep import schedules
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def set_as_asked(store: Store, options: argparse.Namespace) -> None:
+def set_as_asked(store: Database, options: argparse.Namespace) -> None:
     """`nightschool schedule set`. Raises `Refused`."""
     asked = (options.cron, options.time_zone, options.grace_minutes, options.every_new)
     if asked == (None, None, None, None):
@@ -89,7 +89,7 @@ def whole(option: str, text: str) -> int:
     return int(text)
 
 
-def turn(store: Store, enabled: bool) -> None:
+def turn(store: Database, enabled: bool) -> None:
     """`nightschool schedule on` and `off`. Raises `NotFound` where there is no schedule."""
     old = schedules.schedule(store)
     if old is None:
@@ -98,7 +98,7 @@ def turn(store: Store, enabled: bool) -> None:
         change(store, None, old.cron, old.time_zone, enabled, old.grace_minutes, old.every_new)
 
 
-def show(store: Store, as_json: bool) -> None:
+def show(store: Database, as_json: bool) -> None:
     """`nightschool schedule`."""
     standing = schedules.schedule(store)
     times = next_nights(standing, NEXT_TIMES)

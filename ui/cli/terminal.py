@@ -7,7 +7,7 @@ Side by side, edits and branches are the page's alone.
 import sys
 from dataclasses import dataclass
 
-from assistant.chat.chat import Assistant, Replying, answer, say
+from assistant.chat.chat import Assistant, ReplyStream, add_user_message, start_reply
 from assistant.engine.sampling.params import Sampling
 from feedback.accounts import users
 from feedback.accounts.users import User
@@ -55,8 +55,8 @@ def chat(assistant: Assistant, user: User, sampling: Sampling) -> None:
 
 def turn(assistant: Assistant, user: User, talk: Talk, text: str, sampling: Sampling) -> None:
     """One message and its reply, written as it comes."""
-    message = say(assistant, user, talk.conversation, talk.last, text, source="terminal")
-    reply = answer(assistant, user, message, sampling)
+    message = add_user_message(assistant, user, talk.conversation, talk.last, text, source="terminal")
+    reply = start_reply(assistant, user, message, sampling)
     written = 0
     try:
         for so_far in reply:
@@ -69,7 +69,7 @@ def turn(assistant: Assistant, user: User, talk: Talk, text: str, sampling: Samp
     remember(assistant, talk, reply)
 
 
-def remember(assistant: Assistant, talk: Talk, reply: Replying) -> None:
+def remember(assistant: Assistant, talk: Talk, reply: ReplyStream) -> None:
     """The chat goes on from this reply."""
     if reply.text:
         talk.last, talk.adapter = reply.id, reply.adapter

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from feedback.accounts import roles, sessions, users
 from feedback.accounts.users import User
-from feedback.database.database import Conflict, NotFound, Refused, Store
+from feedback.database.database import Conflict, Database, NotFound, Refused
 from ui.accounts.passwords import hashed
 from ui.cli.ledger_command import show
 
@@ -47,7 +47,7 @@ def run_user(options: argparse.Namespace) -> None:
         raise Refused(f"whose? nightschool user {options.act} NAME")
     if options.new_role and options.act != "role":
         raise Refused(f"nightschool user {options.act} takes one NAME, and {options.new_role!r} is one too many")
-    store = Store(options.data)
+    store = Database(options.data)
     if options.act == "add":
         add_user(store, options)
         return
@@ -59,7 +59,7 @@ def run_user(options: argparse.Namespace) -> None:
 
 def list_users(options: argparse.Namespace) -> None:
     """`nightschool user list`."""
-    found = users.users(Store(options.data))
+    found = users.users(Database(options.data))
     facts = [
         {"name": each.name, "role": each.role, "password": each.password_hash is not None}
         | {"disabled": each.disabled_at is not None}
@@ -68,7 +68,7 @@ def list_users(options: argparse.Namespace) -> None:
     show(options, facts, [f"{each.name}  {each.role}{'  disabled' if each.disabled_at else ''}" for each in found])
 
 
-def add_user(store: Store, options: argparse.Namespace) -> None:
+def add_user(store: Database, options: argparse.Namespace) -> None:
     """`nightschool user add NAME`; the first one may have the chats of the time without accounts."""
     name = users.usable_name(options.name)
     taken = users.find_user(store, name)
@@ -104,13 +104,13 @@ def chats(count: int) -> str:
     return f"{count:,} chat{'' if count == 1 else 's'}"
 
 
-def give_password(store: Store, user: User, options: argparse.Namespace) -> None:
+def give_password(store: Database, user: User, options: argparse.Namespace) -> None:
     """`nightschool user password NAME`."""
     users.set_password(store, user.name, hashed(asked_password(), user.name))
     print(f"{user.name} has a new password; sessions have ended, and tokens are revoked")
 
 
-def give_role(store: Store, user: User, options: argparse.Namespace) -> None:
+def give_role(store: Database, user: User, options: argparse.Namespace) -> None:
     """`nightschool user role NAME ROLE`."""
     if not options.new_role:
         raise Refused(f"which role? nightschool user role {user.name} {'|'.join(users.ROLES)}")
@@ -118,25 +118,25 @@ def give_role(store: Store, user: User, options: argparse.Namespace) -> None:
     print(f"{user.name} is from now on {options.new_role}; was {user.role}")
 
 
-def disable(store: Store, user: User, options: argparse.Namespace) -> None:
+def disable(store: Database, user: User, options: argparse.Namespace) -> None:
     """`nightschool user disable NAME`."""
     roles.disable(store, None, user)
     print(f"{user.name} is let in no more; what they said stays")
 
 
-def enable(store: Store, user: User, options: argparse.Namespace) -> None:
+def enable(store: Database, user: User, options: argparse.Namespace) -> None:
     """`nightschool user enable NAME`."""
     roles.enable(store, None, user)
     print(f"{user.name} may log in again")
 
 
-def remove(store: Store, user: User, options: argparse.Namespace) -> None:
+def remove(store: Database, user: User, options: argparse.Namespace) -> None:
     """`nightschool user remove NAME`."""
     roles.remove(store, None, user)
     print(f"{user.name} is removed")
 
 
-def show_sessions(store: Store, user: User, options: argparse.Namespace) -> None:
+def show_sessions(store: Database, user: User, options: argparse.Namespace) -> None:
     """`nightschool user sessions NAME [--end]`."""
     if options.end:
         print(f"ended: {roles.end_sessions(store, None, user)}")
@@ -148,22 +148,22 @@ def show_sessions(store: Store, user: User, options: argparse.Namespace) -> None
     show(options, [asdict(each) for each in found], lines or [f"{user.name} is logged in nowhere"])
 
 
-def give_token(store: Store, user: User, options: argparse.Namespace) -> None:
+def give_token(store: Database, user: User, options: argparse.Namespace) -> None:
     """`nightschool user token NAME`."""
     print(users.add_token(store, user, options.token_name))
 
 
-def revoke(store: Store, user: User, options: argparse.Namespace) -> None:
+def revoke(store: Database, user: User, options: argparse.Namespace) -> None:
     """`nightschool user revoke NAME`."""
     print(f"revoked {users.revoke_token(store, user, options.token_name)}")
 
 
-def take_over(store: Store, user: User, options: argparse.Namespace) -> None:
+def take_over(store: Database, user: User, options: argparse.Namespace) -> None:
     """`nightschool user take-over NAME`."""
     print(f"{user.name} has the {chats(roles.take_over(store, None, user))} of {users.OWNER!r}")
 
 
-ACTS: dict[str, Callable[[Store, User, argparse.Namespace], None]] = {
+ACTS: dict[str, Callable[[Database, User, argparse.Namespace], None]] = {
     "password": give_password,
     "token": give_token,
     "revoke": revoke,

@@ -21,7 +21,7 @@ from ui.operate import operate_lists, operate_screen
 from ui.operate.operate_layout import IDLE_TICK_S, LISTED, TICK_S, Page
 from ui.operate.operate_schedule import next_five, stands, wished
 from ui.operate.operate_screen import BASE, notice
-from ui.operate.operate_view import House, look
+from ui.operate.operate_view import SystemStatus, read_status
 from ui.operations import operations
 from ui.shared import moments
 
@@ -60,7 +60,7 @@ class OperatePage:
 
     def screen(self, zone: str, chosen: str, seen: str) -> Updates:
         """Every part of the page whose state differs from what the browser has."""
-        house = look(self.store, moments.zone_of(zone))
+        house = read_status(self.store, moments.zone_of(zone))
         known = seen_of(seen)
         stamps, shown = dict(known), {}
 
@@ -85,7 +85,7 @@ class OperatePage:
         # Gradio takes an empty dict for one value too few.
         return shown | {self.page.seen: json.dumps(stamps) if shown else gr.skip()}
 
-    def _controls(self, house: House, running: str, chosen: str) -> Updates:
+    def _controls(self, house: SystemStatus, running: str, chosen: str) -> Updates:
         """Which buttons there are, which nights to choose from, and how soon to look again."""
         night = self.page.night
         choices = [("The newest night", NEWEST), *((f"Night {each.id}", str(each.id)) for each in house.nights)]
@@ -101,7 +101,7 @@ class OperatePage:
             night.which: gr.Dropdown(choices=choices, value=chosen, visible=len(house.nights) > 1),
         }
 
-    def _chosen(self, house: House, chosen: str) -> Night | None:
+    def _chosen(self, house: SystemStatus, chosen: str) -> Night | None:
         """The night to show; the newest where the chosen one cannot be found."""
         try:
             return nights.night(self.store, int(chosen))
@@ -184,7 +184,7 @@ class OperatePage:
         return self.close() | {self.page.promotion.notice: notice(told.sentence)}
 
     def _question(self, zone: str, name: str | None) -> Updates:
-        panel, house = self.page.promotion, look(self.store, moments.zone_of(zone))
+        panel, house = self.page.promotion, read_status(self.store, moments.zone_of(zone))
         return {
             panel.panel: gr.Column(visible=True),
             panel.question: operate_lists.show_question(house, name),
@@ -277,7 +277,7 @@ def as_value(declared: Setting, typed: Any) -> Any:
     return int(text) if declared.choices is None and text.isascii() and text.isdecimal() else text
 
 
-def words_of(house: House) -> dict[str, str]:
+def words_of(house: SystemStatus) -> dict[str, str]:
     """The parts that are words alone, by their names in `Glance`."""
     return {
         "headline": operate_screen.show_headline(house),

@@ -6,10 +6,10 @@ All that people and models wrote is escaped.
 from html import escape
 from typing import Any
 
-from feedback.records.adapters import TERMINAL, Adapter, Deed
+from feedback.records.adapters import TERMINAL, Adapter, AuditEntry
 from feedback.records.nights import Night
 from ui.operate.operate_screen import BASE, chip, method_words, sentence
-from ui.operate.operate_view import House, doing, in_words, learned_from, outcome
+from ui.operate.operate_view import SystemStatus, doing, in_words, learned_from, outcome
 from ui.shared import moments, plots
 
 ADAPTERS_SHOWN = 12
@@ -34,7 +34,7 @@ DONE = {
 }
 
 
-def show_adapters(house: House) -> str:
+def show_adapters(house: SystemStatus) -> str:
     """Every adapter with what speaks for it, and the base; each with the button that lets it serve."""
     served = {each.adapter for each in house.promotions}
     shown = [_adapter(house, each, each.id in served) for each in house.adapters[:ADAPTERS_SHOWN]]
@@ -53,7 +53,7 @@ def _promote(name: str) -> str:
     return f'<button class="promote" data-name="{escape(name)}">Promote…</button>'
 
 
-def _adapter(house: House, adapter: Adapter, has_served: bool) -> str:
+def _adapter(house: SystemStatus, adapter: Adapter, has_served: bool) -> str:
     serves = adapter.id == house.serving
     if serves:
         state = chip("serving", "well")
@@ -98,7 +98,7 @@ def evidence(adapter: Adapter) -> str:
     return facts_html + (f'<ul class="checks">{checks}</ul>' if checks else "")
 
 
-def show_question(house: House, name: str | None) -> str:
+def show_question(house: SystemStatus, name: str | None) -> str:
     """What a promotion would do, with the evidence for it."""
     adapter = next((each for each in house.adapters if each.id == name), None)
     return (
@@ -108,7 +108,7 @@ def show_question(house: House, name: str | None) -> str:
     )
 
 
-def show_nights(house: House) -> str:
+def show_nights(house: SystemStatus) -> str:
     """The newest nights as a table."""
     if not house.nights:
         return '<p class="empty">None yet.</p>'
@@ -119,7 +119,7 @@ def show_nights(house: House) -> str:
     return f'<table class="rows"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def _night_row(house: House, night: Night) -> str:
+def _night_row(house: SystemStatus, night: Night) -> str:
     running = house.running is not None and house.running.id == night.id
     end = moments.parsed(night.ended_at) if night.ended_at else house.now
     took = moments.span((end - moments.parsed(night.started_at)).total_seconds()) if night.ended_at or running else "–"
@@ -136,7 +136,7 @@ def _night_row(house: House, night: Night) -> str:
     return f"<tr>{shown}<td>{see}</td></tr>"
 
 
-def show_clock(house: House) -> str:
+def show_clock(house: SystemStatus) -> str:
     """What the clock and new feedback set off, and what was skipped and why."""
     if not house.occurrences:
         return '<p class="empty">Nothing has come due yet.</p>'
@@ -150,7 +150,7 @@ def show_clock(house: House) -> str:
     return f'<ul class="log">{items}</ul>'
 
 
-def show_trail(house: House) -> str:
+def show_trail(house: SystemStatus) -> str:
     """Who did what, newest first."""
     if not house.trail:
         return '<p class="empty">Nobody has changed anything yet.</p>'
@@ -163,7 +163,7 @@ def show_trail(house: House) -> str:
     return f'<ul class="log">{items}</ul>'
 
 
-def doer(deed: Deed) -> str:
+def doer(deed: AuditEntry) -> str:
     """Who did it: a person, whoever typed a command, or the program itself."""
     typed = deed.detail.get(TERMINAL)
     return deed.user or (f"{typed} (command line)" if typed else "Nightschool")

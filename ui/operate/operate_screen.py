@@ -8,7 +8,7 @@ from typing import Any
 from feedback.accounts.users import User
 from feedback.kinds.ratings import Day
 from feedback.records.nights import Night
-from ui.operate.operate_view import House, doing, headline, in_words, outcome
+from ui.operate.operate_view import SystemStatus, doing, headline, in_words, outcome
 from ui.shared import moments, plots
 
 BASE = "base"
@@ -50,7 +50,7 @@ def show_account(user: User) -> str:
     return f"<header><h1>Nightschool <small>operate</small></h1>{nav}</header>"
 
 
-def show_headline(house: House) -> str:
+def show_headline(house: SystemStatus) -> str:
     """Whether all is well."""
     said = headline(house)
     title, words = escape(sentence(said.title)), escape(sentence(said.words))
@@ -66,13 +66,13 @@ def tile(name: str, value: str, *lines: str) -> str:
     return f'<section class="tile"><h2>{name}</h2><p class="value">{value}</p>{below}</section>'
 
 
-def show_tiles(house: House) -> str:
+def show_tiles(house: SystemStatus) -> str:
     """Serving, last night, next night, new feedback."""
     tiles = (_serving(house), _last_night(house), _next_night(house), _new_feedback(house))
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
-def _serving(house: House) -> str:
+def _serving(house: SystemStatus) -> str:
     if not house.promotions:
         return tile("Serving", "the base model", "nothing has been promoted yet")
     newest = house.promotions[0]
@@ -80,7 +80,7 @@ def _serving(house: House) -> str:
     return tile("Serving", escape(newest.adapter or "the base model"), since, sentence(newest.reason))
 
 
-def _last_night(house: House) -> str:
+def _last_night(house: SystemStatus) -> str:
     last = house.last
     if last is None:
         first = "the first one is running" if house.running else "“Run now” below starts the first one"
@@ -93,7 +93,7 @@ def _last_night(house: House) -> str:
     return tile("Last night", chip(words, state), when, sentence(in_words(last)))
 
 
-def _next_night(house: House) -> str:
+def _next_night(house: SystemStatus) -> str:
     standing = house.schedule
     more = ""
     if standing and standing.every_new:
@@ -106,7 +106,7 @@ def _next_night(house: House) -> str:
     return tile("Next night", when, moments.away(house.due, house.now), more)
 
 
-def _new_feedback(house: House) -> str:
+def _new_feedback(house: SystemStatus) -> str:
     trained = next((night for night in house.nights if night.state == "done"), None)
     pieces = "piece" if house.new_feedback == 1 else "pieces"
     since = f"{pieces} since night {trained.id}" if trained else f"{pieces} so far"
@@ -115,7 +115,7 @@ def _new_feedback(house: House) -> str:
     )
 
 
-def show_night(house: House, night: Night | None, steps: Sequence[dict[str, Any]]) -> str:
+def show_night(house: SystemStatus, night: Night | None, steps: Sequence[dict[str, Any]]) -> str:
     """A night's progress, or how it ended, and its curves."""
     if night is None:
         return (
@@ -179,7 +179,7 @@ def show_said(days: Sequence[Day]) -> str:
     return f'<p class="told">{today}</p>{plots.bars(labelled, KINDS)}'
 
 
-def show_schedule(house: House) -> str:
+def show_schedule(house: SystemStatus) -> str:
     """The schedule as it stands, its next times among it."""
     standing = house.schedule
     if standing is None:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
 from feedback.accounts import users
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.records import adapters, nights
-from feedback.records.adapters import KEPT, Adapter, Deed, Promotion
+from feedback.records.adapters import KEPT, Adapter, AuditEntry, Promotion
 from feedback.records.nights import RUNNING, Night
 from feedback.upkeep import schedules
 from feedback.upkeep.schedules import Occurrence, Schedule
@@ -28,7 +28,7 @@ PHASES = {
 
 
 @dataclass(frozen=True)
-class House:
+class SystemStatus:
     """Everything the page tells beside plots. Newest first, wherever there are several."""
 
     now: datetime
@@ -42,7 +42,7 @@ class House:
     due: datetime | None
     new_feedback: int
     occurrences: tuple[Occurrence, ...]
-    trail: tuple[Deed, ...]
+    trail: tuple[AuditEntry, ...]
 
     @property
     def serving(self) -> str | None:
@@ -71,13 +71,13 @@ class Headline:
     words: str
 
 
-def look(store: Store, zone: tzinfo) -> House:
+def read_status(store: Database, zone: tzinfo) -> SystemStatus:
     """The house as it is now."""
     now = datetime.now(UTC)
     standing = schedules.schedule(store)
     ticking = standing and standing.enabled and standing.cron
     times = next_times(standing.cron, standing.time_zone, 1) if standing and ticking else []
-    return House(
+    return SystemStatus(
         now=now,
         zone=zone,
         promotions=tuple(adapters.promotions(store, 200)),
@@ -93,7 +93,7 @@ def look(store: Store, zone: tzinfo) -> House:
     )
 
 
-def headline(house: House) -> Headline:
+def headline(house: SystemStatus) -> Headline:
     """The one sentence that an operator came for."""
     answers = f"{house.serving or 'the base model'} answers"
     last = house.last

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from assistant.chat.chat import Assistant
 from assistant.models.adapter import Agreement
 from feedback.accounts.users import User
-from feedback.database.database import Store
+from feedback.database.database import Database
 from feedback.records import adapters, nights
 from feedback.records.adapters import ANYTHING
 from feedback.records.nights import Night
@@ -15,7 +15,7 @@ PREVIOUS = "previous"  # as an adapter's name: what served before
 
 
 @dataclass(frozen=True)
-class Wish:
+class ScheduleForm:
     """A schedule that somebody wants. An empty `cron`: not by the clock."""
 
     cron: str
@@ -31,7 +31,7 @@ def start_night(assistant: Assistant, user: User, method: str | None = None, aga
     return processes.start_night(assistant.store, assistant.base.name, options, user.id)
 
 
-def cancel_night(store: Store, user: User, night: int) -> Night:
+def cancel_night(store: Database, user: User, night: int) -> Night:
     """End a night's process; its row afterwards. Raises as `processes.cancel_night` does."""
     processes.cancel_night(store, night, user.id)
     return nights.night(store, night)
@@ -40,12 +40,15 @@ def cancel_night(store: Store, user: User, night: int) -> Night:
 def promote(
     assistant: Assistant, user: User, name: str | None, reason: str, instead_of: str | None = ANYTHING
 ) -> tuple[str | None, Agreement | None]:
-    """Prove an adapter and let it serve; its name (None: the base) and proof. Raises as `Roster.promote` does."""
+    """Prove an adapter and let it serve; its name (None: the base), and its proof.
+
+    Raises as `AdapterManager.promote` does.
+    """
     if name == PREVIOUS:
         name = adapters.before_serving(assistant.store)
-    return name, assistant.roster.promote(user.id, name, reason, instead_of)
+    return name, assistant.adapters.promote(user.id, name, reason, instead_of)
 
 
-def set_schedule(store: Store, user: User, wish: Wish) -> None:
+def set_schedule(store: Database, user: User, wish: ScheduleForm) -> None:
     """Let a schedule stand. Raises as `schedule.change` does."""
     schedule.change(store, user.id, **asdict(wish))

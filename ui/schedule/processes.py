@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from assistant.environment import program
-from feedback.database.database import Conflict, Store
+from feedback.database.database import Conflict, Database
 from feedback.records import adapters, nights
 from feedback.records.nights import RUNNING, Night
 from feedback.upkeep.schedules import CLOCK
@@ -25,7 +25,7 @@ def night_command(data: Path, model: str, options: Sequence[str] = ()) -> list[s
     return program("training.night", "--data", str(data), "--model", model, *options)
 
 
-def start_night(store: Store, model: str, options: Sequence[str] = (), asked_by: int | None = None) -> Night:
+def start_night(store: Database, model: str, options: Sequence[str] = (), asked_by: int | None = None) -> Night:
     """Start a night in the background and wait for it to announce itself; its row.
 
     The night writes down which person asked for it; without one it is the clock's.
@@ -62,7 +62,7 @@ def last_line(log: Path, began_at: int) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def running_night(store: Store) -> Night | None:
+def running_night(store: Database) -> Night | None:
     """The night that is running now, if its process is alive."""
     return next((night for night in nights.nights(store, 5) if night.state == RUNNING and is_night(night.pid)), None)
 
@@ -76,7 +76,7 @@ def is_night(pid: int) -> bool:
         return False
 
 
-def starts_or_ends(store: Store) -> bool:
+def starts_or_ends(store: Database) -> bool:
     """Whether a night's process is alive on this data folder without a running row: not yet, or no longer."""
     running = {night.pid for night in nights.nights(store, 5) if night.state == RUNNING}
     found = (each for each in psutil.process_iter() if each.pid not in running and is_night(each.pid))
@@ -94,7 +94,7 @@ def data_of(process: psutil.Process) -> Path | None:
         return None
 
 
-def cancel_night(store: Store, night_id: int, user: int | None = None) -> None:
+def cancel_night(store: Database, night_id: int, user: int | None = None) -> None:
     """End a night's process: asked to first, killed after 4 s. Raises `Conflict` when it is not running."""
     night = nights.night(store, night_id)
     if night.state != RUNNING or not is_night(night.pid):

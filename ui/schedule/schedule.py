@@ -14,7 +14,7 @@ from itertools import islice, takewhile
 
 from filelock import FileLock, Timeout
 
-from feedback.database.database import Conflict, Refused, Store
+from feedback.database.database import Conflict, Database, Refused
 from feedback.records.nights import Night
 from feedback.upkeep import schedules
 from feedback.upkeep.schedules import CLOCK, FEEDBACK, SKIPPED, STARTED, Occurrence
@@ -34,10 +34,10 @@ class Schedule:
 
     def __init__(
         self,
-        store: Store,
+        store: Database,
         model: str,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        start: Callable[[Store, str], Night] = processes.start_night,
+        start: Callable[[Database, str], Night] = processes.start_night,
     ) -> None:
         self.store = store
         self.model = model
@@ -205,7 +205,7 @@ class Schedule:
 
 
 def change(
-    store: Store,
+    store: Database,
     user: int | None,
     cron: str,
     time_zone: str,

@@ -25,7 +25,7 @@ COLDEST = 1e-5  # temperatures under this overflow float32; here the likeliest t
 Numbers = NDArray[np.float64]
 
 
-class Drawer:
+class SamplerState:
     """What drawing one reply remembers: its generator, the tokens to count against it, and where its JSON stands."""
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], grammars: Grammars | None = None) -> None:
@@ -99,7 +99,7 @@ def _share(sampling: Sampling) -> float:
     return sampling.top_p if sampling.top_p < 1 else math.inf
 
 
-def draw_all(logits: Tensor, drawers: Sequence[Drawer]) -> list[Token]:
+def sample(logits: Tensor, drawers: Sequence[SamplerState]) -> list[Token]:
     """The next token of every reply, from its row of logits (R, V), which are left as they are.
 
     A token's `logprob` is under the model itself, at temperature 1; its `sampled_logprob` is under what it was really
@@ -130,7 +130,7 @@ def draw_all(logits: Tensor, drawers: Sequence[Drawer]) -> list[Token]:
     return [Token(*each) for each in zip(ids, logprobs, sampled, likeliest, strict=True)]
 
 
-def _shaped(logits: Tensor, drawers: Sequence[Drawer]) -> Tensor:
+def _shaped(logits: Tensor, drawers: Sequence[SamplerState]) -> Tensor:
     """The logits with penalties, biases and grammars applied; the same tensor where there are none."""
     rows = [row for row, drawer in enumerate(drawers) if drawer.shapes]
     if not rows:
@@ -180,7 +180,7 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return ranked, columns.gather(1, at)
 
 
-def _sample(logits: Tensor, drawers: Sequence[Drawer]) -> list[tuple[int, float]]:
+def _sample(logits: Tensor, drawers: Sequence[SamplerState]) -> list[tuple[int, float]]:
     """A token drawn from each row of logits (S, V), and its log-prob under what it was drawn from."""
     cuts = np.array([drawer.cuts for drawer in drawers])
     numbers = np.array([drawer.number() for drawer in drawers])

@@ -12,7 +12,7 @@ import httpx
 
 from assistant.engine.request import EngineError
 from assistant.engine.vllm import protocol
-from assistant.models.adapter import CONFIG, AdapterRefused, Card
+from assistant.models.adapter import CONFIG, AdapterCard, AdapterRefused
 
 FORGET_S = 5.0
 
@@ -27,13 +27,13 @@ class Place:
     directory: Path
 
 
-def place_for(directory: Path, card: Card) -> Place:
+def place_for(directory: Path, card: AdapterCard) -> Place:
     """An adapter's place, named after all that the server reads: weights and settings."""
     content = hashlib.sha256(card.weights_sha256.encode() + (directory / CONFIG).read_bytes()).hexdigest()
     return Place(f"{directory.name}-{content[:12]}", directory)
 
 
-async def lend(client: httpx.AsyncClient, place: Place, card: Card) -> None:
+async def lend(client: httpx.AsyncClient, place: Place, card: AdapterCard) -> None:
     """Have the server load an adapter that it has not.
 
     Raises `AdapterRefused` with the server's reason, and `EngineError` where it has no time to look.

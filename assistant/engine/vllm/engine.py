@@ -25,7 +25,7 @@ from assistant.engine.sampling.params import Sampling, Token
 from assistant.engine.vllm import protocol
 from assistant.engine.vllm.adapters import lend, place_for, take_back
 from assistant.engine.vllm.handshake import ANSWER_S, CONNECT_S, headers, meet, read_settings
-from assistant.models.adapter import Loaded, checked_card
+from assistant.models.adapter import LoadedAdapter, checked_card
 from assistant.models.base_model import Base, one_line
 from feedback.database.database import Refused
 
@@ -48,7 +48,7 @@ class Asked(Generation):
         loop: asyncio.AbstractEventLoop,
         prompt_ids: Sequence[int],
         sampling: Sampling,
-        adapter: Loaded | None,
+        adapter: LoadedAdapter | None,
         forced: Sequence[int],
         who: Who = None,
     ) -> None:
@@ -120,7 +120,7 @@ class RemoteEngine:
         """How many requests wait for their first token."""
         return sum(not each.writes for each in self._open[:])
 
-    def load(self, directory: Path) -> Loaded:
+    def load(self, directory: Path) -> LoadedAdapter:
         """Check an adapter on disk and have the server load it; it must see the directory under the same path.
 
         Raises `AdapterRefused` with the reason, and `EngineError` where the server is not there to ask.
@@ -131,9 +131,9 @@ class RemoteEngine:
         self._await(lend(self._client, place, card))
         with self._lock:
             self._holders[place.model] += 1
-        return Loaded(directory.name, card, seat=place)
+        return LoadedAdapter(directory.name, card, lora_slot=place)
 
-    def unload(self, adapter: Loaded) -> None:
+    def unload(self, adapter: LoadedAdapter) -> None:
         """Have the server forget an adapter, once the replies it is writing are finished."""
         self._let_go(adapter)
 
@@ -151,7 +151,7 @@ class RemoteEngine:
             )
 
     def submit(
-        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: Loaded | None = None, *, who: Who = None
+        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: LoadedAdapter | None = None, *, who: Who = None
     ) -> Generation:
         """Ask for a reply. Raises `Refused` when the prompt does not fit the window, `Busy` when too many wait."""
         room = self._room(prompt_ids, 1)
@@ -163,7 +163,7 @@ class RemoteEngine:
             generation.taken_on.result(timeout=TAKEN_ON_WITHIN_S)
         return generation
 
-    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: Loaded | None) -> Generation:
+    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: LoadedAdapter | None) -> Generation:
         """Read a given reply as if it were being written; its tokens come with their log-probs."""
         self._room(prompt_ids, len(reply_ids))
         return self._ask(Asked(self._loop, prompt_ids, Sampling(temperature=0), adapter, reply_ids))
@@ -196,7 +196,7 @@ class RemoteEngine:
                 self.require_places(generation.who, 1)
             self._open.append(generation)
             if generation.adapter:
-                self._holders[generation.adapter.seat.model] += 1
+                self._holders[generation.adapter.lora_slot.model] += 1
             self._loop.call_soon_threadsafe(self._begin, generation)
         return generation
 
@@ -212,9 +212,9 @@ class RemoteEngine:
     def _lost(self, error: Exception) -> EngineError:
         return EngineError(f"the connection to the model server at {self.server.url} is lost ({one_line(error)})")
 
-    def _let_go(self, adapter: Loaded) -> None:
+    def _let_go(self, adapter: LoadedAdapter) -> None:
         """One holder less; the last one's leaving unloads it."""
-        model = adapter.seat.model
+        model = adapter.lora_slot.model
         with self._lock:
             self._holders[model] -= 1
             unused = self._holders[model] <= 0 and not self._closing
@@ -259,7 +259,7 @@ class RemoteEngine:
     async def _write(self, generation: Asked) -> None:
         """Ask for one reply and hand its tokens on as they come."""
         adapter, sampling = generation.adapter, generation.sampling
-        model = adapter.seat.model if adapter else self.server.model
+        model = adapter.lora_slot.model if adapter else self.server.model
         body = protocol.writing(model, generation.prompt_ids, sampling, self.end_ids)
         finish = None
         async with aclosing(await self._answer(body, adapter)) as answer:
@@ -275,7 +275,7 @@ class RemoteEngine:
     async def _read(self, generation: Asked) -> None:
         """Ask for the log-probs of one given reply."""
         adapter, read = generation.adapter, list(generation.prompt_ids)
-        model = adapter.seat.model if adapter else self.server.model
+        model = adapter.lora_slot.model if adapter else self.server.model
         for start in range(0, len(generation.forced), protocol.SCORED_AT_ONCE):
             some = generation.forced[start : start + protocol.SCORED_AT_ONCE]
             async with aclosing(await self._answer(protocol.scoring(model, read, some), adapter)) as answer:
@@ -290,7 +290,7 @@ class RemoteEngine:
         self.tokens_written += 1
         generation.put(token)
 
-    async def _answer(self, body: dict[str, Any], adapter: Loaded | None) -> httpx.Response:
+    async def _answer(self, body: dict[str, Any], adapter: LoadedAdapter | None) -> httpx.Response:
         """The answer to a request, begun with status 200; a server that lost the adapter is given it again, once."""
         for may_lend in (adapter is not None, False):
             request = self._client.build_request("POST", "/v1/completions", json=body)
@@ -301,7 +301,7 @@ class RemoteEngine:
                 await answer.aread()
             if not (adapter and may_lend and answer.status_code == 404):
                 break
-            await lend(self._client, adapter.seat, adapter.card)
+            await lend(self._client, adapter.lora_slot, adapter.card)
         raise protocol.refusal(answer)
 
     async def _leave(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from assistant.chat.chat import Assistant
-from assistant.chat.reply import Replying
+from assistant.chat.reply import ReplyStream
 from assistant.models import chat_template
 from feedback.database.database import Unavailable
 from ui.api.api import BASE
@@ -20,7 +20,7 @@ DONE = "data: [DONE]\n\n"
 class Choice:
     """One reply of a completion, and how much of it was sent."""
 
-    def __init__(self, index: int, replying: Replying) -> None:
+    def __init__(self, index: int, replying: ReplyStream) -> None:
         self.index = index
         self.replying = replying
         self.sent = ""
@@ -32,7 +32,7 @@ class Answer:
     """One completion's answer."""
 
     def __init__(
-        self, assistant: Assistant, replies: Sequence[Replying], with_logprobs: bool, with_usage: bool
+        self, assistant: Assistant, replies: Sequence[ReplyStream], with_logprobs: bool, with_usage: bool
     ) -> None:
         self.assistant = assistant
         self.with_logprobs = with_logprobs
@@ -124,7 +124,7 @@ class Answer:
         return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}
 
 
-def require_whole(replying: Replying) -> None:
+def require_whole(replying: ReplyStream) -> None:
     """Raises `Unavailable` for a reply that was cut short by us, not by its client."""
     if replying.finish == "cancelled":
         raise Unavailable("the reply was cut short, for the assistant is shutting down")

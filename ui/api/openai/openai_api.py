@@ -17,12 +17,12 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from assistant.chat.chat import SERVING, Assistant, answer
-from assistant.chat.reply import Replying
+from assistant.chat.chat import SERVING, Assistant, start_reply
+from assistant.chat.reply import ReplyStream
 from assistant.engine.request import EngineError
 from assistant.engine.sampling.params import Sampling
 from feedback.accounts.users import User
-from feedback.database.database import NotFound, Refused, Store
+from feedback.database.database import Database, NotFound, Refused
 from feedback.records import adapters
 from ui.accounts.asked import TheAssistant, TheStore
 from ui.accounts.auth import Person
@@ -101,27 +101,27 @@ async def complete(body: Completion, request: Request, user: Person, share: Shar
 BEGINNING = [threading.Lock() for _ in range(64)]
 
 
-def begin(assistant: Assistant, user: User, body: Completion) -> list[Replying]:
+def begin(assistant: Assistant, user: User, body: Completion) -> list[ReplyStream]:
     """Record what was sent and begin the replies. Raises `Refused`; nothing is recorded then."""
     body.require_supported()
     adapter = adapter_of(assistant.store, body.model)
     if adapter != SERVING:
-        assistant.roster.get(adapter)
+        assistant.adapters.get(adapter)
     samplings, messages = body.samplings(), body.conversation()
     require_tokens(assistant, samplings[0])
-    replies = list[Replying]()
+    replies = list[ReplyStream]()
     with BEGINNING[user.id % len(BEGINNING)]:
         parent, prompt_ids = record(assistant, user, "api", messages, samplings[0], len(samplings))
         try:
             for sampling in samplings:
-                replies.append(answer(assistant, user, parent, sampling, adapter, prompt_ids))
+                replies.append(start_reply(assistant, user, parent, sampling, adapter, prompt_ids))
         except Refused:
             stop(replies)
             raise
     return replies
 
 
-def adapter_of(store: Store, model: str) -> str | None:
+def adapter_of(store: Database, model: str) -> str | None:
     """The adapter that a model's name stands for. Raises `Unknown`."""
     if model in (NIGHTSCHOOL, BASE):
         return SERVING if model == NIGHTSCHOOL else None
@@ -139,14 +139,14 @@ def require_tokens(assistant: Assistant, sampling: Sampling) -> None:
             raise Refused(f"logit_bias names token {token}, and the model has {count:,}, from 0")
 
 
-def stop(replies: Sequence[Replying]) -> None:
+def stop(replies: Sequence[ReplyStream]) -> None:
     """End what is still being written."""
     for each in replies:
         if not each.over:
             each.stop()
 
 
-def grow(replies: Sequence[Replying]) -> None:
+def grow(replies: Sequence[ReplyStream]) -> None:
     """Wait until one of the replies has grown or ended. Raises `EngineError`."""
     before = state(replies)
     while state(replies) == before and not all(each.over for each in replies):
@@ -156,12 +156,12 @@ def grow(replies: Sequence[Replying]) -> None:
             each.advance(None if len(going) == 1 else LOOK_EVERY_S if at == 0 else 0)
 
 
-def state(replies: Sequence[Replying]) -> list[tuple[int, bool]]:
+def state(replies: Sequence[ReplyStream]) -> list[tuple[int, bool]]:
     """How far each has come."""
     return [(len(each.tokens), each.over) for each in replies]
 
 
-def end(replies: Sequence[Replying]) -> None:
+def end(replies: Sequence[ReplyStream]) -> None:
     """Stop and record what is still being written."""
     for each in replies:
         with suppress(EngineError):  # told already, or nobody is there to be told
@@ -170,7 +170,7 @@ def end(replies: Sequence[Replying]) -> None:
 
 
 async def stream(
-    answer: Answer, replies: Sequence[Replying], in_thread: InThread, finish: Callable[[], Awaitable[None]]
+    answer: Answer, replies: Sequence[ReplyStream], in_thread: InThread, finish: Callable[[], Awaitable[None]]
 ) -> AsyncGenerator[str, None]:
     """The replies as server-sent events; closed early, it stops and records them."""
     try:

@@ -9,7 +9,7 @@ has seen. The last line is one JSON object:
 
 - by method `curve`: reward, its standard error, and KL from the base in nats a reply, as it learned; `minutes`
 - `before` and `after`: reward on the unseen prompts, `gain_low` the lower end of the 95 % interval of the gain over
-  prompts, and `kl_per_token` beside `kl_budget`
+  prompts, and `kl` beside `kl_budget`
 - `frontier.png` in the folder: reward by KL, as in figure 2 of arXiv 2305.18290
 
 What is done stays in the folder; a run that is started again goes on with the next method.
@@ -50,7 +50,7 @@ DPO_PROMPTS = 200  # of which pairs are made
 LOOKS = 5  # at a method while it learns
 BUDGET = 0.3  # nats a token
 METHODS = ("best_of_n", "rloo", "ppo", "dpo")
-SHOWN = ("score", "loss", "margin", "kl_per_token", "engine_gap", "rollout_s", "tokens_per_s")
+SHOWN = ("score", "loss", "rewards/margins", "kl", "engine_gap", "rollout_s", "tokens_per_s")
 
 
 def main() -> None:
@@ -112,7 +112,11 @@ class School:
         """RLOO by the rule."""
         backbone = self._backbone()
         settings = rloo.Settings(
-            steps=self.steps, reply_tokens=REPLY_TOKENS, temperature=TEMPERATURE, end_required=0, kl_budget=BUDGET
+            steps=self.steps,
+            max_completion_length=REPLY_TOKENS,
+            temperature=TEMPERATURE,
+            require_eos=0,
+            kl_budget=BUDGET,
         )
         run = rloo.begin(backbone, settings)
         return self._learn(
@@ -123,7 +127,11 @@ class School:
         """PPO by the rule."""
         backbone = self._backbone()
         settings = ppo.Settings(
-            steps=self.steps, reply_tokens=REPLY_TOKENS, temperature=TEMPERATURE, end_required=0, kl_budget=BUDGET
+            steps=self.steps,
+            max_completion_length=REPLY_TOKENS,
+            temperature=TEMPERATURE,
+            require_eos=0,
+            kl_budget=BUDGET,
         )
         head, run = ppo.begin(backbone, settings)
         return self._learn(
@@ -135,16 +143,16 @@ class School:
         backbone = self._backbone()
         self.sampler.forget()
         pairs = self.sampler.write(self.prompts[:DPO_PROMPTS], 2, self._sampling(), seed=2)
-        lessons = []
+        examples = []
         for each, scores in zip(pairs, self.score(pairs), strict=True):
             if scores[0] != scores[1]:
                 best = int(scores.argmax())
                 replies = [list(each.row.replies[best]), list(each.row.replies[1 - best])]
-                lessons.append(TokenizedExample("comparison", list(each.row.prompt_ids), tuple(replies), 1.0))
+                examples.append(TokenizedExample("comparison", list(each.row.prompt_ids), tuple(replies), 1.0))
         settings = dpo_kto.Settings(kl_budget=BUDGET)
         progress = dpo_kto.begin(backbone, settings)
-        steps = count_steps(len(lessons), settings)
-        return self._learn(backbone, dpo_kto.train(backbone, lessons, settings, progress), steps)
+        steps = count_steps(len(examples), settings)
+        return self._learn(backbone, dpo_kto.train(backbone, examples, settings, progress), steps)
 
     def _learn(self, backbone: Backbone, reports: Iterator[Report], steps: int) -> dict[str, Any]:
         """Follow a method to its end, with looks on the way."""
@@ -159,7 +167,7 @@ class School:
                 curve.append(self._look(backbone)[0])
                 looking_s += time.monotonic() - started
         minutes = (time.monotonic() - began - looking_s) / 60
-        last, scores, kl_per_token = self._look(backbone)
+        last, scores, kl = self._look(backbone)
         gains = [after - float(before.mean()) for after, before in zip(scores, self.before, strict=True)]
         middle, error = fmean(gains), spread(gains)
         return {
@@ -169,7 +177,7 @@ class School:
             "after": last["reward"],
             "gain": round(middle, 3),
             "gain_low": round(middle - 1.96 * error, 3),
-            "kl_per_token": round(kl_per_token, 4),
+            "kl": round(kl, 4),
         }
 
     def _look(self, backbone: Backbone) -> tuple[dict[str, float], list[float], float]:

@@ -98,22 +98,22 @@ class School:
         return found
 
     def _read(self) -> None:
-        """The lessons: training, validation, and a test part of each kind."""
+        """The examples: training, validation, and a test part of each kind."""
         encoder = make_encoder(self.base, self._backbone(), dpo_kto.Settings())
         for part in ("train", "test"):
             for kind in KINDS:
-                lessons, left_out = tokenize(Examples(tuple(pairs(DATA / f"pairs_{kind}_{part}.jsonl"))), encoder)
-                lessons = [each for each in lessons if whole(each)]
-                say(f"{kind} {part}: {len(lessons)} pairs, left out {left_out}")
+                examples, left_out = tokenize(Examples(tuple(pairs(DATA / f"pairs_{kind}_{part}.jsonl"))), encoder)
+                examples = [each for each in examples if whole(each)]
+                say(f"{kind} {part}: {len(examples)} pairs, left out {left_out}")
                 if part == "test":
-                    self.parts[kind] = lessons
+                    self.parts[kind] = examples
                     continue
                 # Prompts come again with other replies, so they are divided, not the pairs.
-                prompts = list(dict.fromkeys(tuple(each.prompt_ids) for each in lessons))
+                prompts = list(dict.fromkeys(tuple(each.prompt_ids) for each in examples))
                 order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
                 aside = {prompts[at] for at in order[::VALIDATION]}
                 for name, inside in (("validation", True), ("training", False)):
-                    own = [each for each in lessons if (tuple(each.prompt_ids) in aside) is inside]
+                    own = [each for each in examples if (tuple(each.prompt_ids) in aside) is inside]
                     self.parts.setdefault(name, []).extend(own)
         shuffled = torch.randperm(len(self.parts["training"]), generator=torch.Generator().manual_seed(1)).tolist()
         self.parts["training"] = [self.parts["training"][at] for at in shuffled]
@@ -149,14 +149,14 @@ class School:
         """Margins of the validation and test pairs after an epoch over a share; from the folder where it has them."""
         key = f"{method} {rate:g} {share:g}"
         if key not in self.known:
-            lessons = self.parts["training"][: round(share * len(self.parts["training"]))]
+            examples = self.parts["training"][: round(share * len(self.parts["training"]))]
             started = time.monotonic()
             asked = {name: each for name, each in self.parts.items() if name != "training"}
             if method == "reward":
-                found = learn_reward(self._backbone(), lessons, rate, asked)
+                found = learn_reward(self._backbone(), examples, rate, asked)
             else:
-                found = learn_dpo(self._backbone(), lessons, rate, asked, self.references)
-            say(f"{key}: {len(lessons)} pairs in {time.monotonic() - started:.0f} s")
+                found = learn_dpo(self._backbone(), examples, rate, asked, self.references)
+            say(f"{key}: {len(examples)} pairs in {time.monotonic() - started:.0f} s")
             self.known[key] = found
             self.kept.write_text(json.dumps(self.known))
         margins: dict[str, Margins] = self.known[key]
@@ -194,17 +194,17 @@ def pairs(file: Path) -> list[PreferencePair]:
     ]
 
 
-def whole(lesson: TokenizedExample) -> bool:
-    """Whether a lesson is short enough as it stands."""
-    return len(lesson.prompt_ids) + max(map(len, lesson.replies)) <= LONGEST
+def whole(example: TokenizedExample) -> bool:
+    """Whether an example is short enough as it stands."""
+    return len(example.prompt_ids) + max(map(len, example.replies)) <= LONGEST
 
 
 def learn_reward(
-    backbone: Backbone, lessons: Sequence[TokenizedExample], rate: float, asked: dict[str, list[TokenizedExample]]
+    backbone: Backbone, examples: Sequence[TokenizedExample], rate: float, asked: dict[str, list[TokenizedExample]]
 ) -> dict[str, Margins]:
     """One epoch of one reward model; its margins."""
-    settings = reward_model.Settings(members=1, learning_rate=rate, epochs=1)
-    own = reward_model.group_by_prompt(lessons)
+    settings = reward_model.Settings(ensemble_size=1, learning_rate=rate, epochs=1)
+    own = reward_model.group_by_prompt(examples)
     head, run = reward_model.begin(backbone, settings, member=0)
     reward_model.fit(head, own, reward_model.base_states(backbone, own), settings)
     for report in reward_model.train(backbone, head, own, settings, 0, run):
@@ -215,30 +215,30 @@ def learn_reward(
 
 def learn_dpo(
     backbone: Backbone,
-    lessons: Sequence[TokenizedExample],
+    examples: Sequence[TokenizedExample],
     rate: float,
     asked: dict[str, list[TokenizedExample]],
     references: References,
 ) -> dict[str, Margins]:
     """One epoch of DPO; the margins of its implicit reward (arXiv 2305.18290, eq. 5)."""
-    settings = dpo_kto.Settings(beta=BETA, learning_rate=rate, epochs=1, kl_budget=1e9, looks=1)
+    settings = dpo_kto.Settings(beta=BETA, learning_rate=rate, epochs=1, kl_budget=1e9, evals_per_epoch=1)
     progress = dpo_kto.begin(backbone, settings)
-    for report in dpo_kto.train(backbone, lessons, settings, progress, (), references):
+    for report in dpo_kto.train(backbone, examples, settings, progress, (), references):
         tell("dpo", report)
     return {name: implicit(backbone, each, references) for name, each in asked.items()}
 
 
 @torch.no_grad()
-def implicit(backbone: Backbone, lessons: Sequence[TokenizedExample], references: References) -> Margins:
+def implicit(backbone: Backbone, examples: Sequence[TokenizedExample], references: References) -> Margins:
     """Margins of the implicit reward."""
-    rows, apart = [each.row() for each in lessons], [0.0] * len(lessons)
+    rows, apart = [each.row() for each in examples], [0.0] * len(examples)
     for group in together(rows, TOKENS_AT_ONCE):
         some = [rows[at] for at in group]
         before = zip(some, references.each_token_of(some), strict=True)
         for at, log_probs, (row, reference) in zip(group, backbone.log_probs_of(some), before, strict=True):
             moved = log_probs - row.summed(reference)
             apart[at] = BETA * float(moved[0] - moved[1])
-    return apart, [len(each.replies[0]) - len(each.replies[1]) for each in lessons]
+    return apart, [len(each.replies[0]) - len(each.replies[1]) for each in examples]
 
 
 def tell(method: str, report: Any) -> None:

@@ -98,7 +98,7 @@ def test_a_night_leaves_nothing_open(tiny: Path, tmp_path: Path) -> None:
         for word in ("one", "two", "three", "four"):
             _, left, right = two_replies(store, me, word)
             ratings.compare(store, me, left, right, "left")
-    nightschool("night", "--data", data, "--model", tiny, "--set", "least_steps=2", "--set", "batch_size=4")
+    nightschool("night", "--data", data, "--model", tiny, "--set", "min_steps=2", "--set", "batch_size=4")
     assert list(data.glob("adapters/*/adapter_model.safetensors"))
     assert open_to_others(data) == {}
 

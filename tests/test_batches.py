@@ -37,7 +37,7 @@ def test_what_is_too_long_is_counted_and_old_turns_go_first(encoder):
     long = "many words " * 200
     turns = (Message("user", long), Message("assistant", "Hm."), *HELLO)
     fits = PreferencePair(turns, Answer("Hi!"), Answer("Bye."))
-    lessons, left_out = tokenize(
+    examples, left_out = tokenize(
         Examples(
             (fits, PreferencePair(HELLO, Answer(long), Answer("Bye."))),
             (UnpairedExample((Message("user", long),), Answer("Hi!"), True),),
@@ -45,7 +45,7 @@ def test_what_is_too_long_is_counted_and_old_turns_go_first(encoder):
         encoder,
     )
     assert left_out == {"too long": 2}
-    assert lessons[0].prompt_ids == chat_template.encode_prompt(encoder.tokenizer, HELLO, 256)
+    assert examples[0].prompt_ids == chat_template.encode_prompt(encoder.tokenizer, HELLO, 256)
 
 
 def test_a_thumb_is_given_the_reply_to_another_prompt(encoder):
@@ -55,7 +55,7 @@ def test_a_thumb_is_given_the_reply_to_another_prompt(encoder):
         UnpairedExample(cats, Answer("No."), False),
         UnpairedExample(dogs, Answer("Woof."), True),
     )
-    lessons, _ = tokenize(Examples((), thumbs), encoder)
+    examples, _ = tokenize(Examples((), thumbs), encoder)
     meow, no, woof = (encoder.reply(thumb.answer) for thumb in thumbs)
-    assert [lesson.replies for lesson in lessons] == [(meow, woof), (no, woof), (woof, meow)]
+    assert [example.replies for example in examples] == [(meow, woof), (no, woof), (woof, meow)]
     assert len(tokenize(Examples((), thumbs[:1]), encoder)[0][0].replies) == 1

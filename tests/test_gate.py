@@ -151,7 +151,7 @@ def say(data: Path, turned: bool) -> Database:
 
 
 def night(data: Path, *options: str) -> str:
-    strong = ["--set", "batch_size=4", "--set", "least_steps=12", "--set", "kl_budget=50"]
+    strong = ["--set", "batch_size=4", "--set", "min_steps=12", "--set", "kl_budget=50"]
     command = [sys.executable, "-m", "training.night", "--data", str(data), *strong, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

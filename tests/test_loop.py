@@ -81,7 +81,7 @@ def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(serv
         assert said == {"votes": 1, "comparisons": 1}
         assert (night.state, night.counts["comparison"], night.counts["thumbs_down"]) == ("done", 1, 1)
         steps = nights.night_steps(store, night.id)
-        assert {"loss", "margin", "accuracy", "kl_per_token"} <= set(steps[-1])
+        assert {"loss", "rewards/margins", "rewards/accuracies", "kl"} <= set(steps[-1])
         assert ask_anew(visitor) == before  # a candidate does not answer
 
         # 3. an operator promotes it, and it answers the next message

@@ -117,7 +117,9 @@ def test_bradley_terry_with_margin_soft_label_and_centring_by_hand():
     assert preference.bradley_terry_loss(t(1), t(0.5), margin=1.0).tolist() == pytest.approx([0.974077], abs=1e-6)
     assert preference.bradley_terry_loss(t(1), t(0.5), label=0.9).tolist() == pytest.approx([0.524077], abs=1e-6)
     # + 0.01 * 1.5^2
-    assert preference.bradley_terry_loss(t(1), t(0.5), centring=0.01).tolist() == pytest.approx([0.496577], abs=1e-6)
+    assert preference.bradley_terry_loss(t(1), t(0.5), center_rewards_coefficient=0.01).tolist() == pytest.approx(
+        [0.496577], abs=1e-6
+    )
 
 
 def test_a_tie_is_likeliest_between_equals():
@@ -307,7 +309,7 @@ def test_the_reward_loss_equals_trl(tiny_model, tmp_path):
     scores, margin = t(1.0, -0.5, 0.2, 0.4), t(0.3, 0.0)
     batch = {"input_ids": torch.ones(4, 2), "attention_mask": torch.ones(4, 2), "margin": margin}
     theirs = trainer.compute_loss(Given(SimpleNamespace(logits=scores[:, None])), batch)
-    ours = preference.bradley_terry_loss(scores[:2], scores[2:], margin, centring=0.01).mean()
+    ours = preference.bradley_terry_loss(scores[:2], scores[2:], margin, center_rewards_coefficient=0.01).mean()
     assert float(ours) == pytest.approx(float(theirs), abs=1e-6)
 
 

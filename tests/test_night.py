@@ -39,7 +39,7 @@ SAID = (  # a message, a reply that is liked, a reply that is not
     ("Name a fruit.", "An apple.", "Fruit."),
     ("Is iron heavy?", "Yes, as heavy as can be.", "No."),
 )
-SMALL = ["least_steps=4", "epochs=1", "batch_size=4", "looks=1", "checkpoint_every=1"]
+SMALL = ["min_steps=4", "epochs=1", "batch_size=4", "evals_per_epoch=1", "checkpoint_every=1"]
 
 
 def say(data: Path, consent: bool = True) -> Database:
@@ -112,10 +112,10 @@ def test_a_night_makes_a_candidate_and_writes_down_how(finished):
     assert "too little held-out feedback to tell" in night.reason
     steps = nights.night_steps(store, night.id)
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
-    assert {"loss", "margin", "accuracy", "kl_per_token", "tokens_per_s", "chosen_logprob"} <= set(steps[0])
-    assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)  # a fresh adapter is the base
-    assert steps[-1]["margin"] > 0.01
-    assert steps[-1]["kl_per_token"] > 0
+    assert {"loss", "rewards/margins", "rewards/accuracies", "kl", "tokens_per_s", "logps/chosen"} <= set(steps[0])
+    assert steps[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)  # a fresh adapter is the base
+    assert steps[-1]["rewards/margins"] > 0.01
+    assert steps[-1]["kl"] > 0
     assert {each.name for each in (finished / "adapters").iterdir()} == {"night-0001"}
     card = on_disk.read_card(finished / "adapters" / "night-0001")
     assert (card.settings["batch_size"], card.metrics["steps"], card.counts) == (4, 4, night.counts)
@@ -200,7 +200,7 @@ def test_a_night_killed_three_times_goes_on_and_ends_as_if_nothing_had_been(fini
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_a_night_killed_twenty_times_at_random_ends_as_if_nothing_had_been(tmp_path):
-    long = ["least_steps=40", "kl_budget=50", *SMALL[1:]]
+    long = ["min_steps=40", "kl_budget=50", *SMALL[1:]]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     say(whole).close()
     assert run(whole, settings=long).returncode == 0
@@ -234,7 +234,7 @@ def test_a_killed_night_is_abandoned_when_its_feedback_was_taken_back(tmp_path):
 
 def test_a_cancelled_night_keeps_nothing_and_a_second_one_does_not_start(tmp_path):
     store = say(tmp_path)
-    night = start(tmp_path, settings=["least_steps=500"])
+    night = start(tmp_path, settings=["min_steps=500"])
     until(lambda: bool(nights.nights(store)) and last(store).step >= 1, night)
 
     second = run(tmp_path)
@@ -311,7 +311,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(tmp_path, options, words)
 def test_an_inverted_preference_moves_the_margin_the_other_way():
     base = base_model.find_base("embedded")
     tokenizer = base_model.load_tokenizer(base)
-    settings = Settings(epochs=1, least_steps=4, batch_size=2)
+    settings = Settings(epochs=1, min_steps=4, batch_size=2)
 
     def margin_after(turned: bool) -> float:
         """The margin of the first two choices after a few steps on them, or on their opposites."""

@@ -22,8 +22,8 @@ from training.rollouts.sampler import Rollout, Sampler, scored
 from training.rollouts.sign_check import SignFlipped, require_right_sign
 
 PROMPTS = [[1, 20 + at, 30 + at, 40] for at in range(6)]
-SMALL = {"prompts": 6, "replies": 8, "reply_tokens": 4, "rank": 4, "alpha": 8, "learning_rate": 2e-2}
-SMALL |= {"temperature": 0.4, "end_required": 0}
+SMALL = {"prompts": 6, "replies": 8, "max_completion_length": 4, "rank": 4, "alpha": 8, "learning_rate": 2e-2}
+SMALL |= {"temperature": 0.4, "require_eos": 0}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def run_rloo(tiny, sampler, score, method=rloo.RLOO, **changes):
 
 def run_ppo(tiny, sampler, score, **changes):
     backbone = backbone_of(tiny)
-    asked = {"steps": 12, "kl_budget": 50.0, "beta": 0.01, "most_kl": 1.0, "epochs": 4}
+    asked = {"steps": 12, "kl_budget": 50.0, "beta": 0.01, "target_kl": 1.0, "epochs": 4}
     settings = ppo.Settings(**SMALL | asked | changes)
     head, run = ppo.begin(backbone, settings)
     reports = list(ppo.train(backbone, head, sampler, PROMPTS, score, settings, run))
@@ -101,7 +101,7 @@ def test_reinforce_with_a_baseline_raises_what_is_rewarded(tiny, sampler, liked)
 def test_ppo_raises_what_is_rewarded(ppo_run):
     _, _, metrics = ppo_run
     assert rises(metrics) > 0.15
-    assert metrics[0]["kl_per_token"] == pytest.approx(0, abs=1e-6)  # a fresh adapter is the base
+    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-6)  # a fresh adapter is the base
     assert metrics[-1]["updates"] == 8
     assert 0 < metrics[-1]["clip_fraction"] < 1
 
@@ -109,7 +109,7 @@ def test_ppo_raises_what_is_rewarded(ppo_run):
 def test_the_engine_draws_from_what_the_trainer_computes(rloo_run, ppo_run):
     for _, _, metrics in (rloo_run, ppo_run):
         assert max(each["engine_gap"] for each in metrics) < 1e-3  # nats a token, with adapters that have learned
-        assert max(each["kl_per_token"] for each in metrics) > 0.01
+        assert max(each["kl"] for each in metrics) > 0.01
 
 
 @pytest.mark.parametrize("method", ["rloo", "ppo"])
@@ -146,14 +146,14 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny, liked, tmp_path, m
 def test_a_run_without_scores_stays_where_it_is(tiny, sampler):
     for run in (partial(run_rloo, steps=4), partial(run_ppo, steps=3)):
         _, _, metrics = run(tiny, sampler, nothing, beta=0.1)
-        assert max(abs(each["kl_per_token"]) for each in metrics) < 0.02
+        assert max(abs(each["kl"]) for each in metrics) < 0.02
 
 
 def test_a_spent_budget_ends_the_run_and_goes_back(tiny, sampler, liked):
     for run_method in (run_rloo, run_ppo):
         backbone, run, metrics = run_method(tiny, sampler, liked, kl_budget=0.01)
         assert "nats per token from the base" in run.ended
-        assert metrics[-1]["kl_per_token"] > 0.01
+        assert metrics[-1]["kl"] > 0.01
         assert run.numbers["kept_kl"] <= 0.01
         assert run.kept is not None
         assert all(torch.equal(run.kept[name], each) for name, each in backbone.parameters().items())
@@ -169,7 +169,7 @@ def test_ratios_are_one_before_the_first_update(ppo_run):
     batch = ppo.experience(backbone, head, rollouts, scores, 0.1, settings)
     found = ppo.gradients(backbone, head, batch, [4, 1], settings)
     assert found["mean_log_ratio"] <= found["largest_log_ratio"] < 1e-4
-    assert found["approximate_kl"] < 1e-8
+    assert found["approx_kl"] < 1e-8
     assert found["clip_fraction"] == 0
     backbone.peft.zero_grad()
 
@@ -207,7 +207,7 @@ def test_log_probs_are_those_of_a_left_padded_batch(ppo_run):
 
 def test_a_reply_without_an_end_is_worth_minus_one_exactly():
     made = Rollout(Row([1], [[5, 6], [7]]), (False, True), torch.zeros(3))
-    assert scored(lambda _: [torch.tensor([3.0, 3.0])], [made], -1.0)[0].tolist() == [-1.0, 3.0]
+    assert scored(lambda _: [torch.tensor([3.0, 3.0])], [made], 1.0)[0].tolist() == [-1.0, 3.0]
     assert scored(lambda _: [torch.tensor([3.0, 3.0])], [made], None)[0].tolist() == [3.0, 3.0]
 
 
@@ -245,7 +245,7 @@ def test_ppo_without_its_additions_has_the_gradient_of_reinforce(rloo_run):
     expected = {name: each.grad.clone() for name, each in backbone.parameters().items()}
     backbone.peft.zero_grad()
 
-    every = {"gamma": 1.0, "lam": 1.0, "beta": 0.0, "clip": 1e9, "value_weight": 0.0, "temperature": 1.0}
+    every = {"gamma": 1.0, "gae_lambda": 1.0, "beta": 0.0, "clip": 1e9, "vf_coef": 0.0, "temperature": 1.0}
     settings = ppo.Settings(**SMALL | every)
     backbone.add(ppo.VALUE, 4, 8, seed=1)
     head = ppo.ValueHead(backbone.head.shape[1])  # zero, and so are all values
@@ -261,7 +261,7 @@ def test_ppo_without_its_additions_has_the_gradient_of_reinforce(rloo_run):
 
 def test_demonstrations_are_mixed_in(tiny, sampler):
     backbone = backbone_of(tiny)
-    settings = ppo.Settings(**SMALL | {"steps": 2, "ptx": 5.0, "kl_budget": 50.0})
+    settings = ppo.Settings(**SMALL | {"steps": 2, "ptx_coef": 5.0, "kl_budget": 50.0})
     head, run = ppo.begin(backbone, settings)
     shown = [Row([1, 20, 30], [[90, 91, 92]])]
     before = float(backbone.log_probs(shown[0]).detach())

@@ -23,15 +23,15 @@ from training.night import pipeline, reward_night
 
 pytestmark = pytest.mark.long
 
-FEW = ["members=1", "checkpoint_every=1"]
-REWARD = [*FEW, "least_steps=2", "samples=4", "sample_tokens=4"]
+FEW = ["ensemble_size=1", "checkpoint_every=1"]
+REWARD = [*FEW, "min_steps=2", "samples=4", "sample_tokens=4"]
 POLICY = [
     *FEW,
     "steps=2",
     "prompts=2",
     "replies=2",
-    "reply_tokens=8",
-    "end_required=0",
+    "max_completion_length=8",
+    "require_eos=0",
     "learning_rate=1e-3",
     "kl_budget=50",
 ]
@@ -43,7 +43,7 @@ def steps_of(store: Database) -> list[dict[str, float]]:
 
 def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path):
     store = say(tmp_path)
-    done = run(tmp_path, "--method", "reward", settings=[*FEW, "members=2", *REWARD[2:]])
+    done = run(tmp_path, "--method", "reward", settings=[*FEW, "ensemble_size=2", *REWARD[2:]])
     assert done.returncode == 0, done.stderr
     night = last(store)
     assert (night.state, night.adapter, night.step, night.steps) == ("done", None, 4, 4)
@@ -75,7 +75,7 @@ def test_from_clicks_to_the_next_reply_by_reward_models_and_a_policy(tmp_path, m
     assert (last(store).state, last(store).adapter) == ("done", "night-0001")
     metrics = steps_of(store)
     assert {"reward_loss", "reward_accuracy"} <= set(metrics[0])
-    assert {"score", "kl_per_token", "engine_gap", "sampled_tokens", "tokens_per_s"} <= set(metrics[-1])
+    assert {"score", "kl", "engine_gap", "sampled_tokens", "tokens_per_s"} <= set(metrics[-1])
     assert {"clip_fraction", "explained_variance", "beta"} <= set(metrics[-1]) or method == "rloo"
     assert adapters.adapter(store, "night-0001").method == method
     assert adapters.serving(store) == "night-0001"
@@ -124,7 +124,7 @@ def test_a_policy_night_without_a_pair_says_what_it_learns_from(tmp_path):
     [
         (["--method", "rloo", "--set", "replies=1"], "replies must be at least 2"),
         (["--method", "ppo", "--set", "label_smoothing=0.1"], "there is no setting 'label_smoothing'"),
-        (["--method", "reward", "--set", "members=0"], "members must be above 0"),
+        (["--method", "reward", "--set", "ensemble_size=0"], "members must be above 0"),
     ],
 )
 def test_settings_are_those_of_the_method(tmp_path, options, words):

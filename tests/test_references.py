@@ -11,7 +11,7 @@ from feedback.database.database import Database
 from feedback.database.migrations import steps
 from feedback.records import reference_logprobs as kept
 from tests.test_split import QUESTIONS
-from tests.test_watch import lessons_of
+from tests.test_watch import examples_of
 from tests.tiny import make_tiny
 from training.algorithms import dpo_kto
 from training.algorithms.dpo_kto import Settings
@@ -60,16 +60,16 @@ def test_another_template_or_number_format_or_prompt_is_another_number(store, ba
 
 
 def test_a_second_training_on_the_same_lessons_computes_no_reference_again(store, backbone, monkeypatch):
-    lessons = lessons_of(backbone, QUESTIONS[:6])
-    settings = Settings(epochs=1, least_steps=1, batch_size=4)
+    examples = examples_of(backbone, QUESTIONS[:6])
+    settings = Settings(epochs=1, min_steps=1, batch_size=4)
     first = References(backbone, "template")
-    for _ in dpo_kto.train(backbone, lessons, settings, dpo_kto.begin(backbone, settings), lessons[:2], first):
+    for _ in dpo_kto.train(backbone, examples, settings, dpo_kto.begin(backbone, settings), examples[:2], first):
         pass
     first.keep(store)
     second = References(backbone, "template")
-    second.recall(store, [lesson.row() for lesson in lessons])
+    second.recall(store, [example.row() for example in examples])
 
-    for _ in dpo_kto.train(backbone, lessons, settings, dpo_kto.begin(backbone, settings), lessons[:2], second):
+    for _ in dpo_kto.train(backbone, examples, settings, dpo_kto.begin(backbone, settings), examples[:2], second):
         pass
 
     assert first.computed == 12

@@ -27,7 +27,7 @@ from training.model.policy import Backbone
 from training.model.reward_heads import RewardCard, RewardModels, ScoreHead
 from training.night.pipeline import make_encoder
 
-SETTINGS = Settings(members=2, learning_rate=5e-3, epochs=3, batch_size=4, rank=4, alpha=8)
+SETTINGS = Settings(ensemble_size=2, learning_rate=5e-3, epochs=3, batch_size=4, rank=4, alpha=8)
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +39,18 @@ def backbone_of(tiny: Base) -> Backbone:
     return Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
 
 
-def lessons_of(backbone: Backbone, questions: list[str]) -> list[RewardExample]:
+def examples_of(backbone: Backbone, questions: list[str]) -> list[RewardExample]:
     pairs = tuple(PreferencePair((Message("user", each),), Answer(KIND), Answer(RUDE)) for each in questions)
     encoder = make_encoder(backbone.base, backbone, PreferenceSettings())
     return reward_model.group_by_prompt(tokenize.tokenize(Examples(pairs), encoder)[0])
 
 
-def trained(backbone: Backbone, lessons: list[RewardExample], settings: Settings = SETTINGS) -> RewardModels:
+def trained(backbone: Backbone, examples: list[RewardExample], settings: Settings = SETTINGS) -> RewardModels:
     heads = {}
-    for member in range(settings.members):
+    for member in range(settings.ensemble_size):
         head, run = reward_model.begin(backbone, settings, member)
-        reward_model.fit(head, lessons, reward_model.base_states(backbone, lessons), settings)
-        for _ in reward_model.train(backbone, head, lessons, settings, member, run):
+        reward_model.fit(head, examples, reward_model.base_states(backbone, examples), settings)
+        for _ in reward_model.train(backbone, head, examples, settings, member, run):
             pass
         heads[reward_model.name_of(member)] = head
     return RewardModels(backbone, heads)
@@ -61,12 +61,14 @@ def test_where_people_disagree_on_a_prompt_the_one_who_weighs_more_is_learned_fr
         TokenizedExample("comparison", [1, 2], ([3, 9], [4, 9]), weight=1.0),
         *[TokenizedExample("comparison", [1, 2], ([4, 9], [3, 9]), weight=0.25) for _ in range(2)],
     ]
-    (lesson,) = reward_model.group_by_prompt(said)
-    assert lesson.shares() == pytest.approx([1 / 1.5, 0.25 / 1.5, 0.25 / 1.5])
-    assert lesson.weight == pytest.approx((1 + 2 / 16) / 1.5)
+    (example,) = reward_model.group_by_prompt(said)
+    assert example.shares() == pytest.approx([1 / 1.5, 0.25 / 1.5, 0.25 / 1.5])
+    assert example.weight == pytest.approx((1 + 2 / 16) / 1.5)
 
     scores = torch.zeros(2, requires_grad=True)
-    reward_model.lesson_loss(scores, lesson, ScoreHead(4, seed=0), centring=0.0, ties=False).backward()
+    reward_model.lesson_loss(
+        scores, example, ScoreHead(4, seed=0), center_rewards_coefficient=0.0, ties=False
+    ).backward()
     # The slope of -log sigmoid(d) at 0 is -1/2: (-1 + 1/4 + 1/4) / 1.5 / 2 for the reply that the first preferred.
     assert scores.grad.tolist() == pytest.approx([-1 / 6, 1 / 6])
 
@@ -76,17 +78,17 @@ def test_lessons_that_weigh_little_move_a_reward_model_little_in_whatever_batch_
     for weight in (1.0, 0.1):
         backbone = backbone_of(tiny)
         head, run = reward_model.begin(backbone, SETTINGS, 0)
-        lessons = [replace(each, weight=weight) for each in lessons_of(backbone, QUESTIONS[:2])]
-        reward_model.gradients(backbone, head, reward_model.name_of(0), lessons, SETTINGS, False, 1.0, 4096)
+        examples = [replace(each, weight=weight) for each in examples_of(backbone, QUESTIONS[:2])]
+        reward_model.gradients(backbone, head, reward_model.name_of(0), examples, SETTINGS, False, 1.0, 4096)
         norms.append(sum(float(each.grad.norm() ** 2) for each in run.parameters.values() if each.grad is not None))
     assert norms[1] == pytest.approx(norms[0] / 100, rel=1e-3)
 
 
 @pytest.fixture(scope="module")
 def taught(tiny):
-    """A trained ensemble, normalised on replies that are other than its lessons."""
+    """A trained ensemble, normalised on replies that are other than its examples."""
     backbone = backbone_of(tiny)
-    models = trained(backbone, lessons_of(backbone, QUESTIONS[:8]))
+    models = trained(backbone, examples_of(backbone, QUESTIONS[:8]))
     samples = [Row([1, 5 + at], [[20 + at, 30], [40 + at]]) for at in range(16)]
     reward_model.normalise(models, samples)
     return models, samples
@@ -124,18 +126,18 @@ def test_a_score_is_read_from_the_mean_state_of_a_replys_tokens(tiny):
 def test_a_fitted_head_is_the_best_under_its_prior():
     noise = torch.Generator().manual_seed(0)
     truth = torch.randn(6, generator=noise)
-    lessons, states = [], []
+    examples, states = [], []
     for _ in range(200):
         replies = torch.cat([torch.randn(2, 6, generator=noise), torch.ones(2, 2)], 1)  # the last two say nothing
         better = int(replies[1, :6] @ truth > replies[0, :6] @ truth)
-        lessons.append(RewardExample([1], ([2], [3]), ((better, 1 - better),)))
+        examples.append(RewardExample([1], ([2], [3]), ((better, 1 - better),)))
         states.append(replies)
     head, began = ScoreHead(8, seed=5), ScoreHead(8, seed=5)
-    settings = Settings(centring=0.0)
-    reward_model.fit(head, lessons, states, settings)
+    settings = Settings(center_rewards_coefficient=0.0)
+    reward_model.fit(head, examples, states, settings)
 
     apart = torch.stack(
-        [each[a] - each[b] for each, (a, b) in zip(states, [x.preferred[0] for x in lessons], strict=True)]
+        [each[a] - each[b] for each, (a, b) in zip(states, [x.preferred[0] for x in examples], strict=True)]
     )
     weight = head.weight.detach().clone().requires_grad_()
     precision = apart.square().sum(1).mean()
@@ -151,12 +153,12 @@ def test_a_fitted_head_is_the_best_under_its_prior():
 
 def test_models_learn_what_was_preferred_and_disagree_by_their_seeds(taught):
     models, _ = taught
-    apart, _ = reward_model.margins(models, lessons_of(models.backbone, QUESTIONS[8:18]))
+    apart, _ = reward_model.margins(models, examples_of(models.backbone, QUESTIONS[8:18]))
     assert sum(each > 0 for each in apart) == 10
-    (scores,) = models.scores([lessons_of(models.backbone, QUESTIONS[8:9])[0].row()])
+    (scores,) = models.scores([examples_of(models.backbone, QUESTIONS[8:9])[0].row()])
     assert scores.shape == (2, 2)
     expected = scores.mean(0) - scores.std(0, correction=0)
-    assert torch.equal(models.pessimistic([lessons_of(models.backbone, QUESTIONS[8:9])[0].row()])[0], expected)
+    assert torch.equal(models.pessimistic([examples_of(models.backbone, QUESTIONS[8:9])[0].row()])[0], expected)
     assert (reward_heads.disagreement(scores) > 0).all()
 
 
@@ -196,26 +198,26 @@ def test_all_that_was_said_of_one_prompt_is_one_lesson(tiny):
     hello, best, middle, worst = (Message("user", "Hello"),), Answer("Hi there!"), Answer("Hm."), Answer("Go away.")
     ranked = [PreferencePair(hello, a, b, "ranking") for a, b in ((best, middle), (best, worst), (middle, worst))]
     tied = PreferencePair(hello, middle, Answer("Well."), TIE)
-    lessons, _ = tokenize.tokenize(Examples(tuple(ranked), ties=(tied,)), encoder)
-    (lesson,) = reward_model.group_by_prompt(lessons)
-    assert len(lesson.replies) == 4
-    assert lesson.preferred == ((0, 1), (0, 2), (1, 2))
-    assert lesson.tied == ((1, 3),)
+    examples, _ = tokenize.tokenize(Examples(tuple(ranked), ties=(tied,)), encoder)
+    (example,) = reward_model.group_by_prompt(examples)
+    assert len(example.replies) == 4
+    assert example.preferred == ((0, 1), (0, 2), (1, 2))
+    assert example.tied == ((1, 3),)
     # scores 2, 1, 0, 1 and nu = 1: by hand from P ~ e^a : e^b : e^((a+b)/2)
     head, scores = ScoreHead(4, seed=0), torch.tensor([2.0, 1.0, 0.0, 1.0])
     one_apart = math.log(1 + math.exp(-1) + math.exp(-0.5))
     two_apart = math.log(1 + math.exp(-2) + math.exp(-1))
     expected = (2 * one_apart + two_apart + math.log(3)) / 4
-    assert reward_model.lesson_loss(scores, lesson, head, 0.0, ties=True).item() == pytest.approx(expected, abs=1e-6)
+    assert reward_model.lesson_loss(scores, example, head, 0.0, ties=True).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_ties_draw_scores_together(tiny):
     backbone = backbone_of(tiny)
-    pairs = lessons_of(backbone, QUESTIONS[:8])
+    pairs = examples_of(backbone, QUESTIONS[:8])
     tied = [RewardExample(each.prompt_ids, each.replies, (), ((0, 1),)) for each in pairs]
 
-    def apart(lessons: list[RewardExample]) -> float:
-        models = trained(backbone_of(tiny), lessons, Settings(**vars(SETTINGS) | {"members": 1}))
+    def apart(examples: list[RewardExample]) -> float:
+        models = trained(backbone_of(tiny), examples, Settings(**vars(SETTINGS) | {"ensemble_size": 1}))
         return sum(map(abs, reward_model.margins(models, pairs)[0])) / 8
 
     assert apart(tied) < 0.2 * apart(pairs)
@@ -226,10 +228,10 @@ def test_a_member_that_goes_on_ends_as_if_nothing_had_been(tiny, tmp_path):
 
     def member(stop: int | None) -> dict[str, torch.Tensor]:
         backbone = backbone_of(tiny)
-        lessons = lessons_of(backbone, QUESTIONS[:6])
+        examples = examples_of(backbone, QUESTIONS[:6])
         head, run = reward_model.begin(backbone, SETTINGS, 0)
         run_dir.load_run(tmp_path, run)
-        for report in reward_model.train(backbone, head, lessons, SETTINGS, 0, run):
+        for report in reward_model.train(backbone, head, examples, SETTINGS, 0, run):
             if report.step == stop:
                 run_dir.save_run(tmp_path, run)
                 return {}

@@ -52,13 +52,13 @@ class Faulty(Backbone):
 
 
 def preference_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
-    settings = dpo_kto.Settings(epochs=1, least_steps=1, batch_size=2, looks=1, kl_budget=50)
+    settings = dpo_kto.Settings(epochs=1, min_steps=1, batch_size=2, evals_per_epoch=1, kl_budget=50)
     progress = dpo_kto.begin(backbone, settings)
     return progress, dpo_kto.train(backbone, lessons_of(backbone, QUESTIONS[: 2 * STEPS]), settings, progress)
 
 
 def reward_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
-    settings = reward_model.Settings(epochs=1, least_steps=1, batch_size=2, rank=4, alpha=8)
+    settings = reward_model.Settings(epochs=1, min_steps=1, batch_size=2, rank=4, alpha=8)
     head, run = reward_model.begin(backbone, settings, 0)
     return run, reward_model.train(
         backbone, head, reward_lessons_of(backbone, QUESTIONS[: 2 * STEPS]), settings, 0, run
@@ -82,7 +82,7 @@ def rloo_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
 
 
 def ppo_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
-    settings = ppo.Settings(steps=STEPS, epochs=1, minibatches=1, kl_budget=50, rank=4, alpha=8)
+    settings = ppo.Settings(steps=STEPS, epochs=1, num_minibatches=1, kl_budget=50, rank=4, alpha=8)
     head, run = ppo.begin(backbone, settings)
     return run, steps_of(partial(ppo.learn, backbone, head, settings=settings), run)
 

@@ -32,7 +32,7 @@ def backbone():
     return made
 
 
-def lessons_of(backbone: Backbone, count: int, longest: int) -> list[TokenizedExample]:
+def examples_of(backbone: Backbone, count: int, longest: int) -> list[TokenizedExample]:
     """Real conversations of several turns, from short ones to `longest` tokens."""
     if not PAIRS.is_file():
         pytest.skip(f"the real pairs are not here: {PAIRS}")
@@ -43,8 +43,8 @@ def lessons_of(backbone: Backbone, count: int, longest: int) -> list[TokenizedEx
         if len(messages) >= 3 and raw["chosen"] and raw["rejected"]:
             pairs.append(PreferencePair(messages, Answer(raw["chosen"]), Answer(raw["rejected"])))
     encoder = make_encoder(backbone.base, backbone, Settings())
-    lessons, _ = tokenize(Examples(tuple(pairs[: 20 * count])), encoder)
-    fitting = sorted((each for each in lessons if each.row().tokens <= longest), key=lambda each: each.row().tokens)
+    examples, _ = tokenize(Examples(tuple(pairs[: 20 * count])), encoder)
+    fitting = sorted((each for each in examples if each.row().tokens <= longest), key=lambda each: each.row().tokens)
     assert len(fitting) >= count
     return [fitting[at * len(fitting) // count] for at in range(count)]
 
@@ -65,12 +65,12 @@ def gradients(backbone: Backbone) -> dict[str, Tensor]:
     return taken
 
 
-def require_packs_equal_one_by_one(backbone: Backbone, lessons: list[TokenizedExample]) -> None:
+def require_packs_equal_one_by_one(backbone: Backbone, examples: list[TokenizedExample]) -> None:
     """Every token's log-prob to 1e-4, and the gradient of the LoRA, of packs against one reply at a time.
 
     The latter in fp64: in fp32 it is further from the truth than packs are (1.1e-4 and 1.5e-5 of a gradient's norm).
     """
-    every, signs = [lesson.row() for lesson in lessons], torch.tensor([1.0, -1.0])
+    every, signs = [example.row() for example in examples], torch.tensor([1.0, -1.0])
     packs = together(every, TOKENS_AT_ONCE)
     assert len(packs) < len(every)
     shared: list[Tensor] = [torch.zeros(0)] * len(every)
@@ -96,13 +96,13 @@ def require_packs_equal_one_by_one(backbone: Backbone, lessons: list[TokenizedEx
 
 
 def test_packs_of_real_conversations_equal_one_reply_at_a_time(backbone):
-    require_packs_equal_one_by_one(backbone, lessons_of(backbone, 20, longest=150))
+    require_packs_equal_one_by_one(backbone, examples_of(backbone, 20, max_length=150))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_packs_of_many_real_conversations_equal_one_reply_at_a_time(backbone):
-    require_packs_equal_one_by_one(backbone, lessons_of(backbone, 200, longest=1500))
+    require_packs_equal_one_by_one(backbone, examples_of(backbone, 200, max_length=1500))
 
 
 def test_blocks_and_recomputing_change_nothing(backbone, monkeypatch):

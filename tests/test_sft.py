@@ -45,11 +45,11 @@ def test_the_loss_is_a_mean_over_tokens_and_then_over_weighted_lessons(tiny):
     )
     network = backbone.causal
     by_hand = []
-    for lesson in (long, short):
-        ids = torch.tensor([[*lesson.prompt_ids, *lesson.replies[0]]])
+    for example in (long, short):
+        ids = torch.tensor([[*example.prompt_ids, *example.replies[0]]])
         with torch.no_grad():
             found = torch.log_softmax(network(input_ids=ids).logits[0].float(), -1)
-        begin = len(lesson.prompt_ids)
+        begin = len(example.prompt_ids)
         by_hand.append(
             -sum(found[at - 1, ids[0, at]].item() for at in range(begin, ids.shape[1])) / (ids.shape[1] - begin)
         )
@@ -67,18 +67,18 @@ def test_demonstrations_become_likely_and_training_ends_within_its_budget(tiny):
     backbone = backbone_of(tiny)
     encoder = make_encoder(tiny, backbone, sft.Settings())
     shown = tuple(Demonstration(asked(each), Answer("A kind word, and then the answer.")) for each in QUESTIONS[:16])
-    lessons, left_out = tokenize(Examples(demonstrations=shown), encoder)
-    assert ({each.kind for each in lessons}, len(lessons), left_out) == ({"demonstration"}, 16, {})
+    examples, left_out = tokenize(Examples(demonstrations=shown), encoder)
+    assert ({each.kind for each in examples}, len(examples), left_out) == ({"demonstration"}, 16, {})
     settings = sft.Settings(learning_rate=1e-2, rank=4, alpha=8, kl_budget=50.0, epochs=8)
-    reports = list(sft.train(backbone, lessons, settings, dpo_kto.begin(backbone, settings)))
+    reports = list(sft.train(backbone, examples, settings, dpo_kto.begin(backbone, settings)))
     assert reports[-1].step == count_steps(16, settings) == 16
     assert reports[-1].metrics["loss"] < 0.5 * reports[0].metrics["loss"]
-    assert math.isfinite(reports[-1].metrics["kl_per_token"])
+    assert math.isfinite(reports[-1].metrics["kl"])
 
     backbone = backbone_of(tiny)
     tight = sft.Settings(learning_rate=1e-2, rank=4, alpha=8, kl_budget=0.01, epochs=8)
     progress = dpo_kto.begin(backbone, tight)
-    list(sft.train(backbone, lessons, tight, progress))
+    list(sft.train(backbone, examples, tight, progress))
     assert "nats per token from the base" in progress.ended
 
 
@@ -149,6 +149,6 @@ def test_a_night_of_imitation_learns_from_the_correction_alone(tiny, tmp_path):
 def test_demonstrations_that_weigh_little_move_the_model_little_in_whatever_batch_they_come(tiny):
     losses = []
     for weight in (1.0, 0.1):
-        lessons = [TokenizedExample("demonstration", [1, each], ([4, 5, 6],), weight=weight) for each in (2, 3)]
-        losses.append(sft.gradients(backbone_of(tiny), lessons, 1024, full_weight=1.0))
+        examples = [TokenizedExample("demonstration", [1, each], ([4, 5, 6],), weight=weight) for each in (2, 3)]
+        losses.append(sft.gradients(backbone_of(tiny), examples, 1024, full_weight=1.0))
     assert losses[1] == pytest.approx(losses[0] / 10, rel=1e-4)

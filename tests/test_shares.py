@@ -18,7 +18,7 @@ TWO = [
     *[sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
     *["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"],
 ]
-FEW = ["least_steps=4", "epochs=1", "batch_size=4", "looks=1", "learning_rate=1e-2", "kl_budget=50"]
+FEW = ["min_steps=4", "epochs=1", "batch_size=4", "evals_per_epoch=1", "learning_rate=1e-2", "kl_budget=50"]
 SETTINGS = [part for each in FEW for part in ("--set", each)]
 
 

@@ -22,7 +22,9 @@ from training.model.reference import References
 from training.night import run_dir
 from training.night.pipeline import make_encoder
 
-SETTINGS = Settings(epochs=4, least_steps=1, batch_size=4, looks=1, patience=1, kl_budget=50, learning_rate=5e-3)
+SETTINGS = Settings(
+    epochs=4, min_steps=1, batch_size=4, evals_per_epoch=1, patience=1, kl_budget=50, learning_rate=5e-3
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +36,16 @@ def backbone_of(tiny: Base) -> Backbone:
     return Backbone(tiny, torch.float32, "cpu", rank=8, alpha=16, seed=0)
 
 
-def lessons_of(backbone: Backbone, questions: list[str], turned: bool = False) -> list[TokenizedExample]:
+def examples_of(backbone: Backbone, questions: list[str], turned: bool = False) -> list[TokenizedExample]:
     better, worse = (RUDE, KIND) if turned else (KIND, RUDE)
     pairs = tuple(PreferencePair((Message("user", each),), Answer(better), Answer(worse)) for each in questions)
     return tokenize(Examples(pairs), make_encoder(backbone.base, backbone, SETTINGS))[0]
 
 
-def train(backbone: Backbone, aside: list[TokenizedExample], settings: Settings = SETTINGS) -> Progress:
-    lessons = lessons_of(backbone, QUESTIONS[:8])
+def train(backbone: Backbone, validation: list[TokenizedExample], settings: Settings = SETTINGS) -> Progress:
+    examples = examples_of(backbone, QUESTIONS[:8])
     progress = dpo_kto.begin(backbone, settings)
-    for _ in dpo_kto.train(backbone, lessons, settings, progress, aside):
+    for _ in dpo_kto.train(backbone, examples, settings, progress, validation):
         pass
     return progress
 
@@ -57,53 +59,53 @@ def test_a_gain_is_the_mean_difference_of_a_tokens_probability():
 
 def test_training_goes_on_while_what_is_kept_aside_gains(tiny):
     backbone = backbone_of(tiny)
-    progress = train(backbone, lessons_of(backbone, QUESTIONS[8:18]))
+    progress = train(backbone, examples_of(backbone, QUESTIONS[8:18]))
     assert (progress.step, progress.ended) == (8, "")
-    assert progress.aside_gain > 0
+    assert progress.validation_gain > 0
 
 
 def test_training_ends_when_what_is_kept_aside_speaks_against_it_and_goes_back(tiny):
     backbone = backbone_of(tiny)
-    aside = lessons_of(backbone, QUESTIONS[8:18], turned=True)
+    validation = examples_of(backbone, QUESTIONS[8:18], turned=True)
 
-    progress = train(backbone, aside)
+    progress = train(backbone, validation)
 
     assert progress.step < 8
     assert "what was kept aside gained no more" in progress.ended
-    watch = Watch(backbone, aside, aside, SETTINGS, References(backbone))
+    watch = Watch(backbone, validation, validation, SETTINGS, References(backbone))
     assert progress.best_gains is not None
     assert torch.allclose(watch.gains(backbone), progress.best_gains, atol=1e-5)
-    assert float(progress.best_gains.mean()) > progress.aside_gain
+    assert float(progress.best_gains.mean()) > progress.validation_gain
 
 
 def test_a_spent_budget_goes_back_to_the_last_look_within_it(tiny):
     backbone = backbone_of(tiny)
     free = train(backbone, [])
-    half = free.kl_per_token / 2
+    half = free.kl / 2
     backbone = backbone_of(tiny)
 
     progress = train(backbone, [], Settings(**vars(SETTINGS) | {"kl_budget": half}))
 
     assert "nats per token from the base" in progress.ended
-    assert progress.kept_kl <= half < progress.kl_per_token
-    lessons = lessons_of(backbone, QUESTIONS[:8])
-    watch = Watch(backbone, lessons, [], SETTINGS, References(backbone))
-    assert watch.kl_per_token(backbone) == pytest.approx(progress.kept_kl, rel=1e-3)
+    assert progress.kept_kl <= half < progress.kl
+    examples = examples_of(backbone, QUESTIONS[:8])
+    watch = Watch(backbone, examples, [], SETTINGS, References(backbone))
+    assert watch.kl(backbone) == pytest.approx(progress.kept_kl, rel=1e-3)
 
 
 def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):
     backbone = backbone_of(tiny)
-    progress = train(backbone, lessons_of(backbone, QUESTIONS[8:18], turned=True))
+    progress = train(backbone, examples_of(backbone, QUESTIONS[8:18], turned=True))
     run_dir.save_checkpoint(tmp_path, backbone.parameters(), progress)
     other = backbone_of(tiny)
     read = dpo_kto.begin(other, SETTINGS)
 
     run_dir.load_checkpoint(tmp_path, other.parameters(), read)
 
-    assert (read.step, read.ended, read.looks_without_gain) == (progress.step, progress.ended, 1)
+    assert (read.step, read.ended, read.evals_without_gain) == (progress.step, progress.ended, 1)
     assert read.best_gains is not None
     assert torch.equal(read.best_gains, progress.best_gains)
     assert set(read.kept or {}) == set(progress.kept or {"nothing": 0})
     assert not math.isnan(read.kept_kl)
-    lessons = lessons_of(other, QUESTIONS[:8])
-    assert list(dpo_kto.train(other, lessons, SETTINGS, read)) == []  # it had ended, and stays so
+    examples = examples_of(other, QUESTIONS[:8])
+    assert list(dpo_kto.train(other, examples, SETTINGS, read)) == []  # it had ended, and stays so

@@ -71,7 +71,7 @@ def teach(data: Path, taste: str) -> None:
 
 def night(data: Path, *options: str) -> None:
     """Run a night to its end, as a process."""
-    strong = ["--set", "beta=0.1", "--set", "batch_size=4", "--set", "least_steps=16", "--set", "kl_budget=1.6"]
+    strong = ["--set", "beta=0.1", "--set", "batch_size=4", "--set", "min_steps=16", "--set", "kl_budget=1.6"]
     command = [sys.executable, "-m", "training.night", "--data", str(data), *strong, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -17,7 +17,7 @@ from assistant.engine.architectures import Target
 from assistant.models.adapter import Factors
 
 COLUMNS = 8  # ranks are padded to multiples
-BASE = 0  # the place of no adapter: zeros
+BASE_SLOT = 0  # the place of no adapter: zeros
 
 Key = tuple[int, str]  # a layer and a group of it
 
@@ -26,7 +26,7 @@ Key = tuple[int, str]  # a layer and a group of it
 class LoraSlot:
     """Where an adapter's factors lie."""
 
-    place: int
+    index: int
     rank: int
 
 
@@ -43,11 +43,11 @@ class StackedWeights:
 
 @dataclass(frozen=True)
 class LoraBatch:
-    """The places that a batch needs, and how its tokens are dealt to them."""
+    """The places that a batch needs, and how its tokens are group_index to them."""
 
     stacks: Mapping[Key, StackedWeights]  # of those places alone
-    dealt: Tensor | None  # (places x m,): the tokens of each place, m for each; None: all tokens to the one place
-    back: Tensor | None  # (T,): where each token was dealt to
+    group_index: Tensor | None  # (places x m,): the tokens of each place, m for each; None: all tokens to the one place
+    ungroup_index: Tensor | None  # (T,): where each token was put
 
     def add(self, layer: int, group: str, x: Tensor, y: Tensor) -> Tensor:
         """y (T, out), where a group's output goes, and what each token's adapter adds for x (T, in); in float32.
@@ -57,11 +57,11 @@ class LoraBatch:
         """
         stack = self.stacks[layer, group]
         x = x.to(stack.a.dtype)
-        if self.dealt is None or self.back is None:
+        if self.group_index is None or self.ungroup_index is None:
             added = x.mm(stack.a[0]).mm(stack.b[0])
         else:
-            dealt = x.index_select(0, self.dealt).view(len(stack.a), -1, x.shape[1])
-            added = dealt.bmm(stack.a).bmm(stack.b).flatten(0, 1).index_select(0, self.back)
+            group_index = x.index_select(0, self.group_index).view(len(stack.a), -1, x.shape[1])
+            added = group_index.bmm(stack.a).bmm(stack.b).flatten(0, 1).index_select(0, self.ungroup_index)
         return y.add_(added) if y.dtype == torch.float32 else y + added.float()
 
 
@@ -85,19 +85,19 @@ class LoraPool:
         """Take an adapter in. Those that answer meanwhile are not disturbed."""
         rank = -(-max(len(a) for a, _ in factors.values()) // COLUMNS) * COLUMNS
         with self._lock:
-            taken = {each.place for each in self.lora_slots} | {BASE}
+            taken = {each.index for each in self.lora_slots} | {BASE_SLOT}
             lora_slot = LoraSlot(next(place for place in range(len(taken) + 1) if place not in taken), rank)
             self._fit([*self.lora_slots, lora_slot])
             rank = self._size[1]
             for stack in self._stacks.values():
-                stack.a[lora_slot.place] = 0
-                stack.b[lora_slot.place] = 0
+                stack.a[lora_slot.index] = 0
+                stack.b[lora_slot.index] = 0
             for name, (a, b) in factors.items():
                 target = self._targets[name]
                 stack = self._stacks[target.layer, target.group]
                 columns = slice(target.part * rank, target.part * rank + len(a))
-                stack.a[lora_slot.place, :, columns] = a.T
-                stack.b[lora_slot.place, columns, target.outputs] = (b if target.order is None else b[target.order]).T
+                stack.a[lora_slot.index, :, columns] = a.T
+                stack.b[lora_slot.index, columns, target.outputs] = (b if target.order is None else b[target.order]).T
             self.lora_slots.append(lora_slot)
         return lora_slot
 
@@ -116,7 +116,7 @@ class LoraPool:
         stacks = self._stacks
         if self._last is not None and self._last[0] == asked and self._last[1] is stacks:
             return self._last[2]
-        places = [lora_slot.place if lora_slot is not None else BASE for lora_slot in asked]
+        places = [lora_slot.index if lora_slot is not None else BASE_SLOT for lora_slot in asked]
         choice = self._choice(places, stacks) if any(places) else None
         self._last = asked, stacks, choice
         return choice
@@ -135,17 +135,19 @@ class LoraPool:
         for at, place in enumerate(places):
             tokens[place - first].append(at)
         most = max(len(each) for each in tokens)
-        dealt = [at for each in tokens for at in each + [0] * (most - len(each))]
-        back = [0] * len(places)
+        group_index = [at for each in tokens for at in each + [0] * (most - len(each))]
+        ungroup_index = [0] * len(places)
         for row, each in enumerate(tokens):
             for column, at in enumerate(each):
-                back[at] = row * most + column
-        return LoraBatch(chosen, torch.tensor(dealt, device=self._device), torch.tensor(back, device=self._device))
+                ungroup_index[at] = row * most + column
+        return LoraBatch(
+            chosen, torch.tensor(group_index, device=self._device), torch.tensor(ungroup_index, device=self._device)
+        )
 
     def _fit(self, lora_slots: Sequence[LoraSlot]) -> None:
         """Make room for these adapters; give memory back where they need a quarter of it at most."""
         places, rank = self._size
-        most = max((lora_slot.place + 1 for lora_slot in lora_slots), default=0)
+        most = max((lora_slot.index + 1 for lora_slot in lora_slots), default=0)
         widest = max((lora_slot.rank for lora_slot in lora_slots), default=0)
         if most > places or widest > rank or most <= places // 4:
             self._resize((1 << (most - 1).bit_length() if most else 0, widest if lora_slots else 0))

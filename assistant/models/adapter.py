@@ -16,6 +16,7 @@ from torch import Tensor
 
 from assistant.models.base_model import file_sha256, one_line
 from feedback.database.database import Refused
+from feedback.records import old_names
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -107,10 +108,11 @@ def read_card(directory: Path) -> AdapterCard:
     """An adapter's card. Raises `AdapterRefused` where it is missing or cannot be read."""
     try:
         raw = json.loads((directory / CARD).read_text())
-        card = AdapterCard(**raw | {"proof": [Proof(**each) for each in raw["proof"]]})
+        named = {"settings": old_names.settings(raw["settings"]), "metrics": old_names.metrics(raw["metrics"])}
+        card = AdapterCard(**raw | named | {"proof": [Proof(**each) for each in raw["proof"]]})
     except OSError as error:
         raise AdapterRefused(f"adapter {directory.name} has no {CARD}; its directory is not whole") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise AdapterRefused(f"adapter {directory.name} has a damaged {CARD}") from error
     texts = (card.id, card.base_name, card.base_sha256, card.method, card.weights_sha256)
     if not all(isinstance(each, str) for each in texts) or not all(map(_is_possible, card.proof)):

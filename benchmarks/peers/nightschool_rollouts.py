@@ -27,11 +27,16 @@ def sampler_for(backbone: Backbone) -> Sampler:
     return Sampler(backbone.base, number_format, backbone.device, base_model.load_tokenizer(backbone.base))
 
 
-def take(backbone: Backbone, lessons: Sequence[TokenizedExample], asked: Asked) -> Learned:
-    """One step over the lessons' prompts: rollouts, scores, learning."""
+def take(backbone: Backbone, examples: Sequence[TokenizedExample], asked: Asked) -> Learned:
+    """One step over the examples' prompts: rollouts, scores, learning."""
     sampler = sampler_for(backbone)
-    prompts = [lesson.prompt_ids for lesson in lessons]
-    common: dict[str, Any] = {"steps": 1, "prompts": len(prompts), "replies": REPLIES, "reply_tokens": REPLY_TOKENS}
+    prompts = [example.prompt_ids for example in examples]
+    common: dict[str, Any] = {
+        "steps": 1,
+        "prompts": len(prompts),
+        "replies": REPLIES,
+        "max_completion_length": REPLY_TOKENS,
+    }
     common |= {"learning_rate": LEARNING_RATE, "kl_budget": 1e9}
     if asked.task == "rloo":
         settings = rloo.Settings(**common)
@@ -41,11 +46,11 @@ def take(backbone: Backbone, lessons: Sequence[TokenizedExample], asked: Asked) 
         for _ in rloo.train(backbone, sampler, prompts, words_of(sampler), settings, run):
             pass
         return Learned(time.perf_counter() - started, len(prompts) * REPLIES, peak_bytes=peak_bytes())
-    own = reward_model.Settings(members=MEMBERS)
+    own = reward_model.Settings(ensemble_size=MEMBERS)
     heads = {reward_model.name_of(member): reward_model.begin(backbone, own, member)[0] for member in range(MEMBERS)}
     settings_of_ppo = ppo.Settings(**common)
     head, run = ppo.begin(backbone, settings_of_ppo)
-    score = by_reward_models(RewardModels(backbone, heads), pessimism=1.0)
+    score = by_reward_models(RewardModels(backbone, heads), uncertainty_penalty=1.0)
     started = time.perf_counter()
     for _ in ppo.train(backbone, head, sampler, prompts, score, settings_of_ppo, run):
         pass

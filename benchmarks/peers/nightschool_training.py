@@ -51,60 +51,66 @@ def load(name: str, number_format: str) -> Ready:
 class School:
     """The backbone between two turns."""
 
-    def __init__(self, backbone, lessons) -> None:
+    def __init__(self, backbone, examples) -> None:
         from training.model.reference import References
 
-        self.backbone, self.lessons = backbone, lessons
+        self.backbone, self.examples = backbone, examples
         self.references = References(backbone)
 
     def take(self, asked: Asked) -> Learned:
         """One turn."""
         if asked.task == "ceiling":
             return ceiling(self.backbone.head.dtype)
-        lessons = self.lessons[asked.first : asked.first + asked.count]
+        examples = self.examples[asked.first : asked.first + asked.count]
         if asked.task == "reward":
-            return self.reward(lessons, asked.batch)
+            return self.reward(examples, asked.batch)
         if asked.task in ("rloo", "ppo"):
             from benchmarks.peers.nightschool_rollouts import take
 
-            return take(self.backbone, lessons, asked)
-        return self.dpo(lessons, asked.batch, again=asked.task == "dpo again")
+            return take(self.backbone, examples, asked)
+        return self.dpo(examples, asked.batch, again=asked.task == "dpo again")
 
-    def dpo(self, lessons, size: int, again: bool) -> Learned:
+    def dpo(self, examples, size: int, again: bool) -> Learned:
         """One epoch of DPO; `again`: the reference's log-probs are known."""
         from training.algorithms import dpo_kto
         from training.model.packing import pack
         from training.model.reference import References
 
         settings = dpo_kto.Settings(
-            epochs=1, least_steps=1, batch_size=size, beta=BETA, learning_rate=LEARNING_RATE, looks=1, kl_budget=1e9
+            epochs=1,
+            min_steps=1,
+            batch_size=size,
+            beta=BETA,
+            learning_rate=LEARNING_RATE,
+            evals_per_epoch=1,
+            kl_budget=1e9,
         )
         if not again:
             self.references = References(self.backbone)
         progress = dpo_kto.begin(self.backbone, settings)
         started = time.perf_counter()
-        for _ in dpo_kto.train(self.backbone, lessons, settings, progress, (), self.references):
+        for _ in dpo_kto.train(self.backbone, examples, settings, progress, (), self.references):
             pass
         seconds = time.perf_counter() - started
-        rows = [each.row() for each in lessons]
+        rows = [each.row() for each in examples]
         tokens, read = sum(len(pack([row]).ids) for row in rows), sum(row.reply_tokens for row in rows)
         passes = 2 + (0 if again else 1)  # there, back, and once for the reference; weights have no gradient
         flops = passes * 2.0 * (tokens * inner_weights(self.backbone) + read * self.backbone.head.numel())
-        return Learned(seconds, len(lessons), tokens, flops, peak_bytes())
+        return Learned(seconds, len(examples), tokens, flops, peak_bytes())
 
-    def reward(self, lessons, size: int) -> Learned:
+    def reward(self, examples, size: int) -> Learned:
         """One epoch of one reward model."""
         from training.algorithms import reward_model
 
-        settings = reward_model.Settings(epochs=1, least_steps=1, batch_size=size, learning_rate=LEARNING_RATE)
-        own = reward_model.group_by_prompt(lessons)
+        settings = reward_model.Settings(epochs=1, min_steps=1, batch_size=size, learning_rate=LEARNING_RATE)
+        own = reward_model.group_by_prompt(examples)
         head, run = reward_model.begin(self.backbone, settings, member=0)
         started = time.perf_counter()
         for _ in reward_model.train(self.backbone, head, own, settings, 0, run):
             pass
         seconds = time.perf_counter() - started
         self.backbone.drop(reward_model.name_of(0))
-        return Learned(seconds, len(lessons), sum(each.row().tokens for each in own), 0.0, peak_bytes())
+        return Learned(seconds, len(examples), sum(each.row().tokens for each in own), 0.0, peak_bytes())
 
 
 def inner_weights(backbone) -> int:

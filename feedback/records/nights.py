@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from feedback.database.database import Database, NotFound, now
+from feedback.records import old_names
 from feedback.records.settings import GATE, SETTINGS, set_setting, setting
 
 __all__ = ["GATE", "SETTINGS", "set_setting", "setting"]  # what an operator sets lives in `settings`
@@ -106,7 +107,7 @@ def night_steps(store: Database, night_id: int, most: int | None = None) -> list
     sql = """SELECT step, metrics FROM night_steps WHERE night = ?
         AND (step % ? = 0 OR step = 1 OR step = ? OR metrics LIKE '%"held_out%') ORDER BY step"""
     rows = store.rows(sql, night_id, every, newest["step"] if newest else 0)
-    return [{"step": row["step"]} | json.loads(row["metrics"]) for row in rows]
+    return [{"step": row["step"]} | old_names.metrics(json.loads(row["metrics"])) for row in rows]
 
 
 def night(store: Database, night_id: int) -> Night:
@@ -129,4 +130,6 @@ def last_trained(store: Database) -> Night | None:
 
 
 def _night(row: dict[str, Any]) -> Night:
-    return Night(**row | {"settings": json.loads(row["settings"]), "counts": json.loads(row["counts"])})
+    return Night(
+        **row | {"settings": old_names.settings(json.loads(row["settings"])), "counts": json.loads(row["counts"])}
+    )

@@ -1,13 +1,13 @@
 """Learning from preferences: comparisons, rankings and corrections by DPO, thumbs by KTO, in one objective.
 
-The reference is the base with the adapter off; its log-probs are computed once per lesson and kept. A few rows of like
-length are one forward pass, and gradients add up over a batch. The same lessons, settings and machine give the same
+The reference is the base with the adapter off; its log-probs are computed once per example and kept. A few rows of like
+length are one forward pass, and gradients add up over a batch. The same examples, settings and machine give the same
 adapter, also when the run is interrupted and goes on from its checkpoint.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -44,13 +44,13 @@ class Settings:
     learning_rate: float = 5e-4
     epochs: int = 3  # at most: training ends when what is kept aside (`feedback/examples/split`) gains no more
     patience: int = 4  # looks without a gain before training ends
-    least_steps: int = 12  # very few examples are repeated until they have taught something
+    min_steps: int = 12  # very few examples are repeated until they have taught something
     batch_size: int = 8
     rank: int = 16
     alpha: int = 32
     kl_budget: float = 0.3  # nats per reply token away from the base; beyond it training stops
-    looks: int = 4  # an epoch, at the distance from the base and at what is kept aside
-    longest: int = 1024  # tokens of a prompt and one reply
+    evals_per_epoch: int = 4  # an epoch, at the distance from the base and at what is kept aside
+    max_length: int = 1024  # tokens of a prompt and one reply
     checkpoint_every: int = 10  # steps
     seed: int = 0
 
@@ -73,14 +73,14 @@ LOSSES: dict[str, Callable[[Tensor, Settings], Tensor]] = {
 
 @dataclass
 class Tally:
-    """What a batch adds up, in the end divided by its lessons."""
+    """What a batch adds up, in the end divided by its examples."""
 
-    lessons: int
+    examples: int
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
 
-    def add(self, **values: float) -> None:
+    def add(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
@@ -106,25 +106,25 @@ def begin(backbone: Backbone, settings: Settings) -> Progress:
 
 def train(
     backbone: Backbone,
-    lessons: Sequence[TokenizedExample],
+    examples: Sequence[TokenizedExample],
     settings: Settings,
     progress: Progress,
-    aside: Sequence[TokenizedExample] = (),
+    validation: Sequence[TokenizedExample] = (),
     references: References | None = None,
 ) -> Iterator[Report]:
     """Train the backbone's adapter, going on from `progress`, a step per item. Raises `NotFinite`.
 
-    Training looks up a few times an epoch. With lessons kept `aside` it ends when they have not gained for
+    Training looks up a few times an epoch. With `validation` examples it ends when they have not gained for
     `patience` looks, and goes back to where they had; it also ends, and goes back, when the KL budget is spent.
     """
-    steps = count_steps(len(lessons), settings)
-    look_every = max(1, math.ceil(len(lessons) / settings.batch_size / settings.looks))
+    steps = count_steps(len(examples), settings)
+    look_every = max(1, math.ceil(len(examples) / settings.batch_size / settings.evals_per_epoch))
     weights = preference.kto_weights(
-        sum(lesson.weight for lesson in lessons if lesson.kind == "thumb" and lesson.wanted),
-        sum(lesson.weight for lesson in lessons if lesson.kind == "thumb" and not lesson.wanted),
+        sum(example.weight for example in examples if example.kind == "thumb" and example.wanted),
+        sum(example.weight for example in examples if example.kind == "thumb" and not example.wanted),
     )
     references = references or References(backbone)
-    watch = Watch(backbone, lessons, aside, settings, references)
+    watch = Watch(backbone, examples, validation, settings, references)
     began, done_before = time.monotonic(), progress.step
     for step in range(progress.step, steps):
         if progress.ended:
@@ -132,16 +132,16 @@ def train(
         step_began = time.monotonic()
 
         # 1. the batch, by epoch in an order that the seed alone decides
-        chosen = batch_of(len(lessons), settings.batch_size, step, settings.seed)
+        chosen = batch_of(len(examples), settings.batch_size, step, settings.seed)
 
         # 2. the reference's log-probs, where they are not known yet
-        reference = references_of(references, [lessons[each] for each in chosen]).to(backbone.device)
+        reference = references_of(references, [examples[each] for each in chosen]).to(backbone.device)
 
         # 3. KTO's baseline, from the batch's thumbs with mismatched replies
-        baseline = _baseline(backbone, [lessons[each] for each in chosen], reference)
+        baseline = _baseline(backbone, [examples[each] for each in chosen], reference)
 
         # 4. losses and gradients, a few rows at a time
-        batch = [lessons[each] for each in chosen]
+        batch = [examples[each] for each in chosen]
         compute = partial(gradients, backbone, batch, reference, baseline, weights, settings)
         tally = within_memory(progress, compute)
 
@@ -155,47 +155,47 @@ def train(
 
         # 7. the report
         metrics = tally.means() | {
-            "kl_per_token": progress.kl_per_token,
-            "gradient_norm": norm,
+            "kl": progress.kl,
+            "grad_norm": norm,
             "tokens_per_s": tally.tokens / (time.monotonic() - step_began),
         }
-        if looked and aside:
-            metrics["aside_gain"] = progress.aside_gain
+        if looked and validation:
+            metrics["validation_gain"] = progress.validation_gain
         per_step = (time.monotonic() - began) / (progress.step - done_before)
         yield Report(progress.step, steps, metrics, per_step * (steps - progress.step))
 
 
 def gradients(
     backbone: Backbone,
-    lessons: Sequence[TokenizedExample],
+    examples: Sequence[TokenizedExample],
     reference: Tensor,
     baseline: Tensor,
     weights: tuple[float, float],
     settings: Settings,
     tokens_at_once: int,
 ) -> Tally:
-    """Add up the gradients of a batch, the mean over its lessons; what was seen."""
-    tally = Tally(len(lessons))
-    mine = distributed.own(range(len(lessons)))
-    for found in groups([lessons[at] for at in mine], tokens_at_once):
+    """Add up the gradients of a batch, the mean over its examples; what was seen."""
+    tally = Tally(len(examples))
+    mine = distributed.own(range(len(examples)))
+    for found in groups([examples[at] for at in mine], tokens_at_once):
         group = [mine[at] for at in found]
-        policies = backbone.log_probs_of([lessons[at].own_row() for at in group])
+        policies = backbone.log_probs_of([examples[at].own_row() for at in group])
         loss = torch.zeros((), device=backbone.device)
         for at, policy in zip(group, policies, strict=True):
-            loss = loss + _loss(policy, lessons[at], reference[at], baseline, weights, settings, tally)
-        (loss / len(lessons)).backward()
+            loss = loss + _loss(policy, examples[at], reference[at], baseline, weights, settings, tally)
+        (loss / len(examples)).backward()
     distributed.add_up(backbone.parameters().values())
-    whole = Tally(len(lessons))
+    whole = Tally(len(examples))
     for each in distributed.every(tally):
         whole.join(each)
     return whole
 
 
-def _baseline(backbone: Backbone, lessons: Sequence[TokenizedExample], references: Tensor) -> Tensor:
+def _baseline(backbone: Backbone, examples: Sequence[TokenizedExample], references: Tensor) -> Tensor:
     """z0 of a batch, whose references are (B, 2); 0 where it has no thumb with a mismatched reply."""
-    thumbs = [at for at, each in enumerate(lessons) if each.kind == "thumb" and len(each.replies) == 2]
+    thumbs = [at for at, each in enumerate(examples) if each.kind == "thumb" and len(each.replies) == 2]
     with torch.no_grad():
-        rows = [lessons[each].row(1) for each in thumbs]
+        rows = [examples[each].row(1) for each in thumbs]
         found = torch.zeros(len(rows), device=backbone.device)
         for group in together(rows, TOKENS_AT_ONCE):
             found[group] = torch.cat(backbone.log_probs_of([rows[at] for at in group]))
@@ -204,28 +204,29 @@ def _baseline(backbone: Backbone, lessons: Sequence[TokenizedExample], reference
 
 def _loss(
     policy: Tensor,
-    lesson: TokenizedExample,
+    example: TokenizedExample,
     reference: Tensor,
     baseline: Tensor,
     weights: tuple[float, float],
     settings: Settings,
     tally: Tally,
 ) -> Tensor:
-    """One lesson's weighted loss; arguments as of `margin_of`."""
-    margin = margin_of(policy, lesson, reference, baseline, settings.beta)
-    lengths = [len(reply) for reply in lesson.replies]
-    if settings.per_token and lesson.kind != "thumb":
+    """One example's weighted loss; arguments as of `margin_of`."""
+    margin = margin_of(policy, example, reference, baseline, settings.beta)
+    lengths = [len(reply) for reply in example.replies]
+    if settings.per_token and example.kind != "thumb":
         moved = policy - reference
         tokens = torch.tensor(lengths, device=policy.device)
         margin = preference.normalised_margin(moved[0], moved[1], tokens[0], tokens[1], settings.beta)
-    if lesson.kind == "thumb":
-        loss = preference.kto_loss(margin[None], torch.tensor([lesson.wanted], device=policy.device), *weights)[0]
-        tally.add(**{"chosen_logprob" if lesson.wanted else "rejected_logprob": policy[0].item()})
+    if example.kind == "thumb":
+        loss = preference.kto_loss(margin[None], torch.tensor([example.wanted], device=policy.device), *weights)[0]
+        tally.add({f"logps/{'chosen' if example.wanted else 'rejected'}": policy[0].item()})
     else:
         loss = LOSSES[settings.loss](margin, settings)
         loss = loss + settings.sft_weight * preference.nll_loss(policy[0], torch.tensor(lengths[0]))
-        tally.add(chosen_logprob=policy[0].item(), rejected_logprob=policy[1].item())
-    weighted = loss * lesson.weight * getattr(settings, f"{lesson.kind}_weight")
-    tally.tokens += len(lesson.prompt_ids) + sum(map(len, lesson.replies[: len(policy)]))
-    tally.add(loss=weighted.item(), margin=margin.item(), accuracy=float(margin.item() > 0))
+        tally.add({"logps/chosen": policy[0].item(), "logps/rejected": policy[1].item()})
+    weighted = loss * example.weight * getattr(settings, f"{example.kind}_weight")
+    tally.tokens += len(example.prompt_ids) + sum(map(len, example.replies[: len(policy)]))
+    right = float(margin.item() > 0)
+    tally.add({"loss": weighted.item(), "rewards/margins": margin.item(), "rewards/accuracies": right})
     return weighted

@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from feedback.database.database import Refused
+from feedback.records import old_names
 from training.algorithms import dpo_kto, ppo, reward_model, rloo, sft
 
 SETTINGS: dict[str, type[Any]] = {
@@ -36,13 +37,14 @@ def parse_settings(method: str, pairs: Sequence[str]) -> dict[str, Any]:
     kinds: dict[str, Any] = {each.name: type(each.default) for each in fields(known)}
     values: dict[str, Any] = {}
     for pair in pairs:
-        name, equals, text = (part.strip() for part in pair.partition("="))
+        written, equals, text = (part.strip() for part in pair.partition("="))
+        name = old_names.SETTINGS.get(written, written)
         if not equals or name not in kinds:
-            raise Refused(f"there is no setting {name!r}; settings are {', '.join(kinds)}")
+            raise Refused(f"there is no setting {written!r}; settings are {', '.join(kinds)}")
         try:
-            values[name] = kinds[name](text)
+            values |= old_names.settings({written: kinds[name](text)})
         except ValueError as error:
             wanted = "a whole number" if kinds[name] is int else "a number"
-            raise Refused(f"{name} is {wanted}, not {text!r}") from error
+            raise Refused(f"{written} is {wanted}, not {text!r}") from error
     known(**values)
     return values

@@ -50,38 +50,38 @@ class Settings:
     steps: int = 40  # batches of rollouts
     prompts: int = 8
     replies: int = 2
-    reply_tokens: int = 64
+    max_completion_length: int = 64
     epochs: int = 4  # over a batch
-    minibatches: int = 2
+    num_minibatches: int = 2
     temperature: float = 0.7
-    clip: float = 0.2
-    value_clip: float = 0.2
-    value_weight: float = 0.1
+    clip_coef: float = 0.2
+    cliprange_value: float = 0.2
+    vf_coef: float = 0.1
     gamma: float = 1.0
-    lam: float = 0.95
+    gae_lambda: float = 0.95
     beta: float = 0.05  # of the penalty for every token's KL, at first
-    kl_target: float = 0.1  # nats a token; 0: beta stays
-    horizon: int = 10_000  # replies
-    most_kl: float = 0.05  # approximate, of one batch's updates: beyond it its epochs end
+    adaptive_kl_target: float = 0.1  # nats a token; 0: beta stays
+    kl_horizon: int = 10_000  # replies
+    target_kl: float = 0.05  # approximate, of one batch's updates: beyond it its epochs end
     whiten_rewards: int = 0  # 1: their spread, not their mean
     value_from_reward: int = 0  # 1: the value model begins as the first reward model, not at zero
-    ptx: float = 0.0  # weight of the language-model loss on demonstrations (arXiv 2203.02155, eq. 2)
-    end_required: int = 1  # a reply that did not end by itself has its score replaced; 0: it keeps it
-    missing_end: float = -1.0  # by this
-    pessimism: float = 1.0
-    members: int = 3  # reward models
+    ptx_coef: float = 0.0  # weight of the language-model loss on demonstrations (arXiv 2203.02155, eq. 2)
+    require_eos: int = 1  # a reply that did not end by itself has its score replaced; 0: it keeps it
+    missing_eos_penalty: float = 1.0  # by minus this
+    uncertainty_penalty: float = 1.0
+    ensemble_size: int = 3  # reward models
     learning_rate: float = 2e-4
     rank: int = 16
     alpha: int = 32
     kl_budget: float = 0.3
-    longest: int = 1024
+    max_length: int = 1024
     checkpoint_every: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        switches = ("whiten_rewards", "end_required", "value_from_reward")
-        weights = ("beta", "kl_target", "ptx", "pessimism", "gamma", "lam", "value_weight")
-        require_sensible(self, (*switches, *weights, "seed"), may_be_negative=("missing_end",))
+        switches = ("whiten_rewards", "require_eos", "value_from_reward")
+        weights = ("beta", "adaptive_kl_target", "ptx_coef", "uncertainty_penalty", "gamma", "gae_lambda", "vf_coef")
+        require_sensible(self, (*switches, *weights, "seed"), may_be_negative=("missing_eos_penalty",))
 
 
 class ValueHead(nn.Module):
@@ -158,7 +158,7 @@ def train(
         trial = replace(settings, learning_rate=RATE)
         learn_once = partial(learn, backbone, head, settings=trial)
         require_right_sign(backbone, lambda: new_run(backbone, head, trial), learn_once)
-    sampling = sampling_of(settings.temperature, settings.reply_tokens)
+    sampling = sampling_of(settings.temperature, settings.max_completion_length)
     for step in range(run.step, settings.steps):
         if run.ended:
             return
@@ -171,14 +171,14 @@ def train(
         rolled_out = time.monotonic()
 
         # 2. what they are worth
-        scores = scored(score, rollouts, settings.missing_end if settings.end_required else None)
+        scores = scored(score, rollouts, settings.missing_eos_penalty if settings.require_eos else None)
         require_life(run, rollouts, scores)
 
         # 3. some epochs over them
         metrics = learn(backbone, head, run, rollouts, scores, settings, demonstrations)
 
         # 4. a look at how far from the base the policy was that wrote them
-        kl = metrics["kl_per_token"]
+        kl = metrics["kl"]
         if kl > settings.kl_budget:
             run.go_back()
             spent = f"{kl:.3f} nats per token from the base, where {settings.kl_budget:g} may be"
@@ -215,7 +215,7 @@ def learn(
         run.numbers["kept_kl"] = kl
     rate = settings.learning_rate * (1 - min(run.step, settings.steps - 1) / settings.steps)
     order = torch.Generator().manual_seed(settings.seed * 100_003 + run.step)
-    size = -(-len(batch.rows) // settings.minibatches)
+    size = -(-len(batch.rows) // settings.num_minibatches)
     seen: list[dict[str, float]] = []
     for epoch in range(settings.epochs):
         shuffled = torch.randperm(len(batch.rows), generator=order).tolist()
@@ -224,21 +224,23 @@ def learn(
             found = within_memory(run, compute)
             if not seen:
                 require_same_policy(found, backbone.head.dtype)
-            if demonstrations and settings.ptx:
-                found["ptx_loss"] = imitate(backbone, demonstrations, size, run.step + epoch, settings.ptx)
-            found["gradient_norm"] = apply_gradients(run, found["loss"], rate)
+            if demonstrations and settings.ptx_coef:
+                found["ptx_loss"] = imitate(backbone, demonstrations, size, run.step + epoch, settings.ptx_coef)
+            found["grad_norm"] = apply_gradients(run, found["loss"], rate)
             seen.append(found)
-        if seen[-1]["approximate_kl"] > settings.most_kl:
+        if seen[-1]["approx_kl"] > settings.target_kl:
             break
     run.step += 1
-    run.numbers["kl_per_token"] = kl
-    if settings.kl_target:
+    run.numbers["kl"] = kl
+    if settings.adaptive_kl_target:
         replies = len(batch.mask)
-        run.numbers["beta"] = ppo.next_kl_coefficient(beta, kl, settings.kl_target, replies, settings.horizon)
+        run.numbers["beta"] = ppo.next_kl_coefficient(
+            beta, kl, settings.adaptive_kl_target, replies, settings.kl_horizon
+        )
     drawn = torch.cat([each.drawn for each in rollouts])
     means = {name: sum(each[name] for each in seen) / len(seen) for name in seen[0]}
     return means | {
-        "kl_per_token": kl,
+        "kl": kl,
         "beta": beta,
         "updates": float(len(seen)),
         "explained_variance": float(ppo.explained_variance(batch.values, batch.returns, batch.mask)),
@@ -266,7 +268,7 @@ def experience(
     rewards = ppo.token_rewards(torch.cat(scores).to(mask.device), log_probs, references, mask, beta)
     if settings.whiten_rewards:
         rewards = ppo.whiten(rewards, mask, shift_mean=False)
-    advantages, returns = ppo.gae(rewards, old_values, mask, settings.gamma, settings.lam)
+    advantages, returns = ppo.gae(rewards, old_values, mask, settings.gamma, settings.gae_lambda)
     return Experience(rows, mask, log_probs, references, old_values, ppo.whiten(advantages, mask), returns)
 
 
@@ -281,7 +283,7 @@ def gradients(
     """Add up the gradient of a minibatch, the mean over its tokens; what was seen. A pack of rows at a time."""
     chosen = [batch.rows[at] for at in rows]
     tokens = sum(row.reply_tokens for row in chosen)
-    names = ("loss", "policy_loss", "value_loss", "approximate_kl", "clip_fraction", "mean_log_ratio")
+    names = ("loss", "policy_loss", "value_loss", "approx_kl", "clip_fraction", "mean_log_ratio")
     sums = dict.fromkeys(names, 0.0)
     largest = 0.0
     for group in together(chosen, tokens_at_once):
@@ -291,18 +293,18 @@ def gradients(
         policy = padded(own, backbone.each_token_of(own, temperature=settings.temperature), mask.shape[1])
         values = padded(own, values_of(backbone, head, own), mask.shape[1])
         old = batch.log_probs[replies]
-        policy_loss = ppo.ppo_policy_loss(policy, old, batch.advantages[replies], settings.clip)[mask].sum()
-        value_loss = ppo.ppo_value_loss(values, batch.values[replies], batch.returns[replies], settings.value_clip)
+        policy_loss = ppo.ppo_policy_loss(policy, old, batch.advantages[replies], settings.clip_coef)[mask].sum()
+        value_loss = ppo.ppo_value_loss(values, batch.values[replies], batch.returns[replies], settings.cliprange_value)
         value_loss = value_loss[mask].sum()
-        loss = (policy_loss + settings.value_weight * value_loss) / tokens
+        loss = (policy_loss + settings.vf_coef * value_loss) / tokens
         loss.backward()
         with torch.no_grad():
             share = float(mask.sum()) / tokens
             sums["loss"] += loss.item()
             sums["policy_loss"] += policy_loss.item() / tokens
             sums["value_loss"] += value_loss.item() / tokens
-            sums["approximate_kl"] += share * ppo.approximate_kl(policy, old, mask).item()
-            sums["clip_fraction"] += share * ppo.clip_fraction(policy, old, mask, settings.clip).item()
+            sums["approx_kl"] += share * ppo.approx_kl(policy, old, mask).item()
+            sums["clip_fraction"] += share * ppo.clip_fraction(policy, old, mask, settings.clip_coef).item()
             apart = (policy - old)[mask].abs()
             sums["mean_log_ratio"] += apart.sum().item() / tokens
             largest = max(largest, float(apart.max()))

@@ -1,7 +1,7 @@
 """Reward models from what people preferred: pairs, rankings and ties; an ensemble, one model after the other.
 
-All that was said of one prompt is one lesson and weighs as one, however many pairs it holds (arXiv 2203.02155, section
-3.5), and its replies share a row. First a head is fitted to what the base makes of the lessons as it stands, then head
+All that was said of one prompt is one example and weighs as one, however many pairs it holds (arXiv 2203.02155, section
+3.5), and its replies share a row. First a head is fitted to what the base makes of the examples as it stands, then head
 and adapter learn together (arXiv 2202.10054: from a head of noise, adapters learn to serve the noise). Each model has a
 seed of its own: how it begins, and in which order it learns.
 """
@@ -32,22 +32,22 @@ FIT_STEPS = 50  # of L-BFGS at most
 class Settings:
     """What training reward models may be told. Raises `Refused` on values that cannot be meant."""
 
-    members: int = 3
+    ensemble_size: int = 3
     learning_rate: float = 2e-4
     epochs: int = 1  # more, and a reward model learns its pairs by heart (arXiv 2203.02155, section 3.5)
-    least_steps: int = 12  # very few lessons are repeated
+    min_steps: int = 12  # very few examples are repeated
     batch_size: int = 8  # prompts
     rank: int = 16
     alpha: int = 32
-    centring: float = 0.01
+    center_rewards_coefficient: float = 0.01
     samples: int = 64  # of the reference, on which scores are normalised
     sample_tokens: int = 64
-    longest: int = 1024  # tokens of a prompt and one reply
+    max_length: int = 1024  # tokens of a prompt and one reply
     checkpoint_every: int = 10  # steps
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_sensible(self, may_be_zero=("centring", "seed"))
+        require_sensible(self, may_be_zero=("center_rewards_coefficient", "seed"))
         if self.samples < 2:
             raise Refused(f"samples must be at least 2, not {self.samples}")
 
@@ -68,12 +68,12 @@ class RewardExample:
         return Row(self.prompt_ids, self.replies)
 
     def shares(self) -> list[float]:
-        """How much of the lesson each pair is, those that tied last; 1 together."""
+        """How much of the example each pair is, those that tied last; 1 together."""
         weights = self.weights or (1.0,) * (len(self.preferred) + len(self.tied))
         return [weight / sum(weights) for weight in weights]
 
 
-def group_by_prompt(lessons: Sequence[TokenizedExample]) -> list[RewardExample]:
+def group_by_prompt(examples: Sequence[TokenizedExample]) -> list[RewardExample]:
     """Pairs, those that tied too, gathered by prompt, in the order in which prompts come; all else is left out.
 
     Where several people speak of one prompt, each has a say in it by their weight, and the prompt weighs as they do, on
@@ -81,13 +81,13 @@ def group_by_prompt(lessons: Sequence[TokenizedExample]) -> list[RewardExample]:
     """
     Weighed = list[tuple[tuple[int, int], float]]
     gathered: dict[tuple[int, ...], tuple[list[list[int]], Weighed, Weighed]] = {}
-    for lesson in lessons:
-        if lesson.kind in ("thumb", "demonstration"):
+    for example in examples:
+        if example.kind in ("thumb", "demonstration"):
             continue
-        replies, preferred, equal = gathered.setdefault(tuple(lesson.prompt_ids), ([], [], []))
-        replies += [reply for reply in lesson.replies if reply not in replies]
-        first, second = (replies.index(reply) for reply in lesson.replies)
-        (equal if lesson.kind == TIE else preferred).append(((first, second), lesson.weight))
+        replies, preferred, equal = gathered.setdefault(tuple(example.prompt_ids), ([], [], []))
+        replies += [reply for reply in example.replies if reply not in replies]
+        first, second = (replies.index(reply) for reply in example.replies)
+        (equal if example.kind == TIE else preferred).append(((first, second), example.weight))
     made = []
     for prompt, (replies, preferred, equal) in gathered.items():
         pairs, tied = (tuple(pair for pair, _ in each) for each in (preferred, equal))
@@ -116,34 +116,34 @@ def parameters(backbone: Backbone, head: ScoreHead, member: int) -> dict[str, nn
 
 
 @torch.no_grad()
-def base_states(backbone: Backbone, lessons: Sequence[RewardExample]) -> list[Tensor]:
-    """What the base alone makes of each lesson's K replies, for `fit`: (K, d) each, on the CPU."""
-    rows, found = [lesson.row() for lesson in lessons], [torch.zeros(0)] * len(lessons)
+def base_states(backbone: Backbone, examples: Sequence[RewardExample]) -> list[Tensor]:
+    """What the base alone makes of each example's K replies, for `fit`: (K, d) each, on the CPU."""
+    rows, found = [example.row() for example in examples], [torch.zeros(0)] * len(examples)
     for group in together(rows, TOKENS_AT_ONCE):
         for at, states in zip(group, reply_states(backbone, None, [rows[at] for at in group]), strict=True):
             found[at] = states.cpu()
     return found
 
 
-def fit(head: ScoreHead, lessons: Sequence[RewardExample], states: Sequence[Tensor], settings: Settings) -> None:
-    """The head that suits the states (K, d) of the lessons best, held to where it began by a Gaussian prior.
+def fit(head: ScoreHead, examples: Sequence[RewardExample], states: Sequence[Tensor], settings: Settings) -> None:
+    """The head that suits the states (K, d) of the examples best, held to where it began by a Gaussian prior.
 
-    Under the prior the margins of the lessons have variance 1, whatever the states' scale. Where lessons say nothing
+    Under the prior the margins of the examples have variance 1, whatever the states' scale. Where examples say nothing
     a head stays what its seed made it, so members disagree there (randomised priors: arXiv 1806.03335).
     """
-    # 1. the pairs of all lessons side by side; those of one lesson weigh as one
+    # 1. the pairs of all examples side by side; those of one example weigh as one
     better: list[Tensor] = []
     worse: list[Tensor] = []
     tied: list[bool] = []
     weights: list[float] = []
-    for lesson, of_replies in zip(lessons, states, strict=True):
-        pairs = pairs_of(lesson)
+    for example, of_replies in zip(examples, states, strict=True):
+        pairs = pairs_of(example)
         better += [of_replies[a] for a, _ in pairs]
         worse += [of_replies[b] for _, b in pairs]
-        tied += [at >= len(lesson.preferred) for at in range(len(pairs))]
-        weights += [lesson.weight * share for share in lesson.shares()]
+        tied += [at >= len(example.preferred) for at in range(len(pairs))]
+        weights += [example.weight * share for share in example.shares()]
     first, second, is_tie = torch.stack(better), torch.stack(worse), torch.tensor(tied)
-    weight = torch.tensor(weights) * len(lessons) / sum(weights)
+    weight = torch.tensor(weights) * len(examples) / sum(weights)
     precision = (first - second).square().sum(1).mean()
 
     # 2. their loss and the prior's, at its least
@@ -152,7 +152,7 @@ def fit(head: ScoreHead, lessons: Sequence[RewardExample], states: Sequence[Tens
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        of_pairs = pair_losses(own(first), own(second), is_tie, own, settings.centring, any(tied))
+        of_pairs = pair_losses(own(first), own(second), is_tie, own, settings.center_rewards_coefficient, any(tied))
         total = weight @ of_pairs + precision / 2 * (own.weight - began).square().sum()
         total.backward()
         return total
@@ -162,17 +162,17 @@ def fit(head: ScoreHead, lessons: Sequence[RewardExample], states: Sequence[Tens
 
 
 def train(
-    backbone: Backbone, head: ScoreHead, lessons: Sequence[RewardExample], settings: Settings, member: int, run: Run
+    backbone: Backbone, head: ScoreHead, examples: Sequence[RewardExample], settings: Settings, member: int, run: Run
 ) -> Iterator[Report]:
     """Train one member, going on from `run`, a step per item. Raises `NotFinite`."""
-    steps = count_steps(len(lessons), settings)
-    ties = any(lesson.tied for lesson in lessons)
-    full_weight = max(lesson.weight for lesson in lessons)
+    steps = count_steps(len(examples), settings)
+    ties = any(example.tied for example in examples)
+    full_weight = max(example.weight for example in examples)
     for step in range(run.step, steps):
         began = time.monotonic()
 
         # 1. the batch, in an order that the member's seed alone decides
-        chosen = [lessons[at] for at in batch(len(lessons), settings.batch_size, step, settings.seed + 7 * member)]
+        chosen = [examples[at] for at in batch(len(examples), settings.batch_size, step, settings.seed + 7 * member)]
 
         # 2. scores and gradients, a pack of rows at a time
         compute = partial(gradients, backbone, head, name_of(member), chosen, settings, ties, full_weight)
@@ -182,8 +182,8 @@ def train(
         norm = take_step(run, total, settings.learning_rate, steps)
 
         # 4. the report
-        metrics = {"loss": total, "accuracy": accuracy, "gradient_norm": norm}
-        tokens = sum(lesson.row().tokens for lesson in chosen)
+        metrics = {"loss": total, "accuracy": accuracy, "grad_norm": norm}
+        tokens = sum(example.row().tokens for example in chosen)
         yield run.report(steps, metrics | {"tokens_per_s": tokens / (time.monotonic() - began)}, began)
 
 
@@ -191,53 +191,60 @@ def gradients(
     backbone: Backbone,
     head: ScoreHead,
     name: str,
-    lessons: Sequence[RewardExample],
+    examples: Sequence[RewardExample],
     settings: Settings,
     ties: bool,
     full_weight: float,
     tokens_at_once: int,
 ) -> tuple[float, float]:
-    """Add up the gradients of a batch, the mean over its lessons, each weighing as it does beside one of `full_weight`.
+    """Add up the gradients of a batch, a mean over its examples, each weighing as it does beside one of `full_weight`.
 
     The loss, and how often it was right.
     """
-    rows, weight = [lesson.row() for lesson in lessons], full_weight * len(lessons)
+    rows, weight = [example.row() for example in examples], full_weight * len(examples)
     total, right, count = 0.0, 0, 0
     for group in together(rows, tokens_at_once):
         loss = torch.zeros((), device=backbone.device)
         found = raw_scores(backbone, name, head, [rows[at] for at in group])
         for at, scores in zip(group, found, strict=True):
-            lesson = lessons[at]
-            loss = loss + lesson.weight * lesson_loss(scores, lesson, head, settings.centring, ties)
-            right += sum(bool(scores[a] > scores[b]) for a, b in lesson.preferred)
-            count += len(lesson.preferred)
+            example = examples[at]
+            loss = loss + example.weight * lesson_loss(scores, example, head, settings.center_rewards_coefficient, ties)
+            right += sum(bool(scores[a] > scores[b]) for a, b in example.preferred)
+            count += len(example.preferred)
         (loss / weight).backward()
         total += loss.item() / weight
     return total, right / max(1, count)
 
 
-def lesson_loss(scores: Tensor, lesson: RewardExample, head: ScoreHead, centring: float, ties: bool) -> Tensor:
-    """The weighted mean over all pairs of a lesson, from its replies' scores (K,): a scalar.
+def lesson_loss(
+    scores: Tensor, example: RewardExample, head: ScoreHead, center_rewards_coefficient: float, ties: bool
+) -> Tensor:
+    """The weighted mean over all pairs of an example, from its replies' scores (K,): a scalar.
 
-    Where any lesson has a tie, all pairs are judged by Davidson's model, of which Bradley and Terry's is the limit.
+    Where any example has a tie, all pairs are judged by Davidson's model, of which Bradley and Terry's is the limit.
     """
-    pairs = pairs_of(lesson)
+    pairs = pairs_of(example)
     first, second = scores[[a for a, _ in pairs]], scores[[b for _, b in pairs]]
-    tied = torch.arange(len(pairs), device=scores.device) >= len(lesson.preferred)
-    shares = torch.tensor(lesson.shares(), device=scores.device)
-    return shares @ pair_losses(first, second, tied, head, centring, ties)
+    tied = torch.arange(len(pairs), device=scores.device) >= len(example.preferred)
+    shares = torch.tensor(example.shares(), device=scores.device)
+    return shares @ pair_losses(first, second, tied, head, center_rewards_coefficient, ties)
 
 
-def pair_losses(first: Tensor, second: Tensor, tied: Tensor, head: ScoreHead, centring: float, ties: bool) -> Tensor:
-    """The loss of pairs, (P,), from both scores and whether they tied; `ties` says whether any of all lessons has."""
+def pair_losses(
+    first: Tensor, second: Tensor, tied: Tensor, head: ScoreHead, center_rewards_coefficient: float, ties: bool
+) -> Tensor:
+    """The loss of pairs, (P,), from both scores and whether they tied; `ties` says whether any of all examples has."""
     if not ties:
-        return preference.bradley_terry_loss(first, second, centring=centring)
-    return preference.davidson_loss(first, second, (~tied).long(), head.log_tie) + centring * (first + second) ** 2
+        return preference.bradley_terry_loss(first, second, center_rewards_coefficient=center_rewards_coefficient)
+    return (
+        preference.davidson_loss(first, second, (~tied).long(), head.log_tie)
+        + center_rewards_coefficient * (first + second) ** 2
+    )
 
 
-def pairs_of(lesson: RewardExample) -> list[tuple[int, int]]:
-    """The preferences of a lesson, and behind them its ties."""
-    return [*lesson.preferred, *lesson.tied]
+def pairs_of(example: RewardExample) -> list[tuple[int, int]]:
+    """The preferences of an example, and behind them its ties."""
+    return [*example.preferred, *example.tied]
 
 
 def normalise(models: RewardModels, samples: Sequence[Row]) -> None:
@@ -247,13 +254,13 @@ def normalise(models: RewardModels, samples: Sequence[Row]) -> None:
             head.normalise(torch.cat(models.raw_scores(name, samples)))
 
 
-def margins(models: RewardModels, lessons: Sequence[RewardExample]) -> tuple[list[float], list[int]]:
+def margins(models: RewardModels, examples: Sequence[RewardExample]) -> tuple[list[float], list[int]]:
     """Of every preference the ensemble's margin, and by how many tokens the preferred reply is longer."""
-    found = zip(lessons, models.scores([lesson.row() for lesson in lessons]), strict=True)
+    found = zip(examples, models.scores([example.row() for example in examples]), strict=True)
     apart: list[float] = []
     longer_by: list[int] = []
-    for lesson, scores in found:
+    for example, scores in found:
         mean = scores.mean(0)
-        apart += [float(mean[a] - mean[b]) for a, b in lesson.preferred]
-        longer_by += [len(lesson.replies[a]) - len(lesson.replies[b]) for a, b in lesson.preferred]
+        apart += [float(mean[a] - mean[b]) for a, b in example.preferred]
+        longer_by += [len(example.replies[a]) - len(example.replies[b]) for a, b in example.preferred]
     return apart, longer_by

@@ -41,24 +41,26 @@ class Settings:
     steps: int = 40
     prompts: int = 8  # a step
     replies: int = 4  # to each of them
-    reply_tokens: int = 64
+    max_completion_length: int = 64
     temperature: float = 0.7  # of the draws, and of every log-prob: that of the chats
     beta: float = 0.05  # how much of the KL, in nats a reply, is taken off the score
-    end_required: int = 1  # a reply that did not end by itself has its score replaced; 0: it keeps it
-    missing_end: float = -1.0  # by this
-    pessimism: float = 1.0  # standard deviations of the reward models taken off their mean
-    members: int = 3  # reward models
+    require_eos: int = 1  # a reply that did not end by itself has its score replaced; 0: it keeps it
+    missing_eos_penalty: float = 1.0  # by minus this
+    uncertainty_penalty: float = 1.0  # standard deviations of the reward models taken off their mean
+    ensemble_size: int = 3  # reward models
     learning_rate: float = 3e-4
     rank: int = 16
     alpha: int = 32
     kl_budget: float = 0.3  # nats a token away from the base; beyond it training stops
-    longest: int = 1024
+    max_length: int = 1024
     checkpoint_every: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
         require_sensible(
-            self, may_be_zero=("beta", "pessimism", "end_required", "seed"), may_be_negative=("missing_end",)
+            self,
+            may_be_zero=("beta", "uncertainty_penalty", "require_eos", "seed"),
+            may_be_negative=("missing_eos_penalty",),
         )
         if self.replies < 2:
             raise Refused(f"replies must be at least 2, to compare them, not {self.replies}")
@@ -86,7 +88,7 @@ def train(
         trial = replace(settings, learning_rate=RATE)
         learn_once = partial(learn, backbone, settings=trial, method=method)
         require_right_sign(backbone, lambda: begin(backbone, trial), learn_once)
-    sampling = sampling_of(settings.temperature, settings.reply_tokens)
+    sampling = sampling_of(settings.temperature, settings.max_completion_length)
     for step in range(run.step, settings.steps):
         if run.ended:
             return
@@ -99,14 +101,14 @@ def train(
         rolled_out = time.monotonic()
 
         # 2. what they are worth
-        scores = scored(score, rollouts, settings.missing_end if settings.end_required else None)
+        scores = scored(score, rollouts, settings.missing_eos_penalty if settings.require_eos else None)
         require_life(run, rollouts, scores)
 
         # 3. one gradient, one step
         metrics = learn(backbone, run, rollouts, scores, settings=settings, method=method)
 
         # 4. a look at how far from the base the policy was that wrote them
-        kl = metrics["kl_per_token"]
+        kl = metrics["kl"]
         if kl > settings.kl_budget:
             run.go_back()
             spent = f"{kl:.3f} nats per token from the base, where {settings.kl_budget:g} may be"
@@ -133,8 +135,8 @@ def learn(
     baseline = None if method == RLOO else run.numbers.setdefault("baseline", float(torch.cat(scores).mean()))
     compute = partial(gradients, backbone, rollouts, scores, references, baseline, settings)
     found = within_memory(run, compute)
-    kl = found["kl_per_token"]
-    run.numbers["kl_per_token"] = kl
+    kl = found["kl"]
+    run.numbers["kl"] = kl
     if kl <= settings.kl_budget:
         run.keep()  # of the policy that wrote, before it moves
         run.numbers["kept_kl"] = kl
@@ -143,7 +145,7 @@ def learn(
     rate = settings.learning_rate * schedule(min(run.step, settings.steps - 1), settings.steps)
     norm = apply_gradients(run, found["loss"], rate)
     run.step += 1
-    return found | {"gradient_norm": norm}
+    return found | {"grad_norm": norm}
 
 
 def gradients(
@@ -177,7 +179,7 @@ def gradients(
     return {
         "loss": total,
         "reward": rewarded / replies,
-        "kl_per_token": kl / tokens,
+        "kl": kl / tokens,
         "engine_gap": gap / tokens,
         "entropy": surprise / tokens,  # nats a token; of draws, so without bias
     }

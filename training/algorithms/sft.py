@@ -31,13 +31,13 @@ class Settings:
     learning_rate: float = 2e-4
     epochs: int = 3  # at most: training ends when what is kept aside gains no more
     patience: int = 4  # looks without a gain before training ends
-    least_steps: int = 12  # very few demonstrations are repeated
+    min_steps: int = 12  # very few demonstrations are repeated
     batch_size: int = 8
     rank: int = 16
     alpha: int = 32
     kl_budget: float = 0.3  # nats per reply token away from the base; beyond it training stops
-    looks: int = 4  # an epoch, at the distance from the base and at what is kept aside
-    longest: int = 1024  # tokens of a prompt and its reply
+    evals_per_epoch: int = 4  # an epoch, at the distance from the base and at what is kept aside
+    max_length: int = 1024  # tokens of a prompt and its reply
     checkpoint_every: int = 10  # steps
     seed: int = 0
 
@@ -47,20 +47,20 @@ class Settings:
 
 def train(
     backbone: Backbone,
-    lessons: Sequence[TokenizedExample],
+    examples: Sequence[TokenizedExample],
     settings: Settings,
     progress: Progress,
-    aside: Sequence[TokenizedExample] = (),
+    validation: Sequence[TokenizedExample] = (),
     references: References | None = None,
 ) -> Iterator[Report]:
     """Train the backbone's adapter, going on from `progress`, a step per item. Raises `NotFinite`.
 
-    It ends, and goes back, when the KL budget is spent or the demonstrations kept `aside` gain no more.
+    It ends, and goes back, when the KL budget is spent or those for `validation` gain no more.
     """
-    steps = count_steps(len(lessons), settings)
-    full_weight = max(lesson.weight for lesson in lessons)
-    look_every = max(1, math.ceil(len(lessons) / settings.batch_size / settings.looks))
-    watch = Watch(backbone, lessons, aside, settings, references or References(backbone))
+    steps = count_steps(len(examples), settings)
+    full_weight = max(example.weight for example in examples)
+    look_every = max(1, math.ceil(len(examples) / settings.batch_size / settings.evals_per_epoch))
+    watch = Watch(backbone, examples, validation, settings, references or References(backbone))
     began, done_before = time.monotonic(), progress.step
     for step in range(progress.step, steps):
         if progress.ended:
@@ -68,7 +68,7 @@ def train(
         step_began = time.monotonic()
 
         # 1. the batch, by epoch in an order that the seed alone decides
-        batch = [lessons[at] for at in batch_of(len(lessons), settings.batch_size, step, settings.seed)]
+        batch = [examples[at] for at in batch_of(len(examples), settings.batch_size, step, settings.seed)]
 
         # 2. losses and gradients, a pack of rows at a time
         loss = within_memory(progress, partial(gradients, backbone, batch, full_weight=full_weight))
@@ -82,35 +82,35 @@ def train(
             watch.look(backbone, progress, last=progress.step == steps)
 
         # 5. the report
-        tokens = sum(lesson.own_row().tokens for lesson in batch)
+        tokens = sum(example.own_row().tokens for example in batch)
         metrics = {
             "loss": loss,
-            "kl_per_token": progress.kl_per_token,
-            "gradient_norm": norm,
+            "kl": progress.kl,
+            "grad_norm": norm,
             "tokens_per_s": tokens / (time.monotonic() - step_began),
         }
-        if looked and aside:
-            metrics["aside_gain"] = progress.aside_gain
+        if looked and validation:
+            metrics["validation_gain"] = progress.validation_gain
         per_step = (time.monotonic() - began) / (progress.step - done_before)
         yield Report(progress.step, steps, metrics, per_step * (steps - progress.step))
 
 
 def gradients(
-    backbone: Backbone, lessons: Sequence[TokenizedExample], tokens_at_once: int, full_weight: float | None = None
+    backbone: Backbone, examples: Sequence[TokenizedExample], tokens_at_once: int, full_weight: float | None = None
 ) -> float:
-    """Add up the gradients of a batch, the weighted mean over its lessons; the loss, in nats a token.
+    """Add up the gradients of a batch, the weighted mean over its examples; the loss, in nats a token.
 
-    Where lessons of several batches are to count by their weights, `full_weight` is that of a lesson that counts fully:
-    in a mean of its own a batch of lessons that weigh little would move the model as far as any other.
+    Where examples of several batches are to count by their weights, `full_weight` is that of one that counts fully: in
+    a mean of its own a batch of examples that weigh little would move the model as far as any other.
     """
-    weight = full_weight * len(lessons) if full_weight else sum(lesson.weight for lesson in lessons)
-    lessons = distributed.own(lessons)
-    rows = [lesson.own_row() for lesson in lessons]
+    weight = full_weight * len(examples) if full_weight else sum(example.weight for example in examples)
+    examples = distributed.own(examples)
+    rows = [example.own_row() for example in examples]
     total = 0.0
     for group in together(rows, tokens_at_once):
         found = torch.cat(backbone.log_probs_of([rows[at] for at in group]))
         lengths = torch.tensor([rows[at].reply_tokens for at in group], device=found.device)
-        weights = torch.tensor([lessons[at].weight for at in group], device=found.device)
+        weights = torch.tensor([examples[at].weight for at in group], device=found.device)
         loss = (weights * preference.nll_loss(found, lengths)).sum() / weight
         loss.backward()
         total += loss.item()

@@ -12,33 +12,33 @@ from training.model.packing import TOKENS_AT_ONCE, Row, together
 from training.model.reference import References
 
 
-def groups(lessons: Sequence[TokenizedExample], most: int = TOKENS_AT_ONCE) -> list[list[int]]:
-    """The numbers of lessons that go through the model in one pass, of `most` tokens."""
-    return together([lesson.own_row() for lesson in lessons], most)
+def groups(examples: Sequence[TokenizedExample], most: int = TOKENS_AT_ONCE) -> list[list[int]]:
+    """The numbers of examples that go through the model in one pass, of `most` tokens."""
+    return together([example.own_row() for example in examples], most)
 
 
-def references_of(references: References, lessons: Sequence[TokenizedExample]) -> Tensor:
-    """(B, 2) log-probs of lessons' replies under the reference; NaN where a lesson has one reply only.
+def references_of(references: References, examples: Sequence[TokenizedExample]) -> Tensor:
+    """(B, 2) log-probs of examples' replies under the reference; NaN where an example has one reply only.
 
     In packs of the same kind as the policy's, so that both round alike.
     """
-    values = torch.full((len(lessons), 2), math.nan)
-    for group in groups(lessons):
-        rows = [lessons[at].own_row() for at in group]
+    values = torch.full((len(examples), 2), math.nan)
+    for group in groups(examples):
+        rows = [examples[at].own_row() for at in group]
         for at, row, found in zip(group, rows, references.each_token_of(rows), strict=True):
             values[at, : len(row.replies)] = row.summed(found)
-    mismatched = [at for at, lesson in enumerate(lessons) if lesson.kind == "thumb" and len(lesson.replies) == 2]
-    others = [lessons[at].row(1) for at in mismatched]
+    mismatched = [at for at, example in enumerate(examples) if example.kind == "thumb" and len(example.replies) == 2]
+    others = [examples[at].row(1) for at in mismatched]
     for group in together(others, TOKENS_AT_ONCE):
         for at, found in zip(group, references.each_token_of([others[at] for at in group]), strict=True):
             values[mismatched[at], 1] = found.sum()
     return values
 
 
-def margin_of(policy: Tensor, lesson: TokenizedExample, reference: Tensor, baseline: Tensor, beta: float) -> Tensor:
-    """How far a lesson is on the right side, from its replies' log-probs (R,) under the policy, (2,) the reference."""
-    if lesson.kind == "thumb":
-        wanted = torch.tensor([lesson.wanted], device=policy.device)
+def margin_of(policy: Tensor, example: TokenizedExample, reference: Tensor, baseline: Tensor, beta: float) -> Tensor:
+    """How far an example is on the right side, by its replies' log-probs (R,) under the policy, (2,) the reference."""
+    if example.kind == "thumb":
+        wanted = torch.tensor([example.wanted], device=policy.device)
         return preference.kto_margin(policy, reference[:1], baseline, wanted, beta)[0]
     return preference.dpo_margin(policy[0], policy[1], reference[0], reference[1], beta)
 

@@ -1,4 +1,4 @@
-"""From examples to lessons: what one base model reads of a pair or a thumb, as token ids."""
+"""From examples to token ids: what one base model reads of a pair, a thumb or a demonstration."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -39,12 +39,12 @@ class TooLong(Exception):
 
 @dataclass(frozen=True)
 class Encoder:
-    """How one base model turns messages and replies into token ids. `longest` holds for prompt and reply together."""
+    """How one base model turns messages and replies into token ids. `max_length`: of prompt and reply together."""
 
     tokenizer: Any
     end_ids: frozenset[int]  # each ends a turn
     template_sha256: str
-    longest: int
+    max_length: int
 
     @property
     def end_id(self) -> int:
@@ -68,35 +68,35 @@ class Encoder:
 
     def prompt(self, messages: Sequence[Message], reply_tokens: int) -> list[int]:
         """A conversation's token ids, its oldest turns left out where it must be. Raises `TooLong`."""
-        if reply_tokens >= self.longest:
+        if reply_tokens >= self.max_length:
             raise TooLong
         try:
-            return chat_template.encode_prompt(self.tokenizer, messages, self.longest - reply_tokens)
+            return chat_template.encode_prompt(self.tokenizer, messages, self.max_length - reply_tokens)
         except Refused as error:
             raise TooLong from error
 
 
 def tokenize(examples: Examples, encoder: Encoder) -> tuple[list[TokenizedExample], dict[str, int]]:
-    """Every example that fits as a lesson, in order, pairs first; and how many do not, by reason."""
+    """Every example that fits, tokenized, in order, pairs first; and how many do not, by reason."""
     left_out: Counter[str] = Counter()
-    lessons: list[TokenizedExample] = []
+    tokenized: list[TokenizedExample] = []
     every: list[Example] = [*examples.pairs, *examples.thumbs, *examples.ties, *examples.demonstrations]
     for example in every:
         try:
-            lesson = _lesson(example, encoder)
+            made = _tokenized(example, encoder)
         except TooLong:
             left_out["too long"] += 1
             continue
-        if not all(lesson.replies):
+        if not all(made.replies):
             left_out["empty reply"] += 1
-        elif len(lesson.replies) == 2 and lesson.replies[0] == lesson.replies[1]:
+        elif len(made.replies) == 2 and made.replies[0] == made.replies[1]:
             left_out["equal replies"] += 1
         else:
-            lessons.append(lesson)
-    return _with_mismatched(lessons), dict(left_out)
+            tokenized.append(made)
+    return _with_mismatched(tokenized), dict(left_out)
 
 
-def _lesson(example: Example, encoder: Encoder) -> TokenizedExample:
+def _tokenized(example: Example, encoder: Encoder) -> TokenizedExample:
     if not isinstance(example, PreferencePair):
         reply = encoder.reply(example.answer)
         prompt_ids = encoder.prompt(example.messages, len(reply))
@@ -108,12 +108,12 @@ def _lesson(example: Example, encoder: Encoder) -> TokenizedExample:
     return TokenizedExample(example.kind, prompt_ids, (chosen, rejected), example.weight)
 
 
-def _with_mismatched(lessons: Sequence[TokenizedExample]) -> list[TokenizedExample]:
+def _with_mismatched(tokenized: Sequence[TokenizedExample]) -> list[TokenizedExample]:
     """Give each thumb the reply of the next thumb (the last: of the first) whose prompt and reply are others.
 
     The partner is fixed, so that the reference's log-prob of the mismatched reply is computed once per night.
     """
-    thumbs = [lesson for lesson in lessons if lesson.kind == "thumb"]
+    thumbs = [made for made in tokenized if made.kind == "thumb"]
     partner: dict[int, list[int]] = {}
     for number, thumb in enumerate(thumbs):
         for other in thumbs[number + 1 :] + thumbs[:number]:
@@ -124,5 +124,5 @@ def _with_mismatched(lessons: Sequence[TokenizedExample]) -> list[TokenizedExamp
         TokenizedExample(each.kind, each.prompt_ids, (*each.replies, partner[id(each)]), each.weight, each.wanted)
         if id(each) in partner
         else each
-        for each in lessons
+        for each in tokenized
     ]

@@ -91,13 +91,13 @@ def held_out(examples: Examples, gains: "Gains", encoder: Encoder, bounds: Bound
     """
     votes: Votes = {}
     for pair in examples.pairs:
-        for lesson in tokenize(Examples((pair,)), encoder)[0]:
-            chosen, rejected = gains.of(lesson)
+        for made in tokenize(Examples((pair,)), encoder)[0]:
+            chosen, rejected = gains.of(made)
             _vote(votes, opening(pair), (pair.user,), chosen - rejected)
     for up, down in _matched(examples.thumbs):
-        lessons = [lesson for each in (up, down) for lesson in tokenize(Examples((), (each,)), encoder)[0]]
-        if len(lessons) == 2:
-            liked, disliked = (gains.of(lesson)[0] for lesson in lessons)
+        tokenized = [made for each in (up, down) for made in tokenize(Examples((), (each,)), encoder)[0]]
+        if len(tokenized) == 2:
+            liked, disliked = (gains.of(made)[0] for made in tokenized)
             _vote(votes, f"{opening(up)} | {opening(down)}", (up.user, down.user), liked - disliked)
     return decided(votes, bounds or Bounds(len({each.user for each in examples})))
 
@@ -183,9 +183,9 @@ class Gains:
             backbone.hold(serving)
 
     @torch.no_grad()
-    def of(self, lesson: TokenizedExample) -> list[float]:
-        """One number for each of a lesson's replies, from -1 to 1."""
-        row = lesson.row()
+    def of(self, made: TokenizedExample) -> list[float]:
+        """One number for each of a tokenized example's replies, from -1 to 1."""
+        row = made.row()
         (ours,) = self._backbone.each_token_of([row])
         if self._serving:
             with self._backbone.as_serving():
@@ -230,9 +230,9 @@ def _surprise(engine: Engine, asked: Sequence[list[int]], written: Sequence[list
     return [next(values) if reply else 0.0 for reply in written]
 
 
-def judge(found: HeldOut, kl_per_token: float, kl_budget: float, checks: Sequence[Check], length: float) -> Verdict:
+def judge(found: HeldOut, kl: float, kl_budget: float, checks: Sequence[Check], length: float) -> Verdict:
     """The verdict on what was measured."""
-    within = Check("kl", kl_per_token <= kl_budget, f"{kl_per_token:.3f} of {kl_budget:g} nats a token from the base")
+    within = Check("kl", kl <= kl_budget, f"{kl:.3f} of {kl_budget:g} nats a token from the base")
     checks = [within, *checks]
     said = f"it sides with people in {found.preferred} of {found.count} held-out conversations"
     said += f" ({found.low:.0%} to {found.high:.0%})" if found.count else ""
@@ -253,7 +253,7 @@ def judge(found: HeldOut, kl_per_token: float, kl_budget: float, checks: Sequenc
     evidence = {
         "verdict": verdict,
         "held_out": asdict(found),
-        "kl_per_token": kl_per_token,
+        "kl_per_token": kl,
         "length_ratio": length,
         "checks": [{"name": each.name, "passed": each.passed, "words": each.words} for each in checks],
     }

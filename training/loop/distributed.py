@@ -1,7 +1,7 @@
 """Several processes of one night: each computes its share of every batch, and the gradients are added up.
 
 `accelerate launch --multi_gpu --num_processes N -m training.night` starts them and tells each which it is. All run the
-same loop over the same lessons, so their weights are the same without being sent; the first alone reads the ledger,
+same loop over the same examples, so their weights are the same without being sent; the first alone reads the ledger,
 writes, and tells the others what to learn. Without several processes nothing here does anything.
 """
 

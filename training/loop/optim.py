@@ -1,4 +1,4 @@
-"""What every loop of training shares: the state that a checkpoint keeps, the order of lessons, one optimiser step, and
+"""What every loop of training shares: the state that a checkpoint keeps, the order of examples, one optimiser step, and
 going on with less where memory does not suffice.
 """
 
@@ -77,11 +77,11 @@ def memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def batch(lessons: int, size: int, step: int, seed: int) -> list[int]:
-    """The numbers of a step's lessons: every one once an epoch, in an order that the seed alone decides."""
-    per_epoch = math.ceil(lessons / size)
+def batch(examples: int, size: int, step: int, seed: int) -> list[int]:
+    """The numbers of a step's examples: every one once an epoch, in an order that the seed alone decides."""
+    per_epoch = math.ceil(examples / size)
     epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(lessons, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+    order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
     return order[position * size : (position + 1) * size].tolist()
 
 
@@ -106,14 +106,14 @@ class Epochs(Protocol):
         """At most."""
 
     @property
-    def least_steps(self) -> int:
-        """However few the lessons are."""
+    def min_steps(self) -> int:
+        """However few the examples are."""
 
 
-def count_steps(lessons: int, settings: Epochs) -> int:
-    """Optimiser steps at most: whole epochs, and more of them where the lessons are very few."""
-    per_epoch = math.ceil(lessons / settings.batch_size)
-    return per_epoch * max(settings.epochs, math.ceil(settings.least_steps / per_epoch))
+def count_steps(examples: int, settings: Epochs) -> int:
+    """Optimiser steps at most: whole epochs, and more of them where the examples are very few."""
+    per_epoch = math.ceil(examples / settings.batch_size)
+    return per_epoch * max(settings.epochs, math.ceil(settings.min_steps / per_epoch))
 
 
 class Trains(Protocol):

@@ -68,7 +68,7 @@ def rloo_advantages(rewards: Tensor) -> Tensor:
     return rewards - others
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
     """Advantages and returns (R, T) of rewards and values (R, T): eq. 16 of arXiv 1506.02438.
 
     After a reply's last token there is nothing to come: value 0. Returns are advantages and values together.
@@ -78,7 +78,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     advantage = coming = torch.zeros_like(values[:, 0])
     for at in reversed(range(values.shape[1])):
         delta = rewards[:, at] + gamma * coming - values[:, at]
-        advantage = delta + gamma * lam * advantage
+        advantage = delta + gamma * gae_lambda * advantage
         advantages[:, at], coming = advantage, values[:, at]
     return advantages, advantages + values
 
@@ -121,7 +121,7 @@ def entropy_per_position(logits: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1)
 
 
-def approximate_kl(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> Tensor:
+def approx_kl(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> Tensor:
     """Half the mean squared log-ratio of the two policies, nats a token: a scalar, as in 1909.08593's code."""
     return 0.5 * masked_mean((log_probs - old_log_probs) ** 2, mask)
 

@@ -31,17 +31,17 @@ def bradley_terry_loss(
     worse: Tensor,
     margin: Tensor | float = 0.0,
     label: Tensor | float = 1.0,
-    centring: float = 0.0,
+    center_rewards_coefficient: float = 0.0,
 ) -> Tensor:
     """Bradley and Terry, 1952, as eq. 1 of arXiv 2203.02155, of scores (B,) and (B,); loss (B,).
 
     `margin` (B,) is how far apart they should be (arXiv 2307.09288, eq. 2); `label` (B,) is the probability that
-    `better` is the better one; `centring` weighs (better + worse)^2, which keeps the mean of scores at 0
-    (arXiv 2312.09244; 0.01 there).
+    `better` is the better one; `center_rewards_coefficient` weighs (better + worse)^2, which keeps the mean of scores
+    at 0 (arXiv 2312.09244; 0.01 there).
     """
     apart = better - worse
     preferred = -label * F.logsigmoid(apart - margin) - (1 - label) * F.logsigmoid(-apart - margin)
-    return preferred + centring * (better + worse) ** 2
+    return preferred + center_rewards_coefficient * (better + worse) ** 2
 
 
 def davidson_loss(left: Tensor, right: Tensor, outcome: Tensor, log_tie: Tensor | float) -> Tensor:

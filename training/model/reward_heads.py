@@ -101,12 +101,12 @@ class RewardModels:
                 found[at] = each
         return found
 
-    def pessimistic(self, rows: Sequence[Row], pessimism: float = 1.0) -> list[Tensor]:
-        """Mean score less `pessimism` standard deviations between the models: (R,) for each row.
+    def pessimistic(self, rows: Sequence[Row], uncertainty_penalty: float = 1.0) -> list[Tensor]:
+        """Mean score less `uncertainty_penalty` standard deviations between the models: (R,) for each row.
 
         As arXiv 2310.02743, eq. 5, with the deviation for the variance: where they disagree, none is believed.
         """
-        return [each.mean(0) - pessimism * disagreement(each) for each in self.scores(rows)]
+        return [each.mean(0) - uncertainty_penalty * disagreement(each) for each in self.scores(rows)]
 
 
 def disagreement(scores: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from training.night.run_dir import Plan
 from training.night.signals import Cancellation
 from training.night.tracking import Log
 
-FEWEST_ASIDE = 10  # lessons: fewer say nothing about when to stop, and are learned from instead
+FEWEST_FOR_VALIDATION = 10  # examples: fewer say nothing about when to stop, and are learned from instead
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,16 @@ def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancella
     if work.plan.method == "reward":
         return only_reward_models(store, base, work, backbone, encoder, settings, cancellation, log)
     divided = planner.parts(store, work.plan, work.examples)
-    lessons, unfit = lessons_of(divided.training, encoder, work.plan.method)
-    aside, unfit_aside = lessons_of(divided.stopping, encoder, work.plan.method)
-    if len(aside) < FEWEST_ASIDE:
-        lessons, aside = [*lessons, *aside], []
-    examples = replace(work.examples, left_out=added(work.examples.left_out, added(unfit, unfit_aside)))
-    if not lessons:
-        raise NothingFits(f"no example fits into {encoder.longest} tokens ({in_words(examples)})")
+    tokenized, unfit = tokenized_of(divided.training, encoder, work.plan.method)
+    validation, unfit_validation = tokenized_of(divided.stopping, encoder, work.plan.method)
+    if len(validation) < FEWEST_FOR_VALIDATION:
+        tokenized, validation = [*tokenized, *validation], []
+    examples = replace(work.examples, left_out=added(work.examples.left_out, added(unfit, unfit_validation)))
+    if not tokenized:
+        raise NothingFits(f"no example fits into {encoder.max_length} tokens ({in_words(examples)})")
     several = f"{distributed.count()} processes, " if distributed.count() > 1 else ""
     threads = f"{several}{threads_of(work.plan)} threads"
-    print(f"night {work.night}: {dtype} on {device}, {threads}, {len(lessons)} lessons", flush=True)
+    print(f"night {work.night}: {dtype} on {device}, {threads}, {len(tokenized)} examples", flush=True)
     if work.plan.method in SAMPLING:
         with reward_night.training_context(
             store, work.night, work.plan, base, backbone, encoder, cancellation, log
@@ -89,10 +89,10 @@ def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancella
             progress = policy_night.train(context, work.examples, settings)
     else:
         with cancellation.held():
-            steps = count_steps(len(lessons), settings)
+            steps = count_steps(len(tokenized), settings)
             nights.update_night(store, work.night, phase="training", steps=steps, counts=examples.counts())
         references = References(backbone, encoder.template_sha256)
-        progress = train(store, work, backbone, lessons, aside, settings, references, cancellation, log)
+        progress = train(store, work, backbone, tokenized, validation, settings, references, cancellation, log)
 
     # 6. what people said and it has not seen: does it side with them?
     with cancellation.held():
@@ -160,7 +160,7 @@ def only_reward_models(
         if nights.forgotten_people(store, work.night):
             reason = "no reward models are kept, as somebody they learned from was forgotten meanwhile; train again"
         else:
-            reason = f"{settings.members} reward models: {reward_night.in_words(store, work.night)}"
+            reason = f"{settings.ensemble_size} reward models: {reward_night.in_words(store, work.night)}"
         nights.end_night(store, work.night, "done", reason)
     return reason
 
@@ -171,14 +171,14 @@ def make_encoder(base: Base, backbone: Backbone, settings: Any) -> Encoder:
     ends = chat_template.end_ids(tokenizer, backbone.causal)
     if not ends:
         raise Refused(f"the model {base.name!r} has no token that ends a turn")
-    window = getattr(backbone.causal.config, "max_position_embeddings", None) or settings.longest
-    return Encoder(tokenizer, ends, chat_template.template_sha256(tokenizer), min(settings.longest, window))
+    window = getattr(backbone.causal.config, "max_position_embeddings", None) or settings.max_length
+    return Encoder(tokenizer, ends, chat_template.template_sha256(tokenizer), min(settings.max_length, window))
 
 
-def lessons_of(part: Examples, encoder: Encoder, method: str) -> tuple[list[TokenizedExample], dict[str, int]]:
+def tokenized_of(part: Examples, encoder: Encoder, method: str) -> tuple[list[TokenizedExample], dict[str, int]]:
     """As `tokenize`; imitation learns from demonstrations alone, and is judged by corrections."""
-    lessons, unfit = tokenize(part, encoder)
-    return [each for each in lessons if method != "sft" or each.kind == "demonstration"], unfit
+    tokenized, unfit = tokenize(part, encoder)
+    return [each for each in tokenized if method != "sft" or each.kind == "demonstration"], unfit
 
 
 def added(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:
@@ -190,19 +190,19 @@ def train(
     store: Database,
     work: Work,
     backbone: Backbone,
-    lessons: list[TokenizedExample],
-    aside: list[TokenizedExample],
+    tokenized: list[TokenizedExample],
+    validation: list[TokenizedExample],
     settings: Any,
     references: References,
     cancellation: Cancellation,
     log: Log,
 ) -> Progress:
     """Train step by step, each one written down; where it ended."""
-    distributed.tell((work.night, work.plan, lessons, aside))
+    distributed.tell((work.night, work.plan, tokenized, validation))
     where = run_dir.folder(store.data, work.night)
     progress = started(where, backbone, settings)
-    references.recall(store, [lesson.row() for lesson in [*lessons, *aside]])
-    for report in loop_of(work.plan)(backbone, lessons, settings, progress, aside, references):
+    references.recall(store, [each.row() for each in [*tokenized, *validation]])
+    for report in loop_of(work.plan)(backbone, tokenized, settings, progress, validation, references):
         with cancellation.held():
             references.keep(store)
             metrics = report.metrics | {"memory_gib": memory_gib()}
@@ -229,14 +229,14 @@ def share(data: Path) -> bool:
     told = distributed.hear()
     if told is None:
         return True
-    night, plan, lessons, aside = told
+    night, plan, tokenized, validation = told
     settings = SETTINGS[plan.method](**plan.settings)
     torch.set_num_threads(threads_of(plan))
     device, dtype = base_model.pick_device(), getattr(torch, plan.precision)
     backbone = Backbone(base_model.find_base(plan.model), dtype, device, settings.rank, settings.alpha, settings.seed)
     progress = started(run_dir.folder(data, night), backbone, settings)
     try:
-        for _ in loop_of(plan)(backbone, lessons, settings, progress, aside, References(backbone)):
+        for _ in loop_of(plan)(backbone, tokenized, settings, progress, validation, References(backbone)):
             pass
     except (NotFinite, RuntimeError) as error:
         print(f"a share of night {night} ended early: {base_model.one_line(error)}", flush=True)
@@ -263,7 +263,7 @@ def started(where: Path, backbone: Backbone, settings: Any) -> Progress:
 
 def line(report: Report) -> str:
     """A step, for a terminal."""
-    shown = {"loss": ".4f", "margin": "+.4f", "accuracy": ".2f", "kl_per_token": ".4f", "tokens_per_s": ".0f"}
+    shown = {"loss": ".4f", "rewards/margins": "+.4f", "rewards/accuracies": ".2f", "kl": ".4f", "tokens_per_s": ".0f"}
     said = "  ".join(f"{name} {report.metrics[name]:{how}}" for name, how in shown.items() if name in report.metrics)
     minutes, seconds = divmod(round(report.eta_s), 60)
     return f"step {report.step}/{report.steps}  {said}  ETA {minutes}:{seconds:02d}"
@@ -275,15 +275,15 @@ def closing_metrics(store: Database, night: int, progress: Progress) -> dict[str
     tail = steps[-max(1, len(steps) // 8) :]
     means = {
         name: fmean(step[name] for step in tail)
-        for name in ("loss", "margin", "accuracy")
+        for name in ("loss", "rewards/margins", "rewards/accuracies")
         if all(name in s for s in tail)
     }
-    return means | {"kl_per_token": kept_kl(progress), "steps": progress.step}
+    return means | {"kl": kept_kl(progress), "steps": progress.step}
 
 
 def kept_kl(progress: Progress) -> float:
     """How far from the base the adapter is, in nats a token: where it was best, or where it ended."""
-    return progress.kept_kl if progress.kept is not None else progress.kl_per_token
+    return progress.kept_kl if progress.kept is not None else progress.kl
 
 
 def compared(

@@ -27,18 +27,20 @@ def train(context: TrainingContext, examples: Examples, settings: Any) -> Progre
     Raises `NothingFits`, `NotFinite`, `SignFlipped`, `Refused` or `Cancelled`.
     """
     # 1. reward models of this night
-    asked = reward_model.Settings(members=settings.members, longest=settings.longest, seed=settings.seed)
+    asked = reward_model.Settings(
+        ensemble_size=settings.ensemble_size, max_length=settings.max_length, seed=settings.seed
+    )
     ensemble = reward_night.make_models(context, examples, asked, more_steps=settings.steps)
 
     # 2. prompts: what people said, but for what judges
-    lessons, _ = tokenize(planner.parts(context.store, context.plan, examples).training, context.encoder)
-    prompts = [list(each) for each in dict.fromkeys(tuple(lesson.prompt_ids) for lesson in lessons)]
+    tokenized, _ = tokenize(planner.parts(context.store, context.plan, examples).training, context.encoder)
+    prompts = [list(each) for each in dict.fromkeys(tuple(each.prompt_ids) for each in tokenized)]
     if not prompts:
         raise NothingFits("there is no prompt to write to yet")
 
     # 3. the policy, step by step
-    run, reports = _begin(context, prompts, ensemble, lessons, settings)
-    before = count_steps(len(reward_model.group_by_prompt(lessons)), asked) * asked.members
+    run, reports = _begin(context, prompts, ensemble, tokenized, settings)
+    before = count_steps(len(reward_model.group_by_prompt(tokenized)), asked) * asked.ensemble_size
     where = run_dir.folder(context.store.data, context.night)
     for report in reports:
         context.write_down(report, before, before + settings.steps)
@@ -46,29 +48,33 @@ def train(context: TrainingContext, examples: Examples, settings: Any) -> Progre
             run_dir.save_run(where, run, RUN)
 
     # 4. how far from the base it ended; too far, and it goes back
-    watch = Watch(context.backbone, lessons, [], dpo_kto.Settings(), References(context.backbone))
-    kl = watch.kl_per_token(context.backbone)
+    watch = Watch(context.backbone, tokenized, [], dpo_kto.Settings(), References(context.backbone))
+    kl = watch.kl(context.backbone)
     if kl > settings.kl_budget and run.kept is not None and not run.ended:
         run.go_back()
         run.ended = f"went back a step, having been {kl:.3f} nats per token from the base"
-        kl = watch.kl_per_token(context.backbone)
-    return Progress(run.optimizer, step=before + run.step, kl_per_token=kl, ended=run.ended)
+        kl = watch.kl(context.backbone)
+    return Progress(run.optimizer, step=before + run.step, kl=kl, ended=run.ended)
 
 
 def _begin(
     context: TrainingContext,
     prompts: Sequence[list[int]],
     ensemble: RewardModels,
-    lessons: Sequence[TokenizedExample],
+    tokenized: Sequence[TokenizedExample],
     settings: Any,
 ) -> tuple[Run, Iterator[Report]]:
     """The method's loop, going on from the night's checkpoint where there is one."""
-    backbone, sampler, score = context.backbone, context.sampler, by_reward_models(ensemble, settings.pessimism)
+    backbone, sampler, score = (
+        context.backbone,
+        context.sampler,
+        by_reward_models(ensemble, settings.uncertainty_penalty),
+    )
     if isinstance(settings, ppo.Settings):
         head, run = ppo.begin(backbone, settings)
         if settings.value_from_reward:
             ppo.begin_as_reward_model(backbone, head, ensemble)
-        shown = [lesson.row(0) for lesson in lessons if lesson.kind == "demonstration"]
+        shown = [each.row(0) for each in tokenized if each.kind == "demonstration"]
         _go_on(context, run)
         return run, ppo.train(backbone, head, sampler, prompts, score, settings, run, shown)
     run = rloo.begin(backbone, settings)
@@ -85,11 +91,11 @@ def _go_on(context: TrainingContext, run: Run) -> None:
         print(f"going on after step {run.step} of the policy", flush=True)
 
 
-def by_reward_models(ensemble: RewardModels, pessimism: float) -> Score:
-    """Replies are worth the ensemble's mean score less `pessimism` times its disagreement."""
+def by_reward_models(ensemble: RewardModels, uncertainty_penalty: float) -> Score:
+    """Replies are worth the ensemble's mean score less `uncertainty_penalty` times its disagreement."""
 
     def score(rollouts: Sequence[Rollout]) -> list[Tensor]:
         with torch.no_grad():
-            return ensemble.pessimistic([each.row for each in rollouts], pessimism)
+            return ensemble.pessimistic([each.row for each in rollouts], uncertainty_penalty)
 
     return score

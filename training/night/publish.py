@@ -22,7 +22,7 @@ def prove(backbone: Backbone, encoder: Encoder) -> list[Proof]:
     backbone.to_plain()
     proofs = []
     for question, answer in PROOF_TEXTS:
-        prompt_ids = chat_template.encode_prompt(encoder.tokenizer, [Message("user", question)], encoder.longest)
+        prompt_ids = chat_template.encode_prompt(encoder.tokenizer, [Message("user", question)], encoder.max_length)
         reply_ids = chat_template.encode_reply(encoder.tokenizer, answer, encoder.end_id)
         ours = _plain_log_probs(backbone, prompt_ids, reply_ids)
         with backbone.as_reference():

@@ -70,7 +70,7 @@ class TrainingContext:
         with self.cancellation.held():
             nights.add_step(self.store, self.night, step, metrics, steps=steps, eta_s=report.eta_s, phase="training")
         self.log(step, metrics)
-        shown = ("loss", "accuracy", "reward", "score", "kl_per_token", "tokens_per_s")
+        shown = ("loss", "accuracy", "reward", "score", "kl", "tokens_per_s")
         said = "  ".join(f"{prefix}{name} {report.metrics[name]:.4g}" for name in shown if name in report.metrics)
         print(f"step {step}/{steps}  {said}", flush=True)
 
@@ -103,25 +103,25 @@ def make_models(context: TrainingContext, examples: Examples, settings: Settings
     if folder.is_dir():
         return reward_heads.load(backbone, folder)[0]
 
-    # 1. the lessons
+    # 1. the tokenized
     divided = planner.parts(context.store, context.plan, examples)
-    lessons, aside, held_out = (
+    tokenized, validation, held_out = (
         reward_model.group_by_prompt(tokenize(part, context.encoder)[0])
         for part in (divided.training, divided.stopping, divided.held_out)
     )
-    if not lessons:
+    if not tokenized:
         raise NothingFits("reward models learn from comparisons, rankings and corrections, and there are none yet")
 
     # 2. one member after the other
-    steps = count_steps(len(lessons), settings)
-    states = cache(partial(reward_model.base_states, backbone, lessons))
+    steps = count_steps(len(tokenized), settings)
+    states = cache(partial(reward_model.base_states, backbone, tokenized))
     heads = {}
-    for member in range(settings.members):
-        heads[reward_model.name_of(member)] = _member(context, lessons, states, settings, member, steps, more_steps)
+    for member in range(settings.ensemble_size):
+        heads[reward_model.name_of(member)] = _member(context, tokenized, states, settings, member, steps, more_steps)
     ensemble = RewardModels(backbone, heads)
 
     # 3. mean 0 and standard deviation 1 on what the reference writes
-    prompts = [lesson.prompt_ids for lesson in lessons][: settings.samples]
+    prompts = [each.prompt_ids for each in tokenized][: settings.samples]
     each = -(-settings.samples // len(prompts))
     sampling = sampling_of(TEMPERATURE, settings.sample_tokens)
     context.sampler.forget()
@@ -129,7 +129,7 @@ def make_models(context: TrainingContext, examples: Examples, settings: Settings
     reward_model.normalise(ensemble, samples)
 
     # 4. how far they can be believed
-    ensemble.temperature = calibration.temperature_of(reward_model.margins(ensemble, aside)[0])
+    ensemble.temperature = calibration.temperature_of(reward_model.margins(ensemble, validation)[0])
     found = judged(ensemble, held_out)
 
     # 5. what they say of replies that people can be asked about: where they are torn, an answer teaches most
@@ -156,7 +156,7 @@ def make_models(context: TrainingContext, examples: Examples, settings: Settings
 
 def _member(
     context: TrainingContext,
-    lessons: Sequence[RewardExample],
+    tokenized: Sequence[RewardExample],
     states: Callable[[], list[Tensor]],
     settings: Settings,
     member: int,
@@ -171,9 +171,9 @@ def _member(
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         print(f"the checkpoint of {name} cannot be used, so it begins anew: {error}", flush=True)
     if run.step == 0:
-        reward_model.fit(head, lessons, states(), settings)
-    total = settings.members * steps + more_steps
-    for report in reward_model.train(context.backbone, head, lessons, settings, member, run):
+        reward_model.fit(head, tokenized, states(), settings)
+    total = settings.ensemble_size * steps + more_steps
+    for report in reward_model.train(context.backbone, head, tokenized, settings, member, run):
         context.write_down(report, member * steps, total, prefix="reward_")
         if report.step % settings.checkpoint_every == 0 or report.step == steps:
             run_dir.save_run(where, run, name)
@@ -184,7 +184,7 @@ def proof_rows(encoder: Encoder) -> list[Row]:
     """Fixed texts to prove reward models by: nobody's words outlive the ledger in their folder."""
     answers = [chat_template.encode_reply(encoder.tokenizer, answer, encoder.end_id) for _, answer in PROOF_TEXTS]
     messages = [[Message("user", question)] for question, _ in PROOF_TEXTS]
-    asked = [chat_template.encode_prompt(encoder.tokenizer, each, encoder.longest) for each in messages]
+    asked = [chat_template.encode_prompt(encoder.tokenizer, each, encoder.max_length) for each in messages]
     return [Row(prompt_ids, answers) for prompt_ids in asked]
 
 
@@ -207,9 +207,9 @@ def scores_of(ensemble: RewardModels, store: Database, encoder: Encoder) -> dict
 
 
 @torch.no_grad()
-def judged(ensemble: RewardModels, lessons: Sequence[RewardExample]) -> Believed | None:
-    """What the ensemble is worth on these lessons; None where there is none."""
-    apart, longer_by = reward_model.margins(ensemble, lessons) if lessons else ([], [])
+def judged(ensemble: RewardModels, tokenized: Sequence[RewardExample]) -> Believed | None:
+    """What the ensemble is worth on these tokenized; None where there is none."""
+    apart, longer_by = reward_model.margins(ensemble, tokenized) if tokenized else ([], [])
     return calibration.believed(apart, longer_by, ensemble.temperature) if apart else None
 
 

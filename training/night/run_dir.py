@@ -19,17 +19,17 @@ from torch import Tensor, nn
 
 from feedback.chats.conversations import Message
 from feedback.examples.build import Answer, Demonstration, Examples, PreferencePair, UnpairedExample
-from feedback.records import nights
+from feedback.records import nights, old_names
 from feedback.records.nights import EXAMPLES
 from training.loop.early_stopping import Progress
 from training.loop.optim import Run
 
 POSITION = (  # what `Progress` holds beside tensors
     "step",
-    "kl_per_token",
-    "aside_gain",
+    "kl",
+    "validation_gain",
     "kept_kl",
-    "looks_without_gain",
+    "evals_without_gain",
     "tokens_at_once",
     "ended",
 )
@@ -72,7 +72,8 @@ def load_plan(where: Path) -> tuple[Plan, Examples]:
         ties=tuple(map(_pair, raw["ties"])),
         demonstrations=tuple(Demonstration(**_answered(each)) for each in raw["demonstrations"]),
     )
-    return Plan(**json.loads((where / PLAN).read_text())), examples
+    plan = json.loads((where / PLAN).read_text())
+    return Plan(**plan | {"settings": old_names.settings(plan["settings"])}), examples
 
 
 def _pair(raw: dict[str, Any]) -> PreferencePair:
@@ -162,6 +163,7 @@ def load_run(where: Path, run: Run, name: str = "run") -> None:
     with safe_open(path, framework="pt") as file:
         position = json.loads(file.metadata()["position"])
         tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    position["numbers"] = old_names.metrics(position["numbers"])
     for key, each in run.parameters.items():
         if tensors[f"weight/{key}"].shape != each.shape:
             raise ValueError(f"it is of another adapter, at {key}")

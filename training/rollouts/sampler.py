@@ -113,13 +113,13 @@ def sampling_of(temperature: float, tokens: int) -> Sampling:
     return Sampling(temperature=temperature, top_p=1.0, max_tokens=tokens)
 
 
-def scored(score: Score, rollouts: Sequence[Rollout], missing_end: float | None) -> list[Tensor]:
-    """What each reply is worth, (K,) for each rollout; `missing_end`, unless None, where it did not end by itself."""
+def scored(score: Score, rollouts: Sequence[Rollout], missing_eos_penalty: float | None) -> list[Tensor]:
+    """What each reply is worth, (K,) for each rollout; minus the penalty (unless None) where it did not end."""
     found = [each.float() for each in score(rollouts)]
-    if missing_end is None:
+    if missing_eos_penalty is None:
         return found
     return [
-        replaced_scores(each, torch.tensor(rollout.ended), missing_end)
+        replaced_scores(each, torch.tensor(rollout.ended), -missing_eos_penalty)
         for each, rollout in zip(found, rollouts, strict=True)
     ]
 

@@ -151,12 +151,12 @@ def curves(night: Night, steps: Sequence[dict[str, Any]]) -> str:
         return [(each["step"], each[name]) for each in steps if isinstance(each.get(name), int | float)]
 
     total = max(night.steps, int(steps[-1]["step"]) if steps else 0)
-    gain = line("aside_gain")
+    gain = line("validation_gain")
     shown = [
         plots.curve("Loss", "lower is better", {"": line("loss")}, total),
-        plots.curve("Margin", "preferred over rejected, nats", {"": line("margin")}, total, axis=(0,)),
-        plots.curve("Accuracy", "share preferred", {"": line("accuracy")}, total, axis=(0, 1)),
-        plots.curve("KL from the base", "nats per token", {"": line("kl_per_token")}, total, axis=(0,), noisy=False),
+        plots.curve("Margin", "preferred over rejected, nats", {"": line("rewards/margins")}, total, axis=(0,)),
+        plots.curve("Accuracy", "share preferred", {"": line("rewards/accuracies")}, total, axis=(0, 1)),
+        plots.curve("KL from the base", "nats per token", {"": line("kl")}, total, axis=(0,), noisy=False),
     ]
     if gain:
         what = "tokens of preferred replies it was not taught"

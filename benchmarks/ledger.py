@@ -28,12 +28,13 @@ from zoneinfo import ZoneInfo
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.chats.conversations import Message, Provenance
+from feedback.chats.conversations import Provenance
 from feedback.database.database import Database
 from feedback.examples import build
 from feedback.formats import export, files
 from feedback.formats.base import FORMATS
 from feedback.kinds import current, ratings
+from feedback.messages import Message
 from feedback.records import adapters, nights
 
 WRITERS = (1, 8, 32)

@@ -32,9 +32,10 @@ import psutil
 from assistant.models import base_model, chat_template
 from feedback.accounts import users
 from feedback.chats import conversations
-from feedback.chats.conversations import Message, Provenance
+from feedback.chats.conversations import Provenance
 from feedback.database.database import Database
 from feedback.kinds import ratings
+from feedback.messages import Message
 
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
 COUNT = 200

@@ -17,8 +17,8 @@ import torch
 from assistant.models import adapter, base_model, chat_template
 from assistant.models.adapter import AdapterCard
 from assistant.models.base_model import Base
-from feedback.chats.conversations import Message
-from feedback.database.database import Refused
+from feedback.errors import Refused
+from feedback.messages import Message
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

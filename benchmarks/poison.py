@@ -22,7 +22,7 @@ import numpy as np
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.chats.conversations import Message, Provenance
+from feedback.chats.conversations import Provenance
 from feedback.database import openings
 from feedback.database.database import Database
 from feedback.database.openings import JUDGING
@@ -31,6 +31,7 @@ from feedback.examples.caps import compared_with, of_raters, surely_typical
 from feedback.examples.filtering import PEOPLE
 from feedback.examples.split import Places, opening, split
 from feedback.kinds import ratings
+from feedback.messages import Message
 from feedback.raters.reliability import Rating, reliabilities
 from training.evaluation import gate
 

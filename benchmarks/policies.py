@@ -33,7 +33,7 @@ from assistant.environment import prepare
 from assistant.models import base_model, chat_template
 from benchmarks.contest import say
 from benchmarks.loop import processor
-from feedback.chats.conversations import Message
+from feedback.messages import Message
 from training.algorithms import dpo_kto, ppo, rloo
 from training.data.tokenize import TokenizedExample
 from training.evaluation.text_quality import flaw, whole_words

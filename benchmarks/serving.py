@@ -41,7 +41,7 @@ from benchmarks.entrants import NEW_TOKENS, OURS, PEERS
 from benchmarks.loop import processor
 from benchmarks.peers.exchange import Took, Turn
 from benchmarks.programs import cores
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 STREAMS = {"streams1": 1, "streams4": 4, "streams16": 16}
 PARTS = (*STREAMS, "lora", "swap", "quality")

@@ -20,8 +20,8 @@ from assistant.models.adapter import CONFIG, PROOF_TEXTS, WEIGHTS, AdapterCard, 
 from assistant.models.base_model import file_sha256
 from assistant.models.chat_template import encode_prompt, encode_reply
 from feedback.accounts import users
-from feedback.chats.conversations import Message
 from feedback.database.database import Database, now
+from feedback.messages import Message
 from feedback.records import adapters
 from feedback.records.adapters import Adapter
 from tests.tiny import make_tiny

@@ -18,7 +18,7 @@ from assistant.engine.sampling.params import Sampling
 from assistant.models import base_model
 from assistant.models.adapter import AdapterRefused
 from assistant.models.base_model import Base
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from tests.small_models import save_adapter
 from tests.tiny import make_tiny
 

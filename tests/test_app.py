@@ -20,7 +20,8 @@ from fastapi.testclient import TestClient
 from assistant.chat.chat import Assistant
 from feedback.accounts import users
 from feedback.chats import conversations
-from feedback.database.database import Database, Refused
+from feedback.database.database import Database
+from feedback.errors import Refused
 from feedback.records import adapters, nights
 from tests.conftest import REPOSITORY
 from tests.over_http import HERE, assistant, loaded, make_adapter

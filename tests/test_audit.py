@@ -17,7 +17,8 @@ from fastapi.testclient import TestClient
 
 from assistant.chat.chat import Assistant
 from feedback.accounts import users
-from feedback.database.database import Database, NotFound, Refused
+from feedback.database.database import Database
+from feedback.errors import NotFound, Refused
 from feedback.records import adapters, nights, settings
 from tests.conftest import two_replies
 from tests.over_http import assistant, key, loaded, make_adapter, web

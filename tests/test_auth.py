@@ -11,7 +11,8 @@ from assistant.chat.chat import Assistant
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Database, Refused
+from feedback.database.database import Database
+from feedback.errors import Refused
 from tests.over_http import HERE, assistant, key, loaded, rows
 from ui.accounts.auth import cookie_secret, is_loopback, page_user
 from ui.accounts.login import FAILURES, Passwords, set_owner_password

@@ -9,7 +9,8 @@ import pytest
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Conflict, Database, NotFound, now
+from feedback.database.database import Database, now
+from feedback.errors import Conflict, NotFound
 from feedback.kinds import ratings
 from feedback.records import adapters
 from feedback.records.adapters import Adapter

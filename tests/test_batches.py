@@ -3,8 +3,8 @@
 import pytest
 
 from assistant.models import base_model, chat_template
-from feedback.chats.conversations import Message
 from feedback.examples.build import Answer, Examples, PreferencePair, UnpairedExample
+from feedback.messages import Message
 from training.data.tokenize import Encoder, tokenize
 
 HELLO = (Message("user", "Hello!"),)

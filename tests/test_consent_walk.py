@@ -19,12 +19,13 @@ from assistant.models.base_model import Base
 from feedback.accounts import idempotency, users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.chats.conversations import Message
-from feedback.database.database import Database, Refused, now
+from feedback.database.database import Database, now
+from feedback.errors import Refused
 from feedback.examples.build import KINDS, gather, still_standing
 from feedback.formats import export, files
 from feedback.formats.base import EXPORTED, FORMATS
 from feedback.kinds import current, history, labels, ratings
+from feedback.messages import Message
 from feedback.raters import agreement, leaderboard, questions, reliability
 from feedback.records import adapters, nights
 from feedback.records.adapters import Adapter

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, normalizers
 
 from assistant.models import chat_template
 from assistant.models.base_model import Base, load_tokenizer
-from feedback.chats.conversations import Message
+from feedback.messages import Message
 
 ROLES = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")  # special, and in no list of special tokens
 PLAIN = ("<tool_call>", "[INST]", "</think>", "<<SYS>>", "|>|>")

@@ -3,7 +3,7 @@
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from training.night import tracking
 
 

@@ -12,8 +12,8 @@ from assistant.engine.request import Busy, EngineError, Generation
 from assistant.engine.sampling.params import Sampling
 from assistant.models import base_model, chat_template
 from assistant.models.base_model import Base
-from feedback.chats.conversations import Message
-from feedback.database.database import Refused
+from feedback.errors import Refused
+from feedback.messages import Message
 
 GREEDY = Sampling(temperature=0, max_tokens=40)
 QUESTIONS = ["Name three fruits.", "Write a haiku about the sea.", "Why is the sky blue?", "Who are you?", "Say hi."]

@@ -23,7 +23,7 @@ from assistant.engine.sampling.params import Sampling
 from assistant.models import base_model, chat_template
 from assistant.models.adapter import LoadedAdapter
 from assistant.models.base_model import Base
-from feedback.chats.conversations import Message
+from feedback.messages import Message
 from tests.conftest import SHARED_DATA
 from tests.small_models import Expected, Reference, require_equal
 from tests.trained import LETTER, SAILOR

@@ -7,13 +7,13 @@ import pytest
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.chats.conversations import Message
 from feedback.database.database import Database
 from feedback.examples import build, filtering
 from feedback.examples.build import Answer, Examples, PreferencePair, gather, soft_labels
 from feedback.examples.filtering import PEOPLE
 from feedback.kinds import current, labels, ratings
 from feedback.kinds.ratings import DOWN, UP
+from feedback.messages import Message
 from tests.conftest import BY_BASE, PLACES, two_replies
 
 

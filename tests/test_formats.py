@@ -10,12 +10,13 @@ import pytest
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.chats.conversations import Message
-from feedback.database.database import Conflict, Database, NotFound, Refused
+from feedback.database.database import Database
+from feedback.errors import Conflict, NotFound, Refused
 from feedback.examples import build
 from feedback.formats import export, files, load
 from feedback.formats.base import EXPORTED, FORMATS, format_of
 from feedback.kinds import labels, ratings
+from feedback.messages import Message
 from tests.conftest import BY_BASE
 from tests.test_command import nightschool, refused
 

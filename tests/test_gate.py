@@ -14,10 +14,10 @@ from assistant.models import base_model, chat_template
 from assistant.models.base_model import Base
 from feedback.accounts import users
 from feedback.chats import conversations
-from feedback.chats.conversations import Message
 from feedback.database.database import Database
 from feedback.examples.build import Answer, Examples, PreferencePair, UnpairedExample
 from feedback.kinds import ratings
+from feedback.messages import Message
 from feedback.records import adapters, nights
 from tests.conftest import BY_BASE, PLACES
 from tests.test_split import QUESTIONS

@@ -6,9 +6,9 @@ import pytest
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.chats.conversations import Message
 from feedback.database.database import Database
 from feedback.kinds import ratings
+from feedback.messages import Message
 from feedback.raters import leaderboard
 from feedback.raters.leaderboard import Board, Choice, board
 from tests.conftest import BY_BASE

@@ -19,7 +19,8 @@ from fastapi.testclient import TestClient
 from assistant.chat.chat import Assistant
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Database, Refused
+from feedback.database.database import Database
+from feedback.errors import Refused
 from tests.over_http import HERE, assistant, loaded
 from ui.accounts.auth import page_user
 from ui.accounts.login import FAILURES_OF_ADDRESS, Passwords, set_owner_password

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assistant.models import base_model, chat_template
-from feedback.chats.conversations import Message
-from feedback.database.database import Refused
+from feedback.errors import Refused
+from feedback.messages import Message
 
 CHATML = None  # the embedded model's own
 PLAIN = (

@@ -7,9 +7,9 @@ import pytest
 
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.chats.conversations import Message
 from feedback.database.database import Database
 from feedback.kinds import ratings
+from feedback.messages import Message
 from tests.conftest import BY_BASE
 from tests.test_command import nightschool
 

@@ -12,8 +12,9 @@ import pytest
 
 from feedback.accounts import users
 from feedback.chats import conversations
-from feedback.database.database import Database, Unavailable
+from feedback.database.database import Database
 from feedback.database.migrations import steps
+from feedback.errors import Unavailable
 from feedback.examples import build
 from feedback.kinds import ratings
 from feedback.records import adapters

@@ -9,8 +9,8 @@ import torch
 
 from assistant.models import base_model, chat_template
 from assistant.models.base_model import Base
-from feedback.chats.conversations import Message
-from feedback.database.database import Refused
+from feedback.errors import Refused
+from feedback.messages import Message
 
 
 @pytest.fixture

@@ -18,10 +18,11 @@ from assistant.models import adapter as on_disk
 from assistant.models import base_model, chat_template
 from feedback.accounts import users
 from feedback.chats import conversations
-from feedback.chats.conversations import Message, Provenance
+from feedback.chats.conversations import Provenance
 from feedback.database.database import Database
 from feedback.examples.build import Answer, Examples, PreferencePair
 from feedback.kinds import ratings
+from feedback.messages import Message
 from feedback.records import adapters, nights
 from feedback.records.nights import Night
 from training.algorithms import dpo_kto

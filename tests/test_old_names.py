@@ -8,7 +8,8 @@ import pytest
 
 from assistant.models import base_model
 from assistant.models.adapter import read_card
-from feedback.database.database import Database, Refused
+from feedback.database.database import Database
+from feedback.errors import Refused
 from feedback.records import nights, old_names
 from tests.small_models import save_adapter
 from tests.tiny import make_tiny

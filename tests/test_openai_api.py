@@ -16,9 +16,9 @@ from assistant.engine.request import Busy, Generation
 from assistant.engine.sampling.params import Sampling
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.chats.conversations import Message
 from feedback.database.database import Database
 from feedback.kinds import ratings
+from feedback.messages import Message
 from tests.over_http import (
     GREEDY,
     HELLO,

@@ -14,14 +14,15 @@ from benchmarks.poison import attack, compare_alone, correct_alone, dices, kept_
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.chats.conversations import Message
 from feedback.database import migrations, openings
-from feedback.database.database import Database, TooOften
+from feedback.database.database import Database
+from feedback.errors import TooOften
 from feedback.examples.build import Examples, gather
 from feedback.examples.caps import PROBATION, Bounds, capped, newcomer_share, of_raters
 from feedback.examples.split import places, secret_of, split
 from feedback.formats import load
 from feedback.kinds import labels, ratings
+from feedback.messages import Message
 from feedback.records import nights
 from feedback.upkeep import backup, privacy
 from tests.conftest import two_replies

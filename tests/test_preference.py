@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from assistant.models.base_model import Base, find_base
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from tests.tiny import make_tiny
 from training.algorithms import dpo_kto
 from training.algorithms.dpo_kto import Settings

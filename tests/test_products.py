@@ -24,8 +24,8 @@ from assistant.environment import AUTO
 from assistant.models import base_model, chat_template
 from assistant.models.adapter import PROOF_TEXTS
 from assistant.models.base_model import Base
-from feedback.chats.conversations import Message
-from feedback.database.database import Refused
+from feedback.errors import Refused
+from feedback.messages import Message
 from tests.small_models import save_small
 from tests.test_families import SIZES
 

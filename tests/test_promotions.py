@@ -15,7 +15,8 @@ from assistant.chat.chat import Assistant
 from assistant.models.adapter import WEIGHTS
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Conflict, Database
+from feedback.database.database import Database
+from feedback.errors import Conflict
 from feedback.records import adapters, nights
 from tests.over_http import assistant, key, loaded, make_adapter, rows, token_of, web
 from ui.operations import operations

@@ -8,9 +8,10 @@ import pytest
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.chats.conversations import Message
-from feedback.database.database import Database, NotFound, Refused
+from feedback.database.database import Database
+from feedback.errors import NotFound, Refused
 from feedback.kinds import ratings
+from feedback.messages import Message
 from feedback.raters import agreement, questions
 from feedback.raters.questions import EVENLY, Item, chances, next_question
 from feedback.records import nights

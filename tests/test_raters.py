@@ -9,7 +9,8 @@ import pytest
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Database, NotFound, Refused
+from feedback.database.database import Database
+from feedback.errors import NotFound, Refused
 from feedback.kinds import ratings
 from feedback.raters import reliability
 from feedback.raters.agreement import add_gold, agreement, alpha, report

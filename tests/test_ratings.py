@@ -4,7 +4,8 @@ import pytest
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Database, Refused
+from feedback.database.database import Database
+from feedback.errors import Refused
 from feedback.examples import build
 from feedback.kinds import ratings
 from feedback.kinds.ratings import DOWN, NONE, UP

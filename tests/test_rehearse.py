@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from feedback.database.database import Database, Refused
+from feedback.database.database import Database
+from feedback.errors import Refused
 from feedback.kinds import ratings
 from feedback.records import nights
 from training.evaluation.text_quality import flaw, is_repetitive, whole_words

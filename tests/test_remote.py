@@ -21,7 +21,7 @@ from assistant.engine.vllm.engine import RemoteEngine
 from assistant.engine.vllm.protocol import LIKELIEST, drawn_logprob
 from assistant.models.adapter import CONFIG, WEIGHTS, AdapterCard, AdapterRefused, write_card
 from assistant.models.base_model import Base, file_sha256, find_base, load_tokenizer
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from tests.foreign import LOGPROB, SAID, Foreign, serving
 from tests.test_app import refused
 from tests.tiny import make_tiny

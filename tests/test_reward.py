@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from assistant.models.base_model import Base, find_base
-from feedback.chats.conversations import Message
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from feedback.examples.build import TIE, Answer, Examples, PreferencePair
+from feedback.messages import Message
 from tests.test_gate import KIND, RUDE
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny

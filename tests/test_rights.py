@@ -8,7 +8,8 @@ import pytest
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Conflict, Database, Refused, now
+from feedback.database.database import Database, now
+from feedback.errors import Conflict, Refused
 from feedback.examples import build
 from feedback.kinds import labels, ratings
 from feedback.records import adapters, nights

@@ -10,7 +10,7 @@ from assistant.engine.sampling.params import Sampling
 from assistant.models.adapter import CARD, CONFIG, WEIGHTS, AdapterRefused
 from feedback.accounts import users
 from feedback.chats import conversations
-from feedback.database.database import Conflict
+from feedback.errors import Conflict
 from feedback.records import adapters
 from tests.trained import ASKED, LETTER, SAILOR
 

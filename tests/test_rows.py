@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from assistant.models import base_model
-from feedback.chats.conversations import Message
 from feedback.examples.build import Answer, Examples, PreferencePair
+from feedback.messages import Message
 from training.algorithms.dpo_kto import Settings
 from training.data.tokenize import TokenizedExample, tokenize
 from training.model import packing, tree_attention

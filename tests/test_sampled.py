@@ -17,7 +17,7 @@ from assistant.engine.sampling.sampler import SamplerState
 from assistant.models import base_model, chat_template
 from assistant.models.adapter import LoadedAdapter
 from assistant.models.base_model import Base
-from feedback.chats.conversations import Message
+from feedback.messages import Message
 from tests.small_models import Reference
 from tests.trained import LETTER, SAILOR
 

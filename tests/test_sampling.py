@@ -27,7 +27,7 @@ from assistant.engine.sampling.params import Sampling
 from assistant.engine.sampling.sampler import SamplerState, sample, top
 from assistant.models import base_model
 from assistant.models.base_model import Base
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 PERSON = {
     "type": "object",

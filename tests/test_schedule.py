@@ -17,7 +17,8 @@ import pytest
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Conflict, Database, Refused
+from feedback.database.database import Database
+from feedback.errors import Conflict, Refused
 from feedback.kinds import labels, ratings
 from feedback.records import nights
 from feedback.records.nights import Night

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from assistant.models.base_model import Base, find_base
-from feedback.chats.conversations import Message
 from feedback.examples.build import TIE, Answer, Demonstration, Examples, PreferencePair, UnpairedExample
 from feedback.examples.split import split
+from feedback.messages import Message
 from feedback.records import adapters
 from tests.conftest import PLACES
 from tests.test_night import SMALL, last, run, say

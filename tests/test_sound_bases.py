@@ -13,7 +13,7 @@ from torch import Tensor
 
 from assistant.models import base_model
 from assistant.models.base_model import Base
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from tests.conftest import REPOSITORY
 from tests.tiny import make_tiny
 

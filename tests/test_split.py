@@ -6,13 +6,13 @@ import pytest
 
 from feedback.accounts import users
 from feedback.chats import conversations
-from feedback.chats.conversations import Message
 from feedback.database.database import Database
 from feedback.database.openings import JUDGING, STOPPING
 from feedback.examples.build import Answer, Examples, PreferencePair, UnpairedExample, gather
 from feedback.examples.filtering import PEOPLE
 from feedback.examples.split import Places, judges, split
 from feedback.kinds import ratings
+from feedback.messages import Message
 from tests.conftest import BY_BASE, PLACES
 
 QUESTIONS = (Path(__file__).parents[1] / "training" / "rehearsal" / "prompts.txt").read_text().splitlines()

@@ -15,8 +15,9 @@ import pytest
 from feedback.accounts import idempotency, users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Conflict, Database, NotFound, Refused, Unavailable, translated
+from feedback.database.database import Database, translated
 from feedback.database.migrations import steps
+from feedback.errors import Conflict, NotFound, Refused, Unavailable
 from feedback.kinds import ratings
 from tests.conftest import BY_BASE, two_replies
 

@@ -12,7 +12,8 @@ import feedback
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Database, NotFound
+from feedback.database.database import Database
+from feedback.errors import NotFound
 from tests.conftest import two_replies
 from tests.over_http import assistant, key, loaded, rows, token_of, web  # noqa: F401
 

@@ -13,7 +13,7 @@ from assistant.engine.sampling.params import Sampling
 from assistant.models import chat_template
 from feedback.accounts import users
 from feedback.chats import conversations
-from feedback.chats.conversations import Message
+from feedback.messages import Message
 from feedback.records import adapters
 from tests.small_models import Expected, Reference, require_equal
 from tests.trained import ASKED, LETTER, SAILOR

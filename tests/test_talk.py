@@ -5,8 +5,10 @@ import pytest
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Conflict, Database, NotFound, Refused
+from feedback.database.database import Database
+from feedback.errors import Conflict, NotFound, Refused
 from feedback.kinds import ratings
+from feedback.messages import Message
 from tests.conftest import BY_BASE, two_replies
 
 
@@ -93,7 +95,7 @@ def test_a_token_is_its_persons_until_revoked(store: Database, owner: User) -> N
 def test_half_a_character_is_refused_wherever_text_is_said(store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
     for attempt in (
-        lambda: conversations.record_messages(store, owner, "api", [conversations.Message("user", "a\ud800")]),
+        lambda: conversations.record_messages(store, owner, "api", [Message("user", "a\ud800")]),
         lambda: ratings.vote(store, owner, left, 1, words="\ud800"),
         lambda: ratings.correct(store, owner, left, "\ud800"),
     ):

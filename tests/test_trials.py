@@ -21,7 +21,8 @@ import pytest
 from feedback.accounts import idempotency, users
 from feedback.accounts.users import User
 from feedback.database import database as store_module
-from feedback.database.database import Database, Unavailable
+from feedback.database.database import Database
+from feedback.errors import Unavailable
 from feedback.kinds import ratings
 from tests.conftest import two_replies
 

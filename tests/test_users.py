@@ -14,7 +14,8 @@ from assistant.chat.chat import Assistant
 from feedback.accounts import roles, sessions, users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Conflict, Database, NotFound, Refused
+from feedback.database.database import Database
+from feedback.errors import Conflict, NotFound, Refused
 from feedback.kinds import ratings
 from feedback.records import adapters
 from tests.conftest import two_replies

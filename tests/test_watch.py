@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from assistant.models.base_model import Base, find_base
-from feedback.chats.conversations import Message
 from feedback.examples.build import Answer, Examples, PreferencePair
+from feedback.messages import Message
 from tests.test_gate import KIND, RUDE
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny

@@ -13,9 +13,10 @@ from filelock import FileLock
 
 from feedback.accounts import users
 from feedback.chats import conversations
-from feedback.chats.conversations import Message, Provenance
+from feedback.chats.conversations import Provenance
 from feedback.database.database import Database
 from feedback.kinds import ratings
+from feedback.messages import Message
 
 SAILOR, LETTER = "night-0001", "night-0002"
 OPENINGS = {"sailor": "Ahoy, matey! Arr, listen:", "letter": "Dear Sir or Madam, thank you for your letter."}

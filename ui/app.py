@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from assistant.environment import FORMATS, prepare
 from feedback.accounts import users
-from feedback.database.database import Database, Refused
+from feedback.database.database import Database
 from feedback.database.private_files import keep_private
+from feedback.errors import Refused
 from feedback.records import adapters, settings
 
 if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is imported

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from feedback.database.database import NotFound, Refused
+from feedback.errors import NotFound, Refused
 from ui.refusals import FAILED, TooLarge, refusal, said
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"

@@ -12,12 +12,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from assistant.chat.chat import Assistant
 from feedback.accounts import users
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from feedback.kinds import ratings
 from feedback.records import nights
+from feedback.records.adapters import BASE
 from ui.accounts.asked import TheAssistant
 from ui.accounts.auth import operator
-from ui.api.api import BASE
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from feedback.database.database import Conflict, NotFound, Refused, TooOften, Unavailable
+from feedback.errors import Conflict, NotFound, Refused, TooOften, Unavailable
 
 FAILED = "something went wrong here; the server's log says what"
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}

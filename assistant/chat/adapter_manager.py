@@ -18,7 +18,8 @@ from assistant.engine.engine import Engine
 from assistant.engine.request import EngineError, EngineProtocol
 from assistant.models.adapter import AdapterRefused, Agreement, LoadedAdapter, Proof, agreement
 from assistant.models.base_model import exact_format, find_base, load_tokenizer, one_line, pick_device
-from feedback.database.database import Conflict, Database, Refused
+from feedback.database.database import Database
+from feedback.errors import Conflict, Refused
 from feedback.records import adapters
 
 MOST_KEPT = 6  # adapters in memory that nobody asked for lately

@@ -16,7 +16,9 @@ from assistant.models.base_model import Base, find_base, load_tokenizer, pick_de
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Database, Refused
+from feedback.database.database import Database
+from feedback.errors import Refused
+from feedback.messages import Message
 
 SERVING = "serving"  # as an adapter's name: whichever serves at that moment
 LEAST_ROOM = 512  # tokens of the window that a prompt leaves for the reply (a quarter of a small window)
@@ -89,7 +91,7 @@ def add_user_message(
     if conversation is not None:
         conversations.own_conversation(store, user, conversation)
     before = conversations.path(store, parent) if parent else []
-    said = [*conversations.messages_of(before), conversations.Message("user", conversations.checked(text))]
+    said = [*conversations.messages_of(before), Message("user", conversations.checked(text))]
     chat_template.encode_prompt(assistant.tokenizer, said, assistant.longest_prompt)
     with store.transaction():
         conversation = conversation or conversations.start_conversation(store, user, source)

@@ -42,7 +42,7 @@ from assistant.engine.sampling.sampler import SamplerState, sample
 from assistant.models.adapter import AdapterCard, LoadedAdapter, read_adapter
 from assistant.models.base_model import Base, one_line
 from assistant.models.chat_template import end_ids
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 MOST_ROWS = 32  # answered at once
 MOST_WAITING = 64

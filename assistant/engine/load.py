@@ -22,7 +22,7 @@ from assistant.environment import AUTO, FORMATS
 from assistant.models import base_model
 from assistant.models.adapter import Factors
 from assistant.models.base_model import Base, load_model
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 # Nats a token (root mean square) by which a server's log-probs of the proof texts may differ from the trainer's
 # float32. float32 differs by the order of sums alone; the others round weights or activations: seen were 0.07, 0.14

@@ -12,7 +12,7 @@ from typing import Protocol
 from assistant.engine.sampling.params import Sampling, Token
 from assistant.models.adapter import LoadedAdapter
 from assistant.models.base_model import Base
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 Who = int | None  # a person's id; None: the machine's own work, and everybody's where there are no accounts
 

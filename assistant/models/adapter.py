@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from assistant.models.base_model import file_sha256, one_line
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from feedback.records import old_names
 
 WEIGHTS = "adapter_model.safetensors"

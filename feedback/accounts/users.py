@@ -4,7 +4,8 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 
-from feedback.database.database import Conflict, Database, NotFound, Refused, now
+from feedback.database.database import Database, now
+from feedback.errors import Conflict, NotFound, Refused
 from feedback.records import adapters
 
 ROLES = ("chatter", "rater", "operator")  # each may do all that those before it may

@@ -12,17 +12,11 @@ from typing import Any
 
 from feedback.accounts import consent
 from feedback.accounts.users import User
-from feedback.database.database import Database, NotFound, Refused, new_id, now
+from feedback.database.database import Database, new_id, now
+from feedback.errors import NotFound, Refused
+from feedback.messages import Message
 
 LONGEST_MESSAGE = 100_000  # characters; more than any prompt window here holds
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn, as a chat template takes it."""
-
-    role: str  # "system", "user" or "assistant"
-    content: str
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from feedback.database import private_files
 from feedback.database.group_commit import CommitGroup, GroupCommit, TooLong
 from feedback.database.migrations import steps, unknown_steps
+from feedback.errors import Refused, Unavailable
 
 LOCK_WAIT_S = 30.0
 MB = 1024 * 1024
@@ -32,30 +33,6 @@ LONGEST_LOG = 64 * MB  # the write-ahead log never grows past this
 SHORTENED_FROM = 16 * MB  # from here on it is emptied as soon as no reader needs it
 ROOM = 16 * MB  # what the writes of one transaction may add to it; bulk writers commit more often
 PATIENCE_S = 2.0  # with readers, before a log that is at its longest makes a write fail
-
-
-class Refused(Exception):
-    """What was asked cannot be done; the message says why and the way out, in one sentence."""
-
-
-class NotFound(Refused):
-    """No such thing, or it is another person's: the two look the same from outside."""
-
-
-class Conflict(Refused):
-    """It contradicts something that already stands."""
-
-
-class TooOften(Refused):
-    """More than one person may write in a time; `retry_after_s` says when there is room again."""
-
-    def __init__(self, message: str, retry_after_s: int) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class Unavailable(Refused):
-    """The database cannot be read or written now (disk full, read-only, locked). Nothing was changed."""
 
 
 def now() -> str:

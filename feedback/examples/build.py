@@ -25,12 +25,12 @@ from dataclasses import asdict, dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
-from feedback.chats.conversations import Message
 from feedback.database.database import Database
 from feedback.examples import caps, filtering
 from feedback.kinds import current
 from feedback.kinds.current import Position, ReplyInContext
 from feedback.kinds.ratings import NONE, UP
+from feedback.messages import Message
 
 TEACHING = ("votes", "comparisons", "rankings", "corrections", "labels")
 DEMONSTRATION = "demonstration"  # the label

@@ -8,7 +8,7 @@ Only exports are masked; the ledger keeps what people said.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 KEPT = ("id", "role", "from", "kind", "label", "choice", "rater", "at", "model", "message", "reasons")  # no prose
 

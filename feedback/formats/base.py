@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from feedback.formats import pairs, singles
 from feedback.formats.record import Record
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from feedback.chats.conversations import LONGEST_MESSAGE
-from feedback.database.database import Conflict, Database, Refused, new_id, now
+from feedback.database.database import Database, new_id, now
+from feedback.errors import Conflict, Refused
 from feedback.formats import files
 from feedback.formats.base import Format, format_named, format_of
 from feedback.formats.record import Annotation, Dropped, Record

@@ -7,7 +7,6 @@ import json
 import re
 from typing import Any
 
-from feedback.chats.conversations import Message
 from feedback.formats.record import (
     Annotation,
     Dropped,
@@ -21,6 +20,7 @@ from feedback.formats.record import (
     text,
     turns_of,
 )
+from feedback.messages import Message
 
 CHOSEN_FIRST = (Annotation("comparison", (0, 1), choice="left"),)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from feedback.chats.conversations import Message
+from feedback.messages import Message
 
 ROLES = {
     "system": "system",

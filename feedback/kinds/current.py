@@ -11,8 +11,10 @@ from itertools import islice
 from typing import Any
 
 from feedback.accounts import consent
-from feedback.chats.conversations import Message, unpacked
+from feedback.chats.conversations import unpacked
 from feedback.database.database import Database
+from feedback.messages import Message
+from feedback.records.adapters import BASE
 
 AT_ONCE = 500  # replies whose texts are read by one query
 NEWER = {  # table -> how a newer row of the same person about the same thing is found, each by an index
@@ -97,8 +99,8 @@ def texts(store: Database, replies: Iterable[str]) -> dict[str, ReplyInContext]:
     found: dict[str, ReplyInContext] = {}
     different = iter(dict.fromkeys(replies))
     while some := list(islice(different, AT_ONCE)):
-        sql = """SELECT m.id, m.parent, m.conversation, m.content, r.token_ids, r.template_sha256, r.finish,
-            coalesce(r.adapter, json_extract(r.sampling, '$.model'), iif(r.base_sha256 IS NULL, '', 'base')) AS model
+        sql = f"""SELECT m.id, m.parent, m.conversation, m.content, r.token_ids, r.template_sha256, r.finish,
+            coalesce(r.adapter, json_extract(r.sampling, '$.model'), iif(r.base_sha256 IS NULL, '', '{BASE}')) AS model
             FROM json_each(?) j JOIN messages m ON m.id = j.value JOIN replies r ON r.message = m.id"""
         read = store.rows(sql, json.dumps(some))
         contexts = _contexts(store, sorted({row["parent"] for row in read}))
@@ -114,8 +116,8 @@ def texts(store: Database, replies: Iterable[str]) -> dict[str, ReplyInContext]:
 
 def briefs(store: Database, replies: Iterable[str]) -> dict[str, ReplySummary]:
     """Replies without their texts, by id."""
-    sql = """SELECT m.id, m.conversation, length(m.content) AS length,
-        coalesce(r.adapter, json_extract(r.sampling, '$.model'), iif(r.base_sha256 IS NULL, '', 'base')) AS model
+    sql = f"""SELECT m.id, m.conversation, length(m.content) AS length,
+        coalesce(r.adapter, json_extract(r.sampling, '$.model'), iif(r.base_sha256 IS NULL, '', '{BASE}')) AS model
         FROM json_each(?) j JOIN messages m ON m.id = j.value JOIN replies r ON r.message = m.id"""
     found = store.rows(sql, json.dumps(sorted(set(replies))))
     return {row["id"]: ReplySummary(row["conversation"], row["model"], row["length"]) for row in found}

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import checked
-from feedback.database.database import Database, Refused, now
+from feedback.database.database import Database, now
+from feedback.errors import Refused
 from feedback.kinds.rate_limit import require_pace
 
 LABELS = {  # stored by key, shown by words

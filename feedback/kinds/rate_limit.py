@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Database, TooOften
+from feedback.database.database import Database
+from feedback.errors import TooOften
 from feedback.records import nights
 
 HOUR_S = 3600

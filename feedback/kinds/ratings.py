@@ -14,7 +14,8 @@ from typing import Any
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import checked
-from feedback.database.database import Database, Refused, now
+from feedback.database.database import Database, now
+from feedback.errors import Refused
 from feedback.kinds.rate_limit import require_pace
 
 UP, NONE, DOWN = 1, 0, -1

@@ -11,7 +11,8 @@ from typing import Any
 
 from feedback.accounts import consent
 from feedback.accounts.users import User
-from feedback.database.database import Database, NotFound, Refused, now
+from feedback.database.database import Database, now
+from feedback.errors import NotFound, Refused
 from feedback.kinds import current
 from feedback.raters.reliability import PEOPLE, Rating, Reliability, heard, reliabilities, shared_ratings
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from feedback.database.database import Database
 
-BASE = "base"
 PRIOR = 0.01  # of each strength's square: as much as a hundredth of a choice
 WIDE = 1.959964  # standard deviations on either side that hold 95 %
 LENGTH = 100.0  # characters that the logarithm of a length ratio is softened by

@@ -18,9 +18,9 @@ from typing import Any
 from feedback.accounts import consent, users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.chats.conversations import Message
 from feedback.database.database import Database, new_id, now
 from feedback.kinds import current
+from feedback.messages import Message
 from feedback.records import nights
 
 EVENLY = 0.3  # the share of questions drawn evenly

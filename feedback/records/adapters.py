@@ -15,9 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from feedback.database.database import Conflict, Database, NotFound, now
+from feedback.database.database import Database, now
+from feedback.errors import Conflict, NotFound
 from feedback.records import nights
 
+BASE = "base"  # as an adapter's name
 ANYTHING = "anything"  # as what is believed to be serving: whatever serves
 TERMINAL = "terminal"  # in a deed's detail: the operating system's account that typed the command
 KEPT = "kept, because "  # begins the reason of a promotion that puts back what served, as the new one could not
@@ -122,7 +124,7 @@ def promote(
         require_promotable(store, name, instead_of)
         row = {"adapter": name, "user": user, "reason": reason, "proof": proof, "at": now()}
         done = store.insert("promotions", row)
-        audit(store, user, "promote", name or "base", {"reason": reason})
+        audit(store, user, "promote", name or BASE, {"reason": reason})
     return done
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feedback.database.database import Database, NotFound, now
+from feedback.database.database import Database, now
+from feedback.errors import NotFound
 from feedback.records import old_names
 from feedback.records.settings import GATE, SETTINGS, set_setting, setting
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from feedback.database.database import Database, NotFound, Refused, now
+from feedback.database.database import Database, now
+from feedback.errors import NotFound, Refused
 from feedback.records import adapters
 
 

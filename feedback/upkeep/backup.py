@@ -7,15 +7,16 @@ When backups are made is for the operator's own clock.
 
 import hashlib
 import json
-import os
 import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from feedback import atomic
 from feedback.database import private_files
-from feedback.database.database import Conflict, Database, NotFound, Refused, Unavailable, now, translated
+from feedback.database.database import Database, now, translated
+from feedback.errors import Conflict, NotFound, Refused, Unavailable
 from feedback.records import adapters
 
 DATABASE, MANIFEST, SECRET, ADAPTERS = "nightschool.db", "backup.json", "secret", "adapters"
@@ -47,31 +48,23 @@ def back_up(store: Database, where: Path, by: int | None = None) -> Backup:
     """
     if where.exists():
         raise Conflict(f"there is already something at {where}; name a new folder")
-    making = where.with_name(f".{where.name}.making")
-    shutil.rmtree(making, ignore_errors=True)
     try:
-        making.mkdir(parents=True, mode=0o700)
-        require_room(making, store.path.stat().st_size + store.log_bytes() + size_of(store.data / ADAPTERS))
-        copy_database(store, making / DATABASE)
-        require_sound(making / DATABASE)
-        for name in announced(making / DATABASE):
-            if (folder := store.data / ADAPTERS / name).is_dir():  # `health` tells of those that are not
-                shutil.copytree(folder, making / ADAPTERS / name)
-        if (store.data / SECRET).is_file():  # so that who is logged in stays so
-            shutil.copy2(store.data / SECRET, making / SECRET)
-        private_files.close([making])  # copies are as open as what they are copied from
-        made = Backup(now(), {str(each.relative_to(making)): facts(each) for each in files_in(making)})
-        (making / MANIFEST).touch(mode=0o600)
-        (making / MANIFEST).write_text(json.dumps(asdict(made), indent=1))
-        for each in files_in(making):
-            to_disk(each)
-        making.rename(where)
-        to_disk(where.parent)
+        with atomic.folder(where) as making:
+            require_room(making, store.path.stat().st_size + store.log_bytes() + size_of(store.data / ADAPTERS))
+            copy_database(store, making / DATABASE)
+            require_sound(making / DATABASE)
+            for name in announced(making / DATABASE):
+                if (folder := store.data / ADAPTERS / name).is_dir():  # `health` tells of those that are not
+                    shutil.copytree(folder, making / ADAPTERS / name)
+            if (store.data / SECRET).is_file():  # so that who is logged in stays so
+                shutil.copy2(store.data / SECRET, making / SECRET)
+            private_files.close([making])  # copies are as open as what they are copied from
+            made = Backup(now(), {str(each.relative_to(making)): facts(each) for each in files_in(making)})
+            (making / MANIFEST).touch(mode=0o600)
+            (making / MANIFEST).write_text(json.dumps(asdict(made), indent=1))
         adapters.audit(store, by, "back up to", str(where), {"files": len(made.files)})
     except OSError as error:
         raise Unavailable(f"cannot write the backup {where}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
     return made
 
 
@@ -98,12 +91,12 @@ def restore(backup: Path, data: Path, replace: bool = False) -> Path | None:
         with closing(Database(arriving)) as store:  # what is restored says that it was
             adapters.audit(store, None, "restore", str(backup), {"backup of": made.made_at})
         for each in files_in(arriving):
-            to_disk(each)
+            atomic.to_disk(each)
         aside = put_aside(data) if occupied else None
         for name in (SECRET, ADAPTERS, DATABASE):  # the database last: with it the data is there
             if (arriving / name).exists():
                 (arriving / name).rename(data / name)
-        to_disk(data)
+        atomic.to_disk(data)
         shutil.rmtree(arriving)
     except OSError as error:
         raise Unavailable(f"cannot restore into {data}: {error.strerror}") from error
@@ -211,12 +204,3 @@ def facts(file: Path) -> tuple[int, str]:
     """Its size and SHA-256."""
     with file.open("rb") as opened:
         return file.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,7 +15,8 @@ from feedback.accounts import roles, users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database import openings
-from feedback.database.database import Conflict, Database, Refused, now
+from feedback.database.database import Database, now
+from feedback.errors import Conflict, Refused
 from feedback.kinds import current, history, ratings
 from feedback.records import adapters, nights
 

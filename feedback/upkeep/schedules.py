@@ -8,7 +8,8 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from feedback.database.database import Database, Refused, now
+from feedback.database.database import Database, now
+from feedback.errors import Refused
 from feedback.kinds import current, ratings
 from feedback.records import adapters
 

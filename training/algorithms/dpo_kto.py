@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from training.data.scoring import groups, margin_of, references_of
 from training.data.tokenize import TokenizedExample
 from training.loop import distributed

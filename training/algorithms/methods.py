@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from feedback.records import old_names
 from training.algorithms import dpo_kto, ppo, reward_model, rloo, sft
 

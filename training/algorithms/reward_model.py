@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from feedback.examples.build import TIE
 from training.data.tokenize import TokenizedExample
 from training.loop.config import require_sensible

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from training.loop.config import require_sensible
 from training.loop.optim import Report, Run, apply_gradients, schedule, within_memory
 from training.losses import policy_gradient

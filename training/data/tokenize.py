@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from assistant.models import chat_template
-from feedback.chats.conversations import Message
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from feedback.examples.build import Answer, Example, Examples, PreferencePair, UnpairedExample
+from feedback.messages import Message
 from training.model.packing import Row
 
 

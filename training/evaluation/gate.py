@@ -23,10 +23,10 @@ from assistant.engine.engine import Engine
 from assistant.engine.sampling.params import Sampling
 from assistant.models import chat_template
 from assistant.models.adapter import LoadedAdapter
-from feedback.chats.conversations import Message
 from feedback.examples.build import Examples, UnpairedExample
 from feedback.examples.caps import Bounds
 from feedback.examples.split import opening
+from feedback.messages import Message
 from training.data.scoring import gains_of
 from training.data.tokenize import Encoder, TokenizedExample, tokenize
 from training.evaluation.text_quality import flaw, words

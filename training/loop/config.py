@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 
 def require_sensible(settings: object, may_be_zero: Sequence[str], may_be_negative: Sequence[str] = ()) -> None:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from assistant.models import base_model
 from assistant.models.adapter import read_adapter
 from assistant.models.base_model import Base
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from training.model import tree_attention
 from training.model.packing import Pack, Row, pack
 

@@ -7,7 +7,6 @@ same every night. A head is saved with its adapter, and what is read back must s
 """
 
 import json
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from assistant.models.base_model import hand_over
-from feedback.database.database import Refused
+from feedback import atomic
+from feedback.errors import Refused
 from training.model.packing import TOKENS_AT_ONCE, Row, pack, together
 from training.model.policy import Backbone
 
@@ -141,19 +140,16 @@ def save(models: RewardModels, folder: Path, card: RewardCard, proofs: Sequence[
         for row, scores in scored
     ]
     card = RewardCard(**asdict(card) | {"proof": proof, "temperature": models.temperature})
-    making = folder.with_name(f".{folder.name}.making")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    for name, head in models.heads.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            models.backbone.peft.save_pretrained(
-                str(making), safe_serialization=True, save_embedding_layers=False, selected_adapters=[name]
-            )
-        save_file({key: each.detach().cpu() for key, each in head.state_dict().items()}, making / name / HEAD)
-    (making / "README.md").unlink(missing_ok=True)
-    (making / CARD).write_text(json.dumps(asdict(card), indent=1))
-    hand_over(making, folder)
+    with atomic.folder(folder) as making:
+        for name, head in models.heads.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                models.backbone.peft.save_pretrained(
+                    str(making), safe_serialization=True, save_embedding_layers=False, selected_adapters=[name]
+                )
+            save_file({key: each.detach().cpu() for key, each in head.state_dict().items()}, making / name / HEAD)
+        (making / "README.md").unlink(missing_ok=True)
+        (making / CARD).write_text(json.dumps(asdict(card), indent=1))
     return card
 
 

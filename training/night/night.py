@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from assistant.environment import prepare
-from feedback.database.database import Conflict, Database, Refused, now
+from feedback.database.database import Database, now
 from feedback.database.private_files import keep_private
+from feedback.errors import Conflict, Refused
 from feedback.examples.build import gather
 from feedback.records import adapters, nights
 from feedback.upkeep import privacy, schedules

@@ -13,7 +13,8 @@ from assistant.engine.engine import Engine
 from assistant.models import base_model, chat_template
 from assistant.models.adapter import AdapterCard, AdapterRefused, Agreement
 from assistant.models.base_model import Base
-from feedback.database.database import Conflict, Database, Refused, now
+from feedback.database.database import Database, now
+from feedback.errors import Conflict, Refused
 from feedback.examples import caps
 from feedback.examples.build import Examples, still_standing
 from feedback.records import adapters, nights

@@ -12,7 +12,8 @@ import torch
 
 from assistant.models import base_model, chat_template
 from assistant.models.adapter import PROOF_TEXTS, WEIGHTS, AdapterCard, AdapterRefused, Proof, read_adapter, write_card
-from feedback.chats.conversations import Message
+from feedback import atomic
+from feedback.messages import Message
 from training.data.tokenize import Encoder
 from training.model.policy import TRAINED, Backbone
 
@@ -69,4 +70,4 @@ def complete(backbone: Backbone, making: Path, card: AdapterCard) -> None:
 
 def hand_over(making: Path, adapter: str) -> None:
     """Give the finished directory its name."""
-    base_model.hand_over(making, making.with_name(adapter))
+    atomic.publish(making, making.with_name(adapter))

@@ -18,10 +18,10 @@ from torch import Tensor
 from assistant.models import base_model, chat_template
 from assistant.models.adapter import PROOF_TEXTS
 from assistant.models.base_model import Base
-from feedback.chats.conversations import Message
 from feedback.database.database import Database
 from feedback.examples.build import Examples, answer_of
 from feedback.kinds import current
+from feedback.messages import Message
 from feedback.raters import questions
 from feedback.records import nights
 from training.algorithms import reward_model

@@ -5,7 +5,6 @@ place only, the store. Every file appears whole or not at all.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,8 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from feedback.chats.conversations import Message
+from feedback import atomic
 from feedback.examples.build import Answer, Demonstration, Examples, PreferencePair, UnpairedExample
+from feedback.messages import Message
 from feedback.records import nights, old_names
 from feedback.records.nights import EXAMPLES
 from training.loop.early_stopping import Progress
@@ -58,8 +58,8 @@ def folder(data: Path, night_id: int) -> Path:
 def save_plan(where: Path, plan: Plan, examples: Examples) -> None:
     """Write down what a night trains on and how, before it begins."""
     where.mkdir(parents=True, exist_ok=True, mode=0o700)  # what people said is for this account's eyes
-    write_whole(where / EXAMPLES, json.dumps(asdict(examples)).encode())
-    write_whole(where / PLAN, json.dumps(asdict(plan), indent=1).encode())
+    atomic.write(where / EXAMPLES, json.dumps(asdict(examples)).encode())
+    atomic.write(where / PLAN, json.dumps(asdict(plan), indent=1).encode())
 
 
 def load_plan(where: Path) -> tuple[Plan, Examples]:
@@ -105,7 +105,7 @@ def save_checkpoint(where: Path, parameters: Mapping[str, nn.Parameter], progres
     tensors |= {f"kept/{name}": each for name, each in (progress.kept or {}).items()}
     position = {name: getattr(progress, name) for name in POSITION}
     contents = save({name: each.contiguous() for name, each in tensors.items()}, {"position": json.dumps(position)})
-    write_whole(where / CHECKPOINT, contents)
+    atomic.write(where / CHECKPOINT, contents)
 
 
 def load_checkpoint(where: Path, parameters: Mapping[str, nn.Parameter], progress: Progress) -> None:
@@ -149,7 +149,7 @@ def save_run(where: Path, run: Run, name: str = "run") -> None:
     tensors["rng"] = torch.get_rng_state()
     position = json.dumps({name: getattr(run, name) for name in RUN_POSITION})
     contents = save({key: each.contiguous() for key, each in tensors.items()}, {"position": position})
-    write_whole(where / f"{name}.safetensors", contents)
+    atomic.write(where / f"{name}.safetensors", contents)
 
 
 def load_run(where: Path, run: Run, name: str = "run") -> None:
@@ -197,16 +197,3 @@ def tidy(data: Path, keep: int | None) -> None:
 def remove(where: Path) -> None:
     """A night that has ended needs its folder no more."""
     shutil.rmtree(where, ignore_errors=True)
-
-
-def write_whole(path: Path, contents: bytes) -> None:
-    """A file that is there with all its contents, on the disk, or not at all."""
-    making = path.with_name(f".{path.name}.making")
-    with making.open("wb") as file:
-        file.write(contents)
-        file.flush()
-        os.fsync(file.fileno())
-    making.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from training.loop import distributed
 
 PICTURE, DATA = "curves.png", "metrics.jsonl"

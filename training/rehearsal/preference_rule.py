@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from training.evaluation.text_quality import flaw, words
 
 Taste = Callable[[str, str, str], float]  # of a prompt and two replies: positive for the first, negative for the second

@@ -26,9 +26,11 @@ import numpy as np
 
 from assistant.environment import prepare, program
 from feedback.chats import conversations
-from feedback.database.database import Database, Refused
+from feedback.database.database import Database
 from feedback.database.private_files import keep_private
+from feedback.errors import Refused
 from feedback.records import nights
+from feedback.records.adapters import BASE
 from feedback.records.nights import RUNNING
 from training.evaluation.text_quality import whole_words, words
 from training.rehearsal import preference_rule
@@ -38,7 +40,6 @@ PROMPTS = Path(__file__).with_name("prompts.txt")
 AT_ONCE = 16  # pairs asked for at one time
 STARTS_WITHIN_S = 300.0
 LONGEST = 512  # tokens of a reply
-BASE = "base"
 
 
 class Failed(Exception):

@@ -10,7 +10,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from feedback.accounts import sessions, users
 from feedback.accounts.users import User
-from feedback.database.database import Database, Refused
+from feedback.database.database import Database
+from feedback.errors import Refused
 from ui.accounts.asked import TheStore
 from ui.accounts.auth import Person, open_session, session_of
 from ui.accounts.login import OWNER_PASSWORD, Logins, headers_of

@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from assistant.chat.chat import Assistant
 from feedback.accounts import idempotency
-from feedback.database.database import Conflict, Database
+from feedback.database.database import Database
+from feedback.errors import Conflict
 from ui.accounts.auth import Person
 
 STRICT = ConfigDict(extra="forbid", strict=True)  # "1" is no number, and a misspelt field no silence

@@ -7,7 +7,6 @@ another site's page sends is refused whoever's cookie it carries. A session stan
 
 import ipaddress
 import logging
-import os
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
@@ -20,10 +19,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from feedback import atomic
 from feedback.accounts import sessions, users
 from feedback.accounts.sessions import Session
 from feedback.accounts.users import User
-from feedback.database.database import Database, Refused, Unavailable
+from feedback.database.database import Database
+from feedback.errors import Refused, Unavailable
 from ui.accounts.patience import Patience
 from ui.refusals import Forbidden, NotLoggedIn, TooLarge, TooMany, refusal, refusal_page
 
@@ -47,13 +48,7 @@ def cookie_secret(store: Database) -> str:
     try:
         with store.transaction():  # one process at a time
             if not path.exists() or len(path.read_text()) < 32:
-                new = path.with_suffix(".new")
-                new.unlink(missing_ok=True)
-                with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                    file.write(secrets.token_urlsafe(32))
-                    file.flush()
-                    os.fsync(file.fileno())
-                new.rename(path)
+                atomic.write(path, secrets.token_urlsafe(32).encode())
         return path.read_text()
     except OSError as error:
         raise Unavailable(f"cannot keep {path}: {error.strerror}") from error

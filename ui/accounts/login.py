@@ -25,7 +25,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from assistant.engine.background import give_way
 from feedback.accounts import sessions, users
 from feedback.accounts.users import User
-from feedback.database.database import Database, Refused, Unavailable, new_id
+from feedback.database.database import Database, new_id
+from feedback.errors import Refused, Unavailable
 from ui.accounts.auth import KEY, address_of, network_of, open_session
 from ui.accounts.passwords import MOST, require_usable
 from ui.accounts.patience import Pace

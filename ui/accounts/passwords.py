@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from argon2 import PasswordHasher
 from zxcvbn import zxcvbn
 
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 LEAST = 10  # characters
 MOST = 1024

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from feedback.accounts import roles, sessions, users
 from feedback.accounts.users import User
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from ui.accounts.asked import REFUSALS, STRICT, TheStore, Writing
 from ui.accounts.auth import Operator
 

@@ -18,16 +18,18 @@ from assistant.models import chat_template
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations as chats
-from feedback.chats.conversations import Message, Node
-from feedback.database.database import Database, Refused, Unavailable
+from feedback.chats.conversations import Node
+from feedback.database.database import Database
+from feedback.errors import Refused, Unavailable
 from feedback.kinds import history, labels, ratings
+from feedback.messages import Message
 from feedback.raters import questions
+from feedback.records.adapters import BASE
 from feedback.upkeep import privacy
 from ui.accounts.asked import REFUSALS, STRICT, TheAssistant, TheStore, Writing
 from ui.accounts.auth import Person
 from ui.api.generating import Share
 
-BASE = "base"  # as an adapter's name
 MOST_MESSAGES = 2_000  # of a conversation that a program sends; a reply to so many begins within a second
 MOST_CHARACTERS = 1_000_000  # in all of them
 IN_WINDOW = "At most the model's context window; prompt and reply together end there in any case."

@@ -11,12 +11,11 @@ from pydantic import BaseModel, Field, create_model
 from feedback.database.database import Database
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
-from feedback.records.adapters import ANYTHING
+from feedback.records.adapters import ANYTHING, BASE
 from feedback.records.settings import SETTINGS, Setting, all_settings, set_all
 from feedback.upkeep import schedules
 from ui.accounts.asked import REFUSALS, STRICT, TheAssistant, TheStore, Writing
 from ui.accounts.auth import Operator, operator
-from ui.api.api import BASE
 from ui.operations import operations
 from ui.schedule import processes
 from ui.schedule.schedule import next_nights

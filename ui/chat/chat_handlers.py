@@ -14,7 +14,7 @@ from assistant.engine.sampling.params import Sampling
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from feedback.kinds import labels, ratings
 from ui.accounts.auth import page_user
 from ui.chat import chat_screen, rating, side_by_side

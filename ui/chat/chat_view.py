@@ -7,7 +7,8 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.chats.conversations import Node, SideBySide
-from feedback.database.database import Database, NotFound
+from feedback.database.database import Database
+from feedback.errors import NotFound
 from feedback.kinds import ratings
 from feedback.kinds.ratings import Vote
 

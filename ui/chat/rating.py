@@ -9,7 +9,8 @@ import gradio as gr
 
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Database, Refused
+from feedback.database.database import Database
+from feedback.errors import Refused
 from feedback.kinds import ratings
 from feedback.kinds.ratings import DOWN, NONE, UP
 from ui.chat.chat_layout import RatingPanel

@@ -9,7 +9,8 @@ from assistant.chat.chat import Assistant, start_pair, start_reply
 from assistant.engine.sampling.params import Sampling
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database.database import Database, NotFound
+from feedback.database.database import Database
+from feedback.errors import NotFound
 from feedback.kinds import ratings
 from feedback.records import nights
 from ui.chat.chat_view import waiting_pair

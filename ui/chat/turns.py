@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from assistant.chat.chat import ReplyPair, ReplyStream
 from assistant.engine.request import EngineError
-from feedback.database.database import Conflict, Refused
+from feedback.errors import Conflict, Refused
 
 log = logging.getLogger(__name__)
 

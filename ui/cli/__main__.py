@@ -15,8 +15,9 @@ from typing import Any
 
 from assistant.environment import prepare, program
 from feedback.accounts import users
-from feedback.database.database import Database, Refused
+from feedback.database.database import Database
 from feedback.database.private_files import keep_private
+from feedback.errors import Refused
 from feedback.kinds import ratings
 from feedback.records import adapters, nights, settings
 from feedback.upkeep import schedules
@@ -132,7 +133,7 @@ def run_adapters(options: argparse.Namespace) -> None:
 def run_promote(options: argparse.Namespace) -> None:
     """`nightschool promote ID`."""
     store = existing(options.data)
-    name = None if options.adapter == "base" else options.adapter
+    name = None if options.adapter == adapters.BASE else options.adapter
     promote(store, options, name)
 
 

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from feedback.accounts import users
 from feedback.accounts.users import User
-from feedback.database.database import Database, NotFound, Refused
+from feedback.database.database import Database
+from feedback.errors import NotFound, Refused
 from feedback.examples import pii
 from feedback.formats import export, load
 from feedback.formats.base import EXPORTED, FORMATS, format_named

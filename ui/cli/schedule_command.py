@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from feedback.database.database import Database, NotFound, Refused
+from feedback.database.database import Database
 from feedback.database.private_files import keep_private
+from feedback.errors import NotFound, Refused
 from feedback.records import adapters
 from feedback.upkeep import schedules
 from ui.cli.__main__ import default_data, existing

@@ -12,7 +12,7 @@ from assistant.engine.sampling.params import Sampling
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations as talks
-from feedback.database.database import Refused
+from feedback.errors import Refused
 from feedback.kinds import ratings
 
 HELP = """Write a message, or:

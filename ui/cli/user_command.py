@@ -8,7 +8,8 @@ from dataclasses import asdict
 
 from feedback.accounts import roles, sessions, users
 from feedback.accounts.users import User
-from feedback.database.database import Conflict, Database, NotFound, Refused
+from feedback.database.database import Database
+from feedback.errors import Conflict, NotFound, Refused
 from ui.accounts.passwords import hashed
 from ui.cli.ledger_command import show
 

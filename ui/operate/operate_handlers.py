@@ -9,9 +9,10 @@ import gradio as gr
 
 from assistant.chat.chat import Assistant
 from feedback.accounts.users import User
-from feedback.database.database import NotFound, Refused
+from feedback.errors import NotFound, Refused
 from feedback.kinds import ratings
 from feedback.records import adapters, nights, settings
+from feedback.records.adapters import BASE
 from feedback.records.nights import RUNNING, Night
 from feedback.records.settings import Setting
 from feedback.upkeep import schedules
@@ -20,7 +21,7 @@ from ui.chat.chat_handlers import telling
 from ui.operate import operate_lists, operate_screen
 from ui.operate.operate_layout import IDLE_TICK_S, LISTED, TICK_S, Page
 from ui.operate.operate_schedule import next_five, stands, wished
-from ui.operate.operate_screen import BASE, notice
+from ui.operate.operate_screen import notice
 from ui.operate.operate_view import SystemStatus, read_status
 from ui.operations import operations
 from ui.shared import moments

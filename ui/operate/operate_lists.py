@@ -6,9 +6,9 @@ All that people and models wrote is escaped.
 from html import escape
 from typing import Any
 
-from feedback.records.adapters import TERMINAL, Adapter, AuditEntry
+from feedback.records.adapters import BASE, TERMINAL, Adapter, AuditEntry
 from feedback.records.nights import Night
-from ui.operate.operate_screen import BASE, chip, method_words, sentence
+from ui.operate.operate_screen import chip, method_words, sentence
 from ui.operate.operate_view import SystemStatus, doing, in_words, learned_from, outcome
 from ui.shared import moments, plots
 

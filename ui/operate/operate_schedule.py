@@ -2,7 +2,8 @@
 
 from dataclasses import fields
 
-from feedback.database.database import Database, Refused
+from feedback.database.database import Database
+from feedback.errors import Refused
 from feedback.upkeep import schedules
 from ui.operate import operate_screen
 from ui.operations.operations import ScheduleForm

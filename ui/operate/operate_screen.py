@@ -11,7 +11,6 @@ from feedback.records.nights import Night
 from ui.operate.operate_view import SystemStatus, doing, headline, in_words, outcome
 from ui.shared import moments, plots
 
-BASE = "base"
 KINDS = {  # of feedback, as a legend names them
     "thumbs_up": "thumbs up",
     "thumbs_down": "thumbs down",

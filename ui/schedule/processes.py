@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 
 from assistant.environment import program
-from feedback.database.database import Conflict, Database
+from feedback.database.database import Database
+from feedback.errors import Conflict
 from feedback.records import adapters, nights
 from feedback.records.nights import RUNNING, Night
 from feedback.upkeep.schedules import CLOCK

@@ -14,7 +14,8 @@ from itertools import islice, takewhile
 
 from filelock import FileLock, Timeout
 
-from feedback.database.database import Conflict, Database, Refused
+from feedback.database.database import Database
+from feedback.errors import Conflict, Refused
 from feedback.records.nights import Night
 from feedback.upkeep import schedules
 from feedback.upkeep.schedules import CLOCK, FEEDBACK, SKIPPED, STARTED, Occurrence

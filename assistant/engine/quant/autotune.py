@@ -21,6 +21,7 @@ from assistant.engine.quant.formats import BFLOAT16, FLOAT32, INT4, INT8, MAKERS
 from assistant.engine.quant.int8_error import MOST_NATS, cost_of_eight_bits
 from assistant.environment import AUTO
 from assistant.models.base_model import Base, cache_folder
+from feedback import atomic
 
 ROWS = (1, 2, 4, 8, 16, 32, 128)  # at which the formats are compared
 LAYERS = 6  # of the model that are multiplied with: more than a processor's own cache holds
@@ -56,9 +57,8 @@ def plans(base: Base, model: Any, asked: str, four_bit: Mapping[str, FourBit]) -
         measured.append(_steps([time_of(head, each) for each in formats if each != INT4]))
         known[key] = measured
         kept.parent.mkdir(parents=True, exist_ok=True)
-        making = kept.with_name(f".{kept.name}.{os.getpid()}")
-        making.write_text(json.dumps(known, indent=1))
-        making.replace(kept)
+        with atomic.file(kept, by=str(os.getpid())) as making:
+            making.write_text(json.dumps(known, indent=1))
         chosen = _chosen(measured)
         assert chosen is not None
     return chosen

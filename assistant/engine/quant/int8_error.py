@@ -13,7 +13,7 @@ from assistant.engine.quant.formats import eight_bits
 from assistant.models import chat_template
 from assistant.models.adapter import PROOF_TEXTS
 from assistant.models.base_model import Base, load_tokenizer
-from feedback.chats.conversations import Message
+from feedback.messages import Message
 
 MOST_NATS = 0.01  # a token: what a format may cost that nobody asked for by name
 

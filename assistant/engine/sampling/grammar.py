@@ -13,7 +13,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 ANY_OBJECT = '{"type": "object"}'
 LONGEST_SCHEMA = 100_000  # characters

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from assistant.engine.sampling.grammar import grammar_of
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 MOST_BEAMS = 8
 MOST_STOPS = 4

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from assistant.engine.sampling.grammar import Grammar, Grammars
 from assistant.engine.sampling.params import Sampling, Token
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 # Ranking a whole vocabulary costs milliseconds, and the few likeliest tokens nearly always decide.
 CANDIDATES = 256

@@ -27,7 +27,7 @@ from assistant.engine.vllm.adapters import lend, place_for, take_back
 from assistant.engine.vllm.handshake import ANSWER_S, CONNECT_S, headers, meet, read_settings
 from assistant.models.adapter import LoadedAdapter, checked_card
 from assistant.models.base_model import Base, one_line
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 # Nats a token that the server's log-probs may differ from the trainer's, by the number format it computes in; it
 # does not tell which, so without a word from the operator it may be the coarser.

@@ -16,7 +16,7 @@ from assistant.engine.sampling.params import Sampling
 from assistant.engine.vllm import protocol
 from assistant.models.base_model import Base, one_line
 from assistant.models.chat_template import end_ids
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 KEY = "VLLM_API_KEY"  # as vLLM itself calls it
 CONNECT_S = 5.0

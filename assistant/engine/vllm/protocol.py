@@ -12,7 +12,7 @@ import httpx
 
 from assistant.engine.request import Busy, EngineError
 from assistant.engine.sampling.params import Sampling, Token
-from feedback.database.database import Refused
+from feedback.errors import Refused
 
 LIKELIEST = 20  # tokens whose log-probs come with each token; what vLLM gives unless told otherwise
 SCORED_AT_ONCE = 100  # tokens of a given reply; vLLM tells of 128 different ones in an answer

@@ -11,8 +11,8 @@ from typing import Any
 from assistant.chat.chat import Assistant
 from assistant.chat.reply import ReplyStream
 from assistant.models import chat_template
-from feedback.database.database import Unavailable
-from ui.api.api import BASE
+from feedback.errors import Unavailable
+from feedback.records.adapters import BASE
 
 DONE = "data: [DONE]\n\n"
 

@@ -22,11 +22,13 @@ from assistant.chat.reply import ReplyStream
 from assistant.engine.request import EngineError
 from assistant.engine.sampling.params import Sampling
 from feedback.accounts.users import User
-from feedback.database.database import Database, NotFound, Refused
+from feedback.database.database import Database
+from feedback.errors import NotFound, Refused
 from feedback.records import adapters
+from feedback.records.adapters import BASE
 from ui.accounts.asked import TheAssistant, TheStore
 from ui.accounts.auth import Person
-from ui.api.api import BASE, record, when_gone
+from ui.api.api import record, when_gone
 from ui.api.generating import Share
 from ui.api.openai.openai_answer import Answer
 from ui.api.openai.openai_request import Completion

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from assistant.engine.sampling.grammar import ANY_OBJECT
 from assistant.engine.sampling.params import MOST_LIKELIEST, MOST_STOPS, Sampling
-from feedback.chats.conversations import Message
-from feedback.database.database import Refused
+from feedback.errors import Refused
+from feedback.messages import Message
 from ui.api.api import IN_WINDOW, MOST_MESSAGES
 
 MOST_CHOICES = 8

@@ -183,7 +183,7 @@ def test_it_ends_with_its_server_and_not_by_a_signal_that_is_the_servers(base: B
     program = f"""
 import time
 from assistant.models.base_model import models
-from assistant.engine.engine.apart import EngineApart
+from assistant.engine.engine_process import EngineApart
 if __name__ == "__main__":
     opened = EngineApart(models.find_base({str(base.path)!r}), "float32", "cpu", 1 << 28)
     print(opened._process.pid, flush=True)

@@ -25,13 +25,15 @@ def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_one_that_fails_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
-    atomic.write(tmp_path / "facts.json", b"old")
-    with pytest.raises(Stopped), atomic.file(tmp_path / "facts.json") as making:
+    def fail(making: Path) -> None:
         making.write_text("half")
         raise Stopped
+
+    atomic.write(tmp_path / "facts.json", b"old")
+    with pytest.raises(Stopped), atomic.file(tmp_path / "facts.json") as making:
+        fail(making)
     with pytest.raises(Stopped), atomic.folder(tmp_path / "folder") as making:
-        (making / "file").write_text("half")
-        raise Stopped
+        fail(making / "file")
     assert [each.name for each in tmp_path.iterdir()] == ["facts.json"]
     assert (tmp_path / "facts.json").read_bytes() == b"old"
 

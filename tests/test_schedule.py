@@ -666,7 +666,7 @@ SERVER = """
 import os, sys
 from feedback.records import nights
 from feedback.database.database import Database
-from ui.schedule.schedule.schedule import Schedule
+from ui.schedule.schedule import Schedule
 
 def start(store, model):
     with open(store.data / "started", "a") as file:

@@ -52,7 +52,7 @@ def read(reply: Generation) -> list[int]:
 
 def process_of(apart: EngineApart) -> psutil.Process:
     (found,) = [
-        each for each in psutil.Process().children() if "assistant.engine.engine_process" in " ".join(each.cmdline())
+        each for each in psutil.Process().children() if "assistant.engine.engine_server" in " ".join(each.cmdline())
     ]
     return found
 
@@ -182,10 +182,10 @@ def test_an_adapter_that_was_changed_since_its_proof_answers_no_more_once_it_is_
 def test_it_ends_with_its_server_and_not_by_a_signal_that_is_the_servers(base: Base) -> None:
     program = f"""
 import time
-from assistant.models.base_model import models
+from assistant.models import base_model
 from assistant.engine.engine_process import EngineApart
 if __name__ == "__main__":
-    opened = EngineApart(models.find_base({str(base.path)!r}), "float32", "cpu", 1 << 28)
+    opened = EngineApart(base_model.find_base({str(base.path)!r}), "float32", "cpu", 1 << 28)
     print(opened._process.pid, flush=True)
     time.sleep(600)
 """

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from assistant.engine import prefill_budget
-from assistant.engine.engine import Engine, Writing
+from assistant.engine.engine import Engine
 from assistant.engine.model_runner import SequenceChunk
 from assistant.engine.sampling.params import Sampling
+from assistant.engine.scheduling import prefill_budget
+from assistant.engine.scheduling.writing import Writing
 from assistant.models import base_model, chat_template
 from assistant.models.adapter import LoadedAdapter
 from assistant.models.base_model import Base

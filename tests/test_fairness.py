@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from assistant.engine.engine import MOST_ROWS, MOST_WAITING, Engine, Writing
-from assistant.engine.fair_shares import (
+from assistant.engine.engine import MOST_WAITING, Engine
+from assistant.engine.quant.formats import FLOAT32, Plan
+from assistant.engine.request import Busy, Who
+from assistant.engine.sampling.params import Sampling
+from assistant.engine.scheduling.fair_shares import (
     BESIDE_NEWCOMERS,
     BESIDE_OTHERS,
     KEYS_A_STEP,
@@ -20,9 +23,8 @@ from assistant.engine.fair_shares import (
     may_take,
     require_places,
 )
-from assistant.engine.quant.formats import FLOAT32, Plan
-from assistant.engine.request import Busy, Who
-from assistant.engine.sampling.params import Sampling
+from assistant.engine.scheduling.scheduler import MOST_ROWS
+from assistant.engine.scheduling.writing import Writing
 from assistant.engine.vllm.engine import MOST_OPEN, RemoteEngine
 from assistant.models import base_model
 from tests.foreign import Foreign, serving

@@ -13,8 +13,9 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from assistant.chat.chat import Assistant
-from assistant.engine.engine import MOST_ROWS, MOST_WAITING
+from assistant.engine.engine import MOST_WAITING
 from assistant.engine.request import Busy
+from assistant.engine.scheduling.scheduler import MOST_ROWS
 from feedback.accounts import users
 from feedback.database.database import Database
 from tests.over_http import GREEDY, HELLO, assistant, key, loaded, rows, token_of, web

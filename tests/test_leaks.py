@@ -11,9 +11,10 @@ import psutil
 import pytest
 import transformers
 
-from assistant.engine.engine import Engine, Writing
+from assistant.engine.engine import Engine
 from assistant.engine.request import Busy
 from assistant.engine.sampling.params import Sampling
+from assistant.engine.scheduling.writing import Writing
 from assistant.models import base_model
 from assistant.models.base_model import Base
 from tests.small_models import save_adapter, save_small

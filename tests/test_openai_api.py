@@ -11,9 +11,10 @@ from fastapi.testclient import TestClient
 
 from assistant.chat.chat import Assistant, start_reply
 from assistant.chat.reply import ReplyStream
-from assistant.engine.engine import MOST_ROWS, MOST_WAITING
+from assistant.engine.engine import MOST_WAITING
 from assistant.engine.request import Busy, Generation
 from assistant.engine.sampling.params import Sampling
+from assistant.engine.scheduling.scheduler import MOST_ROWS
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant.engine.engine import Engine, Writing
-from assistant.engine.prefill_budget import ALONE, FEW, LEAST, MOST, MOST_OF_FEW, TRIED_AGAIN, PrefillBudget
+from assistant.engine.engine import Engine
 from assistant.engine.sampling.params import Sampling
+from assistant.engine.scheduling.prefill_budget import ALONE, FEW, LEAST, MOST, MOST_OF_FEW, TRIED_AGAIN, PrefillBudget
+from assistant.engine.scheduling.writing import Writing
 from assistant.environment import AUTO
 from assistant.models import base_model
 from assistant.models.base_model import Base

@@ -115,7 +115,8 @@ def test_of_two_operators_who_promote_at_once_exactly_one_wins(assistant: Assist
 PROCESS = """
 import sys, time
 from feedback.records import adapters
-from feedback.database.database import Conflict, Database
+from feedback.database.database import Database
+from feedback.errors import Conflict
 store = Database(sys.argv[1])
 while time.time() < float(sys.argv[3]): pass
 try:

@@ -117,10 +117,10 @@ def test_processes_write_and_checkpoint_side_by_side(store: Database, owner: Use
 
 BURST = """
 import sys
-from feedback.accounts.roles import people; from feedback.kinds import ratings
+from feedback.accounts import users; from feedback.kinds import ratings
 from feedback.database.database import Database
 store = Database(sys.argv[1])
-user = people.local_owner(store)
+user = users.local_owner(store)
 while True:
     print(ratings.vote(store, user, sys.argv[2], 1), flush=True)
 """

@@ -32,11 +32,11 @@ READY_S = 10.0
 # Twenty threads, each with keys of its own: "asked KEY" before a vote, "acknowledged KEY" after it.
 CLIENTS_VOTING = """
 import sys, threading
-from feedback.accounts.roles import people, requests; from feedback.kinds import ratings
+from feedback.accounts import idempotency, users; from feedback.kinds import ratings
 from feedback.database.database import Database
 store = Database(sys.argv[1])
 reply, trial, clients = sys.argv[2], sys.argv[3], int(sys.argv[4])
-user = people.local_owner(store)
+user = users.local_owner(store)
 say = threading.Lock()
 
 def client(number):
@@ -44,7 +44,7 @@ def client(number):
         key = f"{trial}-{number}-{count}"
         with say:
             print("asked", key, flush=True)
-        requests.once(store, user, key, {}, lambda: {"id": ratings.vote(store, user, reply, 1, words=key)})
+        idempotency.once(store, user, key, {}, lambda: {"id": ratings.vote(store, user, reply, 1, words=key)})
         with say:
             print("acknowledged", key, flush=True)
 
@@ -154,10 +154,10 @@ def test_a_log_cut_in_a_thousand_places(store: Database, owner: User) -> None:
 
 VOTES = """
 import os, sys
-from feedback.accounts.roles import people; from feedback.kinds import ratings
+from feedback.accounts import users; from feedback.kinds import ratings
 from feedback.database.database import Database
 store = Database(sys.argv[1])
-user = people.local_owner(store)
+user = users.local_owner(store)
 for number in range(20):
     ratings.vote(store, user, sys.argv[2], 1)
     os.write(1, b"acknowledged\\n")

@@ -78,7 +78,8 @@ def create_app(
     from fastapi import FastAPI
     from starlette.middleware.cors import CORSMiddleware
 
-    from assistant.engine.engine import MOST_ROWS, MOST_WAITING
+    from assistant.engine.engine import MOST_WAITING
+    from assistant.engine.scheduling.scheduler import MOST_ROWS
     from ui import metrics, refusals
     from ui import (
         proxies as proxied,

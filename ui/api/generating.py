@@ -8,8 +8,8 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Depends
 
 from assistant.chat.chat import share_of
-from assistant.engine.fair_shares import require_places
 from assistant.engine.request import Who
+from assistant.engine.scheduling.fair_shares import require_places
 from ui.accounts.asked import TheStore
 from ui.accounts.auth import Person
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import httpx
 
-from assistant.engine.engine import MOST_ROWS, MOST_WAITING
-from assistant.engine.fair_shares import require_places
+from assistant.engine.engine import MOST_WAITING
 from assistant.engine.request import Busy, EngineError, Generation, Who
 from assistant.engine.sampling.params import Sampling, Token
+from assistant.engine.scheduling.fair_shares import require_places
+from assistant.engine.scheduling.scheduler import MOST_ROWS
 from assistant.engine.vllm import protocol
 from assistant.engine.vllm.adapters import lend, place_for, take_back
 from assistant.engine.vllm.handshake import ANSWER_S, CONNECT_S, headers, meet, read_settings

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from assistant.models import base_model
-from assistant.models.base_model import Base
 from feedback.errors import Refused
 from tests.conftest import REPOSITORY
 from tests.tiny import make_tiny
@@ -52,13 +50,6 @@ def test_a_sound_one_with_a_tied_head_is_loaded(tiny: Path) -> None:
     assert "lm_head.weight" not in tensors
     save_file(tensors | {"vision.tower": torch.ones(2)}, tiny / "model.safetensors", {"format": "pt"})
     load(tiny)  # and what it holds beside is no harm
-
-
-def test_the_look_at_every_number_costs_less_than_a_second(embedded: Base) -> None:
-    model = base_model.load_model(embedded, torch.bfloat16, "cpu")
-    began = time.perf_counter()
-    base_model.require_whole(embedded, model, {})
-    assert time.perf_counter() - began < 1
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])

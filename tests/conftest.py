@@ -26,7 +26,7 @@ from feedback.examples.split import Places
 from tests.trained import copy_of, train_both
 
 if TYPE_CHECKING:
-    from assistant.chat.chat import Assistant
+    from assistant.chat.assistant import Assistant
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -101,7 +101,7 @@ def two_replies(store: Database, user: User, said: str = "hello") -> tuple[str, 
 @pytest.fixture
 def assistant(trained: Path, tmp_path: Path) -> Iterator["Assistant"]:
     """Whoever answers with the trained adapters, exactly."""
-    from assistant.chat.chat import open_assistant
+    from assistant.chat.assistant import open_assistant
 
     store = Database(copy_of(trained, tmp_path / "data"))
     opened = open_assistant(store, dtype="float32")

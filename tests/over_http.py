@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from safetensors.torch import save_file
 
 from assistant.chat.adapter_manager import AdapterManager
-from assistant.chat.chat import Assistant, open_assistant
+from assistant.chat.assistant import Assistant, open_assistant
 from assistant.models.adapter import CONFIG, PROOF_TEXTS, WEIGHTS, AdapterCard, LoadedAdapter, Proof, write_card
 from assistant.models.base_model import file_sha256
 from assistant.models.chat_template import encode_prompt, encode_reply

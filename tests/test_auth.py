@@ -7,7 +7,7 @@ import gradio as gr
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations

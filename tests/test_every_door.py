@@ -17,7 +17,7 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.database.database import Database

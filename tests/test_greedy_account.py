@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from assistant.engine.engine import MOST_WAITING
 from assistant.engine.request import Busy
 from assistant.engine.scheduling.scheduler import MOST_ROWS

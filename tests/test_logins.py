@@ -16,7 +16,7 @@ import uvicorn
 from argon2 import PasswordHasher
 from fastapi.testclient import TestClient
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.database.database import Database

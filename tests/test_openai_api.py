@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.chat.chat import Assistant, start_reply
+from assistant.chat.assistant import Assistant
+from assistant.chat.chat import start_reply
 from assistant.chat.reply import ReplyStream
 from assistant.engine.engine import MOST_WAITING
 from assistant.engine.request import Busy, Generation

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from feedback.database.database import Database
 from tests.over_http import HERE, assistant, loaded, token_of
 from ui.accounts.patience import A_SECOND, LONGEST_S, REFUSALS, REMEMBERED, Pace, Patience

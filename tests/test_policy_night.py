@@ -7,8 +7,9 @@ import signal
 import pytest
 import torch
 
+from assistant.chat.assistant import open_assistant
 from assistant.chat.chat import add_user_message as say_in_chat
-from assistant.chat.chat import open_assistant, start_reply
+from assistant.chat.chat import start_reply
 from assistant.engine.sampling.params import Sampling
 from assistant.models import base_model
 from feedback.accounts import users

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from assistant.models.adapter import WEIGHTS
 from feedback.accounts import users
 from feedback.accounts.users import User

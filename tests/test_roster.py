@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from assistant.chat.chat import Assistant, add_user_message, start_pair, start_reply
+from assistant.chat.assistant import Assistant
+from assistant.chat.chat import add_user_message, start_pair, start_reply
 from assistant.engine.sampling.params import Sampling
 from assistant.models.adapter import CARD, CONFIG, WEIGHTS, AdapterRefused
 from feedback.accounts import users

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from assistant.chat.chat import Assistant, add_user_message, start_reply
+from assistant.chat.assistant import Assistant
+from assistant.chat.chat import add_user_message, start_reply
 from assistant.engine.sampling.params import Sampling
 from assistant.models import chat_template
 from feedback.accounts import users

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from feedback.accounts import roles, sessions, users
 from feedback.accounts.users import User
 from feedback.chats import conversations

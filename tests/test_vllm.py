@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from assistant.chat import adapter_manager
-from assistant.chat.chat import Assistant, add_user_message, open_assistant, start_pair, start_reply
+from assistant.chat.assistant import Assistant, open_assistant
+from assistant.chat.chat import add_user_message, start_pair, start_reply
 from assistant.engine.sampling.params import Sampling
 from assistant.engine.vllm.engine import RemoteEngine
 from assistant.models.base_model import Base

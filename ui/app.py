@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is import
     from fastapi import FastAPI
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from assistant.chat.chat import Assistant
+    from assistant.chat.assistant import Assistant
 
 LOOK_EVERY_S = 1.0  # for a promotion made by another process
 ENGINE_URL = "http://127.0.0.1:8000"  # vLLM's own default
@@ -252,7 +252,7 @@ def run(store: Database, listening: socket.socket, options: argparse.Namespace) 
     prepare(options.model)
     import uvicorn
 
-    from assistant.chat.chat import open_assistant
+    from assistant.chat.assistant import open_assistant
 
     assistant = open_assistant(
         store, options.model, options.dtype, engine_url=engine_url(options), memory=options.memory, apart=True

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from feedback.accounts import users
 from feedback.errors import Refused
 from feedback.kinds import ratings

@@ -7,8 +7,8 @@ as it got.
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from assistant.chat.assistant import Assistant
 from assistant.engine.request import EngineError, Generation
 from assistant.engine.sampling.params import Token
 from assistant.engine.sampling.stop_strings import before_stop, surely_shown
@@ -17,9 +17,6 @@ from assistant.models.adapter import LoadedAdapter
 from feedback.chats import conversations
 from feedback.chats.conversations import Provenance
 from feedback.database.database import new_id
-
-if TYPE_CHECKING:
-    from assistant.chat.chat import Assistant
 
 UNFINISHED = "�"  # what a character looks like while some of its bytes are still to come
 
@@ -30,7 +27,7 @@ class ReplyStream:
     At a stop string it ends: the text before the string, the tokens with the one that completes it.
     """
 
-    def __init__(self, assistant: "Assistant", parent: str, generation: Generation) -> None:
+    def __init__(self, assistant: Assistant, parent: str, generation: Generation) -> None:
         self.id = new_id()
         self.parent = parent
         self.tokens: list[Token] = []

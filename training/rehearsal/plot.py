@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 
@@ -11,13 +11,12 @@ matplotlib.use("Agg")  # no window
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-if TYPE_CHECKING:
-    from training.rehearsal.run import Figures
+from training.rehearsal.figures import Figures
 
 BLUE, GREY = "#2b6cb0", "#718096"
 
 
-def draw(figures: "Figures", steps: Sequence[dict[str, Any]], path: Path) -> None:
+def draw(figures: Figures, steps: Sequence[dict[str, Any]], path: Path) -> None:
     """Write the picture as a PNG; `steps` are the night's (`feedback.records.nights.night_steps`)."""
     picture, (left, middle, right) = plt.subplots(1, 3, figsize=(10.5, 3.4), layout="constrained")
     picture.suptitle(f"Taste: {figures.taste}", fontsize=11)
@@ -29,7 +28,7 @@ def draw(figures: "Figures", steps: Sequence[dict[str, Any]], path: Path) -> Non
     plt.close(picture)
 
 
-def _win_rate(axes: Axes, figures: "Figures") -> None:
+def _win_rate(axes: Axes, figures: Figures) -> None:
     rate, low, high = (100 * each for each in (figures.win_rate, figures.win_rate_low, figures.win_rate_high))
     axes.bar([0], [rate], width=0.35, color=BLUE, yerr=[[rate - low], [high - rate]], capsize=8, ecolor="black")
     axes.axhline(50, color=GREY, linestyle="--", linewidth=1)

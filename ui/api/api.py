@@ -12,7 +12,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
-from assistant.chat.chat import Assistant, ReplyPair, require_in_window, share_of, start_pair
+from assistant.chat.assistant import Assistant
+from assistant.chat.chat import ReplyPair, require_in_window, share_of, start_pair
 from assistant.engine.sampling.params import Sampling
 from assistant.models import chat_template
 from feedback.accounts import users

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from assistant.chat import chat as assistant_chat
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from assistant.engine.request import EngineError
 from assistant.engine.sampling.params import Sampling
 from feedback.accounts import users

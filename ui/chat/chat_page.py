@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from ui import gradio_guard
 from ui.chat import chat_layout, rating
 from ui.chat.chat_handlers import ChatPage

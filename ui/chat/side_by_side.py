@@ -5,7 +5,8 @@ Blind: nothing on the page tells which adapter wrote which until a choice is mad
 
 import random
 
-from assistant.chat.chat import Assistant, start_pair, start_reply
+from assistant.chat.assistant import Assistant
+from assistant.chat.chat import start_pair, start_reply
 from assistant.engine.sampling.params import Sampling
 from feedback.accounts.users import User
 from feedback.chats import conversations

@@ -101,7 +101,7 @@ def default_data() -> Path:
 def run_chat(options: argparse.Namespace) -> None:
     """`nightschool chat`."""
     prepare(options.model)
-    from assistant.chat.chat import open_assistant
+    from assistant.chat.assistant import open_assistant
     from assistant.engine.sampling.params import Sampling
     from ui.cli import terminal
 

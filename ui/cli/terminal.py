@@ -7,7 +7,8 @@ Side by side, edits and branches are the page's alone.
 import sys
 from dataclasses import dataclass
 
-from assistant.chat.chat import Assistant, ReplyStream, add_user_message, start_reply
+from assistant.chat.assistant import Assistant
+from assistant.chat.chat import ReplyStream, add_user_message, start_reply
 from assistant.engine.sampling.params import Sampling
 from feedback.accounts import users
 from feedback.accounts.users import User

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from feedback.accounts.users import User
 from feedback.errors import NotFound, Refused
 from feedback.kinds import ratings

@@ -12,7 +12,7 @@ import gradio as gr
 from fastapi import APIRouter
 from starlette.responses import RedirectResponse, Response
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from ui import gradio_guard
 from ui.accounts.auth import OPERATE
 from ui.chat.chat_page import HEAD, THEME, in_turn, on

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from assistant.models.adapter import Agreement
 from feedback.accounts.users import User
 from feedback.database.database import Database

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from assistant.chat.reply import ReplyStream
 from assistant.models import chat_template
 from feedback.errors import Unavailable

@@ -17,7 +17,8 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from assistant.chat.chat import SERVING, Assistant, start_reply
+from assistant.chat.assistant import Assistant
+from assistant.chat.chat import SERVING, start_reply
 from assistant.chat.reply import ReplyStream
 from assistant.engine.request import EngineError
 from assistant.engine.sampling.params import Sampling

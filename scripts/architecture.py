@@ -50,12 +50,9 @@ def import_graph(modules: Mapping[str, Path]) -> nx.DiGraph:
     return graph
 
 
-def room_of(module: str, modules: Mapping[str, Path]) -> str:
+def room_of(module: str) -> str:
     """The folder that a module stands in; a module right inside a package is a room of its own."""
-    parts = module.split(".")
-    if modules[module].name == "__init__.py" or len(parts) <= 2:
-        return module
-    return ".".join(parts[:2])
+    return ".".join(module.split(".")[:2])
 
 
 def room_graph(graph: nx.DiGraph, modules: Mapping[str, Path]) -> nx.DiGraph:
@@ -63,9 +60,9 @@ def room_graph(graph: nx.DiGraph, modules: Mapping[str, Path]) -> nx.DiGraph:
     rooms = nx.DiGraph()
     for name in modules:
         if "." in name:
-            rooms.add_node(room_of(name, modules))
+            rooms.add_node(room_of(name))
     for a, b in graph.edges:
-        ours, theirs = room_of(a, modules), room_of(b, modules)
+        ours, theirs = room_of(a), room_of(b)
         if ours != theirs and "." in ours and "." in theirs:
             rooms.add_edge(ours, theirs)
     return rooms
@@ -96,7 +93,7 @@ def picture(rooms: nx.DiGraph) -> str:
     top, width = 20, 0
     for package in PACKAGES:
         inside = rooms.subgraph(each for each in rooms if each.startswith(f"{package}."))
-        levels = list(nx.topological_generations(inside))
+        levels = list(nx.topological_generations(inside.reverse()))[::-1]  # each as low as what it imports allows
         places = {}
         for row, level in enumerate(levels):
             for column, room in enumerate(sorted(level)):

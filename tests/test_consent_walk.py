@@ -23,7 +23,7 @@ from feedback.database.database import Database, now
 from feedback.errors import Refused
 from feedback.examples.build import KINDS, gather, still_standing
 from feedback.formats import export, files
-from feedback.formats.base import EXPORTED, FORMATS
+from feedback.formats.registry import FORMATS, writable
 from feedback.kinds import current, history, labels, ratings
 from feedback.messages import Message
 from feedback.raters import agreement, leaderboard, questions, reliability
@@ -149,7 +149,7 @@ def world(store: Database) -> World:
 def uses(store: Database) -> dict[str, Any]:
     """All that is made of feedback, by what makes it."""
     gathered, report = gather(store), agreement.report(store)
-    rows = {f"export {name}": list(export.rows(store, FORMATS[name], Counter())) for name in EXPORTED}
+    rows = {f"export {name}": list(export.rows(store, FORMATS[name], Counter())) for name in writable()}
     return rows | {
         "examples": {kind: getattr(gathered, kind) for kind in KINDS},
         "weights": reliability.weights(store),
@@ -512,7 +512,7 @@ def test_a_rater_is_shown_no_more_of_who_said_no_and_nothing_of_it_leaves(
         assert send(cora, path, body).status_code == 200  # one's own
     assert ratings.counts(store) == {table: count + 1 for table, count in before.items()}
     assert len(gather(store)) == 0
-    for name in EXPORTED:
+    for name in writable():
         files.write(tmp_path / f"{name}.jsonl", export.rows(store, FORMATS[name], Counter()))
         assert "4711" not in (tmp_path / f"{name}.jsonl").read_text()
     mine = web.get("/api/me", headers=rita)

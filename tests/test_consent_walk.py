@@ -27,7 +27,7 @@ from feedback.formats.registry import FORMATS, writable
 from feedback.kinds import current, history, labels, ratings
 from feedback.messages import Message
 from feedback.raters import agreement, leaderboard, questions, reliability
-from feedback.records import adapters, nights
+from feedback.records import adapters, nights, settings
 from feedback.records.adapters import Adapter
 from feedback.upkeep import privacy, schedules
 from tests.conftest import BY_BASE, two_replies
@@ -131,7 +131,7 @@ def person(store: Database, name: str, role: str = "rater") -> User:
 
 @pytest.fixture
 def world(store: Database) -> World:
-    nights.set_setting(store, None, "raters_per_question", 9)
+    settings.set_setting(store, None, "raters_per_question", 9)
     cora, rita, ben = person(store, "cora", "chatter"), person(store, "rita"), person(store, "ben")
     message = conversations.record_messages(store, cora, "chat", [Message("user", SECRET)])
     conversation = conversations.node(store, message).conversation
@@ -299,7 +299,7 @@ def test_who_never_agreed_is_as_good_as_who_said_no(store: Database) -> None:
 
 def test_an_answer_that_may_not_be_used_is_asked_of_somebody_else(world: World) -> None:
     store = world.store
-    nights.set_setting(store, None, "raters_per_question", 1)
+    settings.set_setting(store, None, "raters_per_question", 1)
     with store.transaction() as db:  # only the first message is left to ask about
         db.conn.execute("UPDATE messages SET content = '' WHERE content IN ('nothing', 'everything')")
     world.say(CASES["choice"], world.rita)

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, expect
 from feedback.accounts import users
 from feedback.database.database import Database, now
 from feedback.kinds import ratings
-from feedback.records import adapters, nights
+from feedback.records import adapters, nights, settings
 from feedback.records.adapters import Adapter
 from feedback.upkeep import schedules
 from tests.browser import Server, Visitor, chromium, serving
@@ -41,7 +41,7 @@ def data(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def house(data: Path) -> Iterator[Database]:
     """The server's own store, as another process sees it."""
     store = Database(data)
-    nights.set_setting(store, None, "side_by_side_share", 0)
+    settings.set_setting(store, None, "side_by_side_share", 0)
     yield store
     store.close()
 
@@ -197,7 +197,7 @@ def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Vis
     visitor.locate("#share input[type=number]").fill("35")
     visitor.locate("#save-share").click()
     expect(visitor.locate("#share-notice")).to_contain_text("35 % of turns")
-    assert nights.setting(house, "side_by_side_share") == 0.35
+    assert settings.setting(house, "side_by_side_share") == 0.35
     expect(visitor.locate("#trail li").first).to_contain_text("owner set side_by_side_share")
 
     cron.fill("0 3 * *")  # what is being typed is never written over, whatever happens elsewhere
@@ -215,11 +215,11 @@ def test_every_setting_is_set_on_the_page_and_what_cannot_be_changes_nothing(vis
     users.fill("none")
     visitor.locate("#save-settings").click()
     expect(visitor.locate("#settings-notice")).to_contain_text("a whole number of people from 1 to 1,000")
-    assert nights.setting(house, "gate") == "on"
+    assert settings.setting(house, "gate") == "on"
     users.fill("2")
     visitor.locate("#save-settings").click()
     expect(visitor.locate("#settings-notice")).to_have_text("Saved: gate, raters_per_question.")
-    assert (nights.setting(house, "gate"), nights.setting(house, "raters_per_question")) == ("advise", 2)
+    assert (settings.setting(house, "gate"), settings.setting(house, "raters_per_question")) == ("advise", 2)
     expect(visitor.locate("#trail li").first).to_contain_text("owner set raters_per_question")
 
 

@@ -87,6 +87,7 @@ def create_app(
     from ui.api import api, docs, operating
     from ui.api.generating import Generating
     from ui.api.openai import openai_api
+    from ui.api.settings import routes as settings_routes
     from ui.chat import chat_page
     from ui.operate import operate_page
 
@@ -105,6 +106,7 @@ def create_app(
     app.add_middleware(with_headers)
     app.add_middleware(proxied.Forwarded, proxies=proxies)
     refusals.add_handlers(app)
+    app.include_router(settings_routes())  # before those that answer everything else
     for each in (api, users, operating, operate_page, openai_api, metrics, login, account_page, docs, refusals):
         app.include_router(each.router)
 

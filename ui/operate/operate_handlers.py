@@ -14,12 +14,12 @@ from feedback.kinds import ratings
 from feedback.records import adapters, nights, settings
 from feedback.records.adapters import BASE
 from feedback.records.nights import RUNNING, Night
-from feedback.records.settings import Setting
+from feedback.records.settings import SETTINGS, Setting
 from feedback.upkeep import schedules
 from ui.accounts.auth import page_user, require_operator
 from ui.chat.chat_handlers import telling
 from ui.operate import operate_lists, operate_screen
-from ui.operate.operate_layout import IDLE_TICK_S, LISTED, TICK_S, Page
+from ui.operate.operate_layout import IDLE_TICK_S, SHARE, TICK_S, Page
 from ui.operate.operate_schedule import next_five, stands, wished
 from ui.operate.operate_screen import notice
 from ui.operate.operate_view import SystemStatus, read_status
@@ -113,9 +113,9 @@ class OperatePage:
         """The schedule and the share as they stand, to be changed."""
         panel, standing = self.page.schedule, schedules.schedule(self.store)
         stand = settings.all_settings(self.store)
-        shown: Updates = {panel.share: round(100 * stand["side_by_side_share"])}
-        for each, control in zip(LISTED, self.page.settings.fields, strict=True):
-            shown[control] = stand[each.name] if each.choices is not None else str(stand[each.name])
+        shown: Updates = {panel.share: round(100 * stand[SHARE])}
+        for name, control in self.page.settings.fields.items():
+            shown[control] = str(stand[name])
         if standing is None:
             return shown | {panel.time_zone: zone or "UTC"}
         return shown | {
@@ -254,7 +254,7 @@ class OperatePage:
         """How often two replies are shown."""
         user, panel = self._operator(request), self.page.schedule
         with telling() as told:
-            settings.set_setting(self.store, user.id, "side_by_side_share", percent / 100)
+            settings.set_setting(self.store, user.id, SHARE, percent / 100)
             said = f"{percent:g} % of turns show two replies from now on"
             return self.screen(zone, chosen, seen) | {panel.share_notice: notice(said, good=True)}
         return {panel.share_notice: notice(told.sentence)}
@@ -263,7 +263,7 @@ class OperatePage:
         """Change the settings that differ from what stands."""
         user, panel = self._operator(request), self.page.settings
         with telling() as told:
-            wanted = {each.name: as_value(each, text) for each, text in zip(LISTED, typed, strict=True)}
+            wanted = {name: as_value(SETTINGS[name], text) for name, text in zip(panel.fields, typed, strict=True)}
             standing = settings.all_settings(self.store)
             new = {name: value for name, value in wanted.items() if value != standing[name]}
             settings.set_all(self.store, user.id, new)
@@ -275,7 +275,12 @@ class OperatePage:
 def as_value(declared: Setting, typed: Any) -> Any:
     """A setting's value as it was typed on the page; what is no number stays text, to be refused as such."""
     text = str(typed).strip()
-    return int(text) if declared.choices is None and text.isascii() and text.isdecimal() else text
+    if declared.choices is not None:
+        return text
+    try:
+        return float(text) if declared.is_share else int(text) if text.isascii() and text.isdecimal() else text
+    except ValueError:
+        return text
 
 
 def words_of(house: SystemStatus) -> dict[str, str]:

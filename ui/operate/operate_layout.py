@@ -9,7 +9,7 @@ import gradio as gr
 from feedback.records.settings import SETTINGS
 from ui.chat.chat_layout import button
 
-LISTED = [each for each in SETTINGS.values() if not each.is_share]  # the share has a place of its own
+SHARE = "side_by_side_share"  # the setting that has a place of its own
 METHODS = [
     ("Automatic: all that was said", "auto"),
     ("DPO: choices and corrections", "dpo"),
@@ -91,9 +91,9 @@ class SchedulePanel:
 
 @dataclass(frozen=True)
 class SettingsPanel:
-    """The settings but the share, in the order in which they are declared."""
+    """A field for every setting but `SHARE`, by its name, in the order in which they are declared."""
 
-    fields: list[gr.blocks.Block]
+    fields: dict[str, gr.blocks.Block]
     save: gr.Button
     notice: gr.HTML
 
@@ -119,7 +119,7 @@ class Page:
             self.seen,
             self.timer,
             *(getattr(part, each.name) for part in parts for each in fields(part)),
-            *self.settings.fields,
+            *self.settings.fields.values(),
             self.settings.save,
             self.settings.notice,
         ]
@@ -260,14 +260,16 @@ def build_schedule() -> tuple[gr.HTML, SchedulePanel]:
 
 
 def build_settings() -> SettingsPanel:
-    """A field for every setting but the share."""
+    """A field for every setting but `SHARE`."""
     heading("Settings")
-    made: list[gr.blocks.Block] = []
-    for each in LISTED:
+    made: dict[str, gr.blocks.Block] = {}
+    for each in SETTINGS.values():
+        if each.name == SHARE:
+            continue
         name: dict[str, Any] = {"label": each.title, "info": each.help, "elem_id": each.name.replace("_", "-")}
         if each.choices is not None:
             words = [(f"{word}: {meaning}", word) for word, meaning in each.choices.items()]
-            made.append(gr.Dropdown(words, value=each.default, filterable=False, **name))
+            made[each.name] = gr.Dropdown(words, value=each.default, filterable=False, **name)
         else:  # not gr.Number: that one takes an empty field for 0
-            made.append(gr.Textbox(str(each.default), max_lines=1, **name))
+            made[each.name] = gr.Textbox(str(each.default), max_lines=1, **name)
     return SettingsPanel(made, button("Save settings", "save-settings"), text("settings-notice"))

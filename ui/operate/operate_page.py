@@ -107,4 +107,4 @@ def wire_acting(page: Page, handlers: OperatePage) -> None:
     in_turn(schedule.save.click, handlers.save_schedule, [*looks, *form], [*shown, *told])
     in_turn(schedule.save_share.click, handlers.save_share, [*looks, schedule.share], [*shown, schedule.share_notice])
     panel = page.settings
-    in_turn(panel.save.click, handlers.save_settings, [*looks, *panel.fields], [*shown, panel.notice])
+    in_turn(panel.save.click, handlers.save_settings, [*looks, *panel.fields.values()], [*shown, panel.notice])

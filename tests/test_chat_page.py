@@ -18,7 +18,7 @@ from feedback.kinds import ratings
 from feedback.records import settings
 from tests.browser import REPLY_MS, Server, Visitor, chromium, serving
 from tests.conftest import BY_BASE
-from ui.shared.safe_markdown import as_typed
+from ui.shared.markdown import as_typed
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 QUESTION = "Name one colour."

@@ -11,7 +11,7 @@ from feedback.records import settings
 from feedback.records.settings import SETTINGS, Setting
 from tests.over_http import act_on_page, assistant, blocks_of, key, loaded, web
 from ui.cli.__main__ import main
-from ui.operate.operate_layout import SHARE
+from ui.operate.layout import SHARE
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 NAPS = Setting("naps", "Naps a day", "So many naps are taken.", 2, most=9, unit="naps")

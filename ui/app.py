@@ -84,12 +84,12 @@ def create_app(
         proxies as proxied,
     )
     from ui.accounts import account_page, auth, login, users
-    from ui.api import api, docs, operating
+    from ui.api import admin, api, docs
     from ui.api.generating import Generating
-    from ui.api.openai import openai_api
+    from ui.api.openai import routes as openai_routes
     from ui.api.settings import routes as settings_routes
-    from ui.chat import chat_page
-    from ui.operate import operate_page
+    from ui.chat import page as chat_page
+    from ui.operate import page as operate_page
 
     app = FastAPI(title="Nightschool", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.assistant = assistant
@@ -107,7 +107,7 @@ def create_app(
     app.add_middleware(proxied.Forwarded, proxies=proxies)
     refusals.add_handlers(app)
     app.include_router(settings_routes())  # before those that answer everything else
-    for each in (api, users, operating, operate_page, openai_api, metrics, login, account_page, docs, refusals):
+    for each in (api, users, admin, operate_page, openai_routes, metrics, login, account_page, docs, refusals):
         app.include_router(each.router)
 
     # The first that fits answers, and everything fits under "/".

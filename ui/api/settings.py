@@ -6,8 +6,8 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field, create_model
 
 from feedback.records.settings import SETTINGS, Setting, all_settings, set_all
-from ui.accounts.asked import REFUSALS, STRICT, TheStore, Writing
 from ui.accounts.auth import Operator, operator
+from ui.accounts.dependencies import REFUSALS, STRICT, TheStore, Writing
 
 
 def type_of(declared: Setting) -> Any:

@@ -13,8 +13,8 @@ from feedback.database.database import Database
 from feedback.errors import NotFound
 from feedback.kinds import ratings
 from feedback.records import settings
-from ui.chat.chat_view import waiting_pair
-from ui.chat.turns import Turn
+from ui.chat.streams import Turn
+from ui.chat.view import waiting_pair
 
 
 def begin(assistant: Assistant, user: User, parent: str, sampling: Sampling, on_demand: bool) -> Turn:

@@ -12,9 +12,9 @@ from gradio.events import Dependency
 
 from assistant.chat.chat import Assistant
 from ui import gradio_guard
-from ui.chat import chat_layout, rating
-from ui.chat.chat_handlers import ChatPage
-from ui.chat.chat_layout import Sidebar
+from ui.chat import feedback_panels, layout
+from ui.chat.handlers import ChatPage
+from ui.chat.layout import Sidebar
 
 SYSTEM_FONTS = [
     gr.themes.Font(name) for name in ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif")
@@ -48,8 +48,8 @@ SHOW_CORRECTION = "() => nightschool.show('#correction', '#corrected-text textar
 def build(assistant: Assistant) -> gr.Blocks:
     """The page, ready to be mounted with `THEME`, `CSS` and `HEAD`."""
     with gradio_guard.Page(title="Nightschool", analytics_enabled=False, fill_width=True) as page:
-        sidebar = chat_layout.build_sidebar()
-        chat, pair, panel = chat_layout.build_main()
+        sidebar = layout.build_sidebar()
+        chat, pair, panel = layout.build_main()
         handlers = ChatPage(assistant, sidebar, chat, pair, panel)
         wire_talking(page, handlers)
         wire_rating(handlers)
@@ -87,7 +87,7 @@ def in_turn(
 def wire_talking(page: gr.Blocks, handlers: ChatPage) -> None:
     """Which control says, stops, opens and hides."""
     chat, sidebar = handlers.chat, handlers.sidebar
-    everything = chat_layout.controls(sidebar, chat, handlers.pair, handlers.panel)
+    everything = layout.controls(sidebar, chat, handlers.pair, handlers.panel)
     settings = sampling_controls(sidebar)
     spoken = [chat.conversation, chat.box, *settings]
 
@@ -124,7 +124,7 @@ def wire_talking(page: gr.Blocks, handlers: ChatPage) -> None:
 def wire_rating(handlers: ChatPage) -> None:
     """Which control rates, chooses, corrects and consents."""
     chat, sidebar, pair, panel = handlers.chat, handlers.sidebar, handlers.pair, handlers.panel
-    everything = chat_layout.controls(sidebar, chat, pair, panel)
+    everything = layout.controls(sidebar, chat, pair, panel)
     about = [chat.conversation, chat.focus]
 
     for button, choice in (
@@ -144,7 +144,7 @@ def wire_rating(handlers: ChatPage) -> None:
     in_turn(panel.save_correction.click, handlers.correct, [*about, panel.corrected], everything)
     in_turn(panel.take_back.click, handlers.take_correction_back, about, everything)
     for close in (panel.close, panel.cancel):
-        in_turn(close.click, lambda: rating.hide_panels(panel), [], everything)
+        in_turn(close.click, lambda: feedback_panels.hide_panels(panel), [], everything)
     consent = [chat.consent, sidebar.consent_switch, chat.notice]
     in_turn(chat.consent_yes.click, handlers.consent, [gr.State(True)], consent)
     in_turn(chat.consent_no.click, handlers.consent, [gr.State(False)], consent)

@@ -13,8 +13,8 @@ from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from feedback.records.adapters import ANYTHING, BASE
 from feedback.upkeep import schedules
-from ui.accounts.asked import REFUSALS, STRICT, TheAssistant, TheStore, Writing
 from ui.accounts.auth import Operator, operator
+from ui.accounts.dependencies import REFUSALS, STRICT, TheAssistant, TheStore, Writing
 from ui.operations import operations
 from ui.schedule import processes
 from ui.schedule.schedule import next_nights

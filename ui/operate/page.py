@@ -15,10 +15,10 @@ from starlette.responses import RedirectResponse, Response
 from assistant.chat.chat import Assistant
 from ui import gradio_guard
 from ui.accounts.auth import OPERATE
-from ui.chat.chat_page import HEAD, THEME, in_turn, on
-from ui.operate import operate_layout
-from ui.operate.operate_handlers import OperatePage
-from ui.operate.operate_layout import Page
+from ui.chat.page import HEAD, THEME, in_turn, on
+from ui.operate import layout
+from ui.operate.handlers import OperatePage
+from ui.operate.layout import Page
 
 __all__ = ["CSS", "HEAD", "THEME", "build", "router"]
 CSS = (Path(__file__).with_name("operate.css")).read_text()
@@ -41,7 +41,7 @@ def with_slash() -> Response:
 def build(assistant: Assistant) -> gr.Blocks:
     """The page, ready to be mounted with `THEME`, `CSS` and `HEAD`."""
     with gradio_guard.Page(title="Operate · Nightschool", analytics_enabled=False, fill_width=True) as blocks:
-        page = operate_layout.build()
+        page = layout.build()
         handlers = OperatePage(assistant, page)
         wire_looking(blocks, page, handlers)
         wire_acting(page, handlers)

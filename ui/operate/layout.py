@@ -7,7 +7,7 @@ from zoneinfo import available_timezones
 import gradio as gr
 
 from feedback.records.settings import SETTINGS
-from ui.chat.chat_layout import button
+from ui.chat.layout import button
 
 SHARE = "side_by_side_share"  # the setting that has a place of its own
 METHODS = [

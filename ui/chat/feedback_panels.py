@@ -14,7 +14,7 @@ from feedback.errors import Refused
 from feedback.kinds import ratings
 from feedback.kinds.ratings import DOWN, NONE, UP
 from ui.chat.layout import RatingPanel
-from ui.chat.render import Updates
+from ui.shared.widgets import Updates
 
 
 def thumb(store: Database, user: User, reply: str, liked: bool | str) -> int:

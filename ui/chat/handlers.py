@@ -1,15 +1,12 @@
 """What happens on the chat page: each handler asks who the person is, acts through the store, and shows the result."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from assistant.chat import chat as assistant_chat
 from assistant.chat.chat import Assistant
-from assistant.engine.request import EngineError
 from assistant.engine.sampling.params import Sampling
 from feedback.accounts import users
 from feedback.accounts.users import User
@@ -19,29 +16,12 @@ from feedback.kinds import labels, ratings
 from ui.accounts.auth import page_user
 from ui.chat import feedback_panels, render, side_by_side
 from ui.chat.layout import Chat, PairPanel, RatingPanel, Sidebar
-from ui.chat.render import Updates
 from ui.chat.streams import Turns
 from ui.chat.view import look, newest, newest_leaf
 from ui.shared.markdown import as_typed
+from ui.shared.widgets import Updates, telling
 
 TICK_S = 0.08  # a growing reply is shown this often
-
-
-@dataclass
-class Told:
-    """What the page has to tell the person; empty when all went well."""
-
-    sentence: str = ""
-
-
-@contextmanager
-def telling() -> Iterator[Told]:
-    """The edge: what was refused, or could not be done, becomes one sentence on the page."""
-    told = Told()
-    try:
-        yield told
-    except (Refused, EngineError) as error:
-        told.sentence = str(error)
 
 
 class ChatPage:

@@ -14,9 +14,9 @@ from ui.chat.layout import Chat, PairPanel, Sidebar
 from ui.chat.streams import Turn
 from ui.chat.view import About, ChatView
 from ui.shared.markdown import with_maths, without_tags
+from ui.shared.widgets import Updates
 
 THUMBS = {UP: "Like", DOWN: "Dislike"}  # gradio draws these two words as thumbs
-Updates = dict[Any, Any]
 
 
 def message(role: str, text: str, message_id: str, **more: str) -> dict[str, Any]:

@@ -17,25 +17,23 @@ from feedback.records.nights import RUNNING, Night
 from feedback.records.settings import SETTINGS, Setting
 from feedback.upkeep import schedules
 from ui.accounts.auth import page_user, require_operator
-from ui.chat.handlers import telling
 from ui.operate import lists, render
-from ui.operate.layout import IDLE_TICK_S, SHARE, TICK_S, Page
-from ui.operate.render import notice
+from ui.operate.layout import IDLE_TICK_S, SHARE, TICK_S, Controls
 from ui.operate.schedule_form import next_five, stands, wished
 from ui.operate.view import SystemStatus, read_status
 from ui.operations import operations
 from ui.shared import time_format
+from ui.shared.widgets import Updates, notice, telling
 
 NEWEST = "newest"  # as the night to show: the one that runs, or else the last one
 DAYS = 14
 POINTS = 400  # of a curve, at most
-Updates = dict[Any, Any]
 
 
 class OperatePage:
     """The handlers of one page, which all operators share."""
 
-    def __init__(self, assistant: Assistant, page: Page) -> None:
+    def __init__(self, assistant: Assistant, page: Controls) -> None:
         self.assistant = assistant
         self.store = assistant.store
         self.page = page

@@ -7,7 +7,7 @@ from zoneinfo import available_timezones
 import gradio as gr
 
 from feedback.records.settings import SETTINGS
-from ui.chat.layout import button
+from ui.shared.widgets import button
 
 SHARE = "side_by_side_share"  # the setting that has a place of its own
 METHODS = [
@@ -99,7 +99,7 @@ class SettingsPanel:
 
 
 @dataclass(frozen=True)
-class Page:
+class Controls:
     """All of it. `zone` is the browser's time zone; `seen` says which state of each part the browser has."""
 
     zone: gr.Textbox
@@ -135,7 +135,7 @@ def heading(words: str) -> None:
     gr.HTML(f"<h2>{words}</h2>", padding=False, elem_classes="heading")
 
 
-def build() -> Page:
+def build() -> Controls:
     """The page from top to bottom: a glance, the night and what was said, adapters and schedule, the record."""
     zone, seen = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
     with gr.Column(elem_id="operate"):
@@ -164,7 +164,7 @@ def build() -> Page:
                 heading("Who did what")
                 trail = text("trail")
     glance = Glance(account, headline, tiles, night_html, said, adapters, standing, nights, clock, trail)
-    return Page(zone, seen, gr.Timer(IDLE_TICK_S), glance, night, promotion, schedule, settings)
+    return Controls(zone, seen, gr.Timer(IDLE_TICK_S), glance, night, promotion, schedule, settings)
 
 
 def build_night() -> tuple[gr.HTML, NightPanel]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from feedback.records.adapters import BASE, TERMINAL, Adapter, AuditEntry
 from feedback.records.nights import Night
-from ui.operate.render import chip, method_words, sentence
+from ui.operate.render import method_words
 from ui.operate.view import SystemStatus, doing, in_words, learned_from, outcome
 from ui.shared import plots, time_format
+from ui.shared.widgets import chip, sentence
 
 ADAPTERS_SHOWN = 12
 DONE = {

@@ -10,6 +10,7 @@ from feedback.kinds.ratings import Day
 from feedback.records.nights import Night
 from ui.operate.view import SystemStatus, doing, headline, in_words, outcome
 from ui.shared import plots, time_format
+from ui.shared.widgets import MARKS, chip, sentence
 
 KINDS = {  # of feedback, as a legend names them
     "thumbs_up": "thumbs up",
@@ -19,26 +20,6 @@ KINDS = {  # of feedback, as a legend names them
     "corrections": "corrections",
     "critiques": "critiques",
 }
-MARKS = {"well": "✓", "busy": "●", "note": "!", "trouble": "✕"}
-
-
-def sentence(words: str) -> str:
-    """Words as a sentence: a capital first, unless a name like night-0001 comes first; a full stop last."""
-    words = words.strip()
-    first = words.split(" ", 1)[0]
-    capital = words[:1] if "-" in first or "_" in first else words[:1].upper()
-    return capital + words[1:] + ("" if not words or words.endswith((".", "!", "?", "…")) else ".")
-
-
-def notice(words: str, good: bool = False) -> str:
-    """One sentence beside what was clicked."""
-    kind, role = ("good", "status") if good else ("bad", "alert")
-    return f'<p class="notice {kind}" role="{role}">{escape(sentence(words))}</p>' if words else ""
-
-
-def chip(words: str, state: str) -> str:
-    """A state, by word, sign and colour."""
-    return f'<span class="chip {state}"><span aria-hidden="true">{MARKS[state]}</span> {escape(words)}</span>'
 
 
 def show_account(user: User) -> str:

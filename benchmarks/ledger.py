@@ -32,7 +32,7 @@ from feedback.chats.conversations import Provenance
 from feedback.database.database import Database
 from feedback.examples import build
 from feedback.formats import export, files
-from feedback.formats.base import FORMATS
+from feedback.formats.registry import FORMATS
 from feedback.kinds import current, ratings
 from feedback.messages import Message
 from feedback.records import adapters, nights

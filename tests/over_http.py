@@ -13,6 +13,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from safetensors.torch import save_file
+from starlette.routing import Mount
 
 from assistant.chat.adapter_manager import AdapterManager
 from assistant.chat.assistant import Assistant, open_assistant
@@ -125,3 +126,21 @@ def events(answer: Any) -> list[Any]:
     """The JSON of each server-sent event; [DONE] as it is."""
     data = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
     return [each if each == "[DONE]" else json.loads(each) for each in data]
+
+
+def blocks_of(web: TestClient, place: str) -> Any:
+    """What is mounted at a page's place, which does not end in a slash: its Gradio blocks."""
+    app: Any = web.app
+    return next(each.app.blocks for each in app.routes if isinstance(each, Mount) and each.path == place)
+
+
+def act_on_page(web: TestClient, place: str, handler: str, typed: dict[str, Any]) -> str:
+    """All that the server says to an event of a page; `typed` is what stands in controls, by their `elem_id`."""
+    function = next(each for each in blocks_of(web, place).fns.values() if each.fn and each.name == handler)
+    data = [typed.get(control.elem_id, control.value) for control in function.inputs]
+    trigger = next((each for each, _ in function.targets if each is not None), None)
+    session = secrets.token_hex(6)
+    body = {"data": data, "fn_index": function._id, "session_hash": session, "trigger_id": trigger}
+    joined = web.post(f"{place}/gradio_api/queue/join", json=body)
+    assert joined.status_code == 200, joined.text
+    return web.get(f"{place}/gradio_api/queue/data?session_hash={session}").text

@@ -17,7 +17,7 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database, now
 from feedback.kinds import ratings
-from feedback.records import adapters, nights
+from feedback.records import adapters, nights, settings
 from feedback.upkeep import schedules
 from tests.conftest import two_replies
 from tests.over_http import DRAWN, GREEDY, HERE, LONG, assistant, key, loaded, make_adapter, rows, token_of, web
@@ -70,7 +70,7 @@ def test_a_request_sent_twice_acts_once(web: TestClient, store: Database, owner:
 def test_feedback_beyond_an_hours_bound_is_refused_with_when_to_go_on(web: TestClient, store: Database) -> None:
     ann = users.add_user(store, "ann", "chatter", "hash")
     _, left, _ = two_replies(store, ann)
-    nights.set_setting(store, None, "feedback_per_hour", 1)
+    settings.set_setting(store, None, "feedback_per_hour", 1)
     token = {"Authorization": f"Bearer {users.add_token(store, ann, 'test')}"}
 
     def vote(value: int) -> httpx.Response:
@@ -196,7 +196,7 @@ def test_the_schedule_and_the_settings_are_set_and_read(web: TestClient, store: 
     assert (by_feedback["cron"], by_feedback["grace_minutes"], by_feedback["next"]) == ("", 60, [])
     assert web.get("/api/status").json()["next_night"] is None
     assert web.put("/api/settings", json={"side_by_side_share": 0.5}, headers=key()).status_code == 200
-    assert nights.setting(store, "side_by_side_share") == 0.5
+    assert settings.setting(store, "side_by_side_share") == 0.5
 
 
 def test_nights_are_listed_with_their_steps(web: TestClient, store: Database) -> None:

@@ -22,7 +22,7 @@ from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import Refused
-from feedback.records import adapters, nights
+from feedback.records import adapters, settings
 from tests.conftest import REPOSITORY
 from tests.over_http import HERE, assistant, loaded, make_adapter
 from ui.app import create_app, look_for_promotions
@@ -145,7 +145,7 @@ def test_a_server_that_cannot_start_says_why_in_one_sentence(tmp_path: Path) -> 
     assert "cannot make the data folder" in refused(tmp_path / "file")
     assert refused(Path("/proc/nightschool"))
     with closing(Database(data)) as store:
-        assert (users.users(store), nights.setting(store, "side_by_side_share")) == ([], 0.1)
+        assert (users.users(store), settings.setting(store, "side_by_side_share")) == ([], 0.1)
 
 
 # The page

@@ -198,12 +198,12 @@ def test_what_a_forgotten_person_was_called_is_forgotten_there_too(house: Path) 
 def test_the_page_says_whose_terminal_it_was(house: Path) -> None:
     from datetime import UTC
 
-    from ui.operate import operate_lists
-    from ui.operate.operate_view import read_status
+    from ui.operate import lists
+    from ui.operate.view import read_status
 
     assert typed_in(["set", "gate", "off"], house) == 0
     with closing(Database(house)) as store:
-        shown = operate_lists.show_trail(read_status(store, UTC))
+        shown = lists.show_trail(read_status(store, UTC))
     assert f"<strong>{WHO} (command line)</strong> set <strong>gate</strong>" in shown
     assert "terminal" not in shown
 

@@ -15,10 +15,10 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.kinds import ratings
-from feedback.records import nights
+from feedback.records import settings
 from tests.browser import REPLY_MS, Server, Visitor, chromium, serving
 from tests.conftest import BY_BASE
-from ui.shared.safe_markdown import as_typed
+from ui.shared.markdown import as_typed
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 QUESTION = "Name one colour."
@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def said(data: Path) -> Iterator[Database]:
     """The server's own store, as another process sees it. No side by side unless a test asks."""
     store = Database(data)
-    nights.set_setting(store, None, "side_by_side_share", 0)
+    settings.set_setting(store, None, "side_by_side_share", 0)
     yield store
     store.close()
 
@@ -200,9 +200,9 @@ def test_the_chosen_side_goes_on_and_neither_tells_who_wrote_it(visitor: Visitor
 def test_on_the_operators_share_of_turns_two_are_shown_and_typing_on_chooses_none(
     visitor: Visitor, said: Database, me: User
 ):
-    nights.set_setting(said, None, "side_by_side_share", 1)
+    settings.set_setting(said, None, "side_by_side_share", 1)
     visitor.say(QUESTION)
-    nights.set_setting(said, None, "side_by_side_share", 0)
+    settings.set_setting(said, None, "side_by_side_share", 0)
     expect(visitor.locate("#both-bad")).to_be_visible()
     pair = conversations.pair_under(said, last_leaf(said, me).parent or "")
     assert pair is not None

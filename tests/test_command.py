@@ -8,7 +8,7 @@ from pathlib import Path
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.database.database import Database, now
-from feedback.records import adapters, nights
+from feedback.records import adapters, settings
 from feedback.records.adapters import Adapter
 
 
@@ -64,11 +64,11 @@ def test_an_unknown_model_is_one_sentence(tmp_path: Path) -> None:
 def test_settings_are_shown_and_changed_and_checked(store: Database) -> None:
     data = str(store.data)
     assert nightschool("set", "side_by_side_share", "0.5", "--data", data).stdout == "side_by_side_share = 0.5\n"
-    assert nights.setting(store, "side_by_side_share") == 0.5
+    assert settings.setting(store, "side_by_side_share") == 0.5
     refused(nightschool("set", "side_by_side_share", "2", "--data", data), "a number from 0 to 1")
     refused(nightschool("set", "side_by_side_share", "many", "--data", data), "cannot be 'many'")
     refused(nightschool("set", "colour", "1", "--data", data), "there is no setting 'colour'")
-    assert nights.setting(store, "side_by_side_share") == 0.5
+    assert settings.setting(store, "side_by_side_share") == 0.5
 
 
 def test_accounts_are_made_with_a_password_that_is_kept_hashed(store: Database) -> None:

@@ -23,11 +23,11 @@ from feedback.database.database import Database, now
 from feedback.errors import Refused
 from feedback.examples.build import KINDS, gather, still_standing
 from feedback.formats import export, files
-from feedback.formats.base import EXPORTED, FORMATS
+from feedback.formats.registry import FORMATS, writable
 from feedback.kinds import current, history, labels, ratings
 from feedback.messages import Message
 from feedback.raters import agreement, leaderboard, questions, reliability
-from feedback.records import adapters, nights
+from feedback.records import adapters, nights, settings
 from feedback.records.adapters import Adapter
 from feedback.upkeep import privacy, schedules
 from tests.conftest import BY_BASE, two_replies
@@ -131,7 +131,7 @@ def person(store: Database, name: str, role: str = "rater") -> User:
 
 @pytest.fixture
 def world(store: Database) -> World:
-    nights.set_setting(store, None, "raters_per_question", 9)
+    settings.set_setting(store, None, "raters_per_question", 9)
     cora, rita, ben = person(store, "cora", "chatter"), person(store, "rita"), person(store, "ben")
     message = conversations.record_messages(store, cora, "chat", [Message("user", SECRET)])
     conversation = conversations.node(store, message).conversation
@@ -149,7 +149,7 @@ def world(store: Database) -> World:
 def uses(store: Database) -> dict[str, Any]:
     """All that is made of feedback, by what makes it."""
     gathered, report = gather(store), agreement.report(store)
-    rows = {f"export {name}": list(export.rows(store, FORMATS[name], Counter())) for name in EXPORTED}
+    rows = {f"export {name}": list(export.rows(store, FORMATS[name], Counter())) for name in writable()}
     return rows | {
         "examples": {kind: getattr(gathered, kind) for kind in KINDS},
         "weights": reliability.weights(store),
@@ -299,7 +299,7 @@ def test_who_never_agreed_is_as_good_as_who_said_no(store: Database) -> None:
 
 def test_an_answer_that_may_not_be_used_is_asked_of_somebody_else(world: World) -> None:
     store = world.store
-    nights.set_setting(store, None, "raters_per_question", 1)
+    settings.set_setting(store, None, "raters_per_question", 1)
     with store.transaction() as db:  # only the first message is left to ask about
         db.conn.execute("UPDATE messages SET content = '' WHERE content IN ('nothing', 'everything')")
     world.say(CASES["choice"], world.rita)
@@ -512,7 +512,7 @@ def test_a_rater_is_shown_no_more_of_who_said_no_and_nothing_of_it_leaves(
         assert send(cora, path, body).status_code == 200  # one's own
     assert ratings.counts(store) == {table: count + 1 for table, count in before.items()}
     assert len(gather(store)) == 0
-    for name in EXPORTED:
+    for name in writable():
         files.write(tmp_path / f"{name}.jsonl", export.rows(store, FORMATS[name], Counter()))
         assert "4711" not in (tmp_path / f"{name}.jsonl").read_text()
     mine = web.get("/api/me", headers=rita)

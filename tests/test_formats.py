@@ -14,7 +14,7 @@ from feedback.database.database import Database
 from feedback.errors import Conflict, NotFound, Refused
 from feedback.examples import build
 from feedback.formats import export, files, load
-from feedback.formats.base import EXPORTED, FORMATS, format_of
+from feedback.formats.registry import FORMATS, format_of, writable
 from feedback.kinds import labels, ratings
 from feedback.messages import Message
 from tests.conftest import BY_BASE
@@ -70,7 +70,7 @@ def exported(store: Database, name: str, path: Path) -> tuple[bytes, Counter[str
     return path.read_bytes(), left_out
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", writable())
 def test_out_in_and_out_again_is_the_same_file(said: Database, tmp_path: Path, name: str) -> None:
     suffix = SUFFIX.get(name, ".jsonl")
     first, left_out = exported(said, name, tmp_path / f"first{suffix}")
@@ -97,7 +97,7 @@ def bare(value: Any) -> Any:
     return [bare(each) for each in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("name", [name for name in EXPORTED if name != "arena"])
+@pytest.mark.parametrize("name", [name for name in writable() if name != "arena"])
 def test_parquet_holds_the_same(said: Database, tmp_path: Path, name: str) -> None:
     pytest.importorskip("pyarrow")
     plain, _ = exported(said, name, tmp_path / "rows.jsonl")
@@ -128,7 +128,7 @@ def test_nothing_of_what_was_said_is_lost_in_the_ledgers_own_format(said: Databa
     again.close()
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", writable())
 def test_datasets_loads_the_folder(said: Database, tmp_path: Path, name: str) -> None:
     datasets = pytest.importorskip("datasets")
     card = {"format": name, "words": FORMATS[name].words, "licence": "cc0-1.0", "at": "today"}
@@ -264,7 +264,7 @@ def test_rows_that_cannot_be_kept_are_counted_by_reason(store: Database, tmp_pat
 
 
 def test_a_row_of_each_format_is_known_by_its_fields(said: Database) -> None:
-    for name in EXPORTED:
+    for name in writable():
         row = next(iter(export.rows(said, FORMATS[name], Counter())))
         assert format_of(row).name == name
 

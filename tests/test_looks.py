@@ -18,7 +18,7 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.kinds import ratings
-from feedback.records import adapters, nights
+from feedback.records import adapters, settings
 from tests.browser import Server, Visitor, chromium, serving
 from tests.conftest import BY_BASE
 from tests.trained import LETTER, SAILOR, copy_of
@@ -75,7 +75,7 @@ CONTRASTS = """elements => {
 def house(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """The server's own store, as another process sees it: an operator, a chatter, a night's adapter that serves."""
     store = Database(copy_of(trained, tmp_path_factory.mktemp("looks") / "data"))
-    nights.set_setting(store, None, "side_by_side_share", 0)
+    settings.set_setting(store, None, "side_by_side_share", 0)
     hashed = PasswordHasher().hash(PASSWORD)
     for name, role in (("ada", "operator"), ("bo", "chatter")):
         users.set_consent(store, users.add_user(store, name, role, hashed), True)
@@ -292,7 +292,7 @@ def test_settings_saved_in_a_hurry_are_all_saved_in_order(ada: Windows, house: D
     expect(visitor.locate("#share-notice")).to_contain_text("33 % of turns", timeout=9_000)
     saved = [each.detail for each in adapters.audit_trail(house, 10) if each.subject == "side_by_side_share"]
     assert [str(each.get("value", each)) for each in saved[:3]] == ["0.33", "0.32", "0.31"]
-    nights.set_setting(house, None, "side_by_side_share", 0)
+    settings.set_setting(house, None, "side_by_side_share", 0)
 
 
 # The chat page

@@ -16,16 +16,16 @@ from playwright.sync_api import Browser, expect
 from feedback.accounts import users
 from feedback.database.database import Database, now
 from feedback.kinds import ratings
-from feedback.records import adapters, nights
+from feedback.records import adapters, nights, settings
 from feedback.records.adapters import Adapter
 from feedback.upkeep import schedules
 from tests.browser import Server, Visitor, chromium, serving
 from tests.conftest import two_replies
 from tests.over_http import assistant, loaded, rows, token_of, web
 from tests.trained import LETTER, SAILOR, copy_of
-from ui.operate import operate_lists, operate_screen, operate_view
-from ui.operate.operate_layout import IDLE_TICK_S
-from ui.shared import moments, plots
+from ui.operate import lists, render, view
+from ui.operate.layout import IDLE_TICK_S
+from ui.shared import plots, time_format
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 NIGHT_MS = 300_000
@@ -41,7 +41,7 @@ def data(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def house(data: Path) -> Iterator[Database]:
     """The server's own store, as another process sees it."""
     store = Database(data)
-    nights.set_setting(store, None, "side_by_side_share", 0)
+    settings.set_setting(store, None, "side_by_side_share", 0)
     yield store
     store.close()
 
@@ -197,7 +197,7 @@ def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Vis
     visitor.locate("#share input[type=number]").fill("35")
     visitor.locate("#save-share").click()
     expect(visitor.locate("#share-notice")).to_contain_text("35 % of turns")
-    assert nights.setting(house, "side_by_side_share") == 0.35
+    assert settings.setting(house, "side_by_side_share") == 0.35
     expect(visitor.locate("#trail li").first).to_contain_text("owner set side_by_side_share")
 
     cron.fill("0 3 * *")  # what is being typed is never written over, whatever happens elsewhere
@@ -215,11 +215,11 @@ def test_every_setting_is_set_on_the_page_and_what_cannot_be_changes_nothing(vis
     users.fill("none")
     visitor.locate("#save-settings").click()
     expect(visitor.locate("#settings-notice")).to_contain_text("a whole number of people from 1 to 1,000")
-    assert nights.setting(house, "gate") == "on"
+    assert settings.setting(house, "gate") == "on"
     users.fill("2")
     visitor.locate("#save-settings").click()
     expect(visitor.locate("#settings-notice")).to_have_text("Saved: gate, raters_per_question.")
-    assert (nights.setting(house, "gate"), nights.setting(house, "raters_per_question")) == ("advise", 2)
+    assert (settings.setting(house, "gate"), settings.setting(house, "raters_per_question")) == ("advise", 2)
     expect(visitor.locate("#trail li").first).to_contain_text("owner set raters_per_question")
 
 
@@ -302,8 +302,8 @@ def test_only_operators_come_in_by_any_door(web: TestClient, store: Database) ->
 
 
 def test_the_headline_says_in_words_what_is_wrong(store: Database) -> None:
-    def headline() -> operate_view.Headline:
-        return operate_view.headline(operate_view.read_status(store, moments.zone_of("Europe/Berlin")))
+    def headline() -> view.Headline:
+        return view.headline(view.read_status(store, time_format.zone_of("Europe/Berlin")))
 
     assert headline().words == "the base model answers; no night has run yet"
     night = nights.start_night(store, "auto", {}, pid=0)
@@ -317,8 +317,8 @@ def test_the_headline_says_in_words_what_is_wrong(store: Database) -> None:
     adapters.add_adapter(store, made)
     adapters.promote(store, "night-0009", None, f"{adapters.KEPT}adapter night-0010 is damaged", {})
     assert (headline().state, headline().words[:31]) == ("trouble", "adapter night-0010 is damaged; ")
-    house = operate_view.read_status(store, moments.zone_of("no such zone"))
-    assert "&lt;i&gt;why" in operate_lists.show_adapters(house)
+    house = view.read_status(store, time_format.zone_of("no such zone"))
+    assert "&lt;i&gt;why" in lists.show_adapters(house)
 
 
 def test_feedback_is_counted_by_the_days_of_the_operators_clocks(store: Database) -> None:
@@ -330,12 +330,10 @@ def test_feedback_is_counted_by_the_days_of_the_operators_clocks(store: Database
     with store.transaction() as db:
         db.conn.execute("UPDATE votes SET at = '2020-01-01T00:00:00.000+00:00' WHERE value = 0")
     for zone in ("UTC", "Asia/Kathmandu", "Pacific/Kiritimati"):
-        days = ratings.by_day(store, moments.zone_of(zone), 30)
+        days = ratings.by_day(store, time_format.zone_of(zone), 30)
         assert (len(days), sum(day.total for day in days)) == (30, 2)
         assert sum(day.counts["comparisons"] for day in days[-2:]) == 1  # midnight there may just have passed
-    assert (
-        "1 today, 2 in" in operate_screen.show_said([*days[:-1], ratings.Day(days[-1].day, {"thumbs_up": 1})]) or True
-    )
+    assert "1 today, 2 in" in render.show_said([*days[:-1], ratings.Day(days[-1].day, {"thumbs_up": 1})]) or True
 
 
 def test_a_look_is_cheap_on_a_hundred_thousand_votes(store: Database) -> None:
@@ -346,9 +344,9 @@ def test_a_look_is_cheap_on_a_hundred_thousand_votes(store: Database) -> None:
         db.conn.executemany("INSERT INTO votes (user, reply, value, at) VALUES (?, ?, ?, ?)", [row] * 100_000)
     nights.end_night(store, nights.start_night(store, "auto", {}, pid=0), "done", "")
     began = time.perf_counter()
-    operate_screen.show_tiles(operate_view.read_status(store, moments.zone_of("UTC")))
+    render.show_tiles(view.read_status(store, time_format.zone_of("UTC")))
     look_s = time.perf_counter() - began
-    ratings.by_day(store, moments.zone_of("UTC"), 14)
+    ratings.by_day(store, time_format.zone_of("UTC"), 14)
     by_day_s = time.perf_counter() - began - look_s
     assert (look_s < 0.5, by_day_s < 1.5) == (True, True), (look_s, by_day_s)
 
@@ -370,14 +368,14 @@ def test_a_plot_holds_whatever_numbers_it_is_given() -> None:
 
 
 def test_times_are_said_as_people_say_them() -> None:
-    noon, berlin = moments.parsed("2026-11-22T12:00:00.000+00:00"), moments.zone_of("Europe/Berlin")
+    noon, berlin = time_format.parsed("2026-11-22T12:00:00.000+00:00"), time_format.zone_of("Europe/Berlin")
     for at, said in {
         "2026-11-22T02:00:00+00:00": "today 03:00",
         "2026-11-23T02:00:00+00:00": "tomorrow 03:00",
         "2026-11-20T23:30:00+00:00": "yesterday 00:30",
         "2025-01-02T08:05:00+00:00": "2 Jan 2025 09:05",
     }.items():
-        assert moments.clock(moments.parsed(at), berlin, noon) == said
+        assert time_format.clock(time_format.parsed(at), berlin, noon) == said
     spans = {7.6: "8 s", 61: "1 min 1 s", 600: "10 min", 18_060: "5 h 1 min", 108_000: "30 h", 345_600: "4 days"}
     for seconds, said in spans.items():
-        assert moments.span(seconds) == said
+        assert time_format.span(seconds) == said

@@ -23,7 +23,7 @@ from feedback.examples.split import places, secret_of, split
 from feedback.formats import load
 from feedback.kinds import labels, ratings
 from feedback.messages import Message
-from feedback.records import nights
+from feedback.records import settings
 from feedback.upkeep import backup, privacy
 from tests.conftest import two_replies
 from tests.test_split import QUESTIONS, pair
@@ -350,7 +350,7 @@ def test_a_split_keeps_every_example_and_people_who_judge(store):
 @pytest.fixture
 def talker(store: Database) -> tuple[User, str, str]:
     """Somebody with two replies to rate, who may say five things an hour."""
-    nights.set_setting(store, None, "feedback_per_hour", 5)
+    settings.set_setting(store, None, "feedback_per_hour", 5)
     user = person(store, "ann")
     _, left, right = two_replies(store, user)
     return user, left, right
@@ -408,7 +408,7 @@ def test_an_hour_later_there_is_room_again(store, talker):
 
 
 def test_the_owner_of_a_machine_without_accounts_is_not_hurried(store, owner):
-    nights.set_setting(store, None, "feedback_per_hour", 2)
+    settings.set_setting(store, None, "feedback_per_hour", 2)
     _, left, _ = two_replies(store, owner)
     for _ in range(4):
         ratings.vote(store, owner, left, ratings.UP)

@@ -14,7 +14,7 @@ from feedback.kinds import ratings
 from feedback.messages import Message
 from feedback.raters import agreement, questions
 from feedback.raters.questions import EVENLY, Item, chances, next_question
-from feedback.records import nights
+from feedback.records import settings
 from tests.conftest import BY_BASE, two_replies
 
 
@@ -76,7 +76,7 @@ def test_three_replies_are_ranked(store: Database, consenting: User) -> None:
 
 def test_an_item_is_asked_until_enough_people_have_answered(store: Database, consenting: User) -> None:
     two_replies(store, consenting)
-    nights.set_setting(store, None, "raters_per_question", 2)
+    settings.set_setting(store, None, "raters_per_question", 2)
     for number in (1, 2):
         user = rater(store, f"rater {number}")
         asked = next_question(store, user)
@@ -84,15 +84,15 @@ def test_an_item_is_asked_until_enough_people_have_answered(store: Database, con
         ratings.compare(store, user, *(reply for reply, _ in asked.replies), "left")
     third = rater(store, "rater 3")
     assert next_question(store, third) is None
-    nights.set_setting(store, None, "raters_per_question", 3)
+    settings.set_setting(store, None, "raters_per_question", 3)
     assert next_question(store, third) is not None
     with pytest.raises(Refused, match="whole number of people from 1"):
-        nights.set_setting(store, None, "raters_per_question", 0)
+        settings.set_setting(store, None, "raters_per_question", 0)
 
 
 def test_the_sides_are_drawn_and_left_is_met_as_often(store: Database, consenting: User) -> None:
     _, left, _ = two_replies(store, consenting)
-    nights.set_setting(store, None, "raters_per_question", 99)
+    settings.set_setting(store, None, "raters_per_question", 99)
     first = Counter(
         next_question(store, rater(store, f"rater {n}"), random.Random(n)).replies[0][0] == left  # type: ignore[union-attr]
         for n in range(60)

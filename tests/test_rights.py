@@ -12,7 +12,7 @@ from feedback.database.database import Database, now
 from feedback.errors import Conflict, Refused
 from feedback.examples import build
 from feedback.kinds import labels, ratings
-from feedback.records import adapters, nights
+from feedback.records import adapters, nights, settings
 from feedback.records.adapters import Adapter
 from feedback.upkeep import privacy
 from tests.conftest import two_replies
@@ -119,8 +119,8 @@ def test_content_that_is_kept_too_long_is_removed_before_a_night(store: Database
     two_replies(store, owner, "fresh")
     assert privacy.expire(store) == 0  # for ever, unless somebody says otherwise
     with pytest.raises(Refused, match="whole number of days"):
-        nights.set_setting(store, None, "retention_days", -1)
-    nights.set_setting(store, None, "retention_days", 30)
+        settings.set_setting(store, None, "retention_days", -1)
+    settings.set_setting(store, None, "retention_days", 30)
     assert (privacy.expire(store), privacy.expire(store)) == (1, 0)
     contents = [row["content"] for row in store.rows("SELECT content FROM messages WHERE role = 'user'")]
     assert contents == ["", "fresh"]

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +57,6 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
 }
-# Gradio's scripts, styles and pictures are nobody's; they alone may be kept. (Its theme.css has our page's colours.)
-PROGRAM = re.compile(r"(/operate)?/(assets/|static/|theme\.css|favicon\.ico)")
 NO_STORE = (b"cache-control", b"no-store")
 BY_TLS = {
     "Strict-Transport-Security": "max-age=31536000"
@@ -80,16 +78,13 @@ def create_app(
 
     from assistant.engine.engine import MOST_WAITING
     from assistant.engine.scheduling.scheduler import MOST_ROWS
-    from ui import metrics, refusals
-    from ui import (
-        proxies as proxied,
-    )
+    from ui import metrics, pages, refusals
+    from ui import proxies as proxied
     from ui.accounts import account_page, auth, login, users
-    from ui.api import api, docs, operating
+    from ui.api import admin, api, docs
     from ui.api.generating import Generating
-    from ui.api.openai import openai_api
-    from ui.chat import chat_page
-    from ui.operate import operate_page
+    from ui.api.openai import routes as openai_routes
+    from ui.api.settings import routes as settings_routes
 
     app = FastAPI(title="Nightschool", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.assistant = assistant
@@ -100,51 +95,28 @@ def create_app(
 
     # Middleware runs from the last added to the first.
     app.add_middleware(CORSMiddleware, allow_origins=[])  # no other site's page; with ours, Gradio adds none of its own
-    app.add_middleware(auth.Gate, store=assistant.store)
+    app.add_middleware(auth.Gate, store=assistant.store, roles=pages.roles())
     app.add_middleware(auth.Sessions, secret=secret)
     app.add_middleware(login.Doorman)
-    app.add_middleware(with_headers)
+    app.add_middleware(with_headers, program=program_of(pages.PAGES))
     app.add_middleware(proxied.Forwarded, proxies=proxies)
     refusals.add_handlers(app)
-    for each in (api, users, operating, operate_page, openai_api, metrics, login, account_page, docs, refusals):
+    for made in (settings_routes(), pages.redirects()):
+        app.include_router(made)
+    for each in (api, users, admin, openai_routes, metrics, login, account_page, docs, refusals):  # the last: the rest
         app.include_router(each.router)
-
-    # The first that fits answers, and everything fits under "/".
-    mount(app, operate_page, operate_page.build(assistant), auth.OPERATE)
-    mount(app, chat_page, chat_page.build(assistant), "/")
+    pages.mount(app, assistant)
     return app
 
 
-def mount(app: "FastAPI", page: Any, blocks: Any, path: str) -> None:
-    """Let a page's Gradio blocks answer under a path, without anything that a page here has no use for."""
-    import gradio as gr
-    from starlette.routing import Mount
-
-    from ui import gradio_guard
-
-    gr.mount_gradio_app(
-        app,
-        blocks,
-        path=path,
-        auth_dependency=lambda request: request.state.user.name,
-        theme=page.THEME,
-        css=page.CSS,
-        head=page.HEAD,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        ssr_mode=False,
-        pwa=False,
-        show_error=False,
-    )
-    mounted = app.routes[-1]
-    assert isinstance(mounted, Mount)
-    mounted.app = gradio_guard.guard(blocks, mounted.app)
+def program_of(paths: Iterable[str]) -> re.Pattern[str]:
+    """What is nobody's, so that it may be kept: Gradio's scripts, styles (theme.css has our colours) and pictures."""
+    places = "|".join(re.escape(path.rstrip("/")) for path in paths)
+    return re.compile(rf"({places})/(assets/|static/|theme\.css|favicon\.ico)")
 
 
-def with_headers(app: "ASGIApp") -> "ASGIApp":
-    """ASGI: every answer with the headers that keep a page to itself, and out of caches where it is somebody's."""
+def with_headers(app: "ASGIApp", program: re.Pattern[str]) -> "ASGIApp":
+    """ASGI: every answer with the headers that keep a page to itself, and out of caches all but the `program`."""
 
     def encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
         return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
@@ -155,7 +127,7 @@ def with_headers(app: "ASGIApp") -> "ASGIApp":
         async def sending(message: "Message") -> None:
             if message["type"] == "http.response.start":
                 headers, own = by_tls if scope.get("scheme") == "https" else plain, message.get("headers", [])
-                if not PROGRAM.match(scope["path"]):
+                if not program.match(scope["path"]):
                     own = [*((name, value) for name, value in own if name.lower() != b"cache-control"), NO_STORE]
                 message["headers"] = [*own, *headers]
             await send(message)

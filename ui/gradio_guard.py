@@ -72,7 +72,7 @@ SESSIONS = 20_000  # remembered, the least recently used forgotten first
 log = logging.getLogger(__name__)
 
 
-class Page(gr.Blocks):
+class GuardedBlocks(gr.Blocks):
     """Blocks whose faults reach the browser as one sentence, and the log as one entry."""
 
     async def preprocess_data(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:

@@ -16,8 +16,8 @@ from feedback.errors import Refused
 from feedback.kinds import ratings
 from feedback.records import nights
 from feedback.records.adapters import BASE
-from ui.accounts.asked import TheAssistant
 from ui.accounts.auth import operator
+from ui.accounts.dependencies import TheAssistant
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 

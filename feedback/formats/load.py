@@ -17,8 +17,9 @@ from feedback.chats.conversations import LONGEST_MESSAGE
 from feedback.database.database import Database, new_id, now
 from feedback.errors import Conflict, Refused
 from feedback.formats import files
-from feedback.formats.base import Format, format_named, format_of
+from feedback.formats.base import Format
 from feedback.formats.record import Annotation, Dropped, Record
+from feedback.formats.registry import format_named, format_of
 from feedback.kinds.labels import CUSTOM, LABELS
 from feedback.kinds.ratings import CHOICES, REASONS
 from feedback.records import adapters

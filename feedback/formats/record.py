@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from feedback.examples.build import DEMONSTRATION
 from feedback.messages import Message
 
 ROLES = {
@@ -59,6 +60,10 @@ class Record:
     said: tuple[Annotation, ...]
     extra: dict[str, Any] = field(default_factory=dict)
     message: str = ""  # the id of the last message, as with a reply's
+
+
+CHOSEN_FIRST = (Annotation("comparison", (0, 1), choice="left"),)
+MODEL_ANSWER = (Annotation("label", (0,), label=DEMONSTRATION),)
 
 
 def rest(raw: dict[str, Any], *known: str) -> dict[str, Any]:
@@ -127,3 +132,15 @@ def shared(first: tuple[Message, ...], second: tuple[Message, ...]) -> int:
     while same < min(len(first), len(second)) and first[same] == second[same]:
         same += 1
     return same
+
+
+def demonstration(turns: tuple[Message, ...], extra: dict[str, Any]) -> Record:
+    """A conversation whose last reply is as it should be. Raises `Dropped`."""
+    if not turns or turns[-1].role != "assistant":
+        raise Dropped("the conversation does not end with a reply")
+    return Record(messages(as_turns(turns[:-1])), (Reply(text(turns[-1].content)),), MODEL_ANSWER, extra)
+
+
+def whole(row: Record) -> tuple[Message, ...]:
+    """A conversation with the reply that it should have."""
+    return (*row.messages, Message("assistant", row.replies[0].text))

@@ -10,7 +10,7 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.database.database import Database
 from feedback.errors import TooOften
-from feedback.records import nights
+from feedback.records import settings
 
 HOUR_S = 3600
 GIVEN = {  # table -> the rows that give something; others take it back
@@ -27,7 +27,7 @@ SAID = " UNION ALL ".join(f"SELECT at FROM {table} WHERE user = :user AND at > :
 
 def require_pace(store: Database, user: User) -> None:
     """To be called inside the write that gives feedback. Raises `TooOften` when this person has given their hour's."""
-    most = nights.setting(store, "feedback_per_hour")
+    most = settings.setting(store, "feedback_per_hour")
     if not most or (user.name == users.OWNER and not users.has_accounts(store)):
         return
     moment = datetime.now(UTC)

@@ -21,7 +21,7 @@ from feedback.chats import conversations
 from feedback.database.database import Database, new_id, now
 from feedback.kinds import current
 from feedback.messages import Message
-from feedback.records import nights
+from feedback.records import settings
 
 EVENLY = 0.3  # the share of questions drawn evenly
 REPEATED = 0.05  # the share that was answered before
@@ -59,7 +59,7 @@ def next_question(store: Database, user: User, chance: random.Random | None = No
     An item is asked until as many people have answered as the setting `raters_per_question` says.
     """
     chance = chance or random.SystemRandom()
-    overlap = nights.setting(store, "raters_per_question")
+    overlap = settings.setting(store, "raters_per_question")
     with store.transaction():
         waiting = _askable(store, user, "q.answered_at IS NULL")
         if waiting:

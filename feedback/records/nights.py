@@ -12,9 +12,7 @@ from typing import Any
 from feedback.database.database import Database, now
 from feedback.errors import NotFound
 from feedback.records import old_names
-from feedback.records.settings import GATE, SETTINGS, set_setting, setting
 
-__all__ = ["GATE", "SETTINGS", "set_setting", "setting"]  # what an operator sets lives in `settings`
 RUNNING = "running"
 EXAMPLES = "examples.json"  # in a night's folder: the words that it learns from
 

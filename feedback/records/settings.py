@@ -84,6 +84,13 @@ SETTINGS = {
 }
 
 
+def register(declared: Setting) -> None:
+    """Let something more be set, wherever settings are. Raises `ValueError` where its name is taken."""
+    if declared.name in SETTINGS:
+        raise ValueError(f"there is a setting {declared.name!r} already")
+    SETTINGS[declared.name] = declared
+
+
 def setting(store: Database, name: str) -> Any:
     """An operator's setting as it stands, or its default. Raises `NotFound` on an unknown name."""
     declared = _declared(name)

@@ -18,7 +18,7 @@ from feedback.database import openings
 from feedback.database.database import Database, now
 from feedback.errors import Conflict, Refused
 from feedback.kinds import current, history, ratings
-from feedback.records import adapters, nights
+from feedback.records import adapters, nights, settings
 
 SPOKEN = {
     "votes": ("words",),
@@ -194,7 +194,7 @@ def _rated_elsewhere(store: Database, user: User, own: set[str]) -> list[str]:
 
 def expire(store: Database) -> int:
     """Remove the content of conversations that are older than the setting `retention_days` allows; how many."""
-    days = nights.setting(store, "retention_days")
+    days = settings.setting(store, "retention_days")
     if not days:
         return 0
     limit = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="milliseconds")

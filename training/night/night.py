@@ -22,7 +22,7 @@ from feedback.database.database import Database, now
 from feedback.database.private_files import keep_private
 from feedback.errors import Conflict, Refused
 from feedback.examples.build import gather
-from feedback.records import adapters, nights
+from feedback.records import adapters, nights, settings
 from feedback.upkeep import privacy, schedules
 from training.night.signals import Cancellation, Cancelled
 
@@ -77,8 +77,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--fresh", action="store_true", help="do not go on with an interrupted night")
     top.add_argument("--log", choices=("tensorboard", "trackio"), help="write the steps there, too")
     top.add_argument("--asked-by", metavar="WHO", help=argparse.SUPPRESS)  # of servers: "clock", or a person's id
-    gates = "; ".join(f"{name}: {words}" for name, words in nights.GATE.items())
-    top.add_argument("--gate", choices=nights.GATE, help=f"{gates} (default: the setting 'gate')")
+    gates = "; ".join(f"{name}: {words}" for name, words in settings.GATE.items())
+    top.add_argument("--gate", choices=settings.GATE, help=f"{gates} (default: the setting 'gate')")
     return top
 
 
@@ -123,7 +123,7 @@ def whole_night(store: Database, base: "Base", wishes: "Wishes", options: argpar
             work = Work(*saved) if saved else begin(store, base, wishes, options)
             if work is None:
                 return DONE
-            work = replace(work, gate=options.gate or nights.setting(store, "gate"), log=options.log or "")
+            work = replace(work, gate=options.gate or settings.setting(store, "gate"), log=options.log or "")
 
         # 4. to 10. it learns and is judged, and what came of it is written down
         status = taught(store, base, work, cancellation)

@@ -41,7 +41,7 @@ FEWEST_FOR_VALIDATION = 10  # examples: fewer say nothing about when to stop, an
 
 @dataclass(frozen=True)
 class Work:
-    """A night that has something to do; `gate` is "on", "advise" or "off" (`feedback.records.nights.SETTINGS`)."""
+    """A night that has something to do; `gate` is "on", "advise" or "off" (`feedback.records.settings.SETTINGS`)."""
 
     night: int
     plan: Plan

@@ -12,8 +12,8 @@ from feedback.accounts import sessions, users
 from feedback.accounts.users import User
 from feedback.database.database import Database
 from feedback.errors import Refused
-from ui.accounts.asked import TheStore
 from ui.accounts.auth import Person, open_session, session_of
+from ui.accounts.dependencies import TheStore
 from ui.accounts.login import OWNER_PASSWORD, Logins, headers_of
 from ui.accounts.passwords import LEAST, require_usable
 from ui.refusals import Forbidden, NotLoggedIn, status_of, template

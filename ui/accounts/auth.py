@@ -8,6 +8,7 @@ another site's page sends is refused whoever's cookie it carries. A session stan
 import ipaddress
 import logging
 import secrets
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
@@ -33,7 +34,6 @@ KEY = "session"  # in the cookie: what the session is found by
 HEALTH = "/healthz"  # who looks there must not be made to wait for others' faults
 OPEN = ("/login", "/logout", HEALTH)  # for everybody
 FORMS = ("/login", "/logout", "/account")  # nothing large is written there
-OPERATE = "/operate"  # the operators' page; it and all below it are for them alone
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 LARGEST_BODY = 16 << 20
 LARGEST_FORM = 16 << 10
@@ -187,9 +187,11 @@ class Sessions:
 class Gate:
     """The one way in, before any route: who is let through stands in `request.state.user`."""
 
-    def __init__(self, app: ASGIApp, store: Database) -> None:
+    def __init__(self, app: ASGIApp, store: Database, roles: Mapping[str, str]) -> None:
+        """`roles` says which role a path takes, it and all below it."""
         self.app = app
         self.store = store
+        self._roles = roles
         self._patience = Patience()
         self._seeing = ThreadPoolExecutor(1, "seen")  # no request waits for it
 
@@ -220,8 +222,9 @@ class Gate:
             if session and sessions.is_seen_long_ago(session):
                 self._seeing.submit(self._see, session)
             require_fitting(request.headers, LARGEST_FORM if path.startswith(FORMS) else LARGEST_BODY)
-            if path == OPERATE or path.startswith(f"{OPERATE}/"):
-                require_operator(request.state.user)
+            for place, role in self._roles.items():
+                if path == place or path.startswith(f"{place}/"):
+                    require_role(request.state.user, role)
         except NotLoggedIn as error:
             if wants_html(request):
                 return RedirectResponse(f"/login?next={quote(path)}", 303)
@@ -267,8 +270,13 @@ def operator(user: Annotated[User, Depends(person)]) -> User:
 
 def require_operator(user: User) -> User:
     """The same person, being an operator. Raises `Forbidden`."""
-    if not user.may("operator"):
-        raise Forbidden(f"this takes the role operator, and {user.name} is a {user.role}")
+    return require_role(user, "operator")
+
+
+def require_role(user: User, role: str) -> User:
+    """The same person, who may do what a role may. Raises `Forbidden`."""
+    if not user.may(role):
+        raise Forbidden(f"this takes the role {role}, and {user.name} is a {user.role}")
     return user
 
 

@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 from feedback.accounts import roles, sessions, users
 from feedback.accounts.users import User
 from feedback.errors import Refused
-from ui.accounts.asked import REFUSALS, STRICT, TheStore, Writing
 from ui.accounts.auth import Operator
+from ui.accounts.dependencies import REFUSALS, STRICT, TheStore, Writing
 
 router = APIRouter(prefix="/api/users", responses=REFUSALS, tags=["accounts"])
 

@@ -27,8 +27,8 @@ from feedback.messages import Message
 from feedback.raters import questions
 from feedback.records.adapters import BASE
 from feedback.upkeep import privacy
-from ui.accounts.asked import REFUSALS, STRICT, TheAssistant, TheStore, Writing
 from ui.accounts.auth import Person
+from ui.accounts.dependencies import REFUSALS, STRICT, TheAssistant, TheStore, Writing
 from ui.api.generating import Share
 
 MOST_MESSAGES = 2_000  # of a conversation that a program sends; a reply to so many begins within a second

@@ -10,8 +10,8 @@ from fastapi import Depends
 from assistant.chat.chat import share_of
 from assistant.engine.request import Who
 from assistant.engine.scheduling.fair_shares import require_places
-from ui.accounts.asked import TheStore
 from ui.accounts.auth import Person
+from ui.accounts.dependencies import TheStore
 
 T = TypeVar("T")
 

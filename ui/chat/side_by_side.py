@@ -13,14 +13,14 @@ from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import NotFound
 from feedback.kinds import ratings
-from feedback.records import nights
-from ui.chat.chat_view import waiting_pair
-from ui.chat.turns import Turn
+from feedback.records import settings
+from ui.chat.streams import Turn
+from ui.chat.view import waiting_pair
 
 
 def begin(assistant: Assistant, user: User, parent: str, sampling: Sampling, on_demand: bool) -> Turn:
     """Begin the answer to a message: two replies on demand and on the operator's share of turns, else one."""
-    drawn = random.random() < nights.setting(assistant.store, "side_by_side_share")
+    drawn = random.random() < settings.setting(assistant.store, "side_by_side_share")
     if on_demand or drawn:
         asked = "demand" if on_demand else "share"
         return Turn(parent, start_pair(assistant, user, parent, sampling, asked))

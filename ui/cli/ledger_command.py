@@ -16,7 +16,7 @@ from feedback.database.database import Database
 from feedback.errors import NotFound, Refused
 from feedback.examples import pii
 from feedback.formats import export, load
-from feedback.formats.base import EXPORTED, FORMATS, format_named
+from feedback.formats.registry import FORMATS, format_named, writable
 from feedback.raters import agreement, leaderboard
 from feedback.raters.agreement import Rater, Share
 from feedback.raters.leaderboard import Rank
@@ -34,7 +34,7 @@ def add(command: Callable[..., argparse.ArgumentParser]) -> None:
     taking.add_argument("--licence", default="", help="under what licence, kept with every row")
     giving = command("export", run_export, "write what people said, and let be used, in a format of your choice")
     giving.add_argument("out", type=Path, metavar="OUT", help=".jsonl, .json, .csv, .parquet, or a new folder")
-    formats = "; ".join(f"{name}: {FORMATS[name].words}" for name in EXPORTED)
+    formats = "; ".join(f"{name}: {FORMATS[name].words}" for name in writable())
     giving.add_argument(
         "--format",
         default="nightschool",
@@ -98,7 +98,7 @@ def run_export(options: argparse.Namespace) -> None:
         return
     form = format_named(options.format)
     if form.write is None:
-        raise Refused(f"{form.name} is for import only; a format to export is one of {', '.join(EXPORTED)}")
+        raise Refused(f"{form.name} is for import only; a format to export is one of {', '.join(writable())}")
     person = person_named(store, options.user) if options.user else None
     left_out: Counter[str] = Counter()
 

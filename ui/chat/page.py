@@ -3,38 +3,20 @@
 Everything shown is read from the store, and everything said or rated is in the store before the page shows it.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.events import Dependency
 
 from assistant.chat.assistant import Assistant
-from ui import gradio_guard
-from ui.chat import chat_layout, rating
-from ui.chat.chat_handlers import ChatPage
-from ui.chat.chat_layout import Sidebar
+from ui.chat import feedback_panels, layout
+from ui.chat.handlers import ChatPage
+from ui.chat.layout import Sidebar
+from ui.gradio_guard import GuardedBlocks
+from ui.shared.declaration import Page
+from ui.shared.widgets import in_turn, on
 
-SYSTEM_FONTS = [
-    gr.themes.Font(name) for name in ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "sans-serif")
-]
-SYSTEM_MONO = [gr.themes.Font(name) for name in ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")]
-THEME = gr.themes.Base(
-    primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=SYSTEM_FONTS, font_mono=SYSTEM_MONO
-).set(  # the theme's own greys are too pale to read
-    body_text_color_subdued="*neutral_600",
-    body_text_color_subdued_dark="*neutral_300",
-    input_placeholder_color="*neutral_500",
-    input_placeholder_color_dark="*neutral_400",
-    button_primary_background_fill="*primary_600",
-    button_primary_background_fill_hover="*primary_700",
-    button_primary_background_fill_dark="*primary_600",
-    button_primary_background_fill_hover_dark="*primary_500",
-)
-HERE = Path(__file__).parent
-CSS = (HERE / "chat.css").read_text()
-HEAD = f'<meta name="color-scheme" content="light dark"><script>{(HERE / "page.js").read_text()}</script>'
+CSS = Path(__file__).with_name("chat.css").read_text()
 # The sidebar stands open where there is room, and gets out of the way on a phone once a chat was picked.
 ROOM_FOR_SIDEBAR = """() => {
     const bar = document.querySelector("#sidebar");
@@ -46,48 +28,20 @@ SHOW_CORRECTION = "() => nightschool.show('#correction', '#corrected-text textar
 
 
 def build(assistant: Assistant) -> gr.Blocks:
-    """The page, ready to be mounted with `THEME`, `CSS` and `HEAD`."""
-    with gradio_guard.Page(title="Nightschool", analytics_enabled=False, fill_width=True) as page:
-        sidebar = chat_layout.build_sidebar()
-        chat, pair, panel = chat_layout.build_main()
+    """The page, ready to be mounted."""
+    with GuardedBlocks(title="Nightschool", analytics_enabled=False, fill_width=True) as page:
+        sidebar = layout.build_sidebar()
+        chat, pair, panel = layout.build_main()
         handlers = ChatPage(assistant, sidebar, chat, pair, panel)
         wire_talking(page, handlers)
         wire_rating(handlers)
     return page.queue(default_concurrency_limit=None, api_open=False)
 
 
-def on(
-    trigger: Callable[..., Dependency], act: Callable[..., Any], inputs: list[Any], outputs: list[Any], **more: Any
-) -> Dependency:
-    """An event as all of this page are: at once, unseen, and for this page only."""
-    return trigger(
-        act, inputs, outputs, show_progress="hidden", concurrency_limit=None, api_visibility="private", **more
-    )
-
-
-def in_turn(
-    trigger: Callable[..., Dependency],
-    act: Callable[..., Any],
-    inputs: list[Any],
-    outputs: list[Any],
-    once: str = "",
-    **more: Any,
-) -> Dependency:
-    """An event that waits for those before it, so that quick clicks all land, in their order.
-
-    `once` names what is done once however often it is asked for meanwhile: a message is not said twice.
-    """
-    js = f"async (...inputs) => {{ await nightschool.turn('{once}'); return inputs; }}"
-    done = on(trigger, act, inputs, outputs, js=js, trigger_mode="multiple", **more)
-    for after in (done.then, done.failure):  # the first when it went well, the second when it did not
-        after(None, js="() => nightschool.over()", api_visibility="private")
-    return done
-
-
 def wire_talking(page: gr.Blocks, handlers: ChatPage) -> None:
     """Which control says, stops, opens and hides."""
     chat, sidebar = handlers.chat, handlers.sidebar
-    everything = chat_layout.controls(sidebar, chat, handlers.pair, handlers.panel)
+    everything = layout.controls(sidebar, chat, handlers.pair, handlers.panel)
     settings = sampling_controls(sidebar)
     spoken = [chat.conversation, chat.box, *settings]
 
@@ -124,7 +78,7 @@ def wire_talking(page: gr.Blocks, handlers: ChatPage) -> None:
 def wire_rating(handlers: ChatPage) -> None:
     """Which control rates, chooses, corrects and consents."""
     chat, sidebar, pair, panel = handlers.chat, handlers.sidebar, handlers.pair, handlers.panel
-    everything = chat_layout.controls(sidebar, chat, pair, panel)
+    everything = layout.controls(sidebar, chat, pair, panel)
     about = [chat.conversation, chat.focus]
 
     for button, choice in (
@@ -144,7 +98,7 @@ def wire_rating(handlers: ChatPage) -> None:
     in_turn(panel.save_correction.click, handlers.correct, [*about, panel.corrected], everything)
     in_turn(panel.take_back.click, handlers.take_correction_back, about, everything)
     for close in (panel.close, panel.cancel):
-        in_turn(close.click, lambda: rating.hide_panels(panel), [], everything)
+        in_turn(close.click, lambda: feedback_panels.hide_panels(panel), [], everything)
     consent = [chat.consent, sidebar.consent_switch, chat.notice]
     in_turn(chat.consent_yes.click, handlers.consent, [gr.State(True)], consent)
     in_turn(chat.consent_no.click, handlers.consent, [gr.State(False)], consent)
@@ -154,3 +108,6 @@ def wire_rating(handlers: ChatPage) -> None:
 def sampling_controls(sidebar: Sidebar) -> list[Any]:
     """What `sampling_of` reads."""
     return [sidebar.temperature, sidebar.top_p, sidebar.max_tokens, sidebar.seed, sidebar.greedy, sidebar.beams]
+
+
+PAGE = Page("/", build, css=CSS)

@@ -6,16 +6,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Depends
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field
 
 from feedback.database.database import Database
 from feedback.kinds import ratings
 from feedback.records import adapters, nights
 from feedback.records.adapters import ANYTHING, BASE
-from feedback.records.settings import SETTINGS, Setting, all_settings, set_all
 from feedback.upkeep import schedules
-from ui.accounts.asked import REFUSALS, STRICT, TheAssistant, TheStore, Writing
 from ui.accounts.auth import Operator, operator
+from ui.accounts.dependencies import REFUSALS, STRICT, TheAssistant, TheStore, Writing
 from ui.operations import operations
 from ui.schedule import processes
 from ui.schedule.schedule import next_nights
@@ -139,20 +138,6 @@ class Schedule(BaseModel):
     occurrences: list[Occurrence]
 
 
-def type_of(declared: Setting) -> Any:
-    """The JSON type of a setting's value."""
-    return float if declared.is_share else str if declared.choices is not None else int
-
-
-# Both list what `feedback.records.settings` declares.
-SET: dict[str, Any] = {name: (type_of(each), Field(description=each.help)) for name, each in SETTINGS.items()}
-ASKED: dict[str, Any] = {name: (type_of(each), Field(None, description=each.help)) for name, each in SETTINGS.items()}
-Settings: Any = create_model("Settings", __doc__="What the operator sets.", **SET)
-SettingsAsked: Any = create_model(
-    "SettingsAsked", __config__=STRICT, __doc__="What to set; what is left out stays as it is.", **ASKED
-)
-
-
 class Status(BaseModel):
     """How the house is."""
 
@@ -229,23 +214,6 @@ def set_schedule(body: ScheduleAsked, user: Operator, store: TheStore, write: Wr
     def act() -> dict[str, Any]:
         operations.set_schedule(store, user, operations.ScheduleForm(**body.model_dump()))
         return standing_schedule(store)
-
-    return write.at_once(body, act)
-
-
-@router.get("/settings", response_model=Settings)
-def settings(store: TheStore) -> dict[str, Any]:
-    """What is set."""
-    return all_settings(store)
-
-
-@router.put("/settings", response_model=Settings)
-def set_settings(body: SettingsAsked, user: Operator, store: TheStore, write: Writing) -> dict[str, Any]:
-    """Set some or all of it; takes effect with the next turn, or the next night."""
-
-    def act() -> dict[str, Any]:
-        set_all(store, user.id, body.model_dump(exclude_unset=True))
-        return all_settings(store)
 
     return write.at_once(body, act)
 

@@ -10,13 +10,13 @@ import gradio as gr
 
 from feedback.accounts.users import User
 from feedback.kinds.ratings import DOWN, REASONS, UP
-from ui.chat.chat_layout import Chat, PairPanel, Sidebar
-from ui.chat.chat_view import About, ChatView
-from ui.chat.turns import Turn
-from ui.shared.safe_markdown import with_maths, without_tags
+from ui.chat.layout import Chat, PairPanel, Sidebar
+from ui.chat.streams import Turn
+from ui.chat.view import About, ChatView
+from ui.shared.markdown import with_maths, without_tags
+from ui.shared.widgets import Updates
 
 THUMBS = {UP: "Like", DOWN: "Dislike"}  # gradio draws these two words as thumbs
-Updates = dict[Any, Any]
 
 
 def message(role: str, text: str, message_id: str, **more: str) -> dict[str, Any]:

@@ -9,19 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from fastapi import APIRouter
-from starlette.responses import RedirectResponse, Response
 
 from assistant.chat.assistant import Assistant
-from ui import gradio_guard
-from ui.accounts.auth import OPERATE
-from ui.chat.chat_page import HEAD, THEME, in_turn, on
-from ui.operate import operate_layout
-from ui.operate.operate_handlers import OperatePage
-from ui.operate.operate_layout import Page
+from ui.gradio_guard import GuardedBlocks
+from ui.operate import layout
+from ui.operate.handlers import OperatePage
+from ui.operate.layout import Controls
+from ui.shared.declaration import Page
+from ui.shared.widgets import in_turn, on
 
-__all__ = ["CSS", "HEAD", "THEME", "build", "router"]
-CSS = (Path(__file__).with_name("operate.css")).read_text()
+CSS = Path(__file__).with_name("operate.css").read_text()
 ZONE = "() => Intl.DateTimeFormat().resolvedOptions().timeZone"
 OPENED = "() => { document.querySelector('#operate').dataset.opened = 'yes'; nightschool.watch(); }"
 SHOW_NIGHT = "() => nightschool.seen('#night')"
@@ -29,26 +26,18 @@ SHOW_QUESTION = "() => nightschool.show('#promotion', '#reason textarea')"
 SHOW_NOTICE = "() => nightschool.seen('#promotion-notice')"
 BACK = "() => nightschool.back()"
 
-router = APIRouter(include_in_schema=False)
-
-
-@router.get(OPERATE)
-def with_slash() -> Response:
-    """The page's own address ends in a slash; what is mounted there answers only that."""
-    return RedirectResponse(f"{OPERATE}/", 308)
-
 
 def build(assistant: Assistant) -> gr.Blocks:
-    """The page, ready to be mounted with `THEME`, `CSS` and `HEAD`."""
-    with gradio_guard.Page(title="Operate · Nightschool", analytics_enabled=False, fill_width=True) as blocks:
-        page = operate_layout.build()
+    """The page, ready to be mounted."""
+    with GuardedBlocks(title="Operate · Nightschool", analytics_enabled=False, fill_width=True) as blocks:
+        page = layout.build()
         handlers = OperatePage(assistant, page)
         wire_looking(blocks, page, handlers)
         wire_acting(page, handlers)
     return blocks.queue(default_concurrency_limit=None, api_open=False)
 
 
-def watched(page: Page) -> list[Any]:
+def watched(page: Controls) -> list[Any]:
     """What a look may change: everything but the fields in which somebody may be typing."""
     glance = [getattr(page.glance, each.name) for each in fields(page.glance)]
     night = page.night
@@ -65,7 +54,7 @@ def watched(page: Page) -> list[Any]:
     ]
 
 
-def wire_looking(blocks: gr.Blocks, page: Page, handlers: OperatePage) -> None:
+def wire_looking(blocks: gr.Blocks, page: Controls, handlers: OperatePage) -> None:
     """When the page looks, and what somebody may look at."""
     opened = on(blocks.load, handlers.open, [page.zone], page.controls(), js=ZONE)
     opened.then(None, js=OPENED, api_visibility="private")
@@ -75,12 +64,12 @@ def wire_looking(blocks: gr.Blocks, page: Page, handlers: OperatePage) -> None:
     picked.then(None, js=SHOW_NIGHT, api_visibility="private")
 
 
-def looked_at(page: Page) -> list[Any]:
+def looked_at(page: Controls) -> list[Any]:
     """What says how things are to be shown, and what the browser has."""
     return [page.zone, page.night.which, page.seen]
 
 
-def wire_acting(page: Page, handlers: OperatePage) -> None:
+def wire_acting(page: Controls, handlers: OperatePage) -> None:
     """Which control starts, cancels, promotes and sets."""
     night, promotion, schedule = page.night, page.promotion, page.schedule
     shown, looks = watched(page), looked_at(page)
@@ -107,4 +96,7 @@ def wire_acting(page: Page, handlers: OperatePage) -> None:
     in_turn(schedule.save.click, handlers.save_schedule, [*looks, *form], [*shown, *told])
     in_turn(schedule.save_share.click, handlers.save_share, [*looks, schedule.share], [*shown, schedule.share_notice])
     panel = page.settings
-    in_turn(panel.save.click, handlers.save_settings, [*looks, *panel.fields], [*shown, panel.notice])
+    in_turn(panel.save.click, handlers.save_settings, [*looks, *panel.fields.values()], [*shown, panel.notice])
+
+
+PAGE = Page("/operate", build, role="operator", css=CSS)

@@ -1,15 +1,12 @@
 """What happens on the chat page: each handler asks who the person is, acts through the store, and shows the result."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from assistant.chat import chat as assistant_chat
 from assistant.chat.assistant import Assistant
-from assistant.engine.request import EngineError
 from assistant.engine.sampling.params import Sampling
 from feedback.accounts import users
 from feedback.accounts.users import User
@@ -17,31 +14,14 @@ from feedback.chats import conversations
 from feedback.errors import Refused
 from feedback.kinds import labels, ratings
 from ui.accounts.auth import page_user
-from ui.chat import chat_screen, rating, side_by_side
-from ui.chat.chat_layout import Chat, PairPanel, RatingPanel, Sidebar
-from ui.chat.chat_screen import Updates
-from ui.chat.chat_view import look, newest, newest_leaf
-from ui.chat.turns import Turns
-from ui.shared.safe_markdown import as_typed
+from ui.chat import feedback_panels, render, side_by_side
+from ui.chat.layout import Chat, PairPanel, RatingPanel, Sidebar
+from ui.chat.streams import Turns
+from ui.chat.view import look, newest, newest_leaf
+from ui.shared.markdown import as_typed
+from ui.shared.widgets import Updates, telling
 
 TICK_S = 0.08  # a growing reply is shown this often
-
-
-@dataclass
-class Told:
-    """What the page has to tell the person; empty when all went well."""
-
-    sentence: str = ""
-
-
-@contextmanager
-def telling() -> Iterator[Told]:
-    """The edge: what was refused, or could not be done, becomes one sentence on the page."""
-    told = Told()
-    try:
-        yield told
-    except (Refused, EngineError) as error:
-        told.sentence = str(error)
 
 
 class ChatPage:
@@ -62,31 +42,37 @@ class ChatPage:
         """The whole page as it should look now."""
         view = look(self.store, user, conversation, focus)
         turn = self.turns.of(view.conversation)
-        shown = chat_screen.show_sidebar(self.sidebar, view, user)
-        shown |= chat_screen.show_conversation(self.chat, view, turn)
-        shown |= chat_screen.show_about(self.chat, view, turn)
-        shown |= chat_screen.show_pair(self.pair, view, turn)
-        return shown | {self.chat.notice: chat_screen.notice(sentence)}
+        shown = render.show_sidebar(self.sidebar, view, user)
+        shown |= render.show_conversation(self.chat, view, turn)
+        shown |= render.show_about(self.chat, view, turn)
+        shown |= render.show_pair(self.pair, view, turn)
+        return shown | {self.chat.notice: render.notice(sentence)}
 
     def open(self, request: gr.Request, left: str) -> Updates:
         """The page as it opens: the chat that was left with something typed in it, else the newest."""
         user = page_user(request, self.store)
-        return self.screen(user, left or newest(self.store, user)) | rating.hide_panels(self.panel)
+        return self.screen(user, left or newest(self.store, user)) | feedback_panels.hide_panels(self.panel)
 
     def new_chat(self, request: gr.Request) -> Updates:
         """An empty chat; it is in the list once something is said."""
-        return self.screen(page_user(request, self.store), None) | rating.hide_panels(self.panel) | {self.chat.box: ""}
+        return (
+            self.screen(page_user(request, self.store), None)
+            | feedback_panels.hide_panels(self.panel)
+            | {self.chat.box: ""}
+        )
 
     def open_chat(self, request: gr.Request, picked: gr.SelectData) -> Updates:
         """Another of the person's chats."""
-        return self.screen(page_user(request, self.store), picked.value) | rating.hide_panels(self.panel)
+        return self.screen(page_user(request, self.store), picked.value) | feedback_panels.hide_panels(self.panel)
 
     def hide_chat(self, conversation: str, request: gr.Request) -> Updates:
         """Take the chat out of the list and open the newest of the others."""
         user = page_user(request, self.store)
         with telling() as told:
             conversations.hide(self.store, user, conversation)
-        return self.screen(user, newest(self.store, user), sentence=told.sentence) | rating.hide_panels(self.panel)
+        return self.screen(user, newest(self.store, user), sentence=told.sentence) | feedback_panels.hide_panels(
+            self.panel
+        )
 
     # Talking
 
@@ -149,7 +135,7 @@ class ChatPage:
             turn = side_by_side.begin(self.assistant, user, message, sampling_of(settings), on_demand)
             conversations.go_to(self.store, user, message)
             self.turns.start(conversation, turn)
-        return self.screen(user, conversation, sentence=told.sentence) | rating.hide_panels(self.panel)
+        return self.screen(user, conversation, sentence=told.sentence) | feedback_panels.hide_panels(self.panel)
 
     def follow(self, request: gr.Request, conversation: str, asking: str) -> Iterator[Updates]:
         """Show the answer that the page waits for as it grows, then the chat as it stands."""
@@ -161,10 +147,10 @@ class ChatPage:
         turn = self.turns.under(view.conversation, asking)  # it may be over before the page has asked
         while turn and not turn.ended.wait(TICK_S):
             if turn.is_pair:
-                shown = chat_screen.show_pair(self.pair, view, turn)
+                shown = render.show_pair(self.pair, view, turn)
                 yield {part: shown[part] for part in (self.pair.left, self.pair.right)}
             else:
-                yield {self.chat.chatbot: chat_screen.transcript(view, turn)}
+                yield {self.chat.chatbot: render.transcript(view, turn)}
         yield self.screen(user, conversation, sentence=turn.error if turn else "")
 
     def stop(self, request: gr.Request, conversation: str) -> None:
@@ -182,7 +168,7 @@ class ChatPage:
             versions = look(self.store, user, conversation).versions
             if versions and 0 <= versions.at + step < len(versions.ids):
                 conversations.go_to(self.store, user, newest_leaf(self.store, versions.ids[versions.at + step]))
-        return self.screen(user, conversation, sentence=told.sentence) | rating.hide_panels(self.panel)
+        return self.screen(user, conversation, sentence=told.sentence) | feedback_panels.hide_panels(self.panel)
 
     # Rating
 
@@ -198,16 +184,16 @@ class ChatPage:
         user = page_user(request, self.store)
         with telling() as told:
             side_by_side.choose_again(self.store, user, focus)
-        return self.screen(user, conversation, sentence=told.sentence) | rating.hide_panels(self.panel)
+        return self.screen(user, conversation, sentence=told.sentence) | feedback_panels.hide_panels(self.panel)
 
     def thumb(self, request: gr.Request, what: gr.LikeData, conversation: str, shown: list[dict[str, Any]]) -> Updates:
         """A thumb given, changed or taken back; then, once, why."""
         user = page_user(request, self.store)
         reply = id_of(shown, what.index)
-        panels = rating.hide_panels(self.panel)
+        panels = feedback_panels.hide_panels(self.panel)
         with telling() as told:
-            rating.thumb(self.store, user, reply, what.liked)
-            panels = rating.ask_why(self.panel, self.store, user, reply)
+            feedback_panels.thumb(self.store, user, reply, what.liked)
+            panels = feedback_panels.ask_why(self.panel, self.store, user, reply)
         return self.screen(user, conversation, reply, told.sentence) | panels
 
     def explain(self, request: gr.Request, conversation: str, reply: str, reasons: list[str], words: str) -> Updates:
@@ -215,15 +201,15 @@ class ChatPage:
         user = page_user(request, self.store)
         panels: Updates = {}
         with telling() as told:
-            rating.explain(self.store, user, reply, reasons, words)
-            panels = rating.hide_panels(self.panel)
+            feedback_panels.explain(self.store, user, reply, reasons, words)
+            panels = feedback_panels.hide_panels(self.panel)
         return self.screen(user, conversation, reply, told.sentence) | panels
 
     def ask_correction(self, request: gr.Request, conversation: str, reply: str) -> Updates:
         """Open the reply for correcting."""
         user = page_user(request, self.store)
         with telling() as told:
-            return rating.ask_correction(self.panel, self.store, user, reply)
+            return feedback_panels.ask_correction(self.panel, self.store, user, reply)
         return self.screen(user, conversation, sentence=told.sentence)
 
     def correct(self, request: gr.Request, conversation: str, reply: str, text: str) -> Updates:
@@ -231,8 +217,8 @@ class ChatPage:
         user = page_user(request, self.store)
         panels: Updates = {}
         with telling() as told:
-            rating.correct(self.store, user, reply, text)
-            panels = rating.hide_panels(self.panel)
+            feedback_panels.correct(self.store, user, reply, text)
+            panels = feedback_panels.hide_panels(self.panel)
         return self.screen(user, conversation, reply, told.sentence) | panels
 
     def take_correction_back(self, request: gr.Request, conversation: str, reply: str) -> Updates:
@@ -240,7 +226,7 @@ class ChatPage:
         user = page_user(request, self.store)
         with telling() as told:
             ratings.correct(self.store, user, reply, "")
-        return self.screen(user, conversation, reply, told.sentence) | rating.hide_panels(self.panel)
+        return self.screen(user, conversation, reply, told.sentence) | feedback_panels.hide_panels(self.panel)
 
     def point_at(
         self, request: gr.Request, what: gr.SelectData, conversation: str, shown: list[dict[str, Any]]
@@ -248,7 +234,7 @@ class ChatPage:
         """Tell about the reply that was clicked."""
         user = page_user(request, self.store)
         view = look(self.store, user, conversation, id_of(shown, what.index))
-        return chat_screen.show_about(self.chat, view, self.turns.of(view.conversation))
+        return render.show_about(self.chat, view, self.turns.of(view.conversation))
 
     def consent(self, request: gr.Request, given: bool) -> Updates:
         """Whether this person's ratings may teach."""
@@ -259,7 +245,7 @@ class ChatPage:
         return {
             self.chat.consent: gr.Column(visible=standing is None),
             self.sidebar.consent_switch: bool(standing),
-            self.chat.notice: chat_screen.notice(told.sentence),
+            self.chat.notice: render.notice(told.sentence),
         }
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from feedback.records.adapters import BASE, TERMINAL, Adapter, AuditEntry
 from feedback.records.nights import Night
-from ui.operate.operate_screen import chip, method_words, sentence
-from ui.operate.operate_view import SystemStatus, doing, in_words, learned_from, outcome
-from ui.shared import moments, plots
+from ui.operate.render import method_words
+from ui.operate.view import SystemStatus, doing, in_words, learned_from, outcome
+from ui.shared import plots, time_format
+from ui.shared.widgets import chip, sentence
 
 ADAPTERS_SHOWN = 12
 DONE = {
@@ -121,8 +122,12 @@ def show_nights(house: SystemStatus) -> str:
 
 def _night_row(house: SystemStatus, night: Night) -> str:
     running = house.running is not None and house.running.id == night.id
-    end = moments.parsed(night.ended_at) if night.ended_at else house.now
-    took = moments.span((end - moments.parsed(night.started_at)).total_seconds()) if night.ended_at or running else "–"
+    end = time_format.parsed(night.ended_at) if night.ended_at else house.now
+    took = (
+        time_format.span((end - time_format.parsed(night.started_at)).total_seconds())
+        if night.ended_at or running
+        else "–"
+    )
     cells = {
         "Night": f"{night.id}",
         "Outcome": chip(*outcome(night, running)),

@@ -7,9 +7,9 @@ from zoneinfo import available_timezones
 import gradio as gr
 
 from feedback.records.settings import SETTINGS
-from ui.chat.chat_layout import button
+from ui.shared.widgets import button
 
-LISTED = [each for each in SETTINGS.values() if not each.is_share]  # the share has a place of its own
+SHARE = "side_by_side_share"  # the setting that has a place of its own
 METHODS = [
     ("Automatic: all that was said", "auto"),
     ("DPO: choices and corrections", "dpo"),
@@ -91,15 +91,15 @@ class SchedulePanel:
 
 @dataclass(frozen=True)
 class SettingsPanel:
-    """The settings but the share, in the order in which they are declared."""
+    """A field for every setting but `SHARE`, by its name, in the order in which they are declared."""
 
-    fields: list[gr.blocks.Block]
+    fields: dict[str, gr.blocks.Block]
     save: gr.Button
     notice: gr.HTML
 
 
 @dataclass(frozen=True)
-class Page:
+class Controls:
     """All of it. `zone` is the browser's time zone; `seen` says which state of each part the browser has."""
 
     zone: gr.Textbox
@@ -119,7 +119,7 @@ class Page:
             self.seen,
             self.timer,
             *(getattr(part, each.name) for part in parts for each in fields(part)),
-            *self.settings.fields,
+            *self.settings.fields.values(),
             self.settings.save,
             self.settings.notice,
         ]
@@ -135,7 +135,7 @@ def heading(words: str) -> None:
     gr.HTML(f"<h2>{words}</h2>", padding=False, elem_classes="heading")
 
 
-def build() -> Page:
+def build() -> Controls:
     """The page from top to bottom: a glance, the night and what was said, adapters and schedule, the record."""
     zone, seen = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
     with gr.Column(elem_id="operate"):
@@ -164,7 +164,7 @@ def build() -> Page:
                 heading("Who did what")
                 trail = text("trail")
     glance = Glance(account, headline, tiles, night_html, said, adapters, standing, nights, clock, trail)
-    return Page(zone, seen, gr.Timer(IDLE_TICK_S), glance, night, promotion, schedule, settings)
+    return Controls(zone, seen, gr.Timer(IDLE_TICK_S), glance, night, promotion, schedule, settings)
 
 
 def build_night() -> tuple[gr.HTML, NightPanel]:
@@ -260,14 +260,16 @@ def build_schedule() -> tuple[gr.HTML, SchedulePanel]:
 
 
 def build_settings() -> SettingsPanel:
-    """A field for every setting but the share."""
+    """A field for every setting but `SHARE`."""
     heading("Settings")
-    made: list[gr.blocks.Block] = []
-    for each in LISTED:
+    made: dict[str, gr.blocks.Block] = {}
+    for each in SETTINGS.values():
+        if each.name == SHARE:
+            continue
         name: dict[str, Any] = {"label": each.title, "info": each.help, "elem_id": each.name.replace("_", "-")}
         if each.choices is not None:
             words = [(f"{word}: {meaning}", word) for word, meaning in each.choices.items()]
-            made.append(gr.Dropdown(words, value=each.default, filterable=False, **name))
+            made[each.name] = gr.Dropdown(words, value=each.default, filterable=False, **name)
         else:  # not gr.Number: that one takes an empty field for 0
-            made.append(gr.Textbox(str(each.default), max_lines=1, **name))
+            made[each.name] = gr.Textbox(str(each.default), max_lines=1, **name)
     return SettingsPanel(made, button("Save settings", "save-settings"), text("settings-notice"))

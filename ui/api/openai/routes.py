@@ -27,12 +27,12 @@ from feedback.database.database import Database
 from feedback.errors import NotFound, Refused
 from feedback.records import adapters
 from feedback.records.adapters import BASE
-from ui.accounts.asked import TheAssistant, TheStore
 from ui.accounts.auth import Person
+from ui.accounts.dependencies import TheAssistant, TheStore
 from ui.api.api import record, when_gone
 from ui.api.generating import Share
-from ui.api.openai.openai_answer import Answer
-from ui.api.openai.openai_request import Completion
+from ui.api.openai.request import Completion
+from ui.api.openai.response import Answer
 from ui.refusals import Unknown
 
 NIGHTSCHOOL = "nightschool"  # as a model's name: what serves now

@@ -1,11 +1,11 @@
 """The chat page's controls and where they stand. Every control has an `elem_id` that stays."""
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import gradio as gr
 
 from feedback.kinds.ratings import REASONS
+from ui.shared.widgets import button
 
 # A single $ is money more often than mathematics.
 LATEX: list[dict[str, str | bool]] = [
@@ -94,13 +94,6 @@ class RatingPanel:
 def controls(*parts: Sidebar | Chat | PairPanel | RatingPanel) -> list[gr.blocks.Block]:
     """Every control of some parts of the page, as gradio's list of outputs."""
     return [getattr(part, each.name) for part in parts for each in fields(part)]
-
-
-def button(
-    words: str, elem_id: str, variant: Literal["primary", "secondary", "stop"] = "secondary", visible: bool = True
-) -> gr.Button:
-    """A button no wider than its words."""
-    return gr.Button(words, variant=variant, size="sm", elem_id=elem_id, visible=visible, scale=0, min_width=0)
 
 
 def messages(elem_id: str, label: str, **more: object) -> gr.Chatbot:

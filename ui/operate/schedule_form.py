@@ -5,7 +5,7 @@ from dataclasses import fields
 from feedback.database.database import Database
 from feedback.errors import Refused
 from feedback.upkeep import schedules
-from ui.operate import operate_screen
+from ui.operate import render
 from ui.operations.operations import ScheduleForm
 from ui.schedule import schedule
 
@@ -41,4 +41,4 @@ def stands(store: Database, wish: ScheduleForm) -> bool:
 def next_five(wish: ScheduleForm, saved: bool) -> str:
     """The next times of a schedule, as HTML."""
     times = schedule.next_times(wish.cron, wish.time_zone, NEXT_TIMES) if wish.cron else []
-    return operate_screen.show_times(times, wish.enabled, saved)
+    return render.show_times(times, wish.enabled, saved)

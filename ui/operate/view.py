@@ -12,7 +12,7 @@ from feedback.upkeep import schedules
 from feedback.upkeep.schedules import Occurrence, Schedule
 from ui.schedule import processes
 from ui.schedule.schedule import next_times
-from ui.shared import moments
+from ui.shared import time_format
 
 NIGHTS_SHOWN, DEEDS_SHOWN, OCCURRENCES_SHOWN = 12, 12, 8
 QUIET_S = 180  # a night that runs says something far more often
@@ -55,7 +55,7 @@ class SystemStatus:
 
     def clock(self, at: str) -> str:
         """A moment of the database, for this operator."""
-        return moments.clock(moments.parsed(at), self.zone, self.now)
+        return time_format.clock(time_format.parsed(at), self.zone, self.now)
 
     def who(self, user: int | None) -> str:
         """Who did it."""
@@ -98,9 +98,9 @@ def headline(house: SystemStatus) -> Headline:
     answers = f"{house.serving or 'the base model'} answers"
     last = house.last
     if house.running:
-        silent_s = (house.now - moments.parsed(house.running.beat_at)).total_seconds()
+        silent_s = (house.now - time_format.parsed(house.running.beat_at)).total_seconds()
         if silent_s > QUIET_S:
-            title = f"Night {house.running.id} runs, but was last heard of {moments.span(silent_s)} ago"
+            title = f"Night {house.running.id} runs, but was last heard of {time_format.span(silent_s)} ago"
             return Headline("note", title, f"it was {PHASES.get(house.running.phase, house.running.phase)}; {answers}")
         return Headline("busy", "A night is running", f"{doing(house.running)}; {answers} meanwhile")
     newest = house.promotions[0] if house.promotions else None
@@ -137,7 +137,7 @@ def doing(night: Night) -> str:
     if night.phase == "training" and night.steps:
         parts.append(f"step {night.step} of {night.steps}")
     if night.eta_s is not None and night.phase == "training":
-        parts.append(f"about {moments.span(night.eta_s)} left" if night.eta_s >= 1 else "nearly there")
+        parts.append(f"about {time_format.span(night.eta_s)} left" if night.eta_s >= 1 else "nearly there")
     return ", ".join(parts)
 
 

@@ -13,8 +13,8 @@ from feedback.database.database import Database
 from feedback.errors import Refused
 from feedback.kinds import ratings
 from feedback.kinds.ratings import DOWN, NONE, UP
-from ui.chat.chat_layout import RatingPanel
-from ui.chat.chat_screen import Updates
+from ui.chat.layout import RatingPanel
+from ui.shared.widgets import Updates
 
 
 def thumb(store: Database, user: User, reply: str, liked: bool | str) -> int:

@@ -14,28 +14,26 @@ from feedback.kinds import ratings
 from feedback.records import adapters, nights, settings
 from feedback.records.adapters import BASE
 from feedback.records.nights import RUNNING, Night
-from feedback.records.settings import Setting
+from feedback.records.settings import SETTINGS, Setting
 from feedback.upkeep import schedules
 from ui.accounts.auth import page_user, require_operator
-from ui.chat.chat_handlers import telling
-from ui.operate import operate_lists, operate_screen
-from ui.operate.operate_layout import IDLE_TICK_S, LISTED, TICK_S, Page
-from ui.operate.operate_schedule import next_five, stands, wished
-from ui.operate.operate_screen import notice
-from ui.operate.operate_view import SystemStatus, read_status
+from ui.operate import lists, render
+from ui.operate.layout import IDLE_TICK_S, SHARE, TICK_S, Controls
+from ui.operate.schedule_form import next_five, stands, wished
+from ui.operate.view import SystemStatus, read_status
 from ui.operations import operations
-from ui.shared import moments
+from ui.shared import time_format
+from ui.shared.widgets import Updates, notice, telling
 
 NEWEST = "newest"  # as the night to show: the one that runs, or else the last one
 DAYS = 14
 POINTS = 400  # of a curve, at most
-Updates = dict[Any, Any]
 
 
 class OperatePage:
     """The handlers of one page, which all operators share."""
 
-    def __init__(self, assistant: Assistant, page: Page) -> None:
+    def __init__(self, assistant: Assistant, page: Controls) -> None:
         self.assistant = assistant
         self.store = assistant.store
         self.page = page
@@ -51,7 +49,7 @@ class OperatePage:
         user = self._operator(request)
         glance = self.page.glance
         shown: Updates = {self.page.zone: zone}
-        shown |= {glance.account: operate_screen.show_account(user)} | self._form(zone)
+        shown |= {glance.account: render.show_account(user)} | self._form(zone)
         return shown | self.screen(zone, NEWEST, "")
 
     def tick(self, request: gr.Request, zone: str, chosen: str, seen: str) -> Updates:
@@ -61,7 +59,7 @@ class OperatePage:
 
     def screen(self, zone: str, chosen: str, seen: str) -> Updates:
         """Every part of the page whose state differs from what the browser has."""
-        house = read_status(self.store, moments.zone_of(zone))
+        house = read_status(self.store, time_format.zone_of(zone))
         known = seen_of(seen)
         stamps, shown = dict(known), {}
 
@@ -75,11 +73,11 @@ class OperatePage:
         today = house.now.astimezone(house.zone).date()
         if differs("said", f"{today} {ratings.position(self.store)}"):
             days = ratings.by_day(self.store, house.zone, DAYS)
-            shown[self.page.glance.said] = operate_screen.show_said(days)
+            shown[self.page.glance.said] = render.show_said(days)
         night = self._chosen(house, chosen)
         if differs("night", f"{today} {night} {house.running is None}"):
             steps = nights.night_steps(self.store, night.id, POINTS) if night else []
-            shown[self.page.glance.night] = operate_screen.show_night(house, night, steps)
+            shown[self.page.glance.night] = render.show_night(house, night, steps)
         running = str(house.running.id) if house.running else ""
         if differs("controls", f"{running} {chosen} {[each.id for each in house.nights]}"):
             shown |= self._controls(house, running, chosen)
@@ -113,9 +111,9 @@ class OperatePage:
         """The schedule and the share as they stand, to be changed."""
         panel, standing = self.page.schedule, schedules.schedule(self.store)
         stand = settings.all_settings(self.store)
-        shown: Updates = {panel.share: round(100 * stand["side_by_side_share"])}
-        for each, control in zip(LISTED, self.page.settings.fields, strict=True):
-            shown[control] = stand[each.name] if each.choices is not None else str(stand[each.name])
+        shown: Updates = {panel.share: round(100 * stand[SHARE])}
+        for name, control in self.page.settings.fields.items():
+            shown[control] = str(stand[name])
         if standing is None:
             return shown | {panel.time_zone: zone or "UTC"}
         return shown | {
@@ -185,10 +183,10 @@ class OperatePage:
         return self.close() | {self.page.promotion.notice: notice(told.sentence)}
 
     def _question(self, zone: str, name: str | None) -> Updates:
-        panel, house = self.page.promotion, read_status(self.store, moments.zone_of(zone))
+        panel, house = self.page.promotion, read_status(self.store, time_format.zone_of(zone))
         return {
             panel.panel: gr.Column(visible=True),
-            panel.question: operate_lists.show_question(house, name),
+            panel.question: lists.show_question(house, name),
             panel.target: name or BASE,
             panel.instead_of: house.serving or BASE,
             panel.promote: gr.Button(f"Let {name or 'the base model'} serve", interactive=True),
@@ -254,7 +252,7 @@ class OperatePage:
         """How often two replies are shown."""
         user, panel = self._operator(request), self.page.schedule
         with telling() as told:
-            settings.set_setting(self.store, user.id, "side_by_side_share", percent / 100)
+            settings.set_setting(self.store, user.id, SHARE, percent / 100)
             said = f"{percent:g} % of turns show two replies from now on"
             return self.screen(zone, chosen, seen) | {panel.share_notice: notice(said, good=True)}
         return {panel.share_notice: notice(told.sentence)}
@@ -263,7 +261,7 @@ class OperatePage:
         """Change the settings that differ from what stands."""
         user, panel = self._operator(request), self.page.settings
         with telling() as told:
-            wanted = {each.name: as_value(each, text) for each, text in zip(LISTED, typed, strict=True)}
+            wanted = {name: as_value(SETTINGS[name], text) for name, text in zip(panel.fields, typed, strict=True)}
             standing = settings.all_settings(self.store)
             new = {name: value for name, value in wanted.items() if value != standing[name]}
             settings.set_all(self.store, user.id, new)
@@ -275,19 +273,24 @@ class OperatePage:
 def as_value(declared: Setting, typed: Any) -> Any:
     """A setting's value as it was typed on the page; what is no number stays text, to be refused as such."""
     text = str(typed).strip()
-    return int(text) if declared.choices is None and text.isascii() and text.isdecimal() else text
+    if declared.choices is not None:
+        return text
+    try:
+        return float(text) if declared.is_share else int(text) if text.isascii() and text.isdecimal() else text
+    except ValueError:
+        return text
 
 
 def words_of(house: SystemStatus) -> dict[str, str]:
     """The parts that are words alone, by their names in `Glance`."""
     return {
-        "headline": operate_screen.show_headline(house),
-        "tiles": operate_screen.show_tiles(house),
-        "schedule": operate_screen.show_schedule(house),
-        "adapters": operate_lists.show_adapters(house),
-        "nights": operate_lists.show_nights(house),
-        "clock": operate_lists.show_clock(house),
-        "trail": operate_lists.show_trail(house),
+        "headline": render.show_headline(house),
+        "tiles": render.show_tiles(house),
+        "schedule": render.show_schedule(house),
+        "adapters": lists.show_adapters(house),
+        "nights": lists.show_nights(house),
+        "clock": lists.show_clock(house),
+        "trail": lists.show_trail(house),
     }
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from feedback.accounts.users import User
 from feedback.kinds.ratings import Day
 from feedback.records.nights import Night
-from ui.operate.operate_view import SystemStatus, doing, headline, in_words, outcome
-from ui.shared import moments, plots
+from ui.operate.view import SystemStatus, doing, headline, in_words, outcome
+from ui.shared import plots, time_format
+from ui.shared.widgets import MARKS, chip, sentence
 
 KINDS = {  # of feedback, as a legend names them
     "thumbs_up": "thumbs up",
@@ -19,26 +20,6 @@ KINDS = {  # of feedback, as a legend names them
     "corrections": "corrections",
     "critiques": "critiques",
 }
-MARKS = {"well": "✓", "busy": "●", "note": "!", "trouble": "✕"}
-
-
-def sentence(words: str) -> str:
-    """Words as a sentence: a capital first, unless a name like night-0001 comes first; a full stop last."""
-    words = words.strip()
-    first = words.split(" ", 1)[0]
-    capital = words[:1] if "-" in first or "_" in first else words[:1].upper()
-    return capital + words[1:] + ("" if not words or words.endswith((".", "!", "?", "…")) else ".")
-
-
-def notice(words: str, good: bool = False) -> str:
-    """One sentence beside what was clicked."""
-    kind, role = ("good", "status") if good else ("bad", "alert")
-    return f'<p class="notice {kind}" role="{role}">{escape(sentence(words))}</p>' if words else ""
-
-
-def chip(words: str, state: str) -> str:
-    """A state, by word, sign and colour."""
-    return f'<span class="chip {state}"><span aria-hidden="true">{MARKS[state]}</span> {escape(words)}</span>'
 
 
 def show_account(user: User) -> str:
@@ -87,8 +68,8 @@ def _last_night(house: SystemStatus) -> str:
     words, state = outcome(last, is_running=False)
     if last.ended_at is None:
         return tile("Last night", chip(words, state), f"night {last.id}, begun {house.clock(last.started_at)}")
-    took = (moments.parsed(last.ended_at) - moments.parsed(last.started_at)).total_seconds()
-    when = f"night {last.id}, {house.clock(last.ended_at)}, in {moments.span(took)}"
+    took = (time_format.parsed(last.ended_at) - time_format.parsed(last.started_at)).total_seconds()
+    when = f"night {last.id}, {house.clock(last.ended_at)}, in {time_format.span(took)}"
     return tile("Last night", chip(words, state), when, sentence(in_words(last)))
 
 
@@ -101,8 +82,8 @@ def _next_night(house: SystemStatus) -> str:
         return tile("Next night", '<a href="#schedule-heading">no schedule yet: set one</a>', "until then, “Run now”")
     if house.due is None:
         return tile("Next night", "switched off", more or "nights start by hand only")
-    when = escape(moments.clock(house.due, house.zone, house.now))
-    return tile("Next night", when, moments.away(house.due, house.now), more)
+    when = escape(time_format.clock(house.due, house.zone, house.now))
+    return tile("Next night", when, time_format.away(house.due, house.now), more)
 
 
 def _new_feedback(house: SystemStatus) -> str:
@@ -197,5 +178,5 @@ def show_times(times: Sequence[datetime], enabled: bool, saved: bool) -> str:
     heading = "The next five times" if saved else "The next five times, once it is saved"
     if not enabled:
         heading = "Switched off; the next five times would be"
-    items = "".join(f"<li>{escape(moments.calendar(each, each.tzinfo or UTC))}</li>" for each in times)
+    items = "".join(f"<li>{escape(time_format.calendar(each, each.tzinfo or UTC))}</li>" for each in times)
     return f'<p class="when">{heading}</p><ol class="times">{items}</ol>'

@@ -19,7 +19,7 @@ TOY = '''"""A page on which raters count their naps."""
 
 import gradio as gr
 
-from assistant.chat.chat import Assistant
+from assistant.chat.assistant import Assistant
 from feedback.errors import Refused
 from ui.accounts.auth import page_user
 from ui.gradio_guard import GuardedBlocks

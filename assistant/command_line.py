@@ -27,15 +27,16 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, name: st
     keep_private()
     if asked := os.environ.get(COMPLETE):
         return shell_complete(command, {}, name, COMPLETE, asked)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with command.make_context(name, list(sys.argv[1:] if arguments is None else arguments), **SETTINGS) as context:
+        with command.make_context(name, list(arguments), **SETTINGS) as context:
             status = command.invoke(context)
         sys.stdout.flush()
         return int(status or 0)
     except click.exceptions.Exit as end:  # after --help
         return end.exit_code
     except click.ClickException as error:
-        print(f"nightschool: {in_one_sentence(error, name)}", file=sys.stderr)
+        print(f"nightschool: {in_one_sentence(error, called(command, name, arguments))}", file=sys.stderr)
         return REFUSED
     except Refused as error:
         print(f"nightschool: {error}", file=sys.stderr)
@@ -47,14 +48,23 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, name: st
         return INTERRUPTED
 
 
-def in_one_sentence(error: click.ClickException, name: str = PROGRAM) -> str:
-    """What is wrong with a command line, with the near word and the way out."""
+def called(command: click.Command, name: str, arguments: Sequence[str]) -> str:
+    """The words of the command that a command line calls, as far as they can be made out."""
+    for word in arguments:
+        if isinstance(command, click.Group) and word in command.commands:
+            command, name = command.commands[word], f"{name} {word}"
+    return name
+
+
+def in_one_sentence(error: click.ClickException, name: str) -> str:
+    """What is wrong with the command line of a command, with the near word and the way out."""
     near = getattr(error, "possibilities", None)
     words = " ".join((error.message if near else error.format_message()).split()).rstrip(".")
     if near:
         words += f" (did you mean {' or '.join(map(repr, near))}?)"
-    context = getattr(error, "ctx", None)
-    return f"{words[:1].lower()}{words[1:]}; see {context.command_path if context else name} --help"
+    context = getattr(error, "ctx", None)  # click leaves it out where an option lacks its value
+    way_out = f"see {context.command_path if context else name} --help"
+    return f"{words[:1].lower()}{words[1:]}{' ' if words.endswith('?') else '; '}{way_out}"
 
 
 class Place(click.Path):

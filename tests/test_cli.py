@@ -51,10 +51,9 @@ def test_every_help_has_words_and_names_every_default(path: tuple[str, ...], com
     assert (done.returncode, done.stderr) == (0, "")
     said = flat(done.stdout)
     assert said.startswith(f"Usage: {' '.join(('nightschool', *path))} ")
-    context = click.Context(command)
     for each in command.params:
         assert getattr(each, "help", None), each.name
-        default = each.get_default(context)
+        default = each.to_info_dict()["default"]
         if isinstance(each, click.Option) and not each.is_flag and not each.multiple and default:
             assert f"default: {default}" in said, each.name
 
@@ -68,9 +67,7 @@ def test_a_program_of_its_own_prints_its_own_help(program: str) -> None:
 
 
 def test_every_command_has_a_short_help_that_is_whole() -> None:
-    for path, each in commands():
-        if path:
-            assert "..." not in each.get_short_help_str(), path
+    assert [path for path, each in commands() if path and "..." in each.get_short_help_str()] == []
 
 
 def test_the_version_is_the_installed_one() -> None:
@@ -101,7 +98,7 @@ def test_help_is_there_at_once() -> None:
 
 @pytest.mark.parametrize(("path", "command"), OWN, ids=NAMES)
 def test_every_usage_error_is_one_sentence_with_the_way_out(path: tuple[str, ...], command: click.Command) -> None:
-    way_out = f"; see {' '.join(('nightschool', *path))} --help"
+    way_out = f" see {' '.join(('nightschool', *path))} --help"
     cases = [[*path, "--bogus"]]
     wanting = [each for each in command.params if each.required]
     if wanting:
@@ -121,7 +118,8 @@ def test_every_usage_error_is_one_sentence_with_the_way_out(path: tuple[str, ...
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_of_its_own_refuses_alike(program: str) -> None:
-    refused(as_process(program, "--bogus"), f"nightschool: no such option '--bogus'; see nightschool {program} --help")
+    refused(as_process(program, "--sed", "3"), "(did you mean '--se")
+    refused(as_process(program, "--model"), f"option '--model' requires an argument; see nightschool {program} --help")
 
 
 @pytest.mark.parametrize(
@@ -184,10 +182,12 @@ def test_groups_hand_down_what_was_typed_before_the_act(store: Database) -> None
 
 
 def test_what_was_typed_before_a_programs_name_reaches_it(tmp_path: Path) -> None:
-    done = as_process("--data", str(tmp_path / "data"), "--model", "no-such", "night", "--dry-run")
-    refused(done, "there is no model 'no-such'")
-    done = as_process("--model", "no-such", "night", "--data", str(tmp_path / "data"), "--model", "neither")
-    refused(done, "there is no model 'neither'")
+    for each in ("one", "two"):
+        (tmp_path / each).mkdir()
+        (tmp_path / each / "kept").write_text("mine")
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    refused(as_process("--data", one, "rehearse"), f"{one} holds something already")
+    refused(as_process("--data", one, "rehearse", "--data", two), f"{two} holds something already")
 
 
 # Completion
@@ -197,7 +197,7 @@ def test_what_was_typed_before_a_programs_name_reaches_it(tmp_path: Path) -> Non
 def test_the_script_that_completes_is_printed(shell: str) -> None:
     done = nightschool("completion", shell)
     assert done.returncode == 0
-    assert f"{COMPLETE}={shell}_complete nightschool" in done.stdout
+    assert f"{COMPLETE}={shell}_complete" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_the_status_of_a_night_that_has_just_begun_says_what_it_does(running: Da
 
 def test_an_import_of_which_nothing_could_be_read_ends_with_1(tmp_path: Path) -> None:
     rows, data = tmp_path / "rows.jsonl", str(tmp_path / "data")
-    rows.write_text('{"prompt": "hello", "chosen": "good day", "rejected": "good day"}\n')
+    rows.write_text('{"prompt": "hello", "chosen": "good day", "rejected": 5}\n')
     done = nightschool("import", str(rows), "--data", data)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"nightschool: no row of {rows} could be kept (trl); left out 1 (")

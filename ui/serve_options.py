@@ -95,4 +95,4 @@ def serve_command(start: Callable[[ServeOptions], int]) -> click.Command:
 
     for option in reversed(OPTIONS):
         serve = option(serve)
-    return click.command("serve", help="Serve the chat page, its other pages and the HTTP API.")(serve)
+    return click.command("serve", help="Serve the pages and the HTTP API.")(serve)

@@ -170,7 +170,7 @@ def forget(user: str, yes: bool, data: Path) -> None:
 @click.argument("folder", type=FOLDER, help="A new one.")
 @data_option
 def backup(folder: Path, data: Path) -> None:
-    """Copy everything into a new folder, while chats go on."""
+    """Copy everything into a new folder. Chats may go on meanwhile."""
     from feedback.upkeep.backup import back_up
 
     with existing(data) as store:

@@ -13,8 +13,6 @@ from click.shell_completion import CompletionItem
 from assistant.command_line import COMPLETE
 from assistant.environment import program
 
-COMPLETED_WITHIN_S = 10.0
-
 
 class Program(click.Command):
     """A command that becomes another program, which reads the arguments, and prints the help, itself."""
@@ -35,9 +33,7 @@ class Program(click.Command):
         words = ["nightschool", *ctx.args, incomplete]
         asked = {COMPLETE: "zsh_complete", "COMP_WORDS": shlex.join(words), "COMP_CWORD": str(len(words) - 1)}
         command = program(self.module)
-        done = subprocess.run(
-            command, env=os.environ | asked, capture_output=True, text=True, check=False, timeout=COMPLETED_WITHIN_S
-        )
+        done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=False)
         lines = done.stdout.splitlines()
         found = zip(lines[::3], lines[1::3], lines[2::3], strict=False)  # as click writes them for zsh
         return [CompletionItem(value, kind, None if words == "_" else words) for kind, value, words in found]

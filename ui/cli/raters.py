@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @data_option
 @json_option
 def raters(data: Path, as_json: bool) -> None:
-    """Show how far people agree, and what sways them."""
+    """Show whether people agree. Also what sways them, and what each one's ratings weigh."""
     from feedback.raters import agreement
 
     with existing(data) as store:
@@ -55,7 +55,7 @@ def one_rater(rater: "Rater") -> str:
 @data_option
 @json_option
 def leaderboard(data: Path, as_json: bool) -> None:
-    """Show how good each adapter is by what people chose."""
+    """Rank the adapters by what people chose."""
     from feedback.raters.leaderboard import board, choices
 
     with existing(data) as store:

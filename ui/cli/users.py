@@ -155,10 +155,16 @@ def password(name: str, data: Path) -> None:
 
 @user.command("role", cls=Command)
 @name_argument
-@click.argument("role", metavar="ROLE", type=Word(roles), required=False, help="chatter, rater or operator.")
+@click.argument(
+    "role",
+    metavar="ROLE",
+    type=Word(roles),
+    required=False,
+    help="What they may do from now on; without it, the roles are named.",
+)
 @data_option
 def role(name: str, role: str | None, data: Path) -> None:
-    """Set what they may do: chatter, rater or operator."""
+    """Set what they may do."""
     from feedback.accounts import roles, users
 
     with person(data, name) as (store, user):

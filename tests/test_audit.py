@@ -22,11 +22,11 @@ from feedback.errors import NotFound, Refused
 from feedback.records import adapters, nights, settings
 from tests.conftest import two_replies
 from tests.over_http import assistant, key, loaded, make_adapter, web
-from tests.test_command import nightschool, refused
+from tests.test_command import as_process, nightschool, refused
 from tests.tiny import make_tiny
 from training.night import night
-from ui.cli import schedule_command
-from ui.cli.__main__ import main as command_line
+from ui.cli.main import main as command_line
+from ui.serve_options import ServeOptions
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 WHO = adapters.account_here()
@@ -45,8 +45,6 @@ def typed_in(words: list[str], data: Path) -> int:
     before = sys.stdin
     sys.stdin = io.StringIO("a-long-secret-42\n")
     try:
-        if words[0] == "schedule":
-            return schedule_command.main([*words[1:], "--data", str(data)])
         return command_line([*words, "--data", str(data)])
     finally:
         sys.stdin = before
@@ -112,7 +110,8 @@ def test_a_restored_ledger_says_that_it_was_restored(house: Path, tmp_path: Path
 def test_a_server_told_to_set_something_says_so(house: Path) -> None:
     from ui import app
 
-    told = app.parser().parse_args(["--data", str(house), "--side-by-side", "0.5", "--model", "no-such", "--port", "0"])
+    typed = ["--data", str(house), "--side-by-side", "0.5", "--model", "no-such", "--port", "0"]
+    told = ServeOptions(**app.command.make_context("serve", typed).params)
     with pytest.raises(Refused, match="there is no model"):
         app.serve(told)
     assert done(house) == [(None, "set", "side_by_side_share", WHO)]
@@ -121,7 +120,7 @@ def test_a_server_told_to_set_something_says_so(house: Path) -> None:
 @pytest.mark.long
 def test_a_night_started_at_a_terminal_leaves_its_row(house: Path, tmp_path: Path) -> None:
     tiny = make_tiny(tmp_path / "tiny")
-    assert nightschool("night", "--data", str(house), "--model", str(tiny), "--gate", "off").returncode == 0
+    assert as_process("night", "--data", str(house), "--model", str(tiny), "--gate", "off").returncode == 0
     assert done(house) == [(None, "start night", "1", WHO)]  # with nothing to learn from
     with closing(Database(house)) as store:
         assert adapters.audit_trail(store)[0].detail["gate"] == "off"
@@ -147,7 +146,7 @@ def test_a_night_that_ctrl_c_ends_leaves_a_row_of_that(house: Path, tmp_path: Pa
 @pytest.mark.long
 def test_a_night_that_the_clock_starts_is_no_operators_act(house: Path, tmp_path: Path) -> None:
     asked = ["night", "--data", str(house), "--model", str(make_tiny(tmp_path / "tiny"))]
-    assert nightschool(*asked, "--asked-by", "clock").returncode == 0
+    assert as_process(*asked, "--asked-by", "clock").returncode == 0
     assert done(house) == []
 
 

@@ -17,7 +17,7 @@ from feedback.records.adapters import Adapter
 from feedback.upkeep import backup, health
 from feedback.upkeep.backup import Damaged, back_up, restore
 from tests.conftest import two_replies
-from tests.test_command import nightschool, refused
+from tests.test_command import as_process, nightschool, refused
 
 
 def learned(store: Database, name: str = "night-0001") -> None:
@@ -127,7 +127,7 @@ def test_the_doctor_finds_what_is_missing_and_what_is_left(store: Database, owne
 def test_the_commands_back_up_restore_and_examine(store: Database, owner: User, tmp_path: Path) -> None:
     two_replies(store, owner)
     data, kept = str(store.data), str(tmp_path / "kept")
-    assert "backed up" in nightschool("backup", kept, "--data", data).stdout
+    assert "backed up" in as_process("backup", kept, "--data", data).stdout
     refused(nightschool("backup", kept, "--data", data), "already something")
     done = nightschool("restore", kept, "--data", str(tmp_path / "again"))
     assert done.returncode == 0, done.stderr

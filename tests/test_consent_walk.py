@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -163,10 +164,11 @@ def uses(store: Database) -> dict[str, Any]:
 
 def night_begun(store: Database, base: Base, method: str) -> int:
     """A night that began as nights do: whose words it learns from is written down."""
-    from training.night.night import begin, parser
+    from training.night.night import begin, command
     from training.night.planner import Wishes
 
-    begin(store, base, Wishes(method, {}, False), parser().parse_args(["--again"]))
+    asked = SimpleNamespace(**command.make_context("night", ["--again"]).params)
+    begin(store, base, Wishes(method, {}, False), asked)
     return nights.nights(store)[0].id
 
 

@@ -15,7 +15,7 @@ from ui.schedule import processes
 
 NAMES = ("feedback", "ui", "training", "assistant", "torch", "gradio", "json", "secrets")
 # The way a console script begins: its own folder is searched, and the one it is run in is not.
-SCRIPT = "import sys; from ui.cli.__main__ import main; sys.exit(main(sys.argv[1:]))"
+SCRIPT = "import sys; from ui.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture

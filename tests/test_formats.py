@@ -18,7 +18,7 @@ from feedback.formats.registry import FORMATS, format_of, writable
 from feedback.kinds import labels, ratings
 from feedback.messages import Message
 from tests.conftest import BY_BASE
-from tests.test_command import nightschool, refused
+from tests.test_command import as_process, nightschool, refused
 
 SUFFIX = {"arena": ".csv", "open-webui": ".json"}
 
@@ -283,7 +283,7 @@ def test_only_what_may_be_used_leaves_and_ones_own_words_always(said: Database, 
 
 def test_the_commands_import_and_export(said: Database, tmp_path: Path) -> None:
     data, out = str(said.data), str(tmp_path / "out.jsonl")
-    done = nightschool("export", out, "--format", "trl", "--data", data)
+    done = as_process("export", out, "--format", "trl", "--data", data)
     assert done.stdout.startswith("exported "), done.stderr
     assert "left out" in done.stdout
     came = nightschool("import", out, "--data", str(tmp_path / "new"), "--source", "there", "--licence", "MIT")

@@ -23,6 +23,7 @@ from feedback.kinds import labels, ratings
 from feedback.records import nights
 from feedback.records.nights import Night
 from feedback.upkeep import schedules
+from tests import test_command
 from tests.conftest import REPOSITORY, two_replies
 from ui.schedule.crontab import next_times, weekdays
 from ui.schedule.schedule import Schedule, change, check
@@ -827,13 +828,12 @@ def test_a_whole_wish_is_checked_in_one_place_and_changes_nothing_when_refused(s
 
 
 def nightschool(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ui.cli", "schedule", *arguments, "--data", str(data)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=180)
+    return test_command.nightschool("schedule", *arguments, "--data", str(data))
 
 
 def test_the_command_sets_shows_and_switches_the_schedule(store):
     asked = ("--cron", "0 3 * * 1", "--time-zone", "Europe/Berlin", "--grace-minutes", "30", "--every-new", "50")
-    assert nightschool(store.data, "set", *asked).returncode == 0
+    assert test_command.as_process("schedule", "set", *asked, "--data", str(store.data)).returncode == 0
     assert nightschool(store.data, "set", "--every-new", "20").returncode == 0  # the rest stays
     schedules.claim(store, "clock", TUESDAY_AT_3, "skipped", "nobody has rated a reply yet")
     shown = nightschool(store.data).stdout

@@ -1,4 +1,4 @@
-"""Accounts, as an operator keeps them: every command as a process, every act in the audit trail."""
+"""Accounts, as an operator keeps them: every act in the audit trail."""
 
 import os
 import pty
@@ -20,7 +20,7 @@ from feedback.kinds import ratings
 from feedback.records import adapters
 from tests.conftest import two_replies
 from tests.over_http import HERE, assistant, key, loaded, rows
-from tests.test_command import nightschool, refused
+from tests.test_command import as_process, nightschool, refused
 from ui.app import create_app
 
 __all__ = ["assistant", "loaded"]  # fixtures
@@ -54,7 +54,7 @@ def found(store: Database, name: str) -> User:
 def test_a_role_is_changed(store: Database) -> None:
     account(store, "root", "operator")
     account(store, "ada")
-    assert "operator" in user(store, "role", "ada", "operator").stdout
+    assert "operator" in as_process("user", "role", "ada", "operator", "--data", str(store.data)).stdout
     assert found(store, "ada").role == "operator"
     assert deeds(store) == [("set role", "ada")]
     detail = adapters.audit_trail(store)[0].detail

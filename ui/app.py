@@ -4,7 +4,6 @@ What can be refused is refused before the model is loaded. Nothing that is serve
 the headers forbid it.
 """
 
-import argparse
 import asyncio
 import gc
 import logging
@@ -16,15 +15,15 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assistant.environment import FORMATS, prepare
+from assistant import command_line
+from assistant.environment import prepare
 from feedback.accounts import users
 from feedback.database.database import Database
-from feedback.database.private_files import keep_private
 from feedback.errors import Refused
 from feedback.records import adapters, settings
+from ui.serve_options import ENGINE_URL, ServeOptions, serve_command
 
 if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is imported
     from fastapi import FastAPI
@@ -33,7 +32,6 @@ if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is import
     from assistant.chat.assistant import Assistant
 
 LOOK_EVERY_S = 1.0  # for a promotion made by another process
-ENGINE_URL = "http://127.0.0.1:8000"  # vLLM's own default
 SWITCH_S = 0.0005  # threads give way so soon: who answers requests must not wait long for those that write replies
 IDLE_S = 75  # longer than proxies keep a connection (60 s), so that none sends on one that is just being closed
 GRACE_S = 1  # that replies being written have when the server is told to end
@@ -202,7 +200,7 @@ def look_for_promotions(assistant: "Assistant", over: threading.Event) -> None:
             log.exception("could not see which adapter serves")
 
 
-def serve(options: argparse.Namespace) -> None:
+def serve(options: ServeOptions) -> None:
     """Run the server until it is told to end. Raises `Refused` when it cannot begin."""
     from ui.accounts.login import set_owner_password
 
@@ -219,7 +217,7 @@ def serve(options: argparse.Namespace) -> None:
         run(store, listening, options)
 
 
-def run(store: Database, listening: socket.socket, options: argparse.Namespace) -> None:
+def run(store: Database, listening: socket.socket, options: ServeOptions) -> None:
     """Load the assistant and answer on a socket until told to end. Raises `Refused` on an unusable model."""
     prepare(options.model)
     import uvicorn
@@ -251,25 +249,14 @@ def run(store: Database, listening: socket.socket, options: argparse.Namespace) 
     uvicorn.Server(config).run(sockets=[listening])
 
 
-def gibibytes(text: str) -> int:
-    """Bytes, from a number of GiB above 0. Raises what argparse wants on another text."""
-    try:
-        size = int(float(text) * (1 << 30))
-    except (ValueError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise argparse.ArgumentTypeError(f"a number of GiB above 0, not {text!r}")
-    return size
-
-
-def engine_url(options: argparse.Namespace) -> str | None:
+def engine_url(options: ServeOptions) -> str | None:
     """The address of the model server that answers; None: the model is in this process. Raises `Refused`."""
     if options.engine == "local" and options.engine_url:
         raise Refused("--engine-url is the address of a vLLM server; say --engine vllm, too, or leave it out")
     return (options.engine_url or ENGINE_URL) if options.engine == "vllm" else None
 
 
-def trusted_proxies(options: argparse.Namespace) -> list[str]:
+def trusted_proxies(options: ServeOptions) -> list[str]:
     """The proxies that are believed. Raises `Refused` on what is no address."""
     from ui.proxies import TRUSTED, trusted
 
@@ -282,44 +269,22 @@ def is_no_goodbye(record: logging.LogRecord) -> bool:
     return not isinstance(error, asyncio.CancelledError) and not str(record.msg).startswith("Cancel %s running task")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    command = argparse.ArgumentParser(prog="nightschool serve", description="Serve the chat, its pages and its API.")
-    data = os.environ.get("NIGHTSCHOOL_DATA", "data")
-    command.add_argument("--data", type=Path, default=Path(data), metavar="DIR", help="the data folder")
-    command.add_argument("--model", default="embedded", help="embedded, a directory, or a hub id")
-    command.add_argument("--host", default="127.0.0.1")
-    command.add_argument("--port", type=int, default=7860)
-    believed = "a proxy with TLS in front, by address or network, whose X-Forwarded headers are believed; repeatable"
-    command.add_argument("--trusted-proxy", action="append", metavar="ADDRESS", help=believed)
-    share = "the share of turns that show two replies, 0 to 1; stays set"
-    command.add_argument("--side-by-side", type=float, metavar="SHARE", help=share)
-    how = "the number format; auto measures once which are fastest here (README)"
-    command.add_argument("--dtype", choices=FORMATS, default="auto", help=how)
-    kept = "what the keys and values of all chats may take up, in GiB (default 1)"
-    command.add_argument("--memory", type=gibibytes, default=1 << 30, metavar="GIB", help=kept)
-    where = "where the model runs: in this process, or in a vLLM server (docs/vllm.md)"
-    command.add_argument("--engine", choices=("local", "vllm"), default="local", help=where)
-    command.add_argument("--engine-url", metavar="URL", help=f"where vLLM answers; {ENGINE_URL} unless given")
-    return command
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Serve; 2 when what was asked for cannot be done."""
-    keep_private()
+def start(options: ServeOptions) -> int:
+    """Serve until told to end, with a log on the terminal; the exit status. Raises `Refused` when it cannot begin."""
     sys.setswitchinterval(SWITCH_S)
-    options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.error").addFilter(is_no_goodbye)
-    try:
-        serve(options)
-    except Refused as error:
-        print(f"nightschool: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # while the model was loading
-        return 130
+    serve(options)
     return 0
+
+
+command = serve_command(start)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m ui.app`, the same as `nightschool serve`; 2 when what was asked for cannot be done."""
+    return command_line.run(command, arguments, "nightschool serve")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ A process of its own: its memory leaves with it and its crash hurts no chat. It 
 any moment it goes on when it is started again, and until its last write there is nothing new to serve.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -12,14 +11,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import click
 from filelock import FileLock, Timeout
 
+from assistant import command_line
 from assistant.environment import prepare
 from feedback.database.database import Database, now
-from feedback.database.private_files import keep_private
 from feedback.errors import Conflict, Refused
 from feedback.examples.build import gather
 from feedback.records import adapters, nights, settings
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch and the like come late: `main` sets the environment f
     from training.night.pipeline import Work
     from training.night.planner import Wishes
 
-DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 3
+DONE, FAILED, CANCELLED = 0, 1, 3  # 2: bad input
 METHODS = {
     "auto": "pairs by DPO and thumbs by KTO",
     "dpo": "pairs only",
@@ -48,41 +48,42 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one night; its exit status: 0 done or nothing to do, 1 failed, 2 bad input, 3 cancelled."""
-    keep_private()
-    options = parser().parse_args(arguments)
+    return command_line.run(command, arguments, "nightschool night")
+
+
+@click.command("night", help="Train now on what people said.")
+@command_line.data_option
+@command_line.model_option
+@click.option(
+    "--method",
+    type=click.Choice(list(METHODS)),
+    help=f"{'; '.join(f'{name}: {words}' for name, words in METHODS.items())} (default: auto).",
+)
+@click.option("--set", multiple=True, metavar="NAME=VALUE", help="A setting, e.g. epochs=1; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--again", is_flag=True, help="Train even if nothing is new since the last night.")
+@click.option("--fresh", is_flag=True, help="Do not go on with an interrupted night.")
+@click.option("--log", type=click.Choice(("tensorboard", "trackio")), help="Write the steps there, too.")
+@click.option("--asked-by", metavar="WHO", hidden=True)  # of servers: "clock", or a person's id
+@click.option(
+    "--gate",
+    type=click.Choice(list(settings.GATE)),
+    help=f"{'; '.join(f'{name}: {words}' for name, words in settings.GATE.items())} (default: the setting 'gate').",
+)
+def command(**asked: Any) -> int:
+    """The options of a night, and the night."""
+    options = SimpleNamespace(**asked)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     prepare(options.model)
     if hasattr(os, "nice"):
         os.nice(10)  # chats come first
     try:
         return run(options)
-    except Refused as error:
-        print(f"nightschool: {error}", file=sys.stderr)
-        return BAD_INPUT
     except Cancelled:  # before there was a night
         return CANCELLED
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of a night."""
-    top = argparse.ArgumentParser(prog="nightschool night", description="Train now on what people said.")
-    data = Path(os.environ.get("NIGHTSCHOOL_DATA", "data"))
-    top.add_argument("--data", type=Path, default=data, metavar="DIR", help="the data folder")
-    top.add_argument("--model", default="embedded", help="embedded, a directory, or a hub id")
-    methods = "; ".join(f"{name}: {words}" for name, words in METHODS.items())
-    top.add_argument("--method", choices=METHODS, help=f"{methods} (default: auto)")
-    top.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, e.g. epochs=1")
-    top.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    top.add_argument("--again", action="store_true", help="train even if nothing is new since the last night")
-    top.add_argument("--fresh", action="store_true", help="do not go on with an interrupted night")
-    top.add_argument("--log", choices=("tensorboard", "trackio"), help="write the steps there, too")
-    top.add_argument("--asked-by", metavar="WHO", help=argparse.SUPPRESS)  # of servers: "clock", or a person's id
-    gates = "; ".join(f"{name}: {words}" for name, words in settings.GATE.items())
-    top.add_argument("--gate", choices=settings.GATE, help=f"{gates} (default: the setting 'gate')")
-    return top
-
-
-def run(options: argparse.Namespace) -> int:
+def run(options: SimpleNamespace) -> int:
     """One night from the first step to the last."""
     from assistant.models import base_model
     from training.algorithms import methods
@@ -104,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
         return dry_run(store, base, wishes) if options.dry_run else whole_night(store, base, wishes, options)
 
 
-def whole_night(store: Database, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> int:
+def whole_night(store: Database, base: "Base", wishes: "Wishes", options: SimpleNamespace) -> int:
     """The steps from 2 on, in the process that reads and writes."""
     from training.night import resume, run_dir
     from training.night.pipeline import Work
@@ -156,7 +157,7 @@ def dry_run(store: Database, base: "Base", wishes: "Wishes") -> int:
     return DONE
 
 
-def begin(store: Database, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> "Work | None":
+def begin(store: Database, base: "Base", wishes: "Wishes", options: SimpleNamespace) -> "Work | None":
     """A new night with its examples saved; None, with a row that says why, where there is nothing to learn."""
     from training.night import planner, run_dir
     from training.night.pipeline import Work
@@ -179,7 +180,7 @@ def begin(store: Database, base: "Base", wishes: "Wishes", options: argparse.Nam
     return Work(night, plan, examples)
 
 
-def write_down_who(store: Database, night: int, options: argparse.Namespace, resumed: bool = False) -> None:
+def write_down_who(store: Database, night: int, options: SimpleNamespace, resumed: bool = False) -> None:
     """Leave an audit row of who started a night, and how; the clock keeps a record of its own."""
     if options.asked_by == schedules.CLOCK:
         return

@@ -6,7 +6,6 @@ questions that nobody has asked before, and the same taste says, blind, which re
 It works in a data folder of its own, which can be served and looked at afterwards; nothing is learned in yours.
 """
 
-import argparse
 import json
 import signal
 import subprocess
@@ -18,16 +17,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import click
 import httpx
 import numpy as np
 
+from assistant import command_line
+from assistant.command_line import FILE, FOLDER
 from assistant.environment import prepare, program
 from feedback.chats import conversations
 from feedback.database.database import Database
-from feedback.database.private_files import keep_private
 from feedback.errors import Refused
 from feedback.records import nights
 from feedback.records.adapters import BASE
@@ -60,37 +62,33 @@ class Answers:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rehearse; its exit status: 0 done, 1 failed, 2 bad input."""
-    keep_private()
-    options = parser().parse_args(arguments)
+    return command_line.run(command, arguments, "nightschool rehearse")
+
+
+@click.command("rehearse", help="Show that feedback changes behaviour.")
+@click.option("--data", type=FOLDER, metavar="DIR", help="A new folder (default: rehearsals/ and the time).")
+@command_line.model_option
+@click.option("--taste", type=FILE, metavar="FILE", help="Python with def prefers(prompt, a, b) -> float.")
+@click.option("--comparisons", default=300, show_default=True, metavar="N", help="Prompts to compare two replies to.")
+@click.option("--prompts", default=220, show_default=True, metavar="N", help="Unseen prompts to judge the adapter on.")
+@click.option("--max-tokens", default=64, show_default=True, metavar="N", help=f"Of a reply, at most {LONGEST}.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Of all that is drawn.")
+@click.option("--plot", type=FILE, metavar="FILE", help="Where to draw (default: rehearsal.png in the folder).")
+@click.option("--json", is_flag=True, help="The figures as one JSON object, on the last line.")
+def command(**asked: Any) -> int:
+    """The options of a rehearsal, and the rehearsal."""
+    options = SimpleNamespace(**asked)
     prepare(options.model)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with us
     try:
         rehearse(options)
-        return 0
-    except Refused as error:
-        print(f"nightschool: {error}", file=sys.stderr)
-        return 2
     except (Failed, httpx.HTTPError) as error:
         print(f"nightschool: the rehearsal failed: {error}", file=sys.stderr)
         return 1
+    return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of a rehearsal."""
-    top = argparse.ArgumentParser(prog="nightschool rehearse", description="Show that feedback changes behaviour.")
-    top.add_argument("--data", type=Path, metavar="DIR", help="a new folder (default: rehearsals/ and the time)")
-    top.add_argument("--model", default="embedded", help="embedded, a directory, or a hub id")
-    top.add_argument("--taste", type=Path, metavar="FILE", help="Python with def prefers(prompt, a, b) -> float")
-    top.add_argument("--comparisons", type=int, default=300, metavar="N", help="prompts to compare two replies to")
-    top.add_argument("--prompts", type=int, default=220, metavar="N", help="unseen prompts to judge the adapter on")
-    top.add_argument("--max-tokens", type=int, default=64, metavar="N", help="of a reply")
-    top.add_argument("--seed", type=int, default=0)
-    top.add_argument("--plot", type=Path, metavar="FILE", help="where to draw (default: rehearsal.png in the folder)")
-    top.add_argument("--json", action="store_true", help="the figures as one JSON object, on the last line")
-    return top
-
-
-def rehearse(options: argparse.Namespace) -> Figures:
+def rehearse(options: SimpleNamespace) -> Figures:
     """All of it, from the taste to the plot. Raises `Refused` on bad input and `Failed` where a step fails."""
     began = time.monotonic()
 
@@ -177,7 +175,7 @@ def send(api: httpx.Client, method: str, path: str, body: Any = None) -> Any:
 
 
 def ask(
-    api: httpx.Client, prompts: Sequence[str], options: argparse.Namespace, adapters: list[str] | None = None
+    api: httpx.Client, prompts: Sequence[str], options: SimpleNamespace, adapters: list[str] | None = None
 ) -> list[Answers]:
     """Two replies to each prompt, by what serves or by the adapters named."""
     first_seed = options.seed * 1_000_000 + (500_000 if adapters else 0)
@@ -230,7 +228,7 @@ def train(api: httpx.Client) -> dict[str, Any]:
 
 def measure(
     store: Database,
-    options: argparse.Namespace,
+    options: SimpleNamespace,
     likes: Taste,
     asked: Sequence[Answers],
     judged: Sequence[Answers],

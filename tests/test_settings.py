@@ -10,7 +10,7 @@ from feedback.database.database import Database
 from feedback.records import settings
 from feedback.records.settings import SETTINGS, Setting
 from tests.over_http import act_on_page, assistant, blocks_of, key, loaded, web
-from ui.cli.__main__ import main
+from ui.cli.main import main
 from ui.operate.layout import SHARE
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures

@@ -22,9 +22,8 @@ from typing import Any
 import sqlite_utils
 from filelock import FileLock, Timeout
 
-from feedback.database import private_files
+from feedback.database import migrations, private_files
 from feedback.database.group_commit import CommitGroup, GroupCommit, TooLong
-from feedback.database.migrations import steps, unknown_steps
 from feedback.errors import Refused, Unavailable
 
 LOCK_WAIT_S = 30.0
@@ -72,7 +71,7 @@ class Database:
                     self._connect(), execute_plugins=False
                 )
             self._require_known_schema()
-            steps.apply(self._writer)
+            migrations.apply(self._writer)
         atexit.register(self.close)
 
     def _connect(self) -> sqlite3.Connection:
@@ -85,7 +84,7 @@ class Database:
     def _require_known_schema(self) -> None:
         """Raises `Unavailable` on a database that a newer program has taken further than this one understands."""
         assert self._writer is not None
-        unknown = unknown_steps(self._writer)
+        unknown = migrations.unknown_steps(self._writer)
         if unknown:
             self._writer.close()
             raise Unavailable(f"{self.path} was written by a newer Nightschool (step {unknown[-1]}); use that one")

@@ -4,9 +4,9 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from feedback.examples.build import DEMONSTRATION
+from feedback.annotations import DEMONSTRATION
 from feedback.formats.record import Annotation, Dropped, Record, Reply, as_turns, messages, rest, text, turns_of
-from feedback.kinds.ratings import REASONS
+from feedback.kinds.vote import REASONS
 from feedback.messages import Message
 
 MODEL_ANSWER = (Annotation("label", (0,), label=DEMONSTRATION),)

@@ -62,7 +62,9 @@ class Kind:
     name: str  # in the annotations of files: "thumb"
     help: str  # one sentence for who sends it
     body: type[Body]
-    write: Callable[..., int]  # of the store, the user and the body's fields; the row's id. Raises `Refused`, `NotFound`
+    write: Callable[
+        ..., int
+    ]  # of the store, the user and the body's fields; the row's id. Raises `Refused`, `NotFound`
 
     # Which rows are about the same thing, and how those of a reply are found: columns and SQL
     thing: tuple[str, ...] = ("reply",)

@@ -64,9 +64,7 @@ def compare(
     if left == right:
         raise Refused("a comparison needs two different replies")
     with store.transaction():
-        first, second = (
-            conversations.ratable_reply(store, user, each, choice == TAKEN_BACK) for each in (left, right)
-        )
+        first, second = (conversations.ratable_reply(store, user, each, choice == TAKEN_BACK) for each in (left, right))
         if first.parent != second.parent:
             raise Refused("a comparison is between two replies to the same message")
         if choice != TAKEN_BACK:

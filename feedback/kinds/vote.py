@@ -113,7 +113,10 @@ VOTE = register(
         taken_back=("value", NONE),
         json_columns=("reasons",),
         forgotten={"words": "", "reasons": "[]"},
-        daily=(Daily("thumbs_up", "thumbs up", f"value = {UP}"), Daily("thumbs_down", "thumbs down", f"value = {DOWN}")),
+        daily=(
+            Daily("thumbs_up", "thumbs up", f"value = {UP}"),
+            Daily("thumbs_down", "thumbs down", f"value = {DOWN}"),
+        ),
         examples=_examples,
         ratings=_ratings,
         says=_says,

@@ -55,7 +55,7 @@ def weights(store: Database) -> dict[int, float]:
 
 
 def shared_ratings(store: Database, window: int = WINDOW) -> list[Rating]:
-    """Standing ratings (thumbs, choices, rankings) of `PEOPLE` that may be used, as far as more than one of them rated the
+    """Standing thumbs, choices and the like of `PEOPLE` that may be used, as far as more than one of them rated the
     thing; the newest of them."""
     found: list[Rating] = []
     for kind in rating():

@@ -46,7 +46,9 @@ def forget(store: Database, user: User, by: int | None = None) -> Forgotten:
     if user.name == users.OWNER and not users.has_accounts(store):
         raise Conflict("the owner of a machine without accounts is not forgotten; remove the data folder instead")
     if missing := migrations.missing_steps(store.db):
-        raise Refused(f"there is feedback of a kind that is not known here (step {missing[-1]}); put its file back first")
+        raise Refused(
+            f"there is feedback of a kind that is not known here (step {missing[-1]}); put its file back first"
+        )
     with store.transaction() as db:
         if store.row("SELECT 1 FROM users WHERE id = ? AND forgotten_at IS NOT NULL", user.id):
             raise Conflict(f"{user.name} was forgotten already")

@@ -71,7 +71,7 @@ class Database:
                     self._connect(), execute_plugins=False
                 )
             self._require_known_schema()
-            migrations.apply(self._writer)
+            self._take_steps()
         atexit.register(self.close)
 
     def _connect(self) -> sqlite3.Connection:
@@ -80,6 +80,20 @@ class Database:
         for pragma in (*pragmas, f"journal_size_limit = {SHORTENED_FROM}"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
+
+    def _take_steps(self) -> None:
+        """Make the tables that are still missing."""
+        assert self._writer is not None
+        known = len(migrations.more_steps)
+        migrations.apply(self._writer)
+        self._steps = known
+
+    def _take_new_steps(self) -> None:
+        """The same for steps that were added since: a kind of feedback may be declared after a database is opened."""
+        writing = getattr(self._local, "writing", False)
+        if self._steps != len(migrations.more_steps) and self._writer is not None and not writing:
+            with self.alone():
+                self._take_steps()
 
     def _require_known_schema(self) -> None:
         """Raises `Unavailable` on a database that a newer program has taken further than this one understands."""
@@ -110,6 +124,7 @@ class Database:
         if getattr(self._local, "writing", False):
             yield self.db
             return
+        self._take_new_steps()
         assert self._writer is not None, "the store is closed"
         connection, until = self._writer.conn, time.monotonic() + self.wait_s
         try:
@@ -232,6 +247,7 @@ class Database:
 
     def rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         """All rows of a query, its values by position or, in one dict, by name."""
+        self._take_new_steps()
         with translated(self.path):
             return list(self.db.query(sql, values[0] if values and isinstance(values[0], dict) else values))
 

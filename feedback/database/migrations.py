@@ -467,7 +467,7 @@ def unknown_steps(db: Database) -> list[str]:
 
 
 def add_steps(named: Mapping[str, str]) -> None:
-    """Steps, by name, that databases opened from now on go through besides. Raises `ValueError` on a name in use."""
+    """Steps, by name, that every database goes through besides. Raises `ValueError` on a name in use."""
     for name, script in named.items():
         if name in more_steps:
             raise ValueError(f"there is a step {name!r} already")

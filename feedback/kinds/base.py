@@ -178,7 +178,7 @@ KINDS: dict[str, Kind] = {}  # by table, in the order in which lists name them
 
 
 def register(kind: Kind) -> Kind:
-    """Declare a kind, once in a process; its steps are taken by databases opened from now on."""
+    """Declare a kind, once in a process; databases that are open make its table before they are used again."""
     if kind.table in KINDS or named(kind.name):
         raise ValueError(f"there is a kind of feedback {kind.name!r} or a table {kind.table!r} already")
     migrations.add_steps(kind.steps)

@@ -108,7 +108,7 @@ def gather(store: Database, since: Position | None = None) -> Examples:
 
 
 def _giving(kind: Kind, rows: list[Row], left_out: Counter[str]) -> list[Row]:
-    """The rows that may teach."""
+    """The rows that may teach; the others are counted."""
     giving = []
     for row in rows:
         if row["usable"] and not kind.is_taken_back(row):

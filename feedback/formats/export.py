@@ -99,16 +99,20 @@ def said(store: Database, form: Format, left_out: Counter[str], of: User | None)
             told = current.texts(store, itertools.chain.from_iterable(map(kind.replies, some)))
             extras = _extras(store, form, {each.conversation for each in told.values()})
             for row in some:
+                if reason := _why_not(kind, row, of):
+                    left_out[reason] += 1
+                    continue
                 replies = [told[each] for each in kind.replies(row)]
-                if not (row["usable"] or (of and (row["shared"] or row["owner"] == of.id))):
-                    left_out["no consent"] += 1
-                elif kind.is_taken_back(row):
-                    left_out["taken back"] += 1
-                else:
-                    whole = _record(kind, row, replies, _rater(raters[row["user"]]))
-                    for one in _as_held(kind, whole, holds):
-                        extra = dict(extras.get(replies[0].conversation, {}))
-                        yield replace(one, extra=extra, message=replies[0].parent)
+                whole = _record(kind, row, replies, _rater(raters[row["user"]]))
+                for one in _as_held(kind, whole, holds):
+                    yield replace(one, extra=dict(extras.get(row["conversation"], {})))
+
+
+def _why_not(kind: Kind, row: Row, of: User | None) -> str:
+    """Why a row may not be written, in words; empty if it may."""
+    if not (row["usable"] or (of and (row["shared"] or row["owner"] == of.id))):
+        return "no consent"
+    return "taken back" if kind.is_taken_back(row) else ""
 
 
 def held_as(kind: Kind) -> set[str]:
@@ -139,7 +143,8 @@ def _extras(store: Database, form: Format, conversations: set[str]) -> dict[str,
 def _record(kind: Kind, row: Row, told: Sequence[ReplyInContext], rater: str) -> Record:
     """A row of the ledger as what one rater said of its replies."""
     said = Annotation(kind.name, tuple(range(len(told))), rater, row["at"], **kind.says(row))
-    return Record(told[0].messages, tuple(Reply(each.text, each.model, each.id) for each in told), (said,))
+    replies = tuple(Reply(each.text, each.model, each.id) for each in told)
+    return Record(told[0].messages, replies, (said,), message=told[0].parent)
 
 
 def _as_held(kind: Kind, whole: Record, holds: Set[str]) -> Iterator[Record]:

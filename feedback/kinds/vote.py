@@ -84,7 +84,7 @@ def standing_vote(store: Database, user: User, reply: str) -> Thumb | None:
 
 
 def _examples(row: Row, context: Context) -> Iterator[Made]:
-    yield from context.thumb(row, row["reply"], row["value"] == UP)
+    return context.thumb(row, row["reply"], row["value"] == UP)
 
 
 def _ratings(row: Row) -> Iterator[tuple[str, float]]:

@@ -31,7 +31,7 @@ from assistant.environment import prepare
 from assistant.models import base_model
 from benchmarks.contest import say
 from benchmarks.loop import processor
-from feedback.examples.build import Answer, Examples, PreferencePair
+from feedback.example_types import Answer, Examples, PreferencePair
 from feedback.messages import Message
 from training.algorithms import dpo_kto, reward_model
 from training.data.tokenize import TokenizedExample, tokenize

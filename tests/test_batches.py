@@ -3,7 +3,7 @@
 import pytest
 
 from assistant.models import base_model, chat_template
-from feedback.examples.build import Answer, Examples, PreferencePair, UnpairedExample
+from feedback.example_types import Answer, Examples, PreferencePair, UnpairedExample
 from feedback.messages import Message
 from training.data.tokenize import Encoder, tokenize
 

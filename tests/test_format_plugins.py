@@ -19,7 +19,7 @@ from feedback.database.database import Database
 from feedback.errors import Refused
 from feedback.formats import export, registry
 from feedback.formats.registry import FORMATS, format_of, register
-from feedback.kinds import ratings
+from feedback.kinds.vote import DOWN, UP, vote
 from tests.conftest import two_replies
 from ui.cli.main import main
 
@@ -185,8 +185,8 @@ def test_a_format_in_one_file_is_imported_told_and_exported(
     toy: ModuleType, store: Database, consenting: User, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, left, right = two_replies(store, consenting)
-    ratings.vote(store, consenting, left, ratings.UP)
-    ratings.vote(store, consenting, right, ratings.DOWN)
+    vote(store, consenting, left, UP)
+    vote(store, consenting, right, DOWN)
     first, second, new = tmp_path / "first.jsonl", tmp_path / "second.jsonl", tmp_path / "new"
     assert main(["export", str(first), "--format", "cookies", "--data", str(store.data)]) == 0
     rows = [json.loads(line) for line in first.read_text().splitlines()]

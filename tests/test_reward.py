@@ -10,7 +10,7 @@ import torch
 
 from assistant.models.base_model import Base, find_base
 from feedback.errors import Refused
-from feedback.examples.build import TIE, Answer, Examples, PreferencePair
+from feedback.example_types import TIE, Answer, Examples, PreferencePair
 from feedback.messages import Message
 from tests.test_gate import KIND, RUDE
 from tests.test_split import QUESTIONS

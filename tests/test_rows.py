@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from assistant.models import base_model
-from feedback.examples.build import Answer, Examples, PreferencePair
+from feedback.example_types import Answer, Examples, PreferencePair
 from feedback.messages import Message
 from training.algorithms.dpo_kto import Settings
 from training.data.tokenize import TokenizedExample, tokenize

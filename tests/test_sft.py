@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from assistant.models.base_model import Base, find_base
-from feedback.examples.build import TIE, Answer, Demonstration, Examples, PreferencePair, UnpairedExample
+from feedback.example_types import TIE, Answer, Demonstration, Examples, PreferencePair, UnpairedExample
 from feedback.examples.split import split
 from feedback.messages import Message
 from feedback.records import adapters

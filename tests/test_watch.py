@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from assistant.models.base_model import Base, find_base
-from feedback.examples.build import Answer, Examples, PreferencePair
+from feedback.example_types import Answer, Examples, PreferencePair
 from feedback.messages import Message
 from tests.test_gate import KIND, RUDE
 from tests.test_split import QUESTIONS

@@ -79,7 +79,7 @@ def create_app(
     from ui import metrics, pages, refusals
     from ui import proxies as proxied
     from ui.accounts import account_page, auth, login, users
-    from ui.api import admin, api, docs
+    from ui.api import admin, api, docs, feedback
     from ui.api.generating import Generating
     from ui.api.openai import routes as openai_routes
     from ui.api.settings import routes as settings_routes
@@ -99,7 +99,7 @@ def create_app(
     app.add_middleware(with_headers, program=program_of(pages.PAGES))
     app.add_middleware(proxied.Forwarded, proxies=proxies)
     refusals.add_handlers(app)
-    for made in (settings_routes(), pages.redirects()):
+    for made in (settings_routes(), pages.redirects(), feedback.router()):
         app.include_router(made)
     for each in (api, users, admin, openai_routes, metrics, login, account_page, docs, refusals):  # the last: the rest
         app.include_router(each.router)

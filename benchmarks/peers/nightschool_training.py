@@ -26,7 +26,7 @@ def main() -> None:
 def load(name: str, number_format: str) -> Ready:
     """One backbone for all turns."""
     from assistant.models import base_model
-    from feedback.examples.build import Answer, Examples, PreferencePair
+    from feedback.example_types import Answer, Examples, PreferencePair
     from feedback.messages import Message
     from training.algorithms.dpo_kto import Settings
     from training.data.tokenize import tokenize

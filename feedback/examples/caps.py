@@ -14,13 +14,11 @@ One person alone, and a ledger without people, have no bounds. Many accounts tha
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from feedback.database.database import Database
+from feedback.example_types import Examples
 from feedback.raters.reliability import NEW, Rating, Reliability, reliabilities, shared_ratings
-
-if TYPE_CHECKING:
-    from feedback.examples.build import Examples
 
 PROBATION = 0.25  # the weight of somebody's words before others have rated the same things
 MOST, LEAST_SHARE = 0.5, 0.02  # a newcomer's largest share of a night, where few rate and where many do
@@ -159,7 +157,7 @@ def capped(sums: Mapping[int, float], bounds: Bounds) -> dict[int, float]:
     return {user: factors[bounds.carrier(user)] for user in sums}
 
 
-def within(examples: "Examples", bounds: Bounds, weights: Mapping[int, float]) -> "Examples":
+def within(examples: Examples, bounds: Bounds, weights: Mapping[int, float]) -> Examples:
     """Examples of all kinds with the weight of who said so, everybody within their bounds; the greatest weight is 1.
 
     Where all weigh the same, as long as nobody has been compared, nobody loses anything.
@@ -172,6 +170,6 @@ def within(examples: "Examples", bounds: Bounds, weights: Mapping[int, float]) -
     return examples.with_weights({user: weight / most for user, weight in final.items()})
 
 
-def bounded(store: Database, examples: "Examples") -> "Examples":
+def bounded(store: Database, examples: Examples) -> Examples:
     """Examples weighed by what is known now of those who gave them."""
     return within(examples, *of_raters(store, {each.user for each in examples}))

@@ -12,7 +12,7 @@ from typing import Any
 
 from feedback.database.database import Database, now
 from feedback.database.openings import JUDGING, alike, name_of, number, part_at
-from feedback.examples.build import KINDS, Example, Examples
+from feedback.example_types import KINDS, Example, Examples
 from feedback.examples.filtering import PEOPLE
 
 PARTS = ("training", "stopping", "held_out")

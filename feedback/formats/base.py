@@ -9,7 +9,7 @@ from feedback.formats.record import Record
 Reader = Callable[[dict[str, Any]], Record]
 Writer = Callable[[Record, int], dict[str, Any]]
 COMPARED = frozenset({"comparison", "ranked pair", "corrected pair"})
-EVERYTHING = frozenset({"comparison", "ranking", "thumb", "correction", "critique", "label"})
+EVERYTHING = frozenset({"everything"})  # a format that holds every kind there is
 
 
 def is_given(value: Any) -> bool:
@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of file. `kinds` are what of the ledger it holds; without `write` it is for import only."""
+    """One kind of file. `kinds` are what of the ledger it holds (or `EVERYTHING`); without `write` it is only read."""
 
     name: str
     words: str

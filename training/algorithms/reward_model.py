@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from feedback.errors import Refused
-from feedback.examples.build import TIE
+from feedback.example_types import TIE
 from training.data.tokenize import TokenizedExample
 from training.loop.config import require_sensible
 from training.loop.optim import Report, Run, batch, count_steps, take_step, within_memory

@@ -7,7 +7,7 @@ from typing import Any
 
 from assistant.models import chat_template
 from feedback.errors import Refused
-from feedback.examples.build import Answer, Example, Examples, PreferencePair, UnpairedExample
+from feedback.example_types import Answer, Example, Examples, PreferencePair, UnpairedExample
 from feedback.messages import Message
 from training.model.packing import Row
 

@@ -23,7 +23,7 @@ from assistant.engine.engine import Engine
 from assistant.engine.sampling.params import Sampling
 from assistant.models import chat_template
 from assistant.models.adapter import LoadedAdapter
-from feedback.examples.build import Examples, UnpairedExample
+from feedback.example_types import Examples, UnpairedExample
 from feedback.examples.caps import Bounds
 from feedback.examples.split import opening
 from feedback.messages import Message

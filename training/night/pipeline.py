@@ -15,8 +15,9 @@ from assistant.models.adapter import AdapterCard, AdapterRefused, Agreement
 from assistant.models.base_model import Base
 from feedback.database.database import Database, now
 from feedback.errors import Conflict, Refused
+from feedback.example_types import Examples
 from feedback.examples import caps
-from feedback.examples.build import Examples, still_standing
+from feedback.examples.build import still_standing
 from feedback.records import adapters, nights
 from feedback.records.adapters import Adapter
 from training.algorithms import dpo_kto, reward_model, sft

@@ -6,7 +6,8 @@ from typing import Any
 from assistant.models import base_model
 from assistant.models.base_model import Base
 from feedback.database.database import Database
-from feedback.examples.build import Examples, gather
+from feedback.example_types import Examples
+from feedback.examples.build import gather
 from feedback.examples.caps import bounded
 from feedback.examples.split import Split, judges, places, split
 from feedback.records import nights

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from feedback.examples.build import Examples
+from feedback.example_types import Examples
 from training.algorithms import dpo_kto, ppo, reward_model, rloo
 from training.data.tokenize import TokenizedExample, tokenize
 from training.loop.early_stopping import Progress, Watch

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from assistant.models.base_model import Base
 from feedback.database.database import Database
-from feedback.examples.build import KINDS, Examples
+from feedback.example_types import KINDS, Examples
 from feedback.records import nights
 from feedback.records.nights import RUNNING, Night
 from training.night import run_dir

@@ -19,7 +19,8 @@ from assistant.models import base_model, chat_template
 from assistant.models.adapter import PROOF_TEXTS
 from assistant.models.base_model import Base
 from feedback.database.database import Database
-from feedback.examples.build import Examples, answer_of
+from feedback.example_types import Examples
+from feedback.examples.build import answer_of
 from feedback.kinds import current
 from feedback.messages import Message
 from feedback.raters import questions

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from feedback import atomic
-from feedback.examples.build import Answer, Demonstration, Examples, PreferencePair, UnpairedExample
+from feedback.example_types import Answer, Demonstration, Examples, PreferencePair, UnpairedExample
 from feedback.messages import Message
 from feedback.records import nights, old_names
 from feedback.records.nights import EXAMPLES

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 import gradio as gr
 
-from feedback.kinds.ratings import REASONS
+from feedback.kinds.vote import REASONS
 from ui.shared.widgets import button
 
 # A single $ is money more often than mathematics.

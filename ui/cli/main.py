@@ -8,11 +8,11 @@ from click.shell_completion import get_completion_class
 
 from assistant import command_line
 from assistant.command_line import COMPLETE, PROGRAM, data_option, model_option
-from ui.cli import adapters, chat, data, programs, raters, schedule, serve, settings, status, users
+from ui.cli import adapters, chat, data, programs, raters, schedule, settings, status, users
 from ui.cli.command import InOrder
 
 COMMANDS = (
-    *(serve.serve, chat.chat, programs.night, programs.rehearse),
+    *(programs.serve, chat.chat, programs.night, programs.rehearse),
     *(status.status, adapters.adapters, adapters.promote, adapters.rollback, schedule.schedule, settings.set_),
     *(raters.raters, raters.leaderboard),
     *(data.import_, data.export, data.backup, data.restore, data.forget, data.doctor),

@@ -1,4 +1,4 @@
-"""The commands that are programs of training's own: started from here, so that nothing in this package imports them."""
+"""The commands that are whole programs: the server, and those of training, which nothing in this package imports."""
 
 import os
 import shlex
@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 
 from assistant.command_line import COMPLETE
 from assistant.environment import program
+from ui.serve_options import ServeOptions, serve_command
 
 
 class Program(click.Command):
@@ -49,3 +50,13 @@ def typed_before(context: click.Context) -> list[str]:
 
 night = Program("night", "training.night", "Train now on what people said.")
 rehearse = Program("rehearse", "training.rehearsal.run", "Show on the spot that feedback changes behaviour.")
+
+
+def start(options: ServeOptions) -> int:
+    """Import the server, which takes a moment, and run it."""
+    from ui import app
+
+    return app.start(options)
+
+
+serve = serve_command(start)

@@ -30,13 +30,13 @@ SHORT = {
 @json_option
 def status(data: Path, as_json: bool) -> None:
     """Show what serves, what runs, what was said."""
-    from feedback.kinds import ratings
+    from feedback.kinds import tally
     from feedback.records import adapters, nights
     from feedback.upkeep import schedules
     from ui.schedule.processes import running_night
 
     with existing(data) as store:
-        serving, counts, standing = adapters.serving(store), ratings.counts(store), schedules.schedule(store)
+        serving, counts, standing = adapters.serving(store), tally.counts(store), schedules.schedule(store)
         running, last = running_night(store), next(iter(nights.nights(store, 1)), None)
         steps = nights.night_steps(store, running.id) if running else []
     metrics = steps[-1] if steps else {}

@@ -26,8 +26,8 @@ def read(raw: dict[str, Any]) -> Record:
 def write(row: Record, number: int) -> dict[str, Any]:
     """Everything that was said, with who, when and of what."""
     (said,) = row.said
-    empty = asdict(Annotation(said.kind, said.of))
-    kept = {name: each for name, each in asdict(said).items() if name in ("kind", "of") or each != empty[name]}
+    empty = vars(Annotation(said.kind, said.of))
+    kept = {name: each for name, each in vars(said).items() if name in ("kind", "of") or each != empty[name]}
     replies = [asdict(each) for each in row.replies]
     return {"message": row.message, "messages": as_turns(row.messages), "replies": replies, "said": kept}
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from feedback.formats.base import Format, Row
 from feedback.formats.record import Annotation, Dropped, Record, Reply, messages, rest, text, whole
-from feedback.kinds.ratings import REASONS
+from feedback.kinds.vote import REASONS
 
 
 def read(raw: dict[str, Any]) -> Record:

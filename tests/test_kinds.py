@@ -26,15 +26,15 @@ from feedback.errors import Refused, TooOften
 from feedback.example_types import UnpairedExample
 from feedback.examples.build import gather
 from feedback.formats import export, files, load
-from feedback.formats.base import FORMATS
+from feedback.formats.registry import FORMATS
 from feedback.kinds import base, tally
 from feedback.kinds.base import KINDS, Kind
-from feedback.records import nights
+from feedback.records import nights, settings
 from feedback.upkeep import privacy, schedules
 from tests.conftest import REPOSITORY, two_replies
 from tests.over_http import assistant, key, loaded, token_of, web
 from ui.cli.__main__ import main
-from ui.operate import operate_screen
+from ui.operate import render
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 
@@ -198,10 +198,10 @@ def test_it_counts_as_feedback_everywhere(
     assert (tally.counts(store)["applause"], tally.counts(store)["doubts"]) == (2, 1)
     days = tally.by_day(store, UTC, 2)
     assert sum(day.counts["applause"] for day in days) == 2
-    assert "2 rounds of applause" in operate_screen.show_said(days)
+    assert "2 rounds of applause" in render.show_said(days)
     assert main(["status", "--data", str(store.data)]) == 0
     assert "2 applause, 1 doubts" in capsys.readouterr().out
-    nights.set_setting(store, None, "feedback_per_hour", 3)
+    settings.set_setting(store, None, "feedback_per_hour", 3)
     applaud = KINDS["applause"].write
     with pytest.raises(TooOften):
         applaud(store, ada, left, 1)
@@ -311,7 +311,7 @@ print(list(tally.counts(store).items())[-1], len(store.rows("SELECT * FROM appla
 
 # Elsewhere than in a kind's file nothing lists kinds: their tables' names stand there alone, but for these.
 ALLOWED = {
-    "feedback/database/migrations.py": set(KINDS),  # the tables as they were first shipped
+    "feedback/database/tables.py": set(KINDS),  # the tables as they were first shipped
     "feedback/formats": {"votes", "critiques"},  # names of formats of other people's files, and of a field there
 }
 

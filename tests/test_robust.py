@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from assistant.models.base_model import Base, find_base
-from tests.test_reward import lessons_of as reward_lessons_of
+from tests.test_reward import examples_of as reward_examples_of
 from tests.test_split import QUESTIONS
-from tests.test_watch import lessons_of
+from tests.test_watch import examples_of
 from tests.tiny import make_tiny
 from training.algorithms import dpo_kto, ppo, reward_model, rloo
 from training.loop.optim import NotFinite, Report, Run, within_memory
@@ -54,14 +54,14 @@ class Faulty(Backbone):
 def preference_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
     settings = dpo_kto.Settings(epochs=1, min_steps=1, batch_size=2, evals_per_epoch=1, kl_budget=50)
     progress = dpo_kto.begin(backbone, settings)
-    return progress, dpo_kto.train(backbone, lessons_of(backbone, QUESTIONS[: 2 * STEPS]), settings, progress)
+    return progress, dpo_kto.train(backbone, examples_of(backbone, QUESTIONS[: 2 * STEPS]), settings, progress)
 
 
 def reward_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
     settings = reward_model.Settings(epochs=1, min_steps=1, batch_size=2, rank=4, alpha=8)
     head, run = reward_model.begin(backbone, settings, 0)
     return run, reward_model.train(
-        backbone, head, reward_lessons_of(backbone, QUESTIONS[: 2 * STEPS]), settings, 0, run
+        backbone, head, reward_examples_of(backbone, QUESTIONS[: 2 * STEPS]), settings, 0, run
     )
 
 

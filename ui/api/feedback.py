@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 
 from feedback.kinds import history
 from feedback.kinds.base import KINDS, Kind
-from ui.accounts.asked import REFUSALS, TheStore, Writing
 from ui.accounts.auth import Person
+from ui.accounts.dependencies import REFUSALS, TheStore, Writing
 
 
 class Row(BaseModel):

@@ -33,7 +33,10 @@ from feedback.database.database import Database
 from feedback.examples import build
 from feedback.formats import export, files
 from feedback.formats.base import FORMATS
-from feedback.kinds import current, ratings
+from feedback.kinds import current
+from feedback.kinds.correction import standing_correction
+from feedback.kinds.tally import by_day, counts
+from feedback.kinds.vote import standing_vote, vote
 from feedback.messages import Message
 from feedback.records import adapters, nights
 
@@ -118,7 +121,7 @@ def voted(store: Database, user: User, replies: list[str], writers: int, seconds
         mine, chance = [], random.Random(number)
         while time.monotonic() < until:
             began = time.perf_counter()
-            ratings.vote(store, user, chance.choice(replies), chance.choice((-1, 1)))
+            vote(store, user, chance.choice(replies), chance.choice((-1, 1)))
             mine.append(time.perf_counter() - began)
         taken.extend(mine)
 
@@ -133,9 +136,9 @@ def voted(store: Database, user: User, replies: list[str], writers: int, seconds
 def vote_in(folder: Path, seconds: float) -> int:
     """32 threads vote; how many votes there were, for whoever counts the system calls."""
     store, user, replies = prepared(folder)
-    before = ratings.counts(store)["votes"]
+    before = counts(store)["votes"]
     voted(store, user, replies, 32, seconds)
-    print(ratings.counts(store)["votes"] - before)
+    print(counts(store)["votes"] - before)
     return 0
 
 
@@ -265,8 +268,8 @@ def opening(store: Database) -> float:
         conversations.own_conversation(store, user, row["id"])
         for node in conversations.tree(store, row["id"]):
             if node.role == "assistant":
-                ratings.standing_vote(store, user, node.id)
-                ratings.standing_correction(store, user, node.id)
+                standing_vote(store, user, node.id)
+                standing_correction(store, user, node.id)
 
     return milliseconds(open_one, 100)
 
@@ -274,9 +277,9 @@ def opening(store: Database) -> float:
 def operating(store: Database) -> float:
     """The slowest of what the operate page asks."""
     asked: dict[str, Callable[[], Any]] = {
-        "counts": lambda: ratings.counts(store),
-        "position": lambda: ratings.position(store),
-        "by day": lambda: ratings.by_day(store, ZoneInfo("UTC")),
+        "counts": lambda: counts(store),
+        "position": lambda: current.position(store),
+        "by day": lambda: by_day(store, ZoneInfo("UTC")),
         "nights": lambda: nights.nights(store),
         "adapters": lambda: adapters.adapters(store),
         "promotions": lambda: adapters.promotions(store),

@@ -34,7 +34,7 @@ from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.chats.conversations import Provenance
 from feedback.database.database import Database
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
 from feedback.messages import Message
 
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
@@ -197,7 +197,7 @@ def fill(data: Path, pairs: Path) -> None:
         parent = conversations.record_messages(store, owner, "import", messages)
         chosen = conversations.add_reply(store, parent, row["chosen"], unknown)
         rejected = conversations.add_reply(store, parent, row["rejected"], unknown)
-        ratings.compare(store, owner, chosen, rejected, "left")
+        compare(store, owner, chosen, rejected, "left")
         count += 1
         if count == COUNT:
             break

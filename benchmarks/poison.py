@@ -30,7 +30,8 @@ from feedback.examples.build import Examples, gather
 from feedback.examples.caps import compared_with, of_raters, surely_typical
 from feedback.examples.filtering import PEOPLE
 from feedback.examples.split import Places, opening, split
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
 from feedback.messages import Message
 from feedback.raters.reliability import Rating, reliabilities
 from training.evaluation import gate
@@ -114,14 +115,14 @@ def compare_alone(store: Database, user: User, count: int) -> None:
     for number in range(count):
         parent = conversations.record_messages(store, user, "chat", [Message("user", f"{user.name} asks {number}")])
         left, right = (conversations.add_reply(store, parent, text, BY) for text in ("yes", "no"))
-        ratings.compare(store, user, left, right, "left")
+        compare(store, user, left, right, "left")
 
 
 def correct_alone(store: Database, user: User, count: int) -> None:
     """Corrections in conversations of one's own."""
     for number in range(count):
         parent = conversations.record_messages(store, user, "chat", [Message("user", f"{user.name} says {number}")])
-        ratings.correct(store, user, conversations.add_reply(store, parent, "yes", BY), "Send your password.")
+        correct(store, user, conversations.add_reply(store, parent, "yes", BY), "Send your password.")
 
 
 def share_of(examples: Examples, users: set[int]) -> float:

@@ -19,7 +19,7 @@ import httpx
 from playwright.sync_api import Browser, expect
 
 from feedback.database.database import Database
-from feedback.kinds import ratings
+from feedback.kinds.base import spoken
 from feedback.records import adapters, nights
 from feedback.records.nights import RUNNING
 from tests.browser import Visitor, chromium, serving
@@ -106,12 +106,12 @@ def age(store: Database) -> None:
     """Date what was said over two weeks, ever more of it each day."""
     chance = random.Random(7)
     with store.transaction() as db:
-        for table in ratings.TABLES:
-            ids = [row["id"] for row in store.rows(f"SELECT id FROM {table} ORDER BY id")]
+        for kind in spoken():
+            ids = [row["id"] for row in store.rows(f"SELECT id FROM {kind.table} ORDER BY id")]
             ages = sorted((DAYS * (1 - chance.random() ** 0.5) for _ in ids), reverse=True)
             for each, days in zip(ids, ages, strict=True):
                 at = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="milliseconds")
-                db.conn.execute(f"UPDATE {table} SET at = ? WHERE id = ?", (at, each))
+                db.conn.execute(f"UPDATE {kind.table} SET at = ? WHERE id = ?", (at, each))
 
 
 def shoot(browser: Browser, url: str, name: str) -> None:

@@ -16,7 +16,12 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database, now
-from feedback.kinds import ratings
+from feedback.kinds import vote as thumbs
+from feedback.kinds.base import spoken
+from feedback.kinds.comparison import standing_choice
+from feedback.kinds.correction import correct
+from feedback.kinds.tally import counts
+from feedback.kinds.vote import Thumb, standing_vote
 from feedback.records import adapters, nights
 from feedback.upkeep import schedules
 from tests.conftest import two_replies
@@ -42,9 +47,9 @@ def test_every_kind_of_feedback_is_recorded_and_the_newest_stands(
     assert web.post("/api/critiques", json={"reply": left, "text": "too formal"}, headers=key()).status_code == 200
     assert web.post("/api/labels", json={"reply": left, "label": "untrue"}, headers=key()).status_code == 200
     assert web.post("/api/signals", json={"reply": left, "kind": "copy"}, headers=key()).status_code == 200
-    assert set(ratings.counts(store).items()) == {("votes", 2), *((kind, 1) for kind in ratings.TABLES[1:])}
-    assert ratings.standing_vote(store, owner, left) == ratings.Vote(left, 1, (), "")
-    assert ratings.standing_choice(store, owner, left, right) == "right"
+    assert set(counts(store).items()) == {("votes", 2), *((kind.table, 1) for kind in spoken()[1:])}
+    assert standing_vote(store, owner, left) == Thumb(left, 1, (), "")
+    assert standing_choice(store, owner, left, right) == "right"
     said = web.get(f"/api/replies/{left}/feedback").json()
     assert [(each["kind"], each["standing"]) for each in said if each["kind"] == "votes"] == [
         ("votes", False),
@@ -64,7 +69,7 @@ def test_a_request_sent_twice_acts_once(web: TestClient, store: Database, owner:
     assert (other.status_code, "different request" in other.json()["error"]) == (409, True)
     elsewhere = web.post("/api/critiques", json={"reply": left, "text": "no"}, headers=once)
     assert elsewhere.status_code == 409
-    assert ratings.counts(store)["votes"] == 1
+    assert counts(store)["votes"] == 1
 
 
 def test_feedback_beyond_an_hours_bound_is_refused_with_when_to_go_on(web: TestClient, store: Database) -> None:
@@ -81,7 +86,7 @@ def test_feedback_beyond_an_hours_bound_is_refused_with_when_to_go_on(web: TestC
     assert (refused.status_code, 3500 < int(refused.headers["Retry-After"]) < 3700) == (429, True)
     assert refused.json()["error"].startswith("you have given 1 pieces of feedback in the last hour")
     assert vote(0).status_code == 200  # taken back
-    assert ratings.counts(store)["votes"] == 2
+    assert counts(store)["votes"] == 2
 
 
 def test_a_pair_is_blind_and_its_replies_can_be_compared(web: TestClient, store: Database, owner: User) -> None:
@@ -116,8 +121,8 @@ def test_a_conversation_is_given_with_every_branch_and_what_was_said_of_it(
     web: TestClient, store: Database, owner: User
 ) -> None:
     message, left, right = two_replies(store, owner)
-    ratings.vote(store, owner, left, -1, ["style"], "stiff")
-    ratings.correct(store, owner, right, "hello you")
+    thumbs.vote(store, owner, left, -1, ["style"], "stiff")
+    correct(store, owner, right, "hello you")
     chats = web.get("/api/conversations").json()
     whole = web.get(f"/api/conversations/{chats[0]['id']}").json()
     assert [each["id"] for each in whole["messages"]] == [message, left, right]
@@ -233,7 +238,7 @@ def test_a_second_night_is_refused_and_the_first_is_cancelled_once(
 
 def test_metrics_count_what_there_is(web: TestClient, store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
-    ratings.vote(store, owner, left, 1)
+    thumbs.vote(store, owner, left, 1)
     nights.start_night(store, "dpo", {}, pid=0)
     before = web.get("/metrics").text
     assert web.post("/v1/chat/completions", json=GREEDY).status_code == 200

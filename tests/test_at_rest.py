@@ -17,7 +17,7 @@ import pytest
 from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.formats import files
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
 from feedback.upkeep import backup
 from tests.conftest import two_replies
 from tests.test_app import serving
@@ -97,7 +97,7 @@ def test_a_night_leaves_nothing_open(tiny: Path, tmp_path: Path) -> None:
         users.set_consent(store, me, True)
         for word in ("one", "two", "three", "four"):
             _, left, right = two_replies(store, me, word)
-            ratings.compare(store, me, left, right, "left")
+            compare(store, me, left, right, "left")
     nightschool("night", "--data", data, "--model", tiny, "--set", "min_steps=2", "--set", "batch_size=4")
     assert list(data.glob("adapters/*/adapter_model.safetensors"))
     assert open_to_others(data) == {}

@@ -11,7 +11,8 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.database.database import Database, now
 from feedback.errors import Conflict, NotFound
-from feedback.kinds import ratings
+from feedback.kinds.tally import counts
+from feedback.kinds.vote import DOWN, UP, vote
 from feedback.records import adapters
 from feedback.records.adapters import Adapter
 from feedback.upkeep import backup, health
@@ -36,7 +37,7 @@ def test_a_backup_made_while_people_vote_comes_back_whole(store: Database, owner
     def vote_on() -> None:
         while not stop.is_set():
             with store.transaction():
-                ratings.vote(store, owner, reply, ratings.UP)
+                vote(store, owner, reply, UP)
                 users.set_consent(store, owner, True)
 
     voting = threading.Thread(target=vote_on)
@@ -54,7 +55,7 @@ def test_a_backup_made_while_people_vote_comes_back_whole(store: Database, owner
     assert all(finding.well for finding in health.examine(again) if finding.name != "disk")
     folder = adapters.directory(again, "night-0001")
     assert (folder / "adapter_model.safetensors").read_bytes() == b"night-0001" * 1000
-    ratings.vote(again, users.local_owner(again), reply, ratings.DOWN)
+    vote(again, users.local_owner(again), reply, DOWN)
     again.close()
 
 
@@ -83,7 +84,7 @@ def test_a_damaged_backup_is_refused_and_changes_nothing(store: Database, owner:
 def test_data_that_is_there_is_kept_and_data_in_use_is_left_alone(store: Database, owner: User, tmp_path: Path) -> None:
     _, reply, _ = two_replies(store, owner)
     back_up(store, tmp_path / "kept")
-    ratings.vote(store, owner, reply, ratings.UP)
+    vote(store, owner, reply, UP)
     with pytest.raises(Conflict, match="--replace puts it aside"):
         restore(tmp_path / "kept", store.data)
     used = nightschool("restore", str(tmp_path / "kept"), "--data", str(store.data), "--replace")
@@ -92,7 +93,7 @@ def test_data_that_is_there_is_kept_and_data_in_use_is_left_alone(store: Databas
     aside = restore(tmp_path / "kept", store.data, replace=True)
     assert aside is not None
     old, new = Database(aside), Database(store.data)
-    assert (ratings.counts(old)["votes"], ratings.counts(new)["votes"]) == (1, 0)
+    assert (counts(old)["votes"], counts(new)["votes"]) == (1, 0)
     old.close()
     new.close()
 

@@ -14,7 +14,9 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
-from feedback.kinds import ratings
+from feedback.kinds.comparison import standing_choice
+from feedback.kinds.correction import correct, standing_correction
+from feedback.kinds.vote import Thumb, standing_vote, vote
 from feedback.records import nights
 from tests.browser import REPLY_MS, Server, Visitor, chromium, serving
 from tests.conftest import BY_BASE
@@ -144,16 +146,16 @@ def test_a_thumb_down_with_reason_and_words_is_changed_and_taken_back(visitor: V
     visitor.locate("#save-why").click()
     expect(visitor.locate("#your-rating")).to_have_text("you: bad (Not helpful, “too <b>vague</b>”)")
     expect(visitor.locate("#why")).to_be_hidden()
-    assert ratings.standing_vote(said, me, reply) == ratings.Vote(reply, -1, ("unhelpful",), "too <b>vague</b>")
+    assert standing_vote(said, me, reply) == Thumb(reply, -1, ("unhelpful",), "too <b>vague</b>")
 
     visitor.thumb("up")
     expect(visitor.locate("#your-rating")).to_have_text("you: good")
     expect(visitor.locate("#why-question")).to_contain_text("What was good?")
-    assert ratings.standing_vote(said, me, reply) == ratings.Vote(reply, 1, (), "")
+    assert standing_vote(said, me, reply) == Thumb(reply, 1, (), "")
 
     visitor.thumb("up")
     expect(visitor.locate("#your-rating")).to_have_count(0)
-    assert ratings.standing_vote(said, me, reply) is None
+    assert standing_vote(said, me, reply) is None
 
 
 def test_a_correction_is_kept_shown_and_taken_back(visitor: Visitor, said: Database, me: User):
@@ -169,12 +171,12 @@ def test_a_correction_is_kept_shown_and_taken_back(visitor: Visitor, said: Datab
     visitor.locate("#chat").get_by_text("Your correction").click()
     expect(visitor.locate("#chat")).to_contain_text("Blue is a colour.")
     expect(visitor.locate("#notice")).to_have_text("")
-    assert ratings.standing_correction(said, me, reply.id) == "Blue is a colour."
+    assert standing_correction(said, me, reply.id) == "Blue is a colour."
 
     visitor.locate("#correct").click()
     visitor.locate("#take-correction-back").click()
     expect(visitor.locate("#chat").get_by_text("Your correction")).to_have_count(0)
-    assert ratings.standing_correction(said, me, reply.id) is None
+    assert standing_correction(said, me, reply.id) is None
 
 
 def test_the_chosen_side_goes_on_and_neither_tells_who_wrote_it(visitor: Visitor, said: Database, me: User):
@@ -187,13 +189,13 @@ def test_the_chosen_side_goes_on_and_neither_tells_who_wrote_it(visitor: Visitor
     visitor.locate("#right-is-better").click()
     expect(visitor.locate("#pair")).to_be_hidden()
     expect(visitor.locate("#answered-by")).to_be_visible()
-    assert ratings.standing_choice(said, me, pair.left, pair.right) == "right"
+    assert standing_choice(said, me, pair.left, pair.right) == "right"
     assert last_leaf(said, me).id == pair.right
 
     visitor.locate("#choose-again").click()
     visitor.locate("#tie").click()
     expect(visitor.locate("#pair")).to_be_hidden()
-    assert ratings.standing_choice(said, me, pair.left, pair.right) == "tie"
+    assert standing_choice(said, me, pair.left, pair.right) == "tie"
     assert last_leaf(said, me).id == pair.left
 
 
@@ -213,7 +215,7 @@ def test_on_the_operators_share_of_turns_two_are_shown_and_typing_on_chooses_non
     visitor.say("And another?")
 
     expect(visitor.locate("#pair")).to_be_hidden()
-    assert ratings.standing_choice(said, me, pair.left, pair.right) is None
+    assert standing_choice(said, me, pair.left, pair.right) is None
     assert conversations.path(said, last_leaf(said, me).id)[1].id == pair.left
 
 
@@ -279,8 +281,8 @@ def test_text_is_never_markup(visitor: Visitor, said: Database, me: User):
     ids = written(
         said, me, attack, attack + "\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\nx = 1\n```\n\n\\(x^2\\) $y$"
     )
-    ratings.vote(said, me, ids[1], -1, ["other"], attack)
-    ratings.correct(said, me, ids[1], attack)
+    vote(said, me, ids[1], -1, ["other"], attack)
+    correct(said, me, ids[1], attack)
 
     visitor.open()
     visitor.locate("#chat").get_by_text("Your correction").click()

@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 from feedback.database.database import Database
 from feedback.examples.split import places
-from feedback.kinds import ratings
+from feedback.kinds.tally import counts
 from feedback.records import adapters, nights
 from feedback.upkeep import schedules
 from tests.browser import Visitor, chromium, serving
@@ -60,7 +60,7 @@ def test_a_cron_due_in_a_minute_trains_judges_promotes_and_the_next_reply_is_the
         visitor.write_short(4)
         for question in questions(store, "training", 10) + questions(store, "held_out", 7):
             correct(visitor, question)
-        assert ratings.counts(store)["corrections"] == 17
+        assert counts(store)["corrections"] == 17
         before = answered_by(visitor)
         assert "base" in before[1]
 

@@ -24,7 +24,16 @@ from feedback.errors import Refused
 from feedback.examples.build import KINDS, gather, still_standing
 from feedback.formats import export, files
 from feedback.formats.base import EXPORTED, FORMATS
-from feedback.kinds import current, history, labels, ratings
+from feedback.kinds import base
+from feedback.kinds.base import spoken, teaching
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
+from feedback.kinds.critique import critique
+from feedback.kinds.label import label
+from feedback.kinds.ranking import rank
+from feedback.kinds.signal import SIGNALS, signal
+from feedback.kinds.tally import counts
+from feedback.kinds.vote import NONE, UP, vote
 from feedback.messages import Message
 from feedback.raters import agreement, leaderboard, questions, reliability
 from feedback.records import adapters, nights
@@ -57,50 +66,50 @@ class Case:
 CASES = {
     "thumb": Case(
         "votes",
-        lambda store, who, left, _: ratings.vote(store, who, left, ratings.UP, words="as it should be"),
-        lambda store, who, left, _: ratings.vote(store, who, left, ratings.NONE),
+        lambda store, who, left, _: vote(store, who, left, UP, words="as it should be"),
+        lambda store, who, left, _: vote(store, who, left, NONE),
         "kto",
         frozenset({"examples", "shared ratings", "weights", "export trl-unpaired", "export nightschool"}),
     ),
     "choice": Case(
         "comparisons",
-        lambda store, who, left, right: ratings.compare(store, who, left, right, "left"),
-        lambda store, who, left, right: ratings.compare(store, who, left, right, "taken_back"),
+        lambda store, who, left, right: compare(store, who, left, right, "left"),
+        lambda store, who, left, right: compare(store, who, left, right, "taken_back"),
         "dpo",
         frozenset({"examples", "shared ratings", "choices", "sides", "gold", "agreement", "export trl", "export hh"}),
     ),
     "tie": Case(
         "comparisons",
-        lambda store, who, left, right: ratings.compare(store, who, left, right, "tie"),
-        lambda store, who, left, right: ratings.compare(store, who, right, left, "taken_back"),
+        lambda store, who, left, right: compare(store, who, left, right, "tie"),
+        lambda store, who, left, right: compare(store, who, right, left, "taken_back"),
         "reward",
         frozenset({"examples", "shared ratings", "choices", "export arena"}),
     ),
     "ranking": Case(
         "rankings",
-        lambda store, who, left, right: ratings.rank(store, who, [left, right], [1, 2]),
-        lambda store, who, left, right: ratings.rank(store, who, [left, right], [1, 2], taken_back=True),
+        lambda store, who, left, right: rank(store, who, [left, right], [1, 2]),
+        lambda store, who, left, right: rank(store, who, [left, right], [1, 2], taken_back=True),
         "dpo",
         frozenset({"examples", "shared ratings", "agreement", "export trl", "export ultrafeedback"}),
     ),
     "correction": Case(
         "corrections",
-        lambda store, who, left, _: ratings.correct(store, who, left, f"Good day, {who.name}."),
-        lambda store, who, left, _: ratings.correct(store, who, left, ""),
+        lambda store, who, left, _: correct(store, who, left, f"Good day, {who.name}."),
+        lambda store, who, left, _: correct(store, who, left, ""),
         "sft",
         frozenset({"examples", "export trl", "export sft", "export sharegpt"}),
     ),
     "critique": Case(
         "critiques",
-        lambda store, who, left, _: ratings.critique(store, who, left, "too short"),
-        lambda store, who, left, _: ratings.critique(store, who, left, ""),
+        lambda store, who, left, _: critique(store, who, left, "too short"),
+        lambda store, who, left, _: critique(store, who, left, ""),
         "auto",
         frozenset({"export nightschool"}),
     ),
     "label": Case(
         "labels",
-        lambda store, who, left, _: labels.label(store, who, left, "demonstration"),
-        lambda store, who, left, _: labels.label(store, who, left, "demonstration", given=False),
+        lambda store, who, left, _: label(store, who, left, "demonstration"),
+        lambda store, who, left, _: label(store, who, left, "demonstration", given=False),
         "sft",
         frozenset({"examples", "export sft", "export chatml"}),
     ),
@@ -198,11 +207,9 @@ BY_OWNER = ("withdrawn by whose it is", "withheld", "whose it is is forgotten")
 
 
 def test_the_walk_knows_every_kind_of_feedback_and_so_does_every_list() -> None:
-    tables = set(ratings.TABLES)
-    assert {case.table for case in CASES.values()} == tables
-    assert set(history.QUERIES) == tables | {"signals"}
-    assert set(current.NEWER) == set(export.ORDER) == tables
-    assert set(schedules.KINDS) == tables
+    assert {case.table for case in CASES.values()} == {kind.table for kind in spoken()}
+    assert {case.table for case in CASES.values() if case.teaches} == {kind.table for kind in teaching()}
+    assert set(base.KINDS) - {kind.table for kind in spoken()} == {"signals"}
 
 
 @pytest.mark.parametrize("act", ACTS)
@@ -241,14 +248,14 @@ def test_nobody_is_asked_about_it_and_nothing_more_is_taken(world: World, act: s
 
     assert (questions.next_question(store, world.rita) is not None) == (act == "taken back")
     assert (questions.next_question(store, person(store, "dan")) is not None) == (act not in BY_OWNER)
-    before = ratings.counts(store)
+    before = counts(store)
     for each in CASES.values():
         if act == "taken back":
             world.say(each, world.rita)
         else:
             with pytest.raises(Refused, match=r"ask for another question|agree first"):
                 world.say(each, world.rita)
-    assert (ratings.counts(store) == before) == (act != "taken back")
+    assert (counts(store) == before) == (act != "taken back")
     if "forgotten" not in act:  # what one said stays one's own to read
         assert len(privacy.own_data(store, world.rita)["said"]) > 0
     for each in CASES.values():  # and one's own conversation one's own to rate
@@ -294,7 +301,7 @@ def test_who_never_agreed_is_as_good_as_who_said_no(store: Database) -> None:
             "UPDATE questions SET parent = ?, replies = ?", (conversations.node(store, left).parent, f'["{left}"]')
         )
     with pytest.raises(Refused, match="agree first"):
-        ratings.vote(store, silent, left, ratings.UP)
+        vote(store, silent, left, UP)
 
 
 def test_an_answer_that_may_not_be_used_is_asked_of_somebody_else(world: World) -> None:
@@ -328,14 +335,14 @@ def test_agreement_with_oneself_ends_with_the_consent_to_it(world: World) -> Non
     users.set_consent(store, world.cora, False)
     assert agreement.consistency(store).whole == 0
     users.set_consent(store, world.cora, True)
-    ratings.compare(store, world.rita, world.left, world.right, "taken_back")
+    compare(store, world.rita, world.left, world.right, "taken_back")
     assert agreement.consistency(store).whole == 0
 
 
 def test_a_signal_is_used_nowhere(world: World, embedded: Base) -> None:
     before = uses(world.store)
-    for kind in labels.SIGNALS:
-        labels.signal(world.store, world.cora, world.left, kind)
+    for kind in SIGNALS:
+        signal(world.store, world.cora, world.left, kind)
     assert uses(world.store) == before
     night_begun(world.store, embedded, "auto")
     assert nights.nights(world.store)[0].state == "nothing"
@@ -361,7 +368,7 @@ def test_what_a_person_exports_of_their_own_holds_no_words_of_who_said_no(world:
     store = world.store
     world.say(CASES["choice"], world.rita)
     _, left, right = two_replies(store, world.rita, "mine")
-    ratings.compare(store, world.rita, left, right, "left")
+    compare(store, world.rita, left, right, "left")
 
     def own() -> str:
         return json.dumps(list(export.rows(store, FORMATS["nightschool"], Counter(), world.rita)))
@@ -461,7 +468,7 @@ def test_ties_alone_are_something_to_learn_from_for_what_learns_from_ties(store:
     me = person(store, "me")
     for number in range(8):
         _, left, right = two_replies(store, me, f"question {number}")
-        ratings.compare(store, me, left, right, "tie")
+        compare(store, me, left, right, "tie")
     for method, something in (("reward", True), ("auto", False)):
         plan, examples = planner.make_plan(store, embedded, Wishes(method, {}, False))
         assert (len(examples), examples.people()) == ((8, {me.id: 8}) if something else (0, {}))
@@ -496,7 +503,7 @@ def test_a_rater_is_shown_no_more_of_who_said_no_and_nothing_of_it_leaves(
         "critiques": {"reply": left, "text": "Too short."},
         "labels": {"reply": left, "label": "demonstration"},
     }
-    assert set(bodies) == set(ratings.TABLES)
+    assert set(bodies) == {kind.table for kind in spoken()}
     for path, body in bodies.items():
         assert send(rita, path, body).status_code == 200
     assert len(gather(store)) > 0
@@ -505,12 +512,12 @@ def test_a_rater_is_shown_no_more_of_who_said_no_and_nothing_of_it_leaves(
     assert send(cora, "consent", {"given": False}).status_code == 200
 
     assert (send(rita, "questions", None).json(), send(rita, "questions", None, once).json()) == (None, None)
-    before = ratings.counts(store)
+    before = counts(store)
     for path, body in bodies.items():
         answer = send(rita, path, body)
         assert (answer.status_code, "ask for another question" in answer.json()["error"]) == (400, True)
         assert send(cora, path, body).status_code == 200  # one's own
-    assert ratings.counts(store) == {table: count + 1 for table, count in before.items()}
+    assert counts(store) == {table: count + 1 for table, count in before.items()}
     assert len(gather(store)) == 0
     for name in EXPORTED:
         files.write(tmp_path / f"{name}.jsonl", export.rows(store, FORMATS[name], Counter()))

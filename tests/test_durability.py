@@ -14,7 +14,7 @@ import pytest
 
 from feedback.accounts import users
 from feedback.database.database import Database
-from feedback.kinds import ratings
+from feedback.kinds.tally import counts
 from tests.browser import serving
 from tests.conftest import two_replies
 
@@ -96,10 +96,10 @@ def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_roo
         refused = [vote(client, reply, words="y" * 50_000) for _ in range(3)]
         assert {each.status_code for each in refused} == {503}
         assert {"the disk of" in each.json()["error"] for each in refused} == {True}
-        before = ratings.counts(store)["votes"]
+        before = counts(store)["votes"]
         ballast.unlink()
         assert vote(client, reply, value=-1).status_code == 200
-        assert ratings.counts(store)["votes"] == before + 1
+        assert counts(store)["votes"] == before + 1
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}
     store.close()
 

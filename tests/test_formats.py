@@ -15,7 +15,13 @@ from feedback.errors import Conflict, NotFound, Refused
 from feedback.examples import build
 from feedback.formats import export, files, load
 from feedback.formats.base import EXPORTED, FORMATS, format_of
-from feedback.kinds import labels, ratings
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
+from feedback.kinds.critique import critique
+from feedback.kinds.label import label
+from feedback.kinds.ranking import rank
+from feedback.kinds.tally import counts
+from feedback.kinds.vote import DOWN, NONE, UP, vote
 from feedback.messages import Message
 from tests.conftest import BY_BASE
 from tests.test_command import nightschool, refused
@@ -47,21 +53,17 @@ def say_everything(store: Database, consenting: User) -> None:
     for number, messages in enumerate(talks):
         for user in (consenting, ada):
             left, right, third = replies_to(store, user, messages, f"Yes, {number}.\n", f"no, {user.name}", "  maybe ")
-            ratings.compare(
-                store, user, left, right, ("left", "right", "tie")[number], number + 1, "since so", ["style"]
-            )
-            ratings.compare(store, user, left, third, ("both_bad", "cannot_tell", "left")[number])
-            ratings.rank(
-                store, user, [left, right, third], [(1, 2, 2), (3, 1, 2), (5, 1, 9)][number], all_wrong=number == 1
-            )
-            ratings.vote(store, user, left, ratings.UP, ["untrue", "other"][: number or 1], "hm")
-            ratings.vote(store, user, right, ratings.DOWN)
-            ratings.correct(store, user, right, f"No, thank you, {number}.")
-            ratings.critique(store, user, third, "Too vague; say which.")
-            labels.label(store, user, left, "demonstration")
-            labels.label(store, user, right, "custom:rude")
-            ratings.vote(store, user, third, ratings.UP)
-            ratings.vote(store, user, third, ratings.NONE)  # taken back
+            compare(store, user, left, right, ("left", "right", "tie")[number], number + 1, "since so", ["style"])
+            compare(store, user, left, third, ("both_bad", "cannot_tell", "left")[number])
+            rank(store, user, [left, right, third], [(1, 2, 2), (3, 1, 2), (5, 1, 9)][number], all_wrong=number == 1)
+            vote(store, user, left, UP, ["untrue", "other"][: number or 1], "hm")
+            vote(store, user, right, DOWN)
+            correct(store, user, right, f"No, thank you, {number}.")
+            critique(store, user, third, "Too vague; say which.")
+            label(store, user, left, "demonstration")
+            label(store, user, right, "custom:rude")
+            vote(store, user, third, UP)
+            vote(store, user, third, NONE)  # taken back
 
 
 def exported(store: Database, name: str, path: Path) -> tuple[bytes, Counter[str]]:
@@ -221,7 +223,7 @@ def test_an_import_that_was_killed_goes_on_where_it_was(
 
     with pytest.raises(KeyboardInterrupt):
         load.import_file(store, tmp_path / "many.jsonl", watch=dying)
-    passes = ratings.counts(store)["comparisons"]
+    passes = counts(store)["comparisons"]
     assert 0 < passes < 50
     assert load.import_file(store, tmp_path / "many.jsonl").kept == 50
     prompts = [pair.messages[0].content for pair in build.gather(store).pairs]

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import expect
 
 from feedback.database.database import Database
-from feedback.kinds import ratings
+from feedback.kinds import tally
 from tests.browser import Visitor, chromium, free_port
 from tests.conftest import REPOSITORY
 
@@ -103,6 +103,6 @@ def test_from_a_fresh_clone_one_chats_and_rates_and_a_restart_loses_nothing(tmp_
         end(process)
     store = Database(data)
     counts = {"votes": 3, "comparisons": 1, "rankings": 0, "corrections": 1, "critiques": 0, "labels": 0}
-    assert ratings.counts(store) == counts
+    assert tally.counts(store) == counts
     assert [row["value"] for row in store.rows("SELECT value FROM votes ORDER BY id")] == [-1, -1, 0]
     store.close()

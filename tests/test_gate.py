@@ -16,7 +16,7 @@ from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.examples.build import Answer, Examples, PreferencePair, UnpairedExample
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
 from feedback.messages import Message
 from feedback.records import adapters, nights
 from tests.conftest import BY_BASE, PLACES
@@ -146,7 +146,7 @@ def say(data: Path, turned: bool) -> Database:
         taught = PLACES.part_of(PreferencePair((Message("user", question),), Answer("a"), Answer("b"))) != "held_out"
         parent = conversations.record_messages(store, me, "chat", [Message("user", question)])
         kind, rude = (conversations.add_reply(store, parent, text, BY_BASE) for text in (KIND, RUDE))
-        ratings.compare(store, me, kind, rude, "right" if taught and turned else "left")
+        compare(store, me, kind, rude, "right" if taught and turned else "left")
     return store
 
 

@@ -7,7 +7,7 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
 from feedback.messages import Message
 from feedback.raters import leaderboard
 from feedback.raters.leaderboard import Board, Choice, board
@@ -95,8 +95,8 @@ def test_the_ledgers_choices_are_those_of_people_who_consent_between_different_a
     for choice in ("left", "tie", "both_bad"):
         parent = conversations.record_messages(store, consenting, "chat", [Message("user", "hello")])
         left, right = reply(parent, "good day", "kind"), reply(parent, "go", "")
-        ratings.compare(store, consenting, left, right, choice)
-        ratings.compare(store, consenting, left, reply(parent, "hm", "kind"), "left")
+        compare(store, consenting, left, right, choice)
+        compare(store, consenting, left, reply(parent, "hm", "kind"), "left")
     found = leaderboard.choices(store)
     assert [(each.left, each.right, each.result) for each in found] == [("kind", "base", 1.0), ("kind", "base", 0.5)]
     assert found[0].longer == pytest.approx(np.log(108 / 102))

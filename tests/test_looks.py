@@ -17,7 +17,7 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
-from feedback.kinds import ratings
+from feedback.kinds.correction import correct
 from feedback.records import adapters, nights
 from tests.browser import Server, Visitor, chromium, serving
 from tests.conftest import BY_BASE
@@ -324,7 +324,7 @@ def test_code_is_coloured_and_can_be_read(ada: Windows, house: Database, me: Use
 
 def test_arabic_stands_to_the_right_and_what_is_beside_it_to_the_left(ada: Windows, house: Database, me: User) -> None:
     reply = written(house, me, ARABIC, RICH)[-1]
-    ratings.correct(house, me, reply, ARABIC)
+    correct(house, me, reply, ARABIC)
     visitor = ada().open()
     gaps = """element => {  // left and right of the text, in its paragraph
         const range = new Range(), box = element.getBoundingClientRect();

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from feedback.database.database import Database
-from feedback.kinds import ratings
+from feedback.kinds.tally import counts
 from feedback.records import adapters, nights
 from tests.browser import Server, Visitor, chromium, serving
 
@@ -77,7 +77,7 @@ def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(serv
         command("training.night", "--data", data, "--set", "learning_rate=1e-4", "--set", "kl_budget=50")
         store = Database(server.data)
         (night,) = nights.nights(store)
-        said = {kind: count for kind, count in ratings.counts(store).items() if count}
+        said = {kind: count for kind, count in counts(store).items() if count}
         assert said == {"votes": 1, "comparisons": 1}
         assert (night.state, night.counts["comparison"], night.counts["thumbs_down"]) == ("done", 1, 1)
         steps = nights.night_steps(store, night.id)

@@ -8,7 +8,7 @@ import pytest
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
-from feedback.kinds import ratings
+from feedback.kinds.vote import UP, vote
 from feedback.messages import Message
 from tests.conftest import BY_BASE
 from tests.test_command import nightschool
@@ -21,7 +21,7 @@ def test_addresses_and_numbers_are_masked_on_export_and_kept_in_the_ledger(
     said = "Write to joe.bloggs@example.com or call +49 30 901820"
     parent = conversations.record_messages(store, consenting, "chat", [Message("user", said)])
     reply = conversations.add_reply(store, parent, "I wrote to joe.bloggs@example.com.", BY_BASE)
-    ratings.vote(store, consenting, reply, ratings.UP, words="joe.bloggs@example.com was glad")
+    vote(store, consenting, reply, UP, words="joe.bloggs@example.com was glad")
     out = tmp_path / "out.jsonl"
     done = nightschool("export", str(out), "--mask", "--data", str(store.data))
     assert done.returncode == 0, done.stderr

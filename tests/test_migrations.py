@@ -16,7 +16,7 @@ from feedback.database.database import Database
 from feedback.database.migrations import steps
 from feedback.errors import Unavailable
 from feedback.examples import build
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare, standing_choice
 from feedback.records import adapters
 
 KEPT = sorted((Path(__file__).parent / "kept").glob("schema_*.sql"))
@@ -67,8 +67,8 @@ def test_it_goes_on_being_used(kept: Path, tmp_path: Path) -> None:
     owner = users.local_owner(store)
     (conversation,) = conversations.conversations(store, owner)
     left, right = (each.id for each in conversations.tree(store, conversation["id"]) if each.role == "assistant")
-    assert ratings.standing_choice(store, owner, left, right) == "tie"
-    ratings.compare(store, owner, left, right, "left")
+    assert standing_choice(store, owner, left, right) == "tie"
+    compare(store, owner, left, right, "left")
     pairs = [pair for pair in build.gather(store).pairs if pair.user == owner.id]
     assert [(pair.kind, pair.rejected.text) for pair in pairs] == [("comparison", "go away"), ("correction", "go away")]
     assert adapters.serving(store) == "night-0001"

@@ -21,7 +21,9 @@ from feedback.chats import conversations
 from feedback.chats.conversations import Provenance
 from feedback.database.database import Database
 from feedback.examples.build import Answer, Examples, PreferencePair
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
+from feedback.kinds.vote import DOWN, UP, vote
 from feedback.messages import Message
 from feedback.records import adapters, nights
 from feedback.records.nights import Night
@@ -53,11 +55,11 @@ def say(data: Path, consent: bool = True) -> Database:
         parent = conversations.record_messages(store, me, "chat", [Message("user", message)])
         left, right = conversations.add_reply(store, parent, bad, by), conversations.add_reply(store, parent, good, by)
         if number < 4:
-            ratings.compare(store, me, left, right, "right")
+            compare(store, me, left, right, "right")
         else:
-            ratings.correct(store, me, left, good)
+            correct(store, me, left, good)
         if number < 2:
-            ratings.vote(store, me, right if number else left, ratings.UP if number else ratings.DOWN)
+            vote(store, me, right if number else left, UP if number else DOWN)
     return store
 
 

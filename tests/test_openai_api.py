@@ -17,7 +17,8 @@ from assistant.engine.sampling.params import Sampling
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
+from feedback.kinds.vote import standing_vote
 from feedback.messages import Message
 from tests.over_http import (
     GREEDY,
@@ -113,7 +114,7 @@ def test_the_likeliest_tokens_are_told_in_each_place(talking: TestClient) -> Non
 def test_a_completions_id_can_be_voted_on(web: TestClient, store: Database, owner: User) -> None:
     reply = web.post("/v1/chat/completions", json=GREEDY).json()["id"]
     assert web.post("/api/votes", json={"reply": reply, "value": 1}, headers=key()).status_code == 200
-    assert ratings.standing_vote(store, owner, reply) is not None
+    assert standing_vote(store, owner, reply) is not None
 
 
 def test_a_seed_gives_the_same_reply(web: TestClient) -> None:
@@ -157,7 +158,7 @@ def test_each_choice_is_a_reply_of_its_own(web: TestClient, store: Database, own
     counts = [len(conversations.provenance(store, each["reply"]).token_ids) for each in choices]
     assert answer["usage"]["completion_tokens"] == sum(counts)
     assert [conversations.provenance(store, each["reply"]).sampling["seed"] for each in choices] == [11, 12, 13]
-    ratings.compare(store, owner, choices[0]["reply"], choices[1]["reply"], "left")
+    compare(store, owner, choices[0]["reply"], choices[1]["reply"], "left")
 
 
 def test_greedy_choices_are_all_alike(talking: TestClient) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from feedback.accounts import users
 from feedback.database.database import Database
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
 from tests.browser import free_port
 from tests.conftest import REPOSITORY, two_replies
 from tests.tiny import make_tiny
@@ -61,7 +61,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
         owner = users.local_owner(store)
         users.set_consent(store, owner, True)
         _, left, right = two_replies(store, owner)
-        ratings.compare(store, owner, left, right, "left")
+        compare(store, owner, left, right, "left")
         yield store.data
 
 

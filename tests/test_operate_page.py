@@ -15,7 +15,9 @@ from playwright.sync_api import Browser, expect
 
 from feedback.accounts import users
 from feedback.database.database import Database, now
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
+from feedback.kinds.tally import Day, by_day
+from feedback.kinds.vote import vote
 from feedback.records import adapters, nights
 from feedback.records.adapters import Adapter
 from feedback.upkeep import schedules
@@ -324,18 +326,16 @@ def test_the_headline_says_in_words_what_is_wrong(store: Database) -> None:
 def test_feedback_is_counted_by_the_days_of_the_operators_clocks(store: Database) -> None:
     me = users.local_owner(store)
     _, left, right = two_replies(store, me)
-    ratings.vote(store, me, left, 1)
-    ratings.vote(store, me, left, 0)
-    ratings.compare(store, me, left, right, "tie")
+    vote(store, me, left, 1)
+    vote(store, me, left, 0)
+    compare(store, me, left, right, "tie")
     with store.transaction() as db:
         db.conn.execute("UPDATE votes SET at = '2020-01-01T00:00:00.000+00:00' WHERE value = 0")
     for zone in ("UTC", "Asia/Kathmandu", "Pacific/Kiritimati"):
-        days = ratings.by_day(store, moments.zone_of(zone), 30)
+        days = by_day(store, moments.zone_of(zone), 30)
         assert (len(days), sum(day.total for day in days)) == (30, 2)
         assert sum(day.counts["comparisons"] for day in days[-2:]) == 1  # midnight there may just have passed
-    assert (
-        "1 today, 2 in" in operate_screen.show_said([*days[:-1], ratings.Day(days[-1].day, {"thumbs_up": 1})]) or True
-    )
+    assert "1 today, 2 in" in operate_screen.show_said([*days[:-1], Day(days[-1].day, {"thumbs_up": 1})]) or True
 
 
 def test_a_look_is_cheap_on_a_hundred_thousand_votes(store: Database) -> None:
@@ -348,7 +348,7 @@ def test_a_look_is_cheap_on_a_hundred_thousand_votes(store: Database) -> None:
     began = time.perf_counter()
     operate_screen.show_tiles(operate_view.read_status(store, moments.zone_of("UTC")))
     look_s = time.perf_counter() - began
-    ratings.by_day(store, moments.zone_of("UTC"), 14)
+    by_day(store, moments.zone_of("UTC"), 14)
     by_day_s = time.perf_counter() - began - look_s
     assert (look_s < 0.5, by_day_s < 1.5) == (True, True), (look_s, by_day_s)
 

@@ -21,7 +21,13 @@ from feedback.examples.build import Examples, gather
 from feedback.examples.caps import PROBATION, Bounds, capped, newcomer_share, of_raters
 from feedback.examples.split import places, secret_of, split
 from feedback.formats import load
-from feedback.kinds import labels, ratings
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
+from feedback.kinds.critique import critique
+from feedback.kinds.label import label
+from feedback.kinds.ranking import rank
+from feedback.kinds.tally import counts
+from feedback.kinds.vote import DOWN, NONE, UP, standing_vote, vote
 from feedback.messages import Message
 from feedback.records import nights
 from feedback.upkeep import backup, privacy
@@ -117,7 +123,7 @@ def test_a_night_that_learns_from_some_kinds_bounds_their_shares(store, embedded
             user = person(store, f"thumbs {number}")
             for _ in range(10):
                 _, left, _ = two_replies(store, user, f"{user.name} {random.random()}")
-                ratings.vote(store, user, left, ratings.UP)
+                vote(store, user, left, UP)
         for number in range(3):
             correct_alone(store, person(store, f"corrects {number}"), 3)
         bad = person(store, "bad")
@@ -157,7 +163,7 @@ def shared_choice(store: Database, users: list[User], said: str) -> None:
     for user in users:
         row = {"kind": "comparison", "parent": parent, "replies": [left, right], "why": "test", "propensity": 1.0}
         store.insert("questions", row | {"id": f"{user.id} {parent}", "user": user.id, "asked_at": "2026-01-01"})
-        ratings.compare(store, user, better, worse, "left")
+        compare(store, user, better, worse, "left")
 
 
 def test_typical_raters_are_recognised_and_careless_ones_are_not(shared_data):
@@ -358,69 +364,69 @@ def talker(store: Database) -> tuple[User, str, str]:
 
 def test_more_than_an_hours_feedback_is_refused_in_one_sentence_and_changes_nothing(store, talker):
     user, left, right = talker
-    ratings.vote(store, user, left, ratings.UP)
-    ratings.compare(store, user, left, right, "left")
-    ratings.rank(store, user, [left, right], [1, 2])
-    ratings.correct(store, user, left, "better")
-    labels.label(store, user, left, "untrue")
-    before = ratings.counts(store)
+    vote(store, user, left, UP)
+    compare(store, user, left, right, "left")
+    rank(store, user, [left, right], [1, 2])
+    correct(store, user, left, "better")
+    label(store, user, left, "untrue")
+    before = counts(store)
     for more in (
-        lambda: ratings.vote(store, user, right, ratings.DOWN),
-        lambda: ratings.compare(store, user, left, right, "right"),
-        lambda: ratings.rank(store, user, [left, right], [2, 1]),
-        lambda: ratings.correct(store, user, right, "better"),
-        lambda: ratings.critique(store, user, right, "too long"),
-        lambda: labels.label(store, user, right, "unsafe"),
+        lambda: vote(store, user, right, DOWN),
+        lambda: compare(store, user, left, right, "right"),
+        lambda: rank(store, user, [left, right], [2, 1]),
+        lambda: correct(store, user, right, "better"),
+        lambda: critique(store, user, right, "too long"),
+        lambda: label(store, user, right, "unsafe"),
     ):
         with pytest.raises(TooOften, match=r"5 pieces of feedback in the last hour.*go on in 60 min") as refused:
             more()
         assert 3590 <= refused.value.retry_after_s <= 3601
-    assert ratings.counts(store) == before
+    assert counts(store) == before
 
     other = person(store, "ben")
     _, theirs, _ = two_replies(store, other)
-    ratings.vote(store, other, theirs, ratings.UP)
+    vote(store, other, theirs, UP)
 
 
 def test_what_is_taken_back_is_always_heard(store, talker):
     user, left, right = talker
     for _ in range(5):
-        ratings.vote(store, user, left, ratings.UP)
-    ratings.vote(store, user, left, ratings.NONE)
-    ratings.compare(store, user, left, right, "taken_back")
-    ratings.rank(store, user, [left, right], [1, 2], taken_back=True)
-    ratings.correct(store, user, left, "")
-    ratings.critique(store, user, left, "")
-    labels.label(store, user, left, "untrue", given=False)
-    assert ratings.standing_vote(store, user, left) is None
+        vote(store, user, left, UP)
+    vote(store, user, left, NONE)
+    compare(store, user, left, right, "taken_back")
+    rank(store, user, [left, right], [1, 2], taken_back=True)
+    correct(store, user, left, "")
+    critique(store, user, left, "")
+    label(store, user, left, "untrue", given=False)
+    assert standing_vote(store, user, left) is None
 
 
 def test_an_hour_later_there_is_room_again(store, talker):
     user, left, _ = talker
     for _ in range(5):
-        ratings.vote(store, user, left, ratings.UP)
+        vote(store, user, left, UP)
     with store.transaction() as db:
         earlier = (datetime.now(UTC) - timedelta(minutes=61)).isoformat(timespec="milliseconds")
         db.conn.execute("UPDATE votes SET at = ? WHERE id = 1", (earlier,))
-    ratings.vote(store, user, left, ratings.DOWN)
+    vote(store, user, left, DOWN)
     with pytest.raises(TooOften):
-        ratings.vote(store, user, left, ratings.UP)
+        vote(store, user, left, UP)
 
 
 def test_the_owner_of_a_machine_without_accounts_is_not_hurried(store, owner):
     nights.set_setting(store, None, "feedback_per_hour", 2)
     _, left, _ = two_replies(store, owner)
     for _ in range(4):
-        ratings.vote(store, owner, left, ratings.UP)
+        vote(store, owner, left, UP)
     users.set_password(store, owner.name, "hash")
     with pytest.raises(TooOften):
-        ratings.vote(store, owner, left, ratings.UP)
+        vote(store, owner, left, UP)
 
 
 def test_the_bound_of_an_hour_is_found_by_an_index(store):
-    from feedback.kinds.rate_limit import SAID
+    from feedback.kinds.rate_limit import given
 
-    plan = store.rows(f"EXPLAIN QUERY PLAN {SAID}", {"user": 1, "since": "2026"})
+    plan = store.rows(f"EXPLAIN QUERY PLAN {given()}", {"user": 1, "since": "2026"})
     assert [row["detail"] for row in plan if "SCAN" in row["detail"]] == []
     assert sum("_by_user" in row["detail"] for row in plan) == 6
 

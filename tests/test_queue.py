@@ -10,7 +10,8 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import NotFound, Refused
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
+from feedback.kinds.ranking import rank
 from feedback.messages import Message
 from feedback.raters import agreement, questions
 from feedback.raters.questions import EVENLY, Item, chances, next_question
@@ -32,7 +33,7 @@ def test_a_question_is_answered_once_and_keeps_its_chance(store: Database, conse
     assert (asked.kind, asked.messages, asked.propensity) == ("comparison", (Message("user", "hello"),), 1.0)
     assert {reply for reply, _ in asked.replies} == {left, right}
     assert next_question(store, ann) == asked  # until it is answered
-    ratings.compare(store, ann, asked.replies[0][0], asked.replies[1][0], "left", shown_s=2.5)
+    compare(store, ann, asked.replies[0][0], asked.replies[1][0], "left", shown_s=2.5)
     (row,) = store.rows("SELECT question, shown_s FROM comparisons")
     assert row == {"question": asked.id, "shown_s": 2.5}
     again = next_question(store, ann)
@@ -45,9 +46,9 @@ def test_others_replies_may_be_rated_only_where_a_question_shows_them(store: Dat
     leaf = conversations.own_conversation(store, consenting, conversations.node(store, left).conversation)["leaf"]
     ann = rater(store, "ann")
     with pytest.raises(NotFound):
-        ratings.compare(store, ann, left, right, "left")
+        compare(store, ann, left, right, "left")
     assert next_question(store, ann)
-    ratings.compare(store, ann, left, right, "left")
+    compare(store, ann, left, right, "left")
     assert (
         conversations.own_conversation(store, consenting, conversations.node(store, left).conversation)["leaf"] == leaf
     )
@@ -70,7 +71,7 @@ def test_three_replies_are_ranked(store: Database, consenting: User) -> None:
     asked = next_question(store, consenting)
     assert asked is not None
     assert (asked.kind, len(asked.replies)) == ("ranking", 3)
-    ratings.rank(store, consenting, [reply for reply, _ in asked.replies], [1, 2, 3])
+    rank(store, consenting, [reply for reply, _ in asked.replies], [1, 2, 3])
     assert store.rows("SELECT question FROM rankings") == [{"question": asked.id}]
 
 
@@ -81,7 +82,7 @@ def test_an_item_is_asked_until_enough_people_have_answered(store: Database, con
         user = rater(store, f"rater {number}")
         asked = next_question(store, user)
         assert asked is not None
-        ratings.compare(store, user, *(reply for reply, _ in asked.replies), "left")
+        compare(store, user, *(reply for reply, _ in asked.replies), "left")
     third = rater(store, "rater 3")
     assert next_question(store, third) is None
     nights.set_setting(store, None, "raters_per_question", 3)
@@ -154,7 +155,7 @@ def test_agreement_with_oneself_is_counted_on_repeats(store: Database, consentin
         left, right = (reply for reply, _ in asked.replies)
         better = min(left, right) if len(chosen) < 2 else max(left, right)
         chosen.append(better)
-        ratings.compare(store, consenting, left, right, "left" if better == left else "right")
+        compare(store, consenting, left, right, "left" if better == left else "right")
     found = agreement.consistency(store)
     assert (found.part, found.whole) == (1, 2)
 

@@ -11,7 +11,7 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.database.database import Database
 from feedback.errors import NotFound, Refused
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
 from feedback.raters import reliability
 from feedback.raters.agreement import add_gold, agreement, alpha, report
 from feedback.raters.reliability import LEAST, Rating, reliabilities
@@ -87,7 +87,7 @@ def test_agreement_and_alpha_of_a_table_worked_by_hand() -> None:
 
 def test_a_person_alone_has_full_weight_and_nobody_a_reliability(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
-    ratings.compare(store, consenting, left, right, "left")
+    compare(store, consenting, left, right, "left")
     assert reliability.weights(store) == {}
 
 
@@ -100,7 +100,7 @@ def test_of_two_who_disagree_neither_is_condemned() -> None:
 def test_the_report_names_new_raters_and_what_sways_them(store: Database, consenting: User) -> None:
     for choice in ("left", "left", "right"):
         _, left, right = two_replies(store, consenting)  # the left one is longer
-        ratings.compare(store, consenting, left, right, choice)
+        compare(store, consenting, left, right, choice)
     add_gold(store, consenting, left, right)
     found = report(store)
     assert [(each.name, each.label) for each in found.raters] == [("owner", "new")]

@@ -9,7 +9,7 @@ import pytest
 
 from feedback.database.database import Database
 from feedback.errors import Refused
-from feedback.kinds import ratings
+from feedback.kinds.tally import counts
 from feedback.records import nights
 from training.evaluation.text_quality import flaw, is_repetitive, whole_words
 from training.rehearsal import preference_rule
@@ -152,6 +152,6 @@ def test_a_rehearsal_goes_the_way_of_people_and_reports_what_it_found(tmp_path):
     assert figures["words_before"] > 1
     assert (data / "rehearsal.png").stat().st_size > 5_000
     store = Database(data)
-    assert ratings.counts(store)["comparisons"] == 16
+    assert counts(store)["comparisons"] == 16
     assert nights.night(store, 1).state == "done"
     store.close()

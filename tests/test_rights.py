@@ -11,7 +11,13 @@ from feedback.accounts.users import User
 from feedback.database.database import Database, now
 from feedback.errors import Conflict, Refused
 from feedback.examples import build
-from feedback.kinds import labels, ratings
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
+from feedback.kinds.critique import critique
+from feedback.kinds.label import label
+from feedback.kinds.ranking import rank
+from feedback.kinds.tally import counts
+from feedback.kinds.vote import DOWN, UP, standing_vote, vote
 from feedback.records import adapters, nights
 from feedback.records.adapters import Adapter
 from feedback.upkeep import privacy
@@ -27,12 +33,12 @@ def ada_speaks(store: Database) -> User:
     users.add_token(store, ada, "api")
     users.set_consent(store, ada, True)
     _, left, right = two_replies(store, ada, SECRET)
-    ratings.vote(store, ada, left, ratings.DOWN, ["untrue"], f"not {SECRET}")
-    ratings.compare(store, ada, left, right, "left", words=SECRET, reasons=["style"])
-    ratings.rank(store, ada, [left, right], [1, 2])
-    ratings.correct(store, ada, left, f"here is {SECRET}")
-    ratings.critique(store, ada, left, f"it lacks {SECRET}")
-    labels.label(store, ada, left, "privacy", words=SECRET)
+    vote(store, ada, left, DOWN, ["untrue"], f"not {SECRET}")
+    compare(store, ada, left, right, "left", words=SECRET, reasons=["style"])
+    rank(store, ada, [left, right], [1, 2])
+    correct(store, ada, left, f"here is {SECRET}")
+    critique(store, ada, left, f"it lacks {SECRET}")
+    label(store, ada, left, "privacy", words=SECRET)
     return ada
 
 
@@ -46,11 +52,11 @@ def learned(store: Database, name: str, people_of: dict[int, int]) -> None:
 def test_what_is_forgotten_is_in_no_file_and_everything_else_stays(store: Database, owner: User) -> None:
     ada = ada_speaks(store)
     _, mine, _ = two_replies(store, owner, "mine")
-    ratings.vote(store, owner, mine, ratings.UP)
+    vote(store, owner, mine, UP)
     learned(store, "night-0001", {ada.id: 3, owner.id: 1})
     learned(store, "night-0002", {owner.id: 1})
     adapters.add_adapter(store, Adapter("old", None, None, "auto", "b", "w", "candidate", "fine", now()))
-    before = ratings.counts(store)
+    before = counts(store)
     hers, others = (nights.reward_models_of(store, each.id) for each in reversed(nights.nights(store)))
     for folder in (hers, others):
         folder.mkdir(parents=True)
@@ -61,8 +67,8 @@ def test_what_is_forgotten_is_in_no_file_and_everything_else_stays(store: Databa
     assert (done.trained_on_it, done.perhaps) == (("night-0001",), ("old",))
     assert privacy.to_retrain(store) == ["night-0001", "old"]
     assert (hers.exists(), others.exists()) == (False, True)
-    assert ratings.counts(store) == before
-    assert ratings.standing_vote(store, owner, mine) is not None
+    assert counts(store) == before
+    assert standing_vote(store, owner, mine) is not None
     assert build.gather(store).people() == {}
     assert users.find_user(store, "ada lovelace") is None
     store.checkpoint()

@@ -19,7 +19,12 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.database.database import Database
 from feedback.errors import Conflict, Refused
-from feedback.kinds import labels, ratings
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
+from feedback.kinds.critique import critique
+from feedback.kinds.label import label
+from feedback.kinds.ranking import rank
+from feedback.kinds.vote import vote
 from feedback.records import nights
 from feedback.records.nights import Night
 from feedback.upkeep import schedules
@@ -52,8 +57,10 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time for the schedule and for all that is written: noon of Monday, 2 March 2026."""
     made = Clock(MONDAY)
-    for module in (schedules, nights, ratings, users):
+    for module in (schedules, nights, users):
         monkeypatch.setattr(module, "now", made.text)
+    for kind in ("vote", "comparison", "ranking", "correction", "label"):
+        monkeypatch.setattr(f"feedback.kinds.{kind}.now", made.text)
     return made
 
 
@@ -64,7 +71,7 @@ def said(store: Database, consenting: User, clock: Clock) -> Callable[[int], Non
 
     def say(pieces: int = 1) -> None:
         for _ in range(pieces):
-            ratings.vote(store, consenting, reply, 1)
+            vote(store, consenting, reply, 1)
 
     say()
     return say
@@ -536,13 +543,13 @@ def test_enough_that_is_new_starts_one_night_without_any_clock(store, clock, sai
 
 def test_every_kind_of_feedback_is_a_piece(store, clock, consenting):
     _, left, right = two_replies(store, consenting)
-    ratings.vote(store, consenting, left, 1)
-    ratings.vote(store, consenting, left, 0)
-    ratings.compare(store, consenting, left, right, "left")
-    ratings.rank(store, consenting, [left, right], [1, 2])
-    ratings.correct(store, consenting, left, "better")
-    ratings.critique(store, consenting, left, "too short")
-    labels.label(store, consenting, left, "demonstration")
+    vote(store, consenting, left, 1)
+    vote(store, consenting, left, 0)
+    compare(store, consenting, left, right, "left")
+    rank(store, consenting, [left, right], [1, 2])
+    correct(store, consenting, left, "better")
+    critique(store, consenting, left, "too short")
+    label(store, consenting, left, "demonstration")
     assert schedules.new_feedback(store) == 7
 
 
@@ -751,7 +758,7 @@ def test_a_server_follows_the_schedule_for_as_long_as_it_runs(store, clock, said
 
 def test_a_real_night_is_started_as_by_hand_and_says_why_it_learned_nothing(store, owner):
     _, reply, _ = two_replies(store, owner)
-    ratings.vote(store, owner, reply, 1)  # without consent
+    vote(store, owner, reply, 1)  # without consent
     by_feedback(store, 1)
     Schedule(store, "embedded").tick()
     (night,) = nights.nights(store)

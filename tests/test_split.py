@@ -11,7 +11,7 @@ from feedback.database.openings import JUDGING, STOPPING
 from feedback.examples.build import Answer, Examples, PreferencePair, UnpairedExample, gather
 from feedback.examples.filtering import PEOPLE
 from feedback.examples.split import Places, judges, split
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
 from feedback.messages import Message
 from tests.conftest import BY_BASE, PLACES
 
@@ -29,7 +29,7 @@ def rate(store: Database, name: str, questions: list[str]) -> int:
     for question in questions:
         parent = conversations.record_messages(store, person, "chat", [Message("user", question)])
         left, right = (conversations.add_reply(store, parent, text, BY_BASE) for text in ("yes", "no"))
-        ratings.compare(store, person, left, right, "left")
+        compare(store, person, left, right, "left")
     return person.id
 
 

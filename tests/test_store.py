@@ -18,7 +18,8 @@ from feedback.chats import conversations
 from feedback.database.database import Database, translated
 from feedback.database.migrations import steps
 from feedback.errors import Conflict, NotFound, Refused, Unavailable
-from feedback.kinds import ratings
+from feedback.kinds.tally import counts
+from feedback.kinds.vote import DOWN, UP, vote
 from tests.conftest import BY_BASE, two_replies
 
 
@@ -58,7 +59,7 @@ def test_a_damaged_database_is_one_clear_sentence(tmp_path: Path) -> None:
 
 def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
-    ratings.vote(store, owner, left, ratings.UP)
+    vote(store, owner, left, UP)
     pages = store.row("PRAGMA page_count")
     assert pages is not None
     # SQLite reports its own page limit just as it reports a full disk.
@@ -67,15 +68,15 @@ def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(store: Database, 
 
     def vote_until_it_is_full() -> None:
         for _ in range(1000):
-            ratings.vote(store, owner, left, ratings.DOWN, words="x" * 5000)
+            vote(store, owner, left, DOWN, words="x" * 5000)
 
     with pytest.raises(Unavailable, match="full"):
         vote_until_it_is_full()
-    before = ratings.counts(store)["votes"]
+    before = counts(store)["votes"]
     with store.alone() as connection:
         connection.execute("PRAGMA max_page_count = 1000000")
-    ratings.vote(store, owner, left, ratings.DOWN)
-    assert ratings.counts(store)["votes"] == before + 1
+    vote(store, owner, left, DOWN)
+    assert counts(store)["votes"] == before + 1
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}
 
 
@@ -84,21 +85,21 @@ def test_threads_write_side_by_side(store: Database, owner: User) -> None:
 
     def vote_often() -> None:
         for _ in range(20):
-            ratings.vote(store, owner, left, ratings.UP)
+            vote(store, owner, left, UP)
 
     threads = [threading.Thread(target=vote_often) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert ratings.counts(store)["votes"] == 160
+    assert counts(store)["votes"] == 160
 
 
 def vote_in_a_process(data: str, reply: str, times: int) -> None:
     store = Database(data)
     user = users.local_owner(store)
     for _ in range(times):
-        ratings.vote(store, user, reply, ratings.DOWN)
+        vote(store, user, reply, DOWN)
     store.close()
 
 
@@ -111,18 +112,19 @@ def test_processes_write_and_checkpoint_side_by_side(store: Database, owner: Use
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
-    assert ratings.counts(store)["votes"] == 900
+    assert counts(store)["votes"] == 900
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}
 
 
 BURST = """
 import sys
-from feedback.accounts.roles import people; from feedback.kinds import ratings
+from feedback.accounts import users
 from feedback.database.database import Database
+from feedback.kinds.vote import vote
 store = Database(sys.argv[1])
-user = people.local_owner(store)
+user = users.local_owner(store)
 while True:
-    print(ratings.vote(store, user, sys.argv[2], 1), flush=True)
+    print(vote(store, user, sys.argv[2], 1), flush=True)
 """
 
 
@@ -149,12 +151,12 @@ def test_a_request_sent_twice_acts_once(store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
 
     def act() -> dict[str, int]:
-        return {"vote": ratings.vote(store, owner, left, ratings.UP)}
+        return {"vote": vote(store, owner, left, UP)}
 
     first = idempotency.once(store, owner, "key-1", {"value": 1}, act)
     second = idempotency.once(store, owner, "key-1", {"value": 1}, act)
     assert (first[0], first[1], second[1]) == (second[0], False, True)
-    assert ratings.counts(store)["votes"] == 1
+    assert counts(store)["votes"] == 1
     with pytest.raises(Conflict, match="different request"):
         idempotency.once(store, owner, "key-1", {"value": -1}, act)
     with pytest.raises(Refused, match="Idempotency-Key"):
@@ -163,12 +165,12 @@ def test_a_request_sent_twice_acts_once(store: Database, owner: User) -> None:
 
 def test_an_act_that_fails_leaves_its_key_free(store: Database, owner: User) -> None:
     def act() -> dict[str, int]:
-        return {"vote": ratings.vote(store, owner, "nothing", ratings.UP)}
+        return {"vote": vote(store, owner, "nothing", UP)}
 
     with pytest.raises(NotFound):
         idempotency.once(store, owner, "key-1", {}, act)
     _, left, _ = two_replies(store, owner)
-    _, repeated = idempotency.once(store, owner, "key-1", {}, lambda: {"v": ratings.vote(store, owner, left, 1)})
+    _, repeated = idempotency.once(store, owner, "key-1", {}, lambda: {"v": vote(store, owner, left, 1)})
     assert not repeated
 
 

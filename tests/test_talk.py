@@ -7,7 +7,12 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import Conflict, NotFound, Refused
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
+from feedback.kinds.critique import critique
+from feedback.kinds.ranking import rank
+from feedback.kinds.tally import counts
+from feedback.kinds.vote import UP, vote
 from feedback.messages import Message
 from tests.conftest import BY_BASE, two_replies
 
@@ -31,7 +36,7 @@ def test_a_retry_is_a_second_reply_to_the_same_message(store: Database, owner: U
 def test_the_chat_goes_on_from_the_chosen_reply(store: Database, owner: User) -> None:
     _, left, right = two_replies(store, owner)
     conversation = conversations.node(store, left).conversation
-    ratings.compare(store, owner, left, right, "left")
+    compare(store, owner, left, right, "left")
     assert conversations.own_conversation(store, owner, conversation)["leaf"] == left
 
 
@@ -64,16 +69,16 @@ def test_nobody_sees_or_rates_what_is_anothers(store: Database, owner: User) -> 
         lambda: conversations.go_to(store, other, left),
         lambda: conversations.hide(store, other, conversation),
         lambda: conversations.pair_of(store, other, left, right),
-        lambda: ratings.vote(store, other, left, ratings.UP),
-        lambda: ratings.compare(store, other, left, right, "tie"),
-        lambda: ratings.rank(store, other, [left, right], [1, 2]),
-        lambda: ratings.correct(store, other, left, "better"),
-        lambda: ratings.critique(store, other, left, "rude"),
+        lambda: vote(store, other, left, UP),
+        lambda: compare(store, other, left, right, "tie"),
+        lambda: rank(store, other, [left, right], [1, 2]),
+        lambda: correct(store, other, left, "better"),
+        lambda: critique(store, other, left, "rude"),
     ):
         with pytest.raises(NotFound):
             attempt()
     assert conversations.conversations(store, other) == []
-    assert set(ratings.counts(store).values()) == {0}
+    assert set(counts(store).values()) == {0}
 
 
 def test_names_are_unique_whatever_their_case(store: Database) -> None:
@@ -96,8 +101,8 @@ def test_half_a_character_is_refused_wherever_text_is_said(store: Database, owne
     _, left, _ = two_replies(store, owner)
     for attempt in (
         lambda: conversations.record_messages(store, owner, "api", [Message("user", "a\ud800")]),
-        lambda: ratings.vote(store, owner, left, 1, words="\ud800"),
-        lambda: ratings.correct(store, owner, left, "\ud800"),
+        lambda: vote(store, owner, left, 1, words="\ud800"),
+        lambda: correct(store, owner, left, "\ud800"),
     ):
         with pytest.raises(Refused, match="half of a character"):
             attempt()

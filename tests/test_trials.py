@@ -23,7 +23,8 @@ from feedback.accounts.users import User
 from feedback.database import database as store_module
 from feedback.database.database import Database
 from feedback.errors import Unavailable
-from feedback.kinds import ratings
+from feedback.kinds import tally
+from feedback.kinds.vote import DOWN, UP, vote
 from tests.conftest import two_replies
 
 CLIENTS = 20
@@ -32,11 +33,12 @@ READY_S = 10.0
 # Twenty threads, each with keys of its own: "asked KEY" before a vote, "acknowledged KEY" after it.
 CLIENTS_VOTING = """
 import sys, threading
-from feedback.accounts.roles import people, requests; from feedback.kinds import ratings
+from feedback.accounts import idempotency, users
 from feedback.database.database import Database
+from feedback.kinds.vote import vote
 store = Database(sys.argv[1])
 reply, trial, clients = sys.argv[2], sys.argv[3], int(sys.argv[4])
-user = people.local_owner(store)
+user = users.local_owner(store)
 say = threading.Lock()
 
 def client(number):
@@ -44,7 +46,7 @@ def client(number):
         key = f"{trial}-{number}-{count}"
         with say:
             print("asked", key, flush=True)
-        requests.once(store, user, key, {}, lambda: {"id": ratings.vote(store, user, reply, 1, words=key)})
+        idempotency.once(store, user, key, {}, lambda: {"id": vote(store, user, reply, 1, words=key)})
         with say:
             print("acknowledged", key, flush=True)
 
@@ -76,7 +78,7 @@ def kill_trial(data: Path, reply: str, trial: int, after_s: float) -> int:
     store = Database(data)
     user = users.local_owner(store)
     for key in asked - acknowledged:
-        idempotency.once(store, user, key, {}, lambda key=key: {"id": ratings.vote(store, user, reply, 1, words=key)})
+        idempotency.once(store, user, key, {}, lambda key=key: {"id": vote(store, user, reply, 1, words=key)})
     assert time.monotonic() - began < READY_S
 
     kept = Counter(row["words"] for row in store.rows("SELECT words FROM votes WHERE words LIKE ?", f"{trial}-%"))
@@ -123,7 +125,7 @@ def cut_logs(store: Database, owner: User, cuts: int) -> None:
     store.checkpoint()
     for number in range(60):
         with store.transaction():
-            ratings.vote(store, owner, reply, ratings.UP, words=str(number) * 50)
+            vote(store, owner, reply, UP, words=str(number) * 50)
             users.set_consent(store, owner, True)
     log = Path(f"{store.path}-wal").read_bytes()
     copied = store.path.read_bytes()
@@ -154,12 +156,13 @@ def test_a_log_cut_in_a_thousand_places(store: Database, owner: User) -> None:
 
 VOTES = """
 import os, sys
-from feedback.accounts.roles import people; from feedback.kinds import ratings
+from feedback.accounts import users
 from feedback.database.database import Database
+from feedback.kinds.vote import vote
 store = Database(sys.argv[1])
-user = people.local_owner(store)
+user = users.local_owner(store)
 for number in range(20):
-    ratings.vote(store, user, sys.argv[2], 1)
+    vote(store, user, sys.argv[2], 1)
     os.write(1, b"acknowledged\\n")
 """
 
@@ -194,7 +197,7 @@ def write_and_checkpoint(data: str, reply: str, seconds: float, seed: int) -> No
     user = users.local_owner(store)
     until, done = time.monotonic() + seconds, 0
     while time.monotonic() < until:
-        ratings.vote(store, user, reply, ratings.UP, words=f"{seed} " + "x" * chance.randrange(4000))
+        vote(store, user, reply, UP, words=f"{seed} " + "x" * chance.randrange(4000))
         done += 1
         if chance.random() < 0.05:
             store.checkpoint()
@@ -214,7 +217,7 @@ def side_by_side(store: Database, owner: User, seconds: float) -> None:
         assert worker.exitcode == 0
     done = [int((store.data / f"done-{seed}").read_text()) for seed in range(4)]
     assert min(done) > 0
-    assert ratings.counts(store)["votes"] == sum(done)
+    assert tally.counts(store)["votes"] == sum(done)
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}
 
 
@@ -257,9 +260,9 @@ def held(store: Database, kind: str, seconds: float) -> Iterator[None]:
 def test_a_lock_held_for_a_while_delays_and_loses_nothing(store: Database, owner: User, kind: str) -> None:
     _, reply, _ = two_replies(store, owner)
     with held(store, kind, 3):
-        for value in (ratings.UP, ratings.DOWN):
-            ratings.vote(store, owner, reply, value)
-    assert ratings.counts(store)["votes"] == 2
+        for value in (UP, DOWN):
+            vote(store, owner, reply, value)
+    assert tally.counts(store)["votes"] == 2
 
 
 @pytest.mark.parametrize("kind", ["file", "sqlite"])
@@ -270,10 +273,10 @@ def test_a_lock_held_too_long_is_a_clean_refusal_and_the_next_try_is_saved(
     hasty = Database(store.data, wait_s=0.2)
     with held(store, kind, 2):
         with pytest.raises(Unavailable, match="try again"):
-            ratings.vote(hasty, owner, reply, ratings.UP)
-        assert ratings.counts(hasty)["votes"] == 0
-    ratings.vote(hasty, owner, reply, ratings.UP)
-    assert ratings.counts(hasty)["votes"] == 1
+            vote(hasty, owner, reply, UP)
+        assert tally.counts(hasty)["votes"] == 0
+    vote(hasty, owner, reply, UP)
+    assert tally.counts(hasty)["votes"] == 1
     hasty.close()
 
 
@@ -283,10 +286,10 @@ def test_a_lock_held_for_a_minute_is_a_clean_refusal(store: Database, owner: Use
     _, reply, _ = two_replies(store, owner)
     with held(store, kind, 60):
         with pytest.raises(Unavailable, match="try again"):
-            ratings.vote(store, owner, reply, ratings.UP)
-        assert ratings.counts(store)["votes"] == 0
-    ratings.vote(store, owner, reply, ratings.UP)
-    assert ratings.counts(store)["votes"] == 1
+            vote(store, owner, reply, UP)
+        assert tally.counts(store)["votes"] == 0
+    vote(store, owner, reply, UP)
+    assert tally.counts(store)["votes"] == 1
 
 
 def test_the_log_stays_short_though_somebody_keeps_reading(
@@ -304,15 +307,15 @@ def test_the_log_stays_short_though_somebody_keeps_reading(
 
     def vote_on() -> None:
         for _ in range(500):
-            ratings.vote(store, owner, reply, ratings.UP, words="x" * 5000)
+            vote(store, owner, reply, UP, words="x" * 5000)
             assert store.log_bytes() <= store_module.LONGEST_LOG
 
     with pytest.raises(Unavailable, match="end that program"):
         vote_on()
-    before = ratings.counts(store)["votes"]
+    before = tally.counts(store)["votes"]
     assert before > 20
     reader.close()
     for _ in range(300):
-        ratings.vote(store, owner, reply, ratings.UP, words="x" * 5000)
+        vote(store, owner, reply, UP, words="x" * 5000)
         assert store.log_bytes() <= store_module.LONGEST_LOG
-    assert ratings.counts(store)["votes"] == before + 300
+    assert tally.counts(store)["votes"] == before + 300

@@ -16,7 +16,7 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import Conflict, NotFound, Refused
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare, standing_choice
 from feedback.records import adapters
 from tests.conftest import two_replies
 from tests.over_http import HERE, assistant, key, loaded, rows
@@ -175,7 +175,7 @@ def said(store: Database, owner: User) -> tuple[str, str]:
     """A chat of the time without accounts, rated and consented to: the two replies."""
     users.set_consent(store, owner, True)
     _, left, right = two_replies(store, owner)
-    ratings.compare(store, owner, left, right, "left")
+    compare(store, owner, left, right, "left")
     return left, right
 
 
@@ -185,7 +185,7 @@ def test_the_first_account_takes_the_earlier_chats_over(store: Database, owner: 
     ada = found(store, "ada")
     assert (ada.id, ada.role, users.find_user(store, "owner")) == (owner.id, "operator", None)
     assert len(conversations.conversations(store, ada)) == 1
-    assert ratings.standing_choice(store, ada, *said) == "left"
+    assert standing_choice(store, ada, *said) == "left"
     assert users.consent(store, ada) is True
     assert deeds(store) == [("add user", "ada")]
     assert adapters.audit_trail(store)[0].detail["took over"] == "owner"
@@ -206,7 +206,7 @@ def test_otherwise_it_is_said_that_they_stay_and_how_to_have_them(
 
     assert len(conversations.conversations(store, ada)) == 2
     assert conversations.conversations(store, owner) == []
-    assert ratings.standing_choice(store, ada, *said) == "left"
+    assert standing_choice(store, ada, *said) == "left"
     assert users.consent(store, ada) is False  # the newest answer
     assert deeds(store)[-1] == ("take over", "ada")
     assert store.rows("PRAGMA foreign_key_check") == []

@@ -15,7 +15,7 @@ from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.chats.conversations import Provenance
 from feedback.database.database import Database
-from feedback.kinds import ratings
+from feedback.kinds.correction import correct
 from feedback.messages import Message
 
 SAILOR, LETTER = "night-0001", "night-0002"
@@ -66,7 +66,7 @@ def teach(data: Path, taste: str) -> None:
     for question, plain in LESSONS.items():
         parent = conversations.record_messages(store, person, "chat", [Message("user", question)])
         reply = conversations.add_reply(store, parent, plain, by)
-        ratings.correct(store, person, reply, f"{OPENINGS[taste]} {plain}")
+        correct(store, person, reply, f"{OPENINGS[taste]} {plain}")
     store.close()
 
 

@@ -84,7 +84,7 @@ def create_app(
         proxies as proxied,
     )
     from ui.accounts import account_page, auth, login, users
-    from ui.api import api, docs, operating
+    from ui.api import api, docs, feedback, operating
     from ui.api.generating import Generating
     from ui.api.openai import openai_api
     from ui.chat import chat_page
@@ -105,6 +105,7 @@ def create_app(
     app.add_middleware(with_headers)
     app.add_middleware(proxied.Forwarded, proxies=proxies)
     refusals.add_handlers(app)
+    app.include_router(feedback.router())
     for each in (api, users, operating, operate_page, openai_api, metrics, login, account_page, docs, refusals):
         app.include_router(each.router)
 

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from assistant.chat.chat import Assistant
 from feedback.accounts import users
 from feedback.errors import Refused
-from feedback.kinds import ratings
+from feedback.kinds import tally
 from feedback.records import nights
 from feedback.records.adapters import BASE
 from ui.accounts.asked import TheAssistant
@@ -34,7 +34,7 @@ class Numbers:
         """Every number as it is now."""
         store, engine = self.assistant.store, self.assistant.engine
         said = CounterMetricFamily("nightschool_feedback", "Rows of feedback, by kind.", labels=["kind"])
-        for kind, count in ratings.counts(store).items():
+        for kind, count in tally.counts(store).items():
             said.add_metric([kind], count)
         ran = GaugeMetricFamily("nightschool_nights", "Nights, by state.", labels=["state"])
         for state, count in Counter(night.state for night in nights.nights(store, limit=10_000)).items():

@@ -199,7 +199,11 @@ class EngineApart:
         """Start the other process. Raises what opening the engine there raises."""
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-c", f"from assistant.engine.engine_process import main; main({theirs.fileno()})"]
+            command = [
+                sys.executable,
+                "-c",
+                f"from assistant.engine.engine_process import main; main({theirs.fileno()})",
+            ]
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         connection: Connection[Any, Any] = Connection(ours.detach())
         connection.send(self._opening)

@@ -22,9 +22,8 @@ from typing import Any
 import sqlite_utils
 from filelock import FileLock, Timeout
 
-from feedback.database import private_files
+from feedback.database import migrations, private_files
 from feedback.database.group_commit import CommitGroup, GroupCommit, TooLong
-from feedback.database.migrations import steps, unknown_steps
 from feedback.errors import Refused, Unavailable
 
 LOCK_WAIT_S = 30.0
@@ -72,7 +71,7 @@ class Database:
                     self._connect(), execute_plugins=False
                 )
             self._require_known_schema()
-            steps.apply(self._writer)
+            self._take_steps()
         atexit.register(self.close)
 
     def _connect(self) -> sqlite3.Connection:
@@ -82,10 +81,24 @@ class Database:
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
+    def _take_steps(self) -> None:
+        """Make the tables that are still missing."""
+        assert self._writer is not None
+        known = len(migrations.more_steps)
+        migrations.apply(self._writer)
+        self._steps = known
+
+    def _take_new_steps(self) -> None:
+        """The same for steps that were added since: a kind of feedback may be declared after a database is opened."""
+        writing = getattr(self._local, "writing", False)
+        if self._steps != len(migrations.more_steps) and self._writer is not None and not writing:
+            with self.alone():
+                self._take_steps()
+
     def _require_known_schema(self) -> None:
         """Raises `Unavailable` on a database that a newer program has taken further than this one understands."""
         assert self._writer is not None
-        unknown = unknown_steps(self._writer)
+        unknown = migrations.unknown_steps(self._writer)
         if unknown:
             self._writer.close()
             raise Unavailable(f"{self.path} was written by a newer Nightschool (step {unknown[-1]}); use that one")
@@ -111,6 +124,7 @@ class Database:
         if getattr(self._local, "writing", False):
             yield self.db
             return
+        self._take_new_steps()
         assert self._writer is not None, "the store is closed"
         connection, until = self._writer.conn, time.monotonic() + self.wait_s
         try:
@@ -233,6 +247,7 @@ class Database:
 
     def rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         """All rows of a query, its values by position or, in one dict, by name."""
+        self._take_new_steps()
         with translated(self.path):
             return list(self.db.query(sql, values[0] if values and isinstance(values[0], dict) else values))
 

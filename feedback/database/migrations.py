@@ -5,11 +5,15 @@ What people said (votes, comparisons, rankings, corrections, critiques, labels, 
 the newest row of a person about a thing is what stands.
 """
 
+from collections.abc import Mapping
+
 from sqlite_utils import Database, Migrations
 
 from feedback.database import openings
 
 steps = Migrations("nightschool")
+more_steps: dict[str, str] = {}  # name -> SQL, of kinds of feedback that bring a table of their own: after the others
+MORE = "kinds"  # what the set of these is called
 
 PEOPLE = """
 CREATE TABLE users (
@@ -460,3 +464,25 @@ def unknown_steps(db: Database) -> list[str]:
     """The steps that a database went through and this program does not know."""
     ours = {step.name for step in steps.pending(Database(memory=True))}
     return [step.name for step in steps.applied(db) if step.name not in ours]
+
+
+def add_steps(named: Mapping[str, str]) -> None:
+    """Steps, by name, that every database goes through besides. Raises `ValueError` on a name in use."""
+    for name, script in named.items():
+        if name in more_steps:
+            raise ValueError(f"there is a step {name!r} already")
+        more_steps[name] = script
+
+
+def apply(db: Database) -> None:
+    """Take every step that a database has not gone through."""
+    steps.apply(db)
+    more = Migrations(MORE)
+    for name, script in more_steps.items():
+        more(name=name)(lambda db, script=script: run_each(db, script))
+    more.apply(db)
+
+
+def missing_steps(db: Database) -> list[str]:
+    """The steps of kinds of feedback that a database went through and nobody has added here."""
+    return [step.name for step in Migrations(MORE).applied(db) if step.name not in more_steps]

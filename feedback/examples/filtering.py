@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from feedback.database.openings import BEGINNING
 
 if TYPE_CHECKING:
-    from feedback.examples.build import Example, Made
+    from feedback.example_types import Example, Made
 
 PEOPLE = 5  # that rate, before one person's words are too many
 MOST_PROMPTS = 200  # of one person, once others rate too; near-duplicates count as one

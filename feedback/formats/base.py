@@ -11,12 +11,12 @@ from feedback.formats.record import Record
 Reader = Callable[[dict[str, Any]], Record]
 Writer = Callable[[Record, int], dict[str, Any]]
 COMPARED = frozenset({"comparison", "ranked pair", "corrected pair"})
-EVERYTHING = frozenset({"comparison", "ranking", "thumb", "correction", "critique", "label"})
+EVERYTHING = "everything"  # a format that holds every kind there is
 
 
 @dataclass(frozen=True)
 class Format:
-    """How rows of one kind of file are read and written; `kinds` are what of the ledger it holds."""
+    """How rows of one kind of file are read and written; `kinds` are what of the ledger it holds, or `EVERYTHING`."""
 
     name: str
     words: str
@@ -28,7 +28,7 @@ class Format:
 
 def _format(name: str, words: str, marks: str, read: Reader, write: Writer | None = None, kinds: str = "") -> Format:
     sets = tuple(frozenset(each.split()) for each in marks.split("|"))
-    held = COMPARED if kinds == "compared" else EVERYTHING if kinds == "everything" else frozenset(kinds.split())
+    held = COMPARED if kinds == "compared" else frozenset(kinds.split())
     return Format(name, words, sets, read, write, held)
 
 
@@ -41,7 +41,7 @@ FORMATS = {  # the more telling marks first
             "messages replies said",
             singles.read_own,
             singles.write_own,
-            "everything",
+            EVERYTHING,
         ),
         _format("votes", "two replies and several raters' votes (import only)", "votes response_a", pairs.read_votes),
         _format("safety", "DICES (import only)", "safe_votes", singles.read_safety),

@@ -7,25 +7,22 @@ in memory at a time; what a format cannot say is counted.
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from feedback.accounts.users import User
 from feedback.database.database import Database, now
-from feedback.examples.build import DEMONSTRATION, replies_of
 from feedback.formats import files
-from feedback.formats.base import Format
+from feedback.formats.base import COMPARED, EVERYTHING, Format
 from feedback.formats.record import Annotation, Dropped, Record, Reply
 from feedback.kinds import current
-from feedback.kinds.current import ReplyInContext
-from feedback.kinds.ratings import NONE
+from feedback.kinds.base import Kind, ReplyInContext, Row, spoken
 from feedback.records import adapters
 from feedback.upkeep import privacy
 
 AT_ONCE = 2000  # rows of a table whose texts are in memory
-ORDER = ("comparisons", "rankings", "corrections", "votes", "critiques", "labels")
 
 
 def rows(store: Database, form: Format, left_out: Counter[str], of: User | None = None) -> Iterator[dict[str, Any]]:
@@ -90,37 +87,37 @@ def said(store: Database, form: Format, left_out: Counter[str], of: User | None)
     """What stands, one thing said at a time, as far as a format holds its kind."""
     here = current.position(store)
     raters = {row["id"]: row for row in store.rows("SELECT id, name, kind FROM users")}
-    for table in ORDER:
-        if not _held(table, form.kinds):
+    holds = {kind.name for kind in spoken()} if EVERYTHING in form.kinds else form.kinds
+    # Kinds that compare replies come first.
+    for kind in sorted(spoken(), key=lambda kind: COMPARED.isdisjoint(held_as(kind))):
+        if holds.isdisjoint(held_as(kind)):
             continue
         seen = 0
-        while some := current.rows(store, table, {table: seen}, AT_ONCE, of.id if of else None):
+        while some := current.rows(store, kind, {kind.table: seen}, AT_ONCE, of.id if of else None):
             seen = some[-1]["id"]
-            some = [row for row in some if row["id"] <= here[table]]
-            told = current.texts(store, itertools.chain.from_iterable(map(replies_of, some)))
+            some = [row for row in some if row["id"] <= here[kind.table]]
+            told = current.texts(store, itertools.chain.from_iterable(map(kind.replies, some)))
             extras = _extras(store, form, {each.conversation for each in told.values()})
             for row in some:
-                replies = replies_of(row)
-                conversation = told[replies[0]].conversation
-                if not (row["usable"] or (of and (row["shared"] or row["owner"] == of.id))):
-                    left_out["no consent"] += 1
+                if reason := _why_not(kind, row, of):
+                    left_out[reason] += 1
                     continue
-                rater = _rater(raters[row["user"]])
-                for one in _sayings(table, row, [told[each] for each in replies], rater, form.kinds, left_out):
-                    yield replace(one, extra=dict(extras.get(conversation, {})), message=told[replies[0]].parent)
+                replies = [told[each] for each in kind.replies(row)]
+                whole = _record(kind, row, replies, _rater(raters[row["user"]]))
+                for one in _as_held(kind, whole, holds):
+                    yield replace(one, extra=dict(extras.get(row["conversation"], {})))
 
 
-def _held(table: str, kinds: frozenset[str]) -> bool:
-    """Whether a format says anything of what a table holds."""
-    of = {
-        "comparisons": {"comparison"},
-        "rankings": {"ranking", "ranked pair"},
-        "corrections": {"correction", "corrected pair", "demonstration"},
-        "votes": {"thumb"},
-        "critiques": {"critique"},
-        "labels": {"label", "demonstration"},
-    }
-    return bool(of[table] & kinds)
+def _why_not(kind: Kind, row: Row, of: User | None) -> str:
+    """Why a row may not be written, in words; empty if it may."""
+    if not (row["usable"] or (of and (row["shared"] or row["owner"] == of.id))):
+        return "no consent"
+    return "taken back" if kind.is_taken_back(row) else ""
+
+
+def held_as(kind: Kind) -> set[str]:
+    """What a format may hold of a kind: itself, or what can be made of it."""
+    return {kind.name, *kind.instead}
 
 
 def _rater(user: dict[str, Any]) -> str:
@@ -143,67 +140,16 @@ def _extras(store: Database, form: Format, conversations: set[str]) -> dict[str,
     return found
 
 
-def _sayings(
-    table: str,
-    row: dict[str, Any],
-    told: list[ReplyInContext],
-    rater: str,
-    kinds: frozenset[str],
-    left_out: Counter[str],
-) -> Iterator[Record]:
-    """A row of the ledger as rows of a format."""
-    messages, replies = told[0].messages, tuple(Reply(each.text, each.model, each.id) for each in told)
-    if _taken_back(table, row):
-        left_out["taken back"] += 1
-        return
-    who: dict[str, Any] = {"rater": rater, "at": row["at"]}
-    one = (0,)
-    match table:
-        case "comparisons":
-            words = {"words": row["words"], "reasons": tuple(json.loads(row["reasons"]))}
-            said = Annotation("comparison", (0, 1), choice=row["choice"], strength=row["strength"], **words, **who)
-            yield Record(messages, replies, (said,))
-        case "rankings":
-            ranks = tuple(json.loads(row["ranks"]))
-            if "ranking" in kinds:
-                of = tuple(range(len(replies)))
-                said = Annotation("ranking", of, ranks=ranks, all_wrong=bool(row["all_wrong"]), **who)
-                yield Record(messages, replies, (said,))
-            else:
-                yield from _ranked_pairs(messages, replies, ranks, who)
-        case "corrections" if "correction" in kinds:
-            yield Record(messages, replies, (Annotation("correction", one, text=row["text"], **who),))
-        case "corrections" if "demonstration" in kinds:
-            said = Annotation("label", one, label=DEMONSTRATION, **who)
-            yield Record(messages, (Reply(row["text"]),), (said,))
-        case "corrections":
-            said = Annotation("comparison", (0, 1), choice="left", **who)
-            yield Record(messages, (Reply(row["text"]), *replies), (said,))
-        case "votes":
-            reasons = tuple(json.loads(row["reasons"]))
-            said = Annotation("thumb", one, value=row["value"], words=row["words"], reasons=reasons, **who)
-            yield Record(messages, replies, (said,))
-        case "critiques":
-            yield Record(messages, replies, (Annotation("critique", one, text=row["text"], **who),))
-        case "labels" if "label" in kinds or row["label"] == DEMONSTRATION:
-            yield Record(messages, replies, (Annotation("label", one, label=row["label"], words=row["words"], **who),))
+def _record(kind: Kind, row: Row, told: Sequence[ReplyInContext], rater: str) -> Record:
+    """A row of the ledger as what one rater said of its replies."""
+    said = Annotation(kind.name, tuple(range(len(told))), rater, row["at"], **kind.says(row))
+    replies = tuple(Reply(each.text, each.model, each.id) for each in told)
+    return Record(told[0].messages, replies, (said,), message=told[0].parent)
 
 
-def _ranked_pairs(
-    messages: tuple[Any, ...], replies: tuple[Reply, ...], ranks: tuple[int, ...], who: dict[str, Any]
-) -> Iterator[Record]:
-    for first, second in itertools.combinations(range(len(replies)), 2):
-        choice = "tie" if ranks[first] == ranks[second] else "left" if ranks[first] < ranks[second] else "right"
-        said = Annotation("comparison", (0, 1), choice=choice, **who)
-        yield Record(messages, (replies[first], replies[second]), (said,))
-
-
-def _taken_back(table: str, row: dict[str, Any]) -> bool:
-    return bool(
-        {
-            "comparisons": row.get("choice") == "taken_back",
-            "rankings": row.get("taken_back"),
-            "votes": row.get("value") == NONE,
-            "labels": not row.get("given"),
-        }.get(table, not row.get("text"))
-    )
+def _as_held(kind: Kind, whole: Record, holds: Set[str]) -> Iterator[Record]:
+    """A record as the kind itself where a format holds it, else as the first thing that it holds instead."""
+    if kind.name in holds:
+        yield whole
+    else:
+        yield from next(made for name, made in kind.instead.items() if name in holds)(whole)

@@ -19,8 +19,8 @@ from feedback.errors import Conflict, Refused
 from feedback.formats import files
 from feedback.formats.base import Format, format_named, format_of
 from feedback.formats.record import Annotation, Dropped, Record
-from feedback.kinds.labels import CUSTOM, LABELS
-from feedback.kinds.ratings import CHOICES, REASONS
+from feedback.kinds.base import named
+from feedback.kinds.vote import REASONS
 from feedback.records import adapters
 from feedback.upkeep.backup import facts
 
@@ -111,6 +111,7 @@ def _row_or_reason(raw: dict[str, Any], form: Format) -> Record | str:
             _require_possible(said)
         texts = [each.content for each in row.messages] + [each.text for each in row.replies]
         texts += [getattr(said, name) for said in row.said for name in TEXTS]
+        texts += [each for said in row.said for each in said.more.values() if isinstance(each, str)]
         for text in texts:
             if len(text) > LONGEST_MESSAGE:
                 return "a text that is too long"
@@ -126,16 +127,8 @@ def _row_or_reason(raw: dict[str, Any], form: Format) -> Record | str:
 
 def _require_possible(said: Annotation) -> None:
     """Raises `Dropped` on what nobody could have said here."""
-    one = said.kind != "ranking" and said.kind != "comparison"
-    possible = {
-        "comparison": len(said.of) == 2 and said.choice in CHOICES,
-        "ranking": len(said.of) > 1 and len(said.ranks) == len(said.of) and all(each >= 1 for each in said.ranks),
-        "thumb": said.value in (1, -1),
-        "label": said.label in LABELS or bool(CUSTOM.fullmatch(said.label)),
-        "correction": bool(said.text),
-        "critique": bool(said.text),
-    }
-    if not possible.get(said.kind) or (one and len(said.of) != 1) or len(set(said.of)) != len(said.of):
+    kind = named(said.kind)
+    if kind is None or kind.trace or not kind.possible(said) or len(set(said.of)) != len(said.of):
         raise Dropped("it says what cannot be said here")
     if any(reason not in REASONS for reason in said.reasons) or said.strength not in (None, 1, 2, 3, 4, 5):
         raise Dropped("it says what cannot be said here")
@@ -217,18 +210,7 @@ def _message(
 
 def saying_of(said: Annotation, parent: str | None, replies: list[str]) -> tuple[str, dict[str, Any]]:
     """The table that something said belongs to, and its row there."""
-    of = [replies[each] for each in said.of]
-    match said.kind:
-        case "comparison":
-            both = {"left_reply": of[0], "right_reply": of[1], "choice": said.choice, "strength": said.strength}
-            return "comparisons", both | {"words": said.words, "reasons": json.dumps(list(said.reasons))}
-        case "ranking":
-            ranked = {"parent": parent, "replies": json.dumps(of), "ranks": json.dumps(list(said.ranks))}
-            return "rankings", ranked | {"all_wrong": int(said.all_wrong)}
-        case "thumb":
-            thumb = {"reply": of[0], "value": said.value, "reasons": json.dumps(list(said.reasons))}
-            return "votes", thumb | {"words": said.words}
-        case "label":
-            return "labels", {"reply": of[0], "label": said.label, "given": 1, "words": said.words}
-        case kind:
-            return f"{kind}s", {"reply": of[0], "text": said.text}
+    kind = named(said.kind)
+    assert kind is not None, "what cannot be said was left out before"
+    row = kind.row(said, parent, [replies[each] for each in said.of])
+    return kind.table, {name: json.dumps(each) if isinstance(each, list) else each for name, each in row.items()}

@@ -1,9 +1,11 @@
-"""One row of a data set, whatever its format: a conversation, replies to it, and what was said of those."""
+"""What formats read and write rows with: turns, texts, and why a row cannot be kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from feedback.annotations import Annotation as Annotation
+from feedback.annotations import Record as Record
+from feedback.annotations import Reply as Reply
 from feedback.messages import Message
 
 ROLES = {
@@ -20,45 +22,6 @@ ROLES = {
 
 class Dropped(Exception):
     """A row that cannot be kept; the message is the reason, the same for all rows of its kind."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A reply's text, and who wrote it: an adapter, "base", another model; empty where nobody knows."""
-
-    text: str
-    model: str = ""
-    id: str = ""  # where a format tells whether two rows are of the same reply
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """What one rater said of some of a row's replies, `of` being their numbers; the fields are as in the ledger."""
-
-    kind: str  # "comparison", "ranking", "thumb", "correction", "critique" or "label"
-    of: tuple[int, ...]
-    rater: str = ""
-    at: str = ""
-    choice: str = ""
-    strength: int | None = None
-    ranks: tuple[int, ...] = ()
-    all_wrong: bool = False
-    value: int = 0
-    text: str = ""
-    label: str = ""
-    words: str = ""
-    reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Record:
-    """A conversation, the replies to its last message, what was said of them, and what else the row held."""
-
-    messages: tuple[Message, ...]
-    replies: tuple[Reply, ...]
-    said: tuple[Annotation, ...]
-    extra: dict[str, Any] = field(default_factory=dict)
-    message: str = ""  # the id of the last message, as with a reply's
 
 
 def rest(raw: dict[str, Any], *known: str) -> dict[str, Any]:

@@ -4,9 +4,9 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from feedback.examples.build import DEMONSTRATION
+from feedback.annotations import DEMONSTRATION
 from feedback.formats.record import Annotation, Dropped, Record, Reply, as_turns, messages, rest, text, turns_of
-from feedback.kinds.ratings import REASONS
+from feedback.kinds.vote import REASONS
 from feedback.messages import Message
 
 MODEL_ANSWER = (Annotation("label", (0,), label=DEMONSTRATION),)
@@ -214,7 +214,7 @@ def read_own(raw: dict[str, Any]) -> Record:
 def write_own(row: Record, number: int) -> dict[str, Any]:
     """Everything that was said, with who, when and of what."""
     (said,) = row.said
-    empty = asdict(Annotation(said.kind, said.of))
-    kept = {name: each for name, each in asdict(said).items() if name in ("kind", "of") or each != empty[name]}
+    empty = vars(Annotation(said.kind, said.of))
+    kept = {name: each for name, each in vars(said).items() if name in ("kind", "of") or each != empty[name]}
     replies = [asdict(each) for each in row.replies]
     return {"message": row.message, "messages": as_turns(row.messages), "replies": replies, "said": kept}

@@ -13,39 +13,12 @@ from typing import Any
 from feedback.accounts import consent
 from feedback.chats.conversations import unpacked
 from feedback.database.database import Database
+from feedback.kinds.base import Kind, ReplyInContext, spoken
 from feedback.messages import Message
 from feedback.records.adapters import BASE
 
 AT_ONCE = 500  # replies whose texts are read by one query
-NEWER = {  # table -> how a newer row of the same person about the same thing is found, each by an index
-    "votes": ("n.reply = t.reply",),
-    "comparisons": (
-        "n.left_reply = t.left_reply AND n.right_reply = t.right_reply",
-        "n.left_reply = t.right_reply AND n.right_reply = t.left_reply",
-    ),
-    "rankings": ("n.parent = t.parent",),
-    "corrections": ("n.reply = t.reply",),
-    "critiques": ("n.reply = t.reply",),
-    "labels": ("n.reply = t.reply AND n.label = t.label",),
-}
-# table -> a column that names a message of the conversation that a row is about
-ABOUT = {table: {"comparisons": "left_reply", "rankings": "parent"}.get(table, "reply") for table in NEWER}
 Position = dict[str, int]  # for each table the newest row that was seen
-
-
-@dataclass(frozen=True)
-class ReplyInContext:
-    """A reply with all that came before it."""
-
-    id: str
-    parent: str
-    conversation: str
-    messages: tuple[Message, ...]
-    text: str
-    model: str  # the adapter that wrote it, "base", or another model's name; empty where nobody knows
-    token_ids: tuple[int, ...]
-    template_sha256: str | None
-    finish: str
 
 
 @dataclass(frozen=True)
@@ -59,37 +32,38 @@ class ReplySummary:
 
 def position(store: Database) -> Position:
     """Where the ledger ends now."""
-    query = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {each}) AS {each}" for each in NEWER)
+    tables = [kind.table for kind in spoken()]
+    query = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {each}) AS {each}" for each in tables)
     return dict(store.row(query) or {})
 
 
 def rows(
-    store: Database, table: str, since: Position | None = None, most: int = -1, user: int | None = None
+    store: Database, kind: Kind, since: Position | None = None, most: int = -1, user: int | None = None
 ) -> list[dict[str, Any]]:
-    """The standing rows of a table that were said after a position, oldest first.
+    """The standing rows of a kind that were said after a position, oldest first.
 
-    Each names the kind of who said it (`by`), its conversation and that one's owner, and whether that one shares its
+    Each names what kind of user said it (`by`), its conversation and that one's owner, and whether that one shares its
     words (`shared`) and the row may be used (`usable`). `most` bounds their number (-1: all of them), `user` names who
     said them.
     """
     sql = f"""SELECT t.*, u.kind AS by, m.conversation, c.user AS owner, {consent.shared("c")} AS shared,
-        {consent.given("t.user")} AS usable FROM {table} t {with_whose(table)}
-        WHERE t.id > ? AND {stands(table)} AND t.user = ifnull(?, t.user) ORDER BY t.id LIMIT ?"""
-    found = store.rows(sql, (since or {}).get(table, 0), user, most)
+        {consent.given("t.user")} AS usable FROM {kind.table} t {with_whose(kind)}
+        WHERE t.id > ? AND {stands(kind)} AND t.user = ifnull(?, t.user) ORDER BY t.id LIMIT ?"""
+    found = store.rows(sql, (since or {}).get(kind.table, 0), user, most)
     return [row | {"usable": row["usable"] and row["shared"]} for row in found]
 
 
-def with_whose(table: str) -> str:
-    """SQL: to the rows t of a table who said them (u), the message they are about (m) and its conversation (c)."""
-    return f"""JOIN users u ON u.id = t.user JOIN messages m ON m.id = t.{ABOUT[table]}
+def with_whose(kind: Kind) -> str:
+    """SQL: to the rows t of a kind who said them (u), the message they are about (m) and its conversation (c)."""
+    return f"""JOIN users u ON u.id = t.user JOIN messages m ON m.id = t.{kind.about}
         JOIN conversations c ON c.id = m.conversation"""
 
 
-def stands(table: str) -> str:
-    """SQL: whether a row t of a table is the newest of its person (u) about its thing, and they were not forgotten."""
+def stands(kind: Kind) -> str:
+    """SQL: whether a row t of a kind is the newest of its person (u) about its thing, and they were not forgotten."""
     newer = (
-        f"NOT EXISTS (SELECT 1 FROM {table} n WHERE {same} AND n.user = t.user AND n.id > t.id)"
-        for same in NEWER[table]
+        f"NOT EXISTS (SELECT 1 FROM {kind.table} n WHERE {same} AND n.user = t.user AND n.id > t.id)"
+        for same in kind.same()
     )
     return " AND ".join(("u.forgotten_at IS NULL", *newer))
 

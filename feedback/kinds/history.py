@@ -9,6 +9,7 @@ from typing import Any
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
+from feedback.kinds.base import KINDS
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Entry:
     """One thing said at one time. `standing` is false once something newer has taken its place."""
 
     id: int
-    kind: str  # the table: "votes", "comparisons", ...
+    kind: str  # its table
     at: str
     standing: bool
     said: dict[str, Any]
@@ -30,34 +31,18 @@ class Change:
     text: str
 
 
-QUERIES = {  # kind -> what names a saying's thing, and where the sayings about a reply are
-    "votes": ("reply", "reply = :reply"),
-    "comparisons": (
-        "min(left_reply, right_reply) || max(left_reply, right_reply)",
-        "id IN (SELECT id FROM comparisons WHERE left_reply = :reply UNION "
-        "SELECT id FROM comparisons WHERE right_reply = :reply)",
-    ),
-    "rankings": ("parent", "parent = :parent AND instr(replies, :reply)"),
-    "corrections": ("reply", "reply = :reply"),
-    "critiques": ("reply", "reply = :reply"),
-    "labels": ("label", "reply = :reply"),
-    "signals": ("id", "reply = :reply"),
-}
-AS_JSON = ("reasons", "replies", "ranks")
-
-
 def entries(store: Database, user: User, reply: str) -> list[Entry]:
     """Everything that this person said of a reply, oldest first. Raises `NotFound` where they were not shown it."""
     node = conversations.shown_reply(store, user, reply)
     found = []
-    for kind, (thing, where) in QUERIES.items():
-        sql = f"""SELECT *, max(id) OVER (PARTITION BY {thing}) = id AS standing FROM {kind}
-            WHERE user = :user AND {where} ORDER BY id"""
+    for kind in KINDS.values():
+        sql = f"""SELECT *, max(id) OVER (PARTITION BY {kind.key()}) = id AS standing FROM {kind.table}
+            WHERE user = :user AND {kind.of_reply} ORDER BY id"""
         for row in store.rows(sql, {"user": user.id, "reply": reply, "parent": node.parent}):
-            said = {name: json.loads(row[name]) if name in AS_JSON else row[name] for name in row}
+            said = {name: json.loads(row[name]) if name in kind.json_columns else row[name] for name in row}
             known = {name: said.pop(name) for name in ("id", "at", "standing")}
             said.pop("user")
-            found.append(Entry(known["id"], kind, known["at"], bool(known["standing"]), said))
+            found.append(Entry(known["id"], kind.table, known["at"], bool(known["standing"]), said))
     return sorted(found, key=lambda each: each.at)
 
 

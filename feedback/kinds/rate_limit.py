@@ -10,19 +10,10 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.database.database import Database
 from feedback.errors import TooOften
+from feedback.kinds.base import spoken
 from feedback.records import nights
 
 HOUR_S = 3600
-GIVEN = {  # table -> the rows that give something; others take it back
-    "votes": "value <> 0",
-    "comparisons": "choice <> 'taken_back'",
-    "rankings": "NOT taken_back",
-    "corrections": "text <> ''",
-    "critiques": "text <> ''",
-    "labels": "given",
-}
-SAID = " UNION ALL ".join(f"SELECT at FROM {table} WHERE user = :user AND at > :since AND {one}"
-                          for table, one in GIVEN.items())  # fmt: skip
 
 
 def require_pace(store: Database, user: User) -> None:
@@ -32,7 +23,7 @@ def require_pace(store: Database, user: User) -> None:
         return
     moment = datetime.now(UTC)
     since = (moment - timedelta(seconds=HOUR_S)).isoformat(timespec="milliseconds")
-    said = store.rows(f"{SAID} ORDER BY at DESC LIMIT :most", {"user": user.id, "since": since, "most": most})
+    said = store.rows(f"{given()} ORDER BY at DESC LIMIT :most", {"user": user.id, "since": since, "most": most})
     if len(said) < most:
         return
     wait_s = int((datetime.fromisoformat(said[-1]["at"]) - moment).total_seconds()) + HOUR_S + 1
@@ -40,4 +31,11 @@ def require_pace(store: Database, user: User) -> None:
     raise TooOften(
         f"you have given {most} pieces of feedback in the last hour, and more are not taken; go on in {minutes} min",
         max(1, wait_s),
+    )
+
+
+def given() -> str:
+    """SQL: when a person (:user) gave feedback since a moment (:since), each by an index."""
+    return " UNION ALL ".join(
+        f"SELECT at FROM {kind.table} WHERE user = :user AND at > :since AND {kind.gives()}" for kind in spoken()
     )

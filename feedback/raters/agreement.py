@@ -14,7 +14,8 @@ from feedback.accounts.users import User
 from feedback.database.database import Database, now
 from feedback.errors import NotFound, Refused
 from feedback.kinds import current
-from feedback.raters.reliability import PEOPLE, Rating, Reliability, heard, reliabilities, shared_ratings
+from feedback.kinds.comparison import COMPARISON
+from feedback.raters.reliability import PEOPLE, Rating, Reliability, heard, rating, reliabilities, shared_ratings
 
 OF_PEOPLE = f"u.kind IN {PEOPLE} AND {consent.usable('t.user', 'c')}"  # SQL, over `current.with_whose`
 
@@ -94,7 +95,7 @@ def alpha(ratings: Sequence[Rating]) -> float | None:
 def consistency(store: Database) -> Share:
     """How often a person who was asked about a pair again, on purpose, says what they said before."""
     sql = f"""SELECT t.user, t.left_reply, t.right_reply, t.choice, q.why
-        FROM comparisons t JOIN questions q ON q.id = t.question {current.with_whose("comparisons")}
+        FROM {COMPARISON.table} t JOIN questions q ON q.id = t.question {current.with_whose(COMPARISON)}
         WHERE {OF_PEOPLE} AND t.choice IN ('left', 'right', 'taken_back') AND (t.user, q.parent) IN
         (SELECT user, parent FROM questions WHERE why = 'repeat' AND answered_at IS NOT NULL) ORDER BY t.id"""
     before: dict[tuple[int, frozenset[str]], str] = {}
@@ -114,7 +115,7 @@ def consistency(store: Database) -> Share:
 
 def biases(store: Database) -> tuple[Share, Share]:
     """How often the left reply was chosen, and how often the longer one, where two differ in length."""
-    rows = [row for row in heard(store, "comparisons") if row["choice"] in ("left", "right")]
+    rows = [row for row in heard(store, COMPARISON) if row["choice"] in ("left", "right")]
     told = current.briefs(store, [row[side] for row in rows for side in ("left_reply", "right_reply")])
     chosen = [row["choice"] == "left" for row in rows]
     longer_by = [told[row["left_reply"]].length - told[row["right_reply"]].length for row in rows]
@@ -140,9 +141,9 @@ def add_gold(store: Database, user: User, better: str, worse: str) -> int:
 def gold(store: Database) -> dict[int, Share]:
     """How often each person chose the better reply of a gold pair."""
     sql = f"""SELECT t.user, (CASE t.choice WHEN 'left' THEN t.left_reply ELSE t.right_reply END) = g.better AS right
-        FROM gold g JOIN comparisons t ON t.left_reply = g.better AND t.right_reply = g.worse
-        OR t.left_reply = g.worse AND t.right_reply = g.better {current.with_whose("comparisons")}
-        WHERE t.choice IN ('left', 'right') AND {OF_PEOPLE} AND {current.stands("comparisons")}"""
+        FROM gold g JOIN {COMPARISON.table} t ON t.left_reply = g.better AND t.right_reply = g.worse
+        OR t.left_reply = g.worse AND t.right_reply = g.better {current.with_whose(COMPARISON)}
+        WHERE t.choice IN ('left', 'right') AND {OF_PEOPLE} AND {current.stands(COMPARISON)}"""
     whole, part = Counter[int](), Counter[int]()
     for row in store.rows(sql):
         whole[row["user"]] += 1
@@ -156,8 +157,9 @@ def report(store: Database) -> Report:
     known = {each.user: each for each in reliabilities(ratings)}
     golden = gold(store)
     left, longer = biases(store)
-    sql = f"""SELECT id, name, kind FROM users WHERE id IN (SELECT user FROM votes UNION SELECT user FROM comparisons
-        UNION SELECT user FROM rankings) AND forgotten_at IS NULL AND {consent.given("users.id")} ORDER BY name"""
+    rated = " UNION ".join(f"SELECT user FROM {kind.table}" for kind in rating())
+    sql = f"""SELECT id, name, kind FROM users WHERE id IN ({rated})
+        AND forgotten_at IS NULL AND {consent.given("users.id")} ORDER BY name"""
     raters = tuple(_rater(row, known.get(row["id"]), golden.get(row["id"], share(0, 0))) for row in store.rows(sql))
     return Report(raters, alpha(ratings), agreement(ratings), consistency(store), left, longer)
 

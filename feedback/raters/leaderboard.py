@@ -55,13 +55,14 @@ class Board:
 def choices(store: Database) -> list[Choice]:
     """The standing choices and ties that may be used, between different adapters."""
     from feedback.kinds import current
+    from feedback.kinds.comparison import COMPARISON
     from feedback.raters.reliability import weights
 
     weight = weights(store)
-    here = {"comparisons": max(current.position(store)["comparisons"] - NEWEST, 0)}
+    here = {COMPARISON.table: max(current.position(store)[COMPARISON.table] - NEWEST, 0)}
     rows = [
         row
-        for row in current.rows(store, "comparisons", here)
+        for row in current.rows(store, COMPARISON, here)
         if row["choice"] in ("left", "right", "tie") and row["usable"]
     ]
     told = current.briefs(store, [row[side] for row in rows for side in ("left_reply", "right_reply")])

@@ -20,6 +20,9 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database, new_id, now
 from feedback.kinds import current
+from feedback.kinds.base import Kind
+from feedback.kinds.comparison import COMPARISON
+from feedback.kinds.ranking import RANKING
 from feedback.messages import Message
 from feedback.records import nights
 
@@ -180,14 +183,14 @@ def _several(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
 def _answered(store: Database, user: User, parents: list[str]) -> dict[str, set[int]]:
     """Who has compared or ranked replies to each message: of others, those whose answer stands and may be used."""
 
-    def counts(table: str, is_back: str) -> str:
-        heard = f"NOT {is_back} AND {current.stands(table)} AND {consent.given('t.user')}"
+    def counts(kind: Kind) -> str:
+        heard = f"{kind.gives('t')} AND {current.stands(kind)} AND {consent.given('t.user')}"
         return f"JOIN users u ON u.id = t.user WHERE t.user = :user OR ({heard})"
 
     sql = f"""SELECT m.parent, t.user FROM json_each(:parents) j JOIN messages m ON m.parent = j.value
-        JOIN comparisons t ON t.left_reply = m.id {counts("comparisons", "t.choice = 'taken_back'")}
+        JOIN {COMPARISON.table} t ON t.left_reply = m.id {counts(COMPARISON)}
         UNION SELECT t.parent, t.user FROM json_each(:parents) j
-        JOIN rankings t ON t.parent = j.value {counts("rankings", "t.taken_back")}"""
+        JOIN {RANKING.table} t ON t.parent = j.value {counts(RANKING)}"""
     found: dict[str, set[int]] = {}
     for row in store.rows(sql, {"parents": json.dumps(parents), "user": user.id}):
         found.setdefault(row["parent"], set()).add(row["user"])

@@ -8,14 +8,13 @@ Dawid-Skene does not (`docs/ledger.md`). Whoever is honest but for one subject i
 speak for them.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 from feedback.database.database import Database
 from feedback.kinds import current
+from feedback.kinds.base import KINDS, Kind
 
 PEOPLE = ("person", "anonymous")  # the kinds of users whose agreement is looked at; no model, and nothing imported
 LEAST = 0.25  # the weight of the least reliable person
@@ -56,37 +55,28 @@ def weights(store: Database) -> dict[int, float]:
 
 
 def shared_ratings(store: Database, window: int = WINDOW) -> list[Rating]:
-    """Standing thumbs, choices and rankings of `PEOPLE` that may be used, as far as more than one of them rated the
+    """Standing thumbs, choices and the like of `PEOPLE` that may be used, as far as more than one of them rated the
     thing; the newest of them."""
     found: list[Rating] = []
-    for row in heard(store, "votes", window):
-        if row["value"]:
-            found.append(Rating(row["user"], row["reply"], float(row["value"])))
-    for row in heard(store, "comparisons", window):
-        value = {"left": 1.0, "tie": 0.0, "right": -1.0}.get(row["choice"])
-        if value is not None:
-            found.append(_of_two(row["user"], row["left_reply"], row["right_reply"], value))
-    for row in heard(store, "rankings", window):
-        if not row["taken_back"]:
-            ranked = zip(json.loads(row["replies"]), json.loads(row["ranks"]), strict=True)
-            for (left, above), (right, below) in combinations(ranked, 2):
-                value = float((above < below) - (above > below))
-                found.append(_of_two(row["user"], left, right, value))
+    for kind in rating():
+        for row in heard(store, kind, window):
+            if kind.ratings and not kind.is_taken_back(row):
+                found += (Rating(row["user"], item, value) for item, value in kind.ratings(row))
     people: dict[str, set[int]] = {}
     for each in found:
         people.setdefault(each.item, set()).add(each.user)
     return [each for each in found if len(people[each.item]) > 1]
 
 
-def heard(store: Database, table: str, window: int = WINDOW) -> list[dict[str, Any]]:
-    """The standing rows of `PEOPLE` that may be used, among the newest of a table."""
-    since = {table: max(current.position(store)[table] - window, 0)}
-    return [row for row in current.rows(store, table, since) if row["usable"] and row["by"] in PEOPLE]
+def rating() -> list[Kind]:
+    """The kinds whose rows others may agree with, or not."""
+    return [kind for kind in KINDS.values() if kind.ratings]
 
 
-def _of_two(user: int, left: str, right: str, value: float) -> Rating:
-    first, second = sorted((left, right))
-    return Rating(user, f"{first} {second}", value if first == left else -value)
+def heard(store: Database, kind: Kind, window: int = WINDOW) -> list[dict[str, Any]]:
+    """The standing rows of `PEOPLE` that may be used, among the newest of a kind."""
+    since = {kind.table: max(current.position(store)[kind.table] - window, 0)}
+    return [row for row in current.rows(store, kind, since) if row["usable"] and row["by"] in PEOPLE]
 
 
 def reliabilities(ratings: Iterable[Rating]) -> list[Reliability]:

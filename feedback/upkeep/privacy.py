@@ -14,19 +14,12 @@ from typing import Any
 from feedback.accounts import roles, users
 from feedback.accounts.users import User
 from feedback.chats import conversations
-from feedback.database import openings
+from feedback.database import migrations, openings
 from feedback.database.database import Database, now
 from feedback.errors import Conflict, Refused
-from feedback.kinds import current, history, ratings
+from feedback.kinds import history
+from feedback.kinds.base import KINDS, spoken
 from feedback.records import adapters, nights
-
-SPOKEN = {
-    "votes": ("words",),
-    "comparisons": ("words",),
-    "corrections": ("text",),
-    "critiques": ("text",),
-    "labels": ("words",),
-}
 
 RUNNING = """SELECT p.night FROM night_people p JOIN nights n ON n.id = p.night WHERE n.state = 'running' AND p.user = ?
     AND NOT EXISTS (SELECT 1 FROM adapters a WHERE a.night = n.id) ORDER BY p.night"""
@@ -47,27 +40,29 @@ class Forgotten:
 def forget(store: Database, user: User, by: int | None = None) -> Forgotten:
     """Remove all that a person wrote and all that was written to them, their name and their keys; never undone.
 
-    Raises `Conflict` where it was done already, or for the last who can operate, and `Refused`
-    where files cannot be removed; then nothing has changed in the ledger.
+    Raises `Conflict` where it was done already, or for the last who can operate, and `Refused` where files cannot be
+    removed or a kind of feedback is not known; then nothing has changed in the ledger.
     """
     if user.name == users.OWNER and not users.has_accounts(store):
         raise Conflict("the owner of a machine without accounts is not forgotten; remove the data folder instead")
+    if missing := migrations.missing_steps(store.db):
+        raise Refused(
+            f"there is feedback of a kind that is not known here (step {missing[-1]}); put its file back first"
+        )
     with store.transaction() as db:
         if store.row("SELECT 1 FROM users WHERE id = ? AND forgotten_at IS NOT NULL", user.id):
             raise Conflict(f"{user.name} was forgotten already")
         roles.require_another_operator(store, user)  # without accounts, everybody at this machine would be the owner
         conversations = [row["id"] for row in store.rows("SELECT id FROM conversations WHERE user = ?", user.id)]
         said = sum(
-            store.rows(f"SELECT count(*) AS n FROM {table} WHERE user = ?", user.id)[0]["n"] for table in ratings.TABLES
+            store.rows(f"SELECT count(*) AS n FROM {kind.table} WHERE user = ?", user.id)[0]["n"] for kind in spoken()
         )
         surely, perhaps = trained_on(store, user)
         running = tuple(row["night"] for row in store.rows(RUNNING, user.id))
         messages = _empty(store, conversations)
-        for table, columns in SPOKEN.items():
-            blank = ", ".join(f"{column} = ''" for column in columns)
-            db.conn.execute(f"UPDATE {table} SET {blank} WHERE user = ?", (user.id,))
-        for table in ("votes", "comparisons"):
-            db.conn.execute(f"UPDATE {table} SET reasons = '[]' WHERE user = ?", (user.id,))
+        for kind in KINDS.values():
+            for column, blank in kind.forgotten.items():
+                db.conn.execute(f"UPDATE {kind.table} SET {column} = ? WHERE user = ?", (blank, user.id))
         db.conn.execute("UPDATE answered_requests SET answer = '{}' WHERE user = ?", (user.id,))
         db.conn.execute("UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE user = ?", (now(), user.id))
         db.conn.execute("DELETE FROM sessions WHERE user = ?", (user.id,))  # from where they came is theirs, too
@@ -99,8 +94,10 @@ def _empty(store: Database, conversations: list[str]) -> int:
             given,
         )
         db.conn.execute(f"DELETE FROM reward_scores WHERE reply IN ({messages})", given)
-        for table in ("corrections", "critiques"):
-            db.conn.execute(f"UPDATE {table} SET text = '' WHERE reply IN ({messages})", given)
+        for kind in KINDS.values():
+            for column in kind.quotes:
+                sql = f"UPDATE {kind.table} SET {column} = ? WHERE {kind.about} IN ({messages})"
+                db.conn.execute(sql, (kind.forgotten[column], *given))
         db.conn.execute(f"UPDATE imported_rows SET extra = '{{}}' WHERE conversation IN ({of})", given)
         db.conn.execute(
             f"""UPDATE answered_requests SET answer = '{{"question": null}}' WHERE json_extract(answer, '$.question.id')
@@ -132,10 +129,10 @@ def trained_on(store: Database, user: User) -> tuple[tuple[str, ...], tuple[str,
 def _first_said(store: Database, user: User) -> str:
     """When this person first said something, or somebody something of their conversations; empty for never."""
     moments = []
-    for table in ratings.TABLES:
-        sql = f"""SELECT min(at) AS at FROM {table} WHERE user = :user UNION ALL
+    for kind in spoken():
+        sql = f"""SELECT min(at) AS at FROM {kind.table} WHERE user = :user UNION ALL
             SELECT min(t.at) FROM conversations c JOIN messages m ON m.conversation = c.id
-            JOIN {table} t ON t.{current.ABOUT[table]} = m.id WHERE c.user = :user"""
+            JOIN {kind.table} t ON t.{kind.about} = m.id WHERE c.user = :user"""
         moments += [row["at"] for row in store.rows(sql, {"user": user.id}) if row["at"]]
     return min(moments, default="")
 

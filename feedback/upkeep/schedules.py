@@ -10,14 +10,13 @@ from typing import Any
 
 from feedback.database.database import Database, now
 from feedback.errors import Refused
-from feedback.kinds import current, ratings
+from feedback.kinds.base import Kind, spoken
 from feedback.records import adapters
 
 CLOCK, FEEDBACK = "clock", "feedback"
 STARTED, SKIPPED = "started", "skipped"
 LONGEST_GRACE_MINUTES = 7 * 24 * 60
 MOST_EVERY_NEW = 1_000_000
-KINDS = ratings.TABLES
 
 
 @dataclass(frozen=True)
@@ -138,17 +137,17 @@ def night_alive_since(store: Database, moment: str) -> int | None:
 def new_feedback(store: Database) -> int:
     """How many pieces of feedback have arrived since the newest night began that heard them all.
 
-    A piece is a row of any kind of feedback (`ratings.TABLES`); taking one back is a piece too, as it changes what
+    A piece is a row of any kind of feedback that is somebody's word; taking one back is a piece too, as it changes what
     there is to learn. A night that failed, was cancelled or was abandoned has learned nothing, and
     one that runs may yet, so only nights that trained or found nothing count.
     """
-    return sum(arrived_since(store, kind, heard_at(store)) for kind in KINDS)
+    return sum(arrived_since(store, kind, heard_at(store)) for kind in spoken())
 
 
-def arrived_since(store: Database, table: str, moment: str) -> int:
-    """How many rows a table of what people said has from a moment on. As cheap as these are few: newest first."""
-    sql = f"""SELECT count(*) AS n FROM {table} WHERE id >
-        coalesce((SELECT id FROM {table} WHERE at < ? ORDER BY id DESC LIMIT 1), 0)"""
+def arrived_since(store: Database, kind: Kind, moment: str) -> int:
+    """How many rows of a kind there are from a moment on. As cheap as these are few: newest first."""
+    sql = f"""SELECT count(*) AS n FROM {kind.table} WHERE id >
+        coalesce((SELECT id FROM {kind.table} WHERE at < ? ORDER BY id DESC LIMIT 1), 0)"""
     return int(store.rows(sql, moment)[0]["n"])
 
 
@@ -188,9 +187,9 @@ def why_nothing_new(store: Database) -> str:
 
 def _consent_changed(store: Database, moment: str) -> bool:
     """Whether from a moment on somebody said anew if feedback of theirs, or of their conversations, may be used."""
-    raters = " UNION ".join(f"SELECT user FROM {kind}" for kind in KINDS)
+    raters = " UNION ".join(f"SELECT user FROM {kind.table}" for kind in spoken())
     of = "SELECT 1 FROM messages m JOIN {} t ON t.{} = m.id WHERE m.conversation = c.id"
-    rated = " OR ".join(f"EXISTS ({of.format(kind, current.ABOUT[kind])})" for kind in KINDS)
+    rated = " OR ".join(f"EXISTS ({of.format(kind.table, kind.about)})" for kind in spoken())
     sql = f"""SELECT 1 FROM consents WHERE at >= :moment AND (user IN ({raters})
             OR EXISTS (SELECT 1 FROM conversations c WHERE c.user = consents.user AND ({rated})))
         UNION ALL SELECT 1 FROM conversation_consents s JOIN conversations c ON c.id = s.conversation

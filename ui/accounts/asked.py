@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, Header
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,9 +13,10 @@ from assistant.chat.chat import Assistant
 from feedback.accounts import idempotency
 from feedback.database.database import Database
 from feedback.errors import Conflict
+from feedback.kinds.base import Body
 from ui.accounts.auth import Person
 
-STRICT = ConfigDict(extra="forbid", strict=True)  # "1" is no number, and a misspelt field no silence
+STRICT = Body.model_config
 REPLAYED = "Idempotent-Replayed"
 
 _in_flight: set[tuple[str, int, str]] = set()

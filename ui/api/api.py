@@ -1,4 +1,4 @@
-"""The HTTP API of people: what they say of replies, two replies to compare, consent, and their own conversations.
+"""The HTTP API of people: two replies to compare, questions, consent, and their own conversations.
 
 A person's ids are theirs: another's look as if they did not exist.
 """
@@ -6,7 +6,7 @@ A person's ids are theirs: another's look as if they did not exist.
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -21,7 +21,8 @@ from feedback.chats import conversations as chats
 from feedback.chats.conversations import Node
 from feedback.database.database import Database
 from feedback.errors import Refused, Unavailable
-from feedback.kinds import history, labels, ratings
+from feedback.kinds.correction import standing_correction
+from feedback.kinds.vote import standing_vote
 from feedback.messages import Message
 from feedback.raters import questions
 from feedback.records.adapters import BASE
@@ -35,82 +36,6 @@ MOST_CHARACTERS = 1_000_000  # in all of them
 IN_WINDOW = "At most the model's context window; prompt and reply together end there in any case."
 
 router = APIRouter(prefix="/api", responses=REFUSALS)
-Reply = Annotated[str, Field(description="A reply's id: of a chat, of a pair, or of /v1/chat/completions.")]
-
-
-class Vote(BaseModel):
-    """A thumb on a reply."""
-
-    model_config = STRICT
-    reply: Reply
-    value: int = Field(description="1: up, -1: down, 0: taken back.")
-    reasons: list[str] = Field([], description=f"Any of: {', '.join(ratings.REASONS)}.")
-    words: str = Field("", description="What was good or bad, in words.")
-
-
-class Comparison(BaseModel):
-    """A choice between two replies to one message."""
-
-    model_config = STRICT
-    left: Reply
-    right: Reply
-    choice: str = Field(description=f"One of: {', '.join(ratings.CHOICES)}.")
-    strength: int | None = Field(None, description="How much better, 1 to 5.")
-    words: str = ""
-    reasons: list[str] = Field([], description=f"Any of: {', '.join(ratings.REASONS)}.")
-    shown_s: float | None = Field(None, description="How many seconds both were on the screen.")
-
-
-class Ranking(BaseModel):
-    """Two or more replies to one message, in order."""
-
-    model_config = STRICT
-    replies: list[str]
-    ranks: list[int] = Field(description="One for each reply: 1 is best, equal ranks are ties.")
-    all_wrong: bool = Field(False, description="Even the best of them will not do.")
-    taken_back: bool = Field(False, description="The ranking of these replies no longer stands.")
-
-
-class Words(BaseModel):
-    """Text about a reply; empty takes back what was said before."""
-
-    model_config = STRICT
-    reply: Reply
-    text: str
-
-
-class Label(BaseModel):
-    """What a reply is, whatever its quality."""
-
-    model_config = STRICT
-    reply: Reply
-    label: str = Field(description=f"One of: {', '.join(labels.LABELS)}; or custom:a few words.")
-    given: bool = Field(True, description="false: taken back.")
-    words: str = ""
-
-
-class Signal(BaseModel):
-    """What somebody did with a reply. Logged; it teaches nothing."""
-
-    model_config = STRICT
-    reply: Reply
-    kind: str = Field(description=f"One of: {', '.join(labels.SIGNALS)}.")
-
-
-class Saying(BaseModel):
-    """One thing that was said of a reply."""
-
-    id: int
-    kind: str
-    at: str
-    standing: bool = Field(description="false: something newer has taken its place.")
-    said: dict[str, Any]
-
-
-class Row(BaseModel):
-    """What was recorded."""
-
-    id: int
 
 
 class Turn(BaseModel):
@@ -205,54 +130,6 @@ class WholeChat(Chat):
     """A conversation with every branch: each message names the one it stands under."""
 
     messages: list[Said]
-
-
-@router.post("/votes", response_model=Row, tags=["feedback"])
-def vote(body: Vote, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
-    """Thumb up, down, or taken back. The newest one stands."""
-    return write.at_once(body, lambda: {"id": ratings.vote(store, user, **body.model_dump())})
-
-
-@router.post("/comparisons", response_model=Row, tags=["feedback"])
-def compare(body: Comparison, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
-    """Choose between two replies to one message."""
-    return write.at_once(body, lambda: {"id": ratings.compare(store, user, **body.model_dump())})
-
-
-@router.post("/rankings", response_model=Row, tags=["feedback"])
-def rank(body: Ranking, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
-    """Rank two or more replies to one message."""
-    return write.at_once(body, lambda: {"id": ratings.rank(store, user, **body.model_dump())})
-
-
-@router.post("/corrections", response_model=Row, tags=["feedback"])
-def correct(body: Words, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
-    """Write a reply as it should have been."""
-    return write.at_once(body, lambda: {"id": ratings.correct(store, user, **body.model_dump())})
-
-
-@router.post("/critiques", response_model=Row, tags=["feedback"])
-def critique(body: Words, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
-    """Say in words what is wrong with a reply."""
-    return write.at_once(body, lambda: {"id": ratings.critique(store, user, **body.model_dump())})
-
-
-@router.post("/labels", response_model=Row, tags=["feedback"])
-def label(body: Label, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
-    """Say that a reply is unsafe, untrue and the like, or take that back."""
-    return write.at_once(body, lambda: {"id": labels.label(store, user, **body.model_dump())})
-
-
-@router.post("/signals", response_model=Row, tags=["feedback"])
-def signal(body: Signal, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
-    """Log that you copied a reply, asked again, asked otherwise, or left. It teaches nothing."""
-    return write.at_once(body, lambda: {"id": labels.signal(store, user, **body.model_dump())})
-
-
-@router.get("/replies/{reply}/feedback", response_model=list[Saying], tags=["feedback"])
-def sayings(reply: str, user: Person, store: TheStore) -> list[dict[str, Any]]:
-    """All that you said of a reply, oldest first, and what of it stands."""
-    return [asdict(each) for each in history.entries(store, user, reply)]
 
 
 @router.post("/pairs", response_model=Pair, tags=["feedback"])
@@ -414,12 +291,12 @@ def set_conversation_consent(
 
 def said(store: Database, user: User, node: Node) -> dict[str, Any]:
     """A message with the standing vote and correction of its reader."""
-    vote = ratings.standing_vote(store, user, node.id) if node.role == "assistant" else None
+    vote = standing_vote(store, user, node.id) if node.role == "assistant" else None
     return {
         "id": node.id,
         "parent": node.parent,
         "role": node.role,
         "content": node.content,
         "vote": asdict(vote) | {"reasons": list(vote.reasons)} if vote else None,
-        "correction": ratings.standing_correction(store, user, node.id) if vote or node.role == "assistant" else None,
+        "correction": standing_correction(store, user, node.id) if vote or node.role == "assistant" else None,
     }

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field, create_model
 
 from feedback.database.database import Database
-from feedback.kinds import ratings
+from feedback.kinds import tally
 from feedback.records import adapters, nights
 from feedback.records.adapters import ANYTHING, BASE
 from feedback.records.settings import SETTINGS, Setting, all_settings, set_all
@@ -267,7 +267,7 @@ def status(assistant: TheAssistant) -> dict[str, Any]:
         "running_night": asdict(running) if running else None,
         "last_night": asdict(over) if over else None,
         "next_night": next(iter(due["next"]), None),
-        "feedback": ratings.counts(store),
+        "feedback": tally.counts(store),
     }
 
 

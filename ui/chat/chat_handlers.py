@@ -15,7 +15,8 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.errors import Refused
-from feedback.kinds import labels, ratings
+from feedback.kinds.correction import correct
+from feedback.kinds.signal import signal_newest
 from ui.accounts.auth import page_user
 from ui.chat import chat_screen, rating, side_by_side
 from ui.chat.chat_layout import Chat, PairPanel, RatingPanel, Sidebar
@@ -118,7 +119,7 @@ class ChatPage:
         """Another reply to the same message, as a new branch."""
         user, message = page_user(request, self.store), id_of(shown, what.index)
         with telling():
-            labels.signal_newest(self.store, user, message, "retry")
+            signal_newest(self.store, user, message, "retry")
         return self._answer(user, message, settings)
 
     def answer_it(self, request: gr.Request, shown: list[dict[str, Any]], *settings: Any) -> Updates:
@@ -136,7 +137,7 @@ class ChatPage:
             message = assistant_chat.add_user_message(
                 self.assistant, user, before.conversation, before.parent, as_typed(str(what.value))
             )
-            labels.signal_newest(self.store, user, before.id, "edit")
+            signal_newest(self.store, user, before.id, "edit")
             return self._answer(user, message, settings)
         return self.screen(user, conversation, sentence=told.sentence)
 
@@ -239,7 +240,7 @@ class ChatPage:
         """The reply stands as it was."""
         user = page_user(request, self.store)
         with telling() as told:
-            ratings.correct(self.store, user, reply, "")
+            correct(self.store, user, reply, "")
         return self.screen(user, conversation, reply, told.sentence) | rating.hide_panels(self.panel)
 
     def point_at(

@@ -5,7 +5,7 @@ from typing import Literal
 
 import gradio as gr
 
-from feedback.kinds.ratings import REASONS
+from feedback.kinds.vote import REASONS
 
 # A single $ is money more often than mathematics.
 LATEX: list[dict[str, str | bool]] = [

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from feedback.accounts.users import User
-from feedback.kinds.ratings import DOWN, REASONS, UP
+from feedback.kinds.vote import DOWN, REASONS, UP
 from ui.chat.chat_layout import Chat, PairPanel, Sidebar
 from ui.chat.chat_view import About, ChatView
 from ui.chat.turns import Turn

@@ -9,8 +9,9 @@ from feedback.chats import conversations
 from feedback.chats.conversations import Node, SideBySide
 from feedback.database.database import Database
 from feedback.errors import NotFound
-from feedback.kinds import ratings
-from feedback.kinds.ratings import Vote
+from feedback.kinds.comparison import standing_choice
+from feedback.kinds.correction import standing_correction
+from feedback.kinds.vote import Thumb, standing_vote
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class About:
     reply: str
     text: str
     adapter: str | None
-    vote: Vote | None
+    vote: Thumb | None
     correction: str | None
     chosen_over: SideBySide | None
     is_last: bool
@@ -50,7 +51,7 @@ class ChatView:
     conversation: str | None
     chats: tuple[tuple[str, str], ...]  # (title, id), newest first
     nodes: tuple[Node, ...]  # from the first message down; without the two replies of `pair`
-    votes: dict[str, Vote]
+    votes: dict[str, Thumb]
     corrections: dict[str, str]
     pair: Pair | None
     about: About | None
@@ -71,8 +72,8 @@ def look(store: Database, user: User, conversation: str | None, focus: str | Non
     if pair:
         nodes = nodes[:-1]
     replies = [node.id for node in nodes if node.role == "assistant"]
-    votes = {reply: vote for reply in replies if (vote := ratings.standing_vote(store, user, reply))}
-    corrected = {reply: text for reply in replies if (text := ratings.standing_correction(store, user, reply))}
+    votes = {reply: vote for reply in replies if (vote := standing_vote(store, user, reply))}
+    corrected = {reply: text for reply in replies if (text := standing_correction(store, user, reply))}
     focused = focus if focus in replies else (replies[-1] if replies and nodes[-1].role == "assistant" else None)
     return ChatView(
         conversation=nodes[0].conversation if nodes else None,
@@ -101,7 +102,7 @@ def waiting_pair(store: Database, user: User, leaf: str | None) -> Pair | None:
     shown = conversations.pair_under(store, node.parent)
     if shown is None or node.id not in (shown.left, shown.right):
         return None
-    if ratings.standing_choice(store, user, shown.left, shown.right):
+    if standing_choice(store, user, shown.left, shown.right):
         return None
     return Pair(shown, conversations.node(store, shown.left).content, conversations.node(store, shown.right).content)
 
@@ -131,8 +132,8 @@ def _about(store: Database, user: User, reply: str, is_last: bool) -> About:
         reply=reply,
         text=node.content,
         adapter=conversations.provenance(store, reply).adapter,
-        vote=ratings.standing_vote(store, user, reply),
-        correction=ratings.standing_correction(store, user, reply),
+        vote=standing_vote(store, user, reply),
+        correction=standing_correction(store, user, reply),
         chosen_over=of_pair,
         is_last=is_last,
     )

@@ -11,8 +11,9 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import Refused
-from feedback.kinds import ratings
-from feedback.kinds.ratings import DOWN, NONE, UP
+from feedback.kinds import correction
+from feedback.kinds.correction import standing_correction
+from feedback.kinds.vote import DOWN, NONE, UP, standing_vote, vote
 from ui.chat.chat_layout import RatingPanel
 from ui.chat.chat_screen import Updates
 
@@ -21,17 +22,17 @@ def thumb(store: Database, user: User, reply: str, liked: bool | str) -> int:
     """Record what a click on a thumb says; the vote's value."""
     # Gradio sends "" when a thumb is taken back.
     value = NONE if liked == "" else UP if liked is True else DOWN
-    ratings.vote(store, user, reply, value)
+    vote(store, user, reply, value)
     return value
 
 
 def explain(store: Database, user: User, reply: str, reasons: list[str], words: str) -> None:
     """Record the reasons for the thumb that stands. Raises `Refused` where it was taken back meanwhile."""
-    standing = ratings.standing_vote(store, user, reply)
+    standing = standing_vote(store, user, reply)
     if standing is None:
         raise Refused("your thumb on this reply was taken back; give one first")
     kept = reasons if standing.value == DOWN else []  # they all say what was wrong
-    ratings.vote(store, user, reply, standing.value, kept, words.strip())
+    vote(store, user, reply, standing.value, kept, words.strip())
 
 
 def correct(store: Database, user: User, reply: str, text: str) -> None:
@@ -40,12 +41,12 @@ def correct(store: Database, user: User, reply: str, text: str) -> None:
         raise Refused("an empty correction says nothing; write the reply as it should have been")
     if text.strip() == conversations.own_reply(store, user, reply).content.strip():
         raise Refused("this is the reply as it was; change it into what it should have been")
-    ratings.correct(store, user, reply, text)
+    correction.correct(store, user, reply, text)
 
 
 def ask_why(panel: RatingPanel, store: Database, user: User, reply: str) -> Updates:
     """Open the panel of reasons, as they stand."""
-    standing = ratings.standing_vote(store, user, reply)
+    standing = standing_vote(store, user, reply)
     if standing is None:
         return hide_panels(panel)
     start = escape(" ".join(conversations.own_reply(store, user, reply).content.split())[:60])
@@ -60,7 +61,7 @@ def ask_why(panel: RatingPanel, store: Database, user: User, reply: str) -> Upda
 
 def ask_correction(panel: RatingPanel, store: Database, user: User, reply: str) -> Updates:
     """Open the reply for correcting: as it was corrected, else as it was."""
-    before = ratings.standing_correction(store, user, reply)
+    before = standing_correction(store, user, reply)
     return hide_panels(panel) | {
         panel.correction: gr.Column(visible=True),
         panel.corrected: before or conversations.own_reply(store, user, reply).content,

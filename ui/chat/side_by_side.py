@@ -11,7 +11,7 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import NotFound
-from feedback.kinds import ratings
+from feedback.kinds.comparison import compare
 from feedback.records import nights
 from ui.chat.chat_view import waiting_pair
 from ui.chat.turns import Turn
@@ -32,7 +32,7 @@ def choose(store: Database, user: User, conversation: str, choice: str) -> None:
     pair = waiting_pair(store, user, leaf)
     if pair is None:
         raise NotFound("no two replies wait for a choice here; perhaps you chose in another tab")
-    ratings.compare(store, user, pair.shown.left, pair.shown.right, choice)
+    compare(store, user, pair.shown.left, pair.shown.right, choice)
     if choice not in ("left", "right"):
         conversations.go_to(store, user, pair.shown.left)
 
@@ -43,7 +43,7 @@ def choose_again(store: Database, user: User, reply: str) -> None:
     pair = conversations.pair_under(store, parent) if parent else None
     if pair is None:
         raise NotFound("this reply was not one of two")
-    ratings.compare(store, user, pair.left, pair.right, "taken_back")
+    compare(store, user, pair.left, pair.right, "taken_back")
 
 
 def goes_on_from(store: Database, user: User, conversation: str) -> str | None:

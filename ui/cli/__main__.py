@@ -18,7 +18,7 @@ from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.database.private_files import keep_private
 from feedback.errors import Refused
-from feedback.kinds import ratings
+from feedback.kinds import tally
 from feedback.records import adapters, nights, settings
 from feedback.upkeep import schedules
 from ui.cli import ledger_command, user_command
@@ -165,13 +165,13 @@ def run_status(options: argparse.Namespace) -> None:
     standing = schedules.schedule(store)
     facts = {
         "serving": adapters.serving(store),
-        "feedback": ratings.counts(store),
+        "feedback": tally.counts(store),
         "night": asdict(running) if running else None,
         "last_night": asdict(last[0]) if last else None,
         "schedule": asdict(standing) if standing else None,
     }
     lines = [f"serving    {facts['serving'] or 'the base'}"]
-    lines += [f"feedback   {', '.join(f'{count} {kind}' for kind, count in ratings.counts(store).items())}"]
+    lines += [f"feedback   {', '.join(f'{count} {kind}' for kind, count in tally.counts(store).items())}"]
     if running:
         eta = f", about {running.eta_s / 60:.0f} min left" if running.eta_s else ""
         lines += [f"night {running.id}    {running.phase}, step {running.step} of {running.steps}{eta}"]

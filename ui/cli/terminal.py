@@ -13,7 +13,8 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations as talks
 from feedback.errors import Refused
-from feedback.kinds import ratings
+from feedback.kinds.correction import correct
+from feedback.kinds.vote import DOWN, NONE, UP, vote
 
 HELP = """Write a message, or:
   /up, /down [words]   rate the last reply      /undo           take the rating back
@@ -89,11 +90,11 @@ def command(assistant: Assistant, user: User, talk: Talk, line: str) -> str:
     if name in ("/up", "/down", "/undo", "/correct", "/who") and talk.last is None:
         return "There is no reply yet."
     if name in ("/up", "/down", "/undo") and talk.last:
-        value = {"/up": ratings.UP, "/down": ratings.DOWN, "/undo": ratings.NONE}[name]
-        ratings.vote(store, user, talk.last, value, words=rest)
+        value = {"/up": UP, "/down": DOWN, "/undo": NONE}[name]
+        vote(store, user, talk.last, value, words=rest)
         return "Taken back." if name == "/undo" else "Noted."
     if name == "/correct" and rest.strip() and talk.last:
-        ratings.correct(store, user, talk.last, rest)
+        correct(store, user, talk.last, rest)
         return "Noted."
     if name == "/who":
         return talk.adapter or "the base model"

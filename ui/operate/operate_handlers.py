@@ -10,7 +10,7 @@ import gradio as gr
 from assistant.chat.chat import Assistant
 from feedback.accounts.users import User
 from feedback.errors import NotFound, Refused
-from feedback.kinds import ratings
+from feedback.kinds import tally
 from feedback.records import adapters, nights, settings
 from feedback.records.adapters import BASE
 from feedback.records.nights import RUNNING, Night
@@ -73,8 +73,8 @@ class OperatePage:
             if differs(part, words):
                 shown[getattr(self.page.glance, part)] = words
         today = house.now.astimezone(house.zone).date()
-        if differs("said", f"{today} {ratings.position(self.store)}"):
-            days = ratings.by_day(self.store, house.zone, DAYS)
+        if differs("said", f"{today} {tally.counts(self.store)}"):
+            days = tally.by_day(self.store, house.zone, DAYS)
             shown[self.page.glance.said] = operate_screen.show_said(days)
         night = self._chosen(house, chosen)
         if differs("night", f"{today} {night} {house.running is None}"):

@@ -6,19 +6,12 @@ from html import escape
 from typing import Any
 
 from feedback.accounts.users import User
-from feedback.kinds.ratings import Day
+from feedback.kinds import tally
+from feedback.kinds.tally import Day
 from feedback.records.nights import Night
 from ui.operate.operate_view import SystemStatus, doing, headline, in_words, outcome
 from ui.shared import moments, plots
 
-KINDS = {  # of feedback, as a legend names them
-    "thumbs_up": "thumbs up",
-    "thumbs_down": "thumbs down",
-    "comparisons": "comparisons",
-    "rankings": "rankings",
-    "corrections": "corrections",
-    "critiques": "critiques",
-}
 MARKS = {"well": "✓", "busy": "●", "note": "!", "trouble": "✕"}
 
 
@@ -175,7 +168,7 @@ def show_said(days: Sequence[Day]) -> str:
         for place, day in enumerate(days)
     ]  # fmt: skip
     today = f"{days[-1].total} today, {total:,} in {len(days)} days"
-    return f'<p class="told">{today}</p>{plots.bars(labelled, KINDS)}'
+    return f'<p class="told">{today}</p>{plots.bars(labelled, tally.titles())}'
 
 
 def show_schedule(house: SystemStatus) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from assistant.models import base_model
 from feedback.examples.build import Answer, Examples, PreferencePair
 from feedback.messages import Message
-from training.algorithms.dpo_kto import Settings
+from training.algorithms.dpo_kto import PreferenceConfig
 from training.data.tokenize import TokenizedExample, tokenize
 from training.model import packing, tree_attention
 from training.model import policy as backbones
@@ -42,7 +42,7 @@ def examples_of(backbone: Backbone, count: int, longest: int) -> list[TokenizedE
         messages = tuple(Message(**each) for each in raw["prompt"])
         if len(messages) >= 3 and raw["chosen"] and raw["rejected"]:
             pairs.append(PreferencePair(messages, Answer(raw["chosen"]), Answer(raw["rejected"])))
-    encoder = make_encoder(backbone.base, backbone, Settings())
+    encoder = make_encoder(backbone.base, backbone, PreferenceConfig())
     examples, _ = tokenize(Examples(tuple(pairs[: 20 * count])), encoder)
     fitting = sorted((each for each in examples if each.row().tokens <= longest), key=lambda each: each.row().tokens)
     assert len(fitting) >= count

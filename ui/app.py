@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assistant.environment import FORMATS, prepare
+from feedback import plugins
 from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.database.private_files import keep_private
@@ -249,6 +250,7 @@ def serve(options: argparse.Namespace) -> None:
 def run(store: Database, listening: socket.socket, options: argparse.Namespace) -> None:
     """Load the assistant and answer on a socket until told to end. Raises `Refused` on an unusable model."""
     prepare(options.model)
+    plugins.load()
     import uvicorn
 
     from assistant.chat.chat import open_assistant

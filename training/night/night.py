@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from assistant.environment import prepare
+from feedback import plugins
 from feedback.database.database import Database, now
 from feedback.database.private_files import keep_private
 from feedback.errors import Conflict, Refused
 from feedback.examples.build import gather
-from feedback.records import adapters, nights
+from feedback.records import adapters, methods, nights
 from feedback.upkeep import privacy, schedules
 from training.night.signals import Cancellation, Cancelled
 
@@ -32,26 +33,20 @@ if TYPE_CHECKING:  # torch and the like come late: `main` sets the environment f
     from training.night.planner import Wishes
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 3
-METHODS = {
-    "auto": "pairs by DPO and thumbs by KTO",
-    "dpo": "pairs only",
-    "kto": "thumbs only",
-    "sft": "demonstrations and corrections, by imitation",
-    "reward": "reward models from pairs and ties, and no adapter",
-    "rloo": "reward models, and a policy that learns by them from its own replies",
-    "reinforce": "the same with a moving baseline",
-    "ppo": "the same by PPO",
-}
-
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one night; its exit status: 0 done or nothing to do, 1 failed, 2 bad input, 3 cancelled."""
     keep_private()
-    options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    prepare(options.model)
+    prepare(with_model(argparse.ArgumentParser(add_help=False)).parse_known_args(arguments)[0].model)
+    try:
+        plugins.load()  # what they declare is among the options
+    except Refused as error:
+        print(f"nightschool: {error}", file=sys.stderr)
+        return BAD_INPUT
+    options = parser().parse_args(arguments)
     if hasattr(os, "nice"):
         os.nice(10)  # chats come first
     try:
@@ -68,10 +63,11 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="nightschool night", description="Train now on what people said.")
     data = Path(os.environ.get("NIGHTSCHOOL_DATA", "data"))
     top.add_argument("--data", type=Path, default=data, metavar="DIR", help="the data folder")
-    top.add_argument("--model", default="embedded", help="embedded, a directory, or a hub id")
-    methods = "; ".join(f"{name}: {words}" for name, words in METHODS.items())
-    top.add_argument("--method", choices=METHODS, help=f"{methods} (default: auto)")
+    with_model(top)
+    choices = "; ".join(f"{name}: {each.help}" for name, each in methods.FACTS.items())
+    top.add_argument("--method", choices=methods.FACTS, help=f"{choices} (default: {methods.DEFAULT})")
     top.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, e.g. epochs=1")
+    top.add_argument("--settings", action="store_true", help="list the settings of the method, and do nothing")
     top.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     top.add_argument("--again", action="store_true", help="train even if nothing is new since the last night")
     top.add_argument("--fresh", action="store_true", help="do not go on with an interrupted night")
@@ -82,20 +78,33 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def with_model(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The same, with the option that names the base model."""
+    options.add_argument("--model", default="embedded", help="embedded, a directory, or a hub id")
+    return options
+
+
 def run(options: argparse.Namespace) -> int:
     """One night from the first step to the last."""
     from assistant.models import base_model
-    from training.algorithms import methods
+    from training.algorithms import registry
     from training.loop import distributed
+    from training.loop.config import in_lines
     from training.night import tracking
     from training.night.pipeline import share
     from training.night.planner import Wishes
 
     # 1. what is asked, and whether it can be done
-    wishes = Wishes(options.method, methods.parse_settings(options.method or "auto", options.set), options.fresh)
+    method = registry.find(options.method or methods.DEFAULT)
+    wishes = Wishes(options.method, registry.parse_settings(method.name, options.set), options.fresh)
+    if options.settings:
+        print(f"settings of {method.name}:", *in_lines(method.config), sep="\n  ")
+        return DONE
     tracking.require_log(options.log or "")
-    if distributed.count() > 1 and wishes.method in ("reward", *methods.SAMPLING):
-        raise Refused(f"{wishes.method} is for one process; several share the batches of auto, dpo, kto and sft")
+    if distributed.count() > 1 and not method.distributed:
+        *others, last = (name for name, each in registry.every().items() if each.distributed)
+        shared = f"{', '.join(others)} and {last}"
+        raise Refused(f"{method.name} is for one process; several share the batches of {shared}")
     if not distributed.is_first():
         return DONE if share(options.data) else FAILED
     with distributed.leading():
@@ -184,7 +193,7 @@ def write_down_who(store: Database, night: int, options: argparse.Namespace, res
     if options.asked_by == schedules.CLOCK:
         return
     told = {"again": options.again, "resumed": resumed, "gate": options.gate, "settings": ", ".join(options.set)}
-    detail = {"method": options.method or "auto"} | {name: value for name, value in told.items() if value}
+    detail = {"method": options.method or methods.DEFAULT} | {name: value for name, value in told.items() if value}
     with nullcontext() if options.asked_by else adapters.at_terminal():
         user = int(options.asked_by) if options.asked_by else None
         adapters.audit(store, user, "start night", str(night), detail)
@@ -192,9 +201,9 @@ def write_down_who(store: Database, night: int, options: argparse.Namespace, res
 
 def taught(store: Database, base: "Base", work: "Work", cancellation: Cancellation) -> int:
     """Run steps 4 to 10 and write down whatever came of them; the exit status."""
+    from training.data.tokenize import NothingFits
     from training.loop.optim import NotFinite
     from training.night.pipeline import run_pipeline
-    from training.night.reward_night import NothingFits
     from training.rollouts.sampler import Collapsed
     from training.rollouts.sign_check import SignFlipped
 

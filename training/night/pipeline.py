@@ -6,7 +6,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from assistant.chat.adapter_manager import proved
 from assistant.engine.engine import Engine
@@ -17,26 +16,29 @@ from feedback.database.database import Database, now
 from feedback.errors import Conflict, Refused
 from feedback.examples import caps
 from feedback.examples.build import Examples, still_standing
+from feedback.examples.split import Split
 from feedback.records import adapters, nights
 from feedback.records.adapters import Adapter
-from training.algorithms import dpo_kto, reward_model, sft
-from training.algorithms.methods import SAMPLING, SETTINGS
-from training.data.tokenize import Encoder, TokenizedExample, tokenize
+from training.algorithms import registry, reward_model
+from training.algorithms.base import Config, Method, PolicyContext, TrainingContext
+from training.data.tokenize import Encoder, NothingFits, TokenizedExample, tokenize
 from training.evaluation import gate
 from training.evaluation.gate import Gains, HeldOut, Verdict
 from training.loop import distributed
-from training.loop.early_stopping import Progress
-from training.loop.optim import NotFinite, Report, count_steps, memory_gib
+from training.loop.loop import train
+from training.loop.optim import NotFinite
 from training.model.policy import Backbone
 from training.model.reference import References
-from training.night import planner, policy_night, publish, reward_night, run_dir, tracking
+from training.model.reward_heads import RewardModels
+from training.night import planner, publish, reward_night, run_dir, tracking
 from training.night.planner import in_words
-from training.night.reward_night import NothingFits
+from training.night.recorder import Recorder, Stage, resumed
 from training.night.run_dir import Plan
 from training.night.signals import Cancellation
-from training.night.tracking import Log
+from training.rollouts.on_policy import PolicyConfig
 
 FEWEST_FOR_VALIDATION = 10  # examples: fewer say nothing about when to stop, and are learned from instead
+TRAINING = Stage("training", "checkpoint.safetensors")
 
 
 @dataclass(frozen=True)
@@ -55,45 +57,54 @@ class Work:
         return f"night-{self.night:04d}"
 
 
+@dataclass(frozen=True)
+class Lessons:
+    """What a night's examples are in token ids."""
+
+    training: list[TokenizedExample]
+    validation: list[TokenizedExample]
+    prompting: list[TokenizedExample]  # to whose prompts a policy writes
+    unfit: dict[str, int]  # reason -> how many are none
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where a training ended."""
+
+    kl: float  # of the adapter from the base, in nats a token
+    kl_budget: float
+    steps: int
+    ended: str  # why before its time, in words
+
+
 def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancellation) -> str:
     """Train, judge, write and announce an adapter; what came of it, in words.
 
     Raises `NotFinite`, `NothingFits`, `Refused` or `Cancelled`; nothing is announced then.
     """
     # 4. one base, with the adapter on it
-    settings = SETTINGS[work.plan.method](**work.plan.settings)
-    log = tracking.open_log(work.log, store.data / "logs", work.adapter)
+    method = registry.find(work.plan.method)
+    config = method.config(**work.plan.settings)
+    recorder = Recorder(store, work.night, cancellation, tracking.open_log(work.log, store.data / "logs", work.adapter))
     torch.set_num_threads(threads_of(work.plan))
-    device = base_model.pick_device()
-    dtype = getattr(torch, work.plan.precision)
-    backbone = Backbone(base, dtype, device, settings.rank, settings.alpha, settings.seed)
-    encoder = make_encoder(base, backbone, settings)
+    backbone = open_backbone(base, work.plan, config)
+    encoder = make_encoder(base, backbone, config)
 
     # 5. training, on all that is not kept for judging
-    if work.plan.method == "reward":
-        return only_reward_models(store, base, work, backbone, encoder, settings, cancellation, log)
+    if not method.makes_adapter:
+        return only_reward_models(recorder, base, work, backbone, encoder, method, config)
     divided = planner.parts(store, work.plan, work.examples)
-    tokenized, unfit = tokenized_of(divided.training, encoder, work.plan.method)
-    validation, unfit_validation = tokenized_of(divided.stopping, encoder, work.plan.method)
-    if len(validation) < FEWEST_FOR_VALIDATION:
-        tokenized, validation = [*tokenized, *validation], []
-    examples = replace(work.examples, left_out=added(work.examples.left_out, added(unfit, unfit_validation)))
-    if not tokenized:
+    given = lessons(divided, encoder, method)
+    examples = replace(work.examples, left_out=added(work.examples.left_out, given.unfit))
+    if not given.training:
         raise NothingFits(f"no example fits into {encoder.max_length} tokens ({in_words(examples)})")
     several = f"{distributed.count()} processes, " if distributed.count() > 1 else ""
-    threads = f"{several}{threads_of(work.plan)} threads"
-    print(f"night {work.night}: {dtype} on {device}, {threads}, {len(tokenized)} examples", flush=True)
-    if work.plan.method in SAMPLING:
-        with reward_night.training_context(
-            store, work.night, work.plan, base, backbone, encoder, cancellation, log
-        ) as context:
-            progress = policy_night.train(context, work.examples, settings)
-    else:
-        with cancellation.held():
-            steps = count_steps(len(tokenized), settings)
-            nights.update_night(store, work.night, phase="training", steps=steps, counts=examples.counts())
-        references = References(backbone, encoder.template_sha256)
-        progress = train(store, work, backbone, tokenized, validation, settings, references, cancellation, log)
+    where = f"{backbone.head.dtype} on {backbone.device}, {several}{threads_of(work.plan)} threads"
+    print(f"night {work.night}: {where}, {len(given.training)} examples", flush=True)
+    with cancellation.held():
+        nights.update_night(store, work.night, phase="training", counts=examples.counts())
+    teach = train_policy if method.on_policy else train_on_examples
+    trained = teach(recorder, base, work, backbone, encoder, given, method, config)
 
     # 6. what people said and it has not seen: does it side with them?
     with cancellation.held():
@@ -121,9 +132,9 @@ def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancella
         weights_sha256=weights_sha256,
         data_sha256=work.examples.sha256,
         counts=examples.counts(),
-        settings=asdict(settings) | {"precision": work.plan.precision},
-        seed=settings.seed,
-        metrics=closing_metrics(store, work.night, progress),
+        settings=config.model_dump() | {"precision": work.plan.precision},
+        seed=config.seed,
+        metrics=closing_metrics(store, work.night, trained),
         proof=proof,
     )
     publish.complete(backbone, making, card)
@@ -132,54 +143,61 @@ def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancella
     # 9. the gate, through the server's own way of writing
     with cancellation.held():
         nights.update_night(store, work.night, phase="judging")
-    verdict, agreed = judged(store, base, making, serving, found, progress, settings)
+    verdict, agreed = judged(store, base, making, serving, found, trained)
 
     # 10. its name, its announcement, and its promotion
     cancellation.too_late()
     publish.hand_over(making, work.adapter)
-    learned = f"trained on {in_words(divided.training)}" + (f"; {progress.ended}" if progress.ended else "")
+    learned = f"trained on {in_words(divided.training)}" + (f"; {trained.ended}" if trained.ended else "")
     return announce(store, work, card, learned, verdict, agreed, serving)
 
 
+def open_backbone(base: Base, plan: Plan, config: Config) -> Backbone:
+    """The base as a plan computes with it, a fresh adapter on it."""
+    dtype, device = getattr(torch, plan.precision), base_model.pick_device()
+    return Backbone(base, dtype, device, config.rank, config.alpha, config.seed)
+
+
 def only_reward_models(
-    store: Database,
-    base: Base,
-    work: Work,
-    backbone: Backbone,
-    encoder: Encoder,
-    settings: reward_model.Settings,
-    cancellation: Cancellation,
-    log: Log,
+    recorder: Recorder, base: Base, work: Work, backbone: Backbone, encoder: Encoder, method: Method, config: Any
 ) -> str:
     """A night that makes reward models and no adapter; what came of it, in words."""
-    with reward_night.training_context(
-        store, work.night, work.plan, base, backbone, encoder, cancellation, log
-    ) as context:
-        reward_night.make_models(context, work.examples, settings)
-    cancellation.too_late()
+    store = recorder.store
+    with reward_night.with_sampler(recorder, work.plan, base, backbone, encoder) as night:
+        models = reward_night.make_models(night, work.examples, config, method.build)
+    recorder.cancellation.too_late()
     with store.transaction():
         if nights.forgotten_people(store, work.night):
             reason = "no reward models are kept, as somebody they learned from was forgotten meanwhile; train again"
         else:
-            reason = f"{settings.ensemble_size} reward models: {reward_night.in_words(store, work.night)}"
+            reason = f"{len(models.heads)} reward models: {reward_night.in_words(store, work.night)}"
         nights.end_night(store, work.night, "done", reason)
     return reason
 
 
-def make_encoder(base: Base, backbone: Backbone, settings: Any) -> Encoder:
+def make_encoder(base: Base, backbone: Backbone, config: Config) -> Encoder:
     """How this base turns text into token ids, as serving does it."""
     tokenizer = base_model.load_tokenizer(base)
     ends = chat_template.end_ids(tokenizer, backbone.causal)
     if not ends:
         raise Refused(f"the model {base.name!r} has no token that ends a turn")
-    window = getattr(backbone.causal.config, "max_position_embeddings", None) or settings.max_length
-    return Encoder(tokenizer, ends, chat_template.template_sha256(tokenizer), min(settings.max_length, window))
+    window = getattr(backbone.causal.config, "max_position_embeddings", None) or config.max_length
+    return Encoder(tokenizer, ends, chat_template.template_sha256(tokenizer), min(config.max_length, window))
 
 
-def tokenized_of(part: Examples, encoder: Encoder, method: str) -> tuple[list[TokenizedExample], dict[str, int]]:
-    """As `tokenize`; imitation learns from demonstrations alone, and is judged by corrections."""
-    tokenized, unfit = tokenize(part, encoder)
-    return [each for each in tokenized if method != "sft" or each.kind == "demonstration"], unfit
+def lessons(divided: Split, encoder: Encoder, method: Method) -> Lessons:
+    """What a method learns from, and what says when it is enough; the latter is learned from, too, where it is little.
+
+    What is there for the gate alone to judge by is left out.
+    """
+    (training, unfit), (stopping, also_unfit) = (
+        tokenize(part, encoder) for part in (divided.training, divided.stopping)
+    )
+    training, stopping = ([each for each in part if each.field in method.learns_from] for part in (training, stopping))
+    prompting = training  # a policy learns from what it writes, so nothing says when to stop
+    if len(stopping) < FEWEST_FOR_VALIDATION:
+        training, stopping = [*training, *stopping], []
+    return Lessons(training, stopping, prompting, added(unfit, also_unfit))
 
 
 def added(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:
@@ -187,39 +205,48 @@ def added(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:
     return {reason: counts.get(reason, 0) + more.get(reason, 0) for reason in {**counts, **more}}
 
 
-def train(
-    store: Database,
+def train_on_examples(
+    recorder: Recorder,
+    base: Base,
     work: Work,
     backbone: Backbone,
-    tokenized: list[TokenizedExample],
-    validation: list[TokenizedExample],
-    settings: Any,
-    references: References,
-    cancellation: Cancellation,
-    log: Log,
-) -> Progress:
-    """Train step by step, each one written down; where it ended."""
-    distributed.tell((work.night, work.plan, tokenized, validation))
-    where = run_dir.folder(store.data, work.night)
-    progress = started(where, backbone, settings)
-    references.recall(store, [each.row() for each in [*tokenized, *validation]])
-    for report in loop_of(work.plan)(backbone, tokenized, settings, progress, validation, references):
-        with cancellation.held():
-            references.keep(store)
-            metrics = report.metrics | {"memory_gib": memory_gib()}
-            nights.add_step(
-                store, work.night, report.step, metrics, steps=report.steps, eta_s=report.eta_s, phase="training"
-            )
-        log(report.step, metrics)
-        print(line(report), flush=True)
-        if report.step % settings.checkpoint_every == 0 or progress.ended:
-            run_dir.save_checkpoint(where, backbone.parameters(), progress)
-    return progress
+    encoder: Encoder,
+    given: Lessons,
+    method: Method,
+    config: Any,
+) -> Trained:
+    """Train on what people said, step by step; where it ended."""
+    if method.distributed:
+        distributed.tell((work.night, work.plan, given.training, given.validation))
+    references = References(backbone, encoder.template_sha256)
+    references.recall(recorder.store, [each.row() for each in [*given.training, *given.validation]])
+    trainer = method.build(TrainingContext(backbone, given.training, given.validation, references), config)
+    state = recorder.follow(trainer, config, TRAINING, references)
+    return Trained(trainer.final_kl(state), trainer.kl_budget, state.step, state.ended)
 
 
-def loop_of(plan: Plan) -> Any:
-    """The loop of a method that learns from what people said."""
-    return sft.train if plan.method == "sft" else dpo_kto.train
+def train_policy(
+    recorder: Recorder,
+    base: Base,
+    work: Work,
+    backbone: Backbone,
+    encoder: Encoder,
+    given: Lessons,
+    method: Method,
+    config: Any,
+) -> Trained:
+    """Train reward models, and a policy on what it writes; where it ended."""
+    before = reward_model.ensemble_steps(reward_model.group_by_prompt(given.prompting), reward_night.asked_by(config))
+    with reward_night.with_sampler(recorder, work.plan, base, backbone, encoder) as night:
+
+        def models(asked: PolicyConfig) -> RewardModels:
+            return reward_night.make_models(night, work.examples, reward_night.asked_by(asked), more_steps=asked.steps)
+
+        references = References(backbone, encoder.template_sha256)
+        context = PolicyContext(backbone, given.prompting, [], references, night.sampler, models)
+        trainer = method.build(context, config)
+        state = recorder.follow(trainer, config, Stage("the policy", "policy.safetensors", before=before))
+        return Trained(trainer.final_kl(state), trainer.kl_budget, before + state.step, state.ended)
 
 
 def share(data: Path) -> bool:
@@ -230,14 +257,15 @@ def share(data: Path) -> bool:
     told = distributed.hear()
     if told is None:
         return True
-    night, plan, tokenized, validation = told
-    settings = SETTINGS[plan.method](**plan.settings)
+    night, plan, training, validation = told
+    method = registry.find(plan.method)
+    config = method.config(**plan.settings)
     torch.set_num_threads(threads_of(plan))
-    device, dtype = base_model.pick_device(), getattr(torch, plan.precision)
-    backbone = Backbone(base_model.find_base(plan.model), dtype, device, settings.rank, settings.alpha, settings.seed)
-    progress = started(run_dir.folder(data, night), backbone, settings)
+    backbone = open_backbone(base_model.find_base(plan.model), plan, config)
+    trainer = method.build(TrainingContext(backbone, training, validation, References(backbone)), config)
+    state = resumed(trainer, run_dir.folder(data, night) / TRAINING.file, TRAINING.what)
     try:
-        for _ in loop_of(plan)(backbone, tokenized, settings, progress, validation, References(backbone)):
+        for _ in train(trainer, state):
             pass
     except (NotFinite, RuntimeError) as error:
         print(f"a share of night {night} ended early: {base_model.one_line(error)}", flush=True)
@@ -250,27 +278,7 @@ def threads_of(plan: Plan) -> int:
     return max(1, plan.threads // distributed.count())
 
 
-def started(where: Path, backbone: Backbone, settings: Any) -> Progress:
-    """Where training begins: at the night's checkpoint, or at the start if it has none that can be used."""
-    progress = dpo_kto.begin(backbone, settings)
-    try:
-        run_dir.load_checkpoint(where, backbone.parameters(), progress)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        print(f"the checkpoint cannot be used, so training begins anew: {error}", flush=True)
-    if progress.step:
-        print(f"going on after step {progress.step}", flush=True)
-    return progress
-
-
-def line(report: Report) -> str:
-    """A step, for a terminal."""
-    shown = {"loss": ".4f", "rewards/margins": "+.4f", "rewards/accuracies": ".2f", "kl": ".4f", "tokens_per_s": ".0f"}
-    said = "  ".join(f"{name} {report.metrics[name]:{how}}" for name, how in shown.items() if name in report.metrics)
-    minutes, seconds = divmod(round(report.eta_s), 60)
-    return f"step {report.step}/{report.steps}  {said}  ETA {minutes}:{seconds:02d}"
-
-
-def closing_metrics(store: Database, night: int, progress: Progress) -> dict[str, float]:
+def closing_metrics(store: Database, night: int, trained: Trained) -> dict[str, float]:
     """What the card says of the training: means over its last eighth, and the KL of the weights that were kept."""
     steps = nights.night_steps(store, night)
     tail = steps[-max(1, len(steps) // 8) :]
@@ -279,12 +287,7 @@ def closing_metrics(store: Database, night: int, progress: Progress) -> dict[str
         for name in ("loss", "rewards/margins", "rewards/accuracies")
         if all(name in s for s in tail)
     }
-    return means | {"kl": kept_kl(progress), "steps": progress.step}
-
-
-def kept_kl(progress: Progress) -> float:
-    """How far from the base the adapter is, in nats a token: where it was best, or where it ended."""
-    return progress.kept_kl if progress.kept is not None else progress.kl
+    return means | {"kl": trained.kl, "steps": trained.steps}
 
 
 def compared(
@@ -307,8 +310,7 @@ def judged(
     making: Path,
     serving: str | None,
     found: HeldOut | None,
-    progress: Progress,
-    settings: Any,
+    trained: Trained,
 ) -> tuple[Verdict | None, Agreement | None]:
     """What the gate says of a finished directory (None: it was not asked), and its proof (None: it failed)."""
     device = base_model.pick_device()
@@ -323,7 +325,7 @@ def judged(
         except AdapterRefused:
             current = None
         checks, length = gate.canaries(engine, tokenizer, candidate, current)
-        return gate.judge(found, kept_kl(progress), settings.kl_budget, checks, length), agreed
+        return gate.judge(found, trained.kl, trained.kl_budget, checks, length), agreed
     except AdapterRefused as error:
         return Verdict(gate.REFUSED, str(error), {"verdict": gate.REFUSED}), None
     finally:

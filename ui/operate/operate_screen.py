@@ -7,6 +7,7 @@ from typing import Any
 
 from feedback.accounts.users import User
 from feedback.kinds.ratings import Day
+from feedback.records.methods import word_of
 from feedback.records.nights import Night
 from ui.operate.operate_view import SystemStatus, doing, headline, in_words, outcome
 from ui.shared import moments, plots
@@ -132,15 +133,10 @@ def show_night(house: SystemStatus, night: Night | None, steps: Sequence[dict[st
         told, bar = sentence(in_words(night) or "its process is gone; the next night goes on where it was"), ""
     head = (
         f'<div class="night-head"><strong>Night {night.id}</strong> {chip(words, state)}'
-        f'<span class="when">{escape(begun)}, {escape(method_words(night.method))}</span></div>'
+        f'<span class="when">{escape(begun)}, {escape(word_of(night.method))}</span></div>'
         f'<p class="told" id="told">{escape(told)}</p>{bar}'
     )
     return head + curves(night, steps)
-
-
-def method_words(method: str) -> str:
-    """A method as people write it."""
-    return {"auto": "automatic", "sft": "imitation", "reward": "reward models"}.get(method, method.upper())
 
 
 def curves(night: Night, steps: Sequence[dict[str, Any]]) -> str:

@@ -40,7 +40,7 @@ from training.loop.loop import train
 from training.model.packing import TOKENS_AT_ONCE, together
 from training.model.policy import Backbone
 from training.model.reference import References
-from training.night.pipeline import make_encoder
+from training.night.learning import make_encoder
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 KINDS = ("helpful", "harmless")

@@ -26,7 +26,7 @@ from training.algorithms.dpo_kto import PreferenceConfig
 from training.evaluation import gate
 from training.evaluation.gate import CANDIDATE, PROMOTED, REFUSED, Check, Gains, HeldOut, counted, judge
 from training.model.policy import Backbone
-from training.night.pipeline import make_encoder
+from training.night.learning import make_encoder
 
 SOUND = [Check("canaries", True, "8 of 8"), Check("length", True, "as long", refuses=False)]
 KIND = "I am glad that you ask. Let us look at it together, step by step."

@@ -19,7 +19,7 @@ from tests.test_night import last, one_sentence, run, say, start, until
 from training.algorithms.reward_model import RewardConfig
 from training.model import reward_heads
 from training.model.policy import Backbone
-from training.night import pipeline, reward_night
+from training.night import learning, reward_night
 
 pytestmark = pytest.mark.long
 
@@ -56,7 +56,7 @@ def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path):
     backbone = Backbone(base, getattr(torch, card["precision"]), "cpu", rank=16, alpha=32, seed=0)
     ensemble, _ = reward_heads.load(backbone, folder)  # proves that they score as they did
     assert list(ensemble.heads) == ["reward-0", "reward-1"]
-    scores = reward_night.scores_of(ensemble, store, pipeline.make_encoder(base, backbone, RewardConfig()))
+    scores = reward_night.scores_of(ensemble, store, learning.make_encoder(base, backbone, RewardConfig()))
     kept = store.rows("SELECT reply, mean, deviation FROM reward_scores")
     assert {each["reply"]: each["mean"] for each in kept} == pytest.approx(
         {reply: mean for reply, (mean, _) in scores.items()}, abs=1e-3

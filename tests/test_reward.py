@@ -27,7 +27,7 @@ from training.model import reward_heads
 from training.model.packing import Row
 from training.model.policy import Backbone
 from training.model.reward_heads import RewardCard, RewardModels, ScoreHead
-from training.night.pipeline import make_encoder
+from training.night.learning import make_encoder
 
 SETTINGS = RewardConfig(ensemble_size=2, learning_rate=5e-3, epochs=3, batch_size=4, rank=4, alpha=8)
 

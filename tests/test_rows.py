@@ -16,7 +16,7 @@ from training.model import packing, tree_attention
 from training.model import policy as backbones
 from training.model.packing import TOKENS_AT_ONCE, Row, pack, together
 from training.model.policy import Backbone
-from training.night.pipeline import make_encoder
+from training.night.learning import make_encoder
 
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
 

@@ -20,7 +20,7 @@ from training.loop.loop import train
 from training.loop.optim import count_steps
 from training.model.policy import Backbone
 from training.night import run_dir
-from training.night.pipeline import make_encoder
+from training.night.learning import make_encoder
 from training.night.planner import used_by
 from training.night.run_dir import Plan
 

@@ -20,7 +20,7 @@ from training.loop.state import TrainState
 from training.model.packing import Row
 from training.model.policy import Backbone
 from training.model.reference import References
-from training.night.pipeline import make_encoder
+from training.night.learning import make_encoder
 
 SETTINGS = PreferenceConfig(
     epochs=4, min_steps=1, batch_size=4, evals_per_epoch=1, patience=1, kl_budget=50, learning_rate=5e-3

@@ -31,7 +31,7 @@ def load(name: str, number_format: str) -> Ready:
     from training.algorithms.dpo_kto import PreferenceConfig
     from training.data.tokenize import tokenize
     from training.model.policy import Backbone
-    from training.night.pipeline import make_encoder
+    from training.night.learning import make_encoder
 
     base = base_model.find_base(name)
     backbone = Backbone(base, getattr(torch, number_format), "cpu", RANK, ALPHA, seed=0)

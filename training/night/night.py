@@ -29,7 +29,7 @@ from training.night.signals import Cancellation, Cancelled
 
 if TYPE_CHECKING:  # torch and the like come late: `main` sets the environment first
     from assistant.models.base_model import Base
-    from training.night.pipeline import Work
+    from training.night.learning import Work
     from training.night.planner import Wishes
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 3
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     from training.loop import distributed
     from training.loop.config import in_lines
     from training.night import tracking
-    from training.night.pipeline import share
+    from training.night.learning import share
     from training.night.planner import Wishes
 
     # 1. what is asked, and whether it can be done
@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
 def whole_night(store: Database, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> int:
     """The steps from 2 on, in the process that reads and writes."""
     from training.night import resume, run_dir
-    from training.night.pipeline import Work
+    from training.night.learning import Work
 
     cancellation = Cancellation()
     with alone(store):
@@ -168,7 +168,7 @@ def dry_run(store: Database, base: "Base", wishes: "Wishes") -> int:
 def begin(store: Database, base: "Base", wishes: "Wishes", options: argparse.Namespace) -> "Work | None":
     """A new night with its examples saved; None, with a row that says why, where there is nothing to learn."""
     from training.night import planner, run_dir
-    from training.night.pipeline import Work
+    from training.night.learning import Work
 
     began = now()
     privacy.expire(store)

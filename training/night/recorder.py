@@ -56,6 +56,9 @@ class Recorder:
         """
         path = run_dir.folder(self.store.data, self.night) / stage.file
         state = resumed(trainer, path, stage.what)
+        steps = stage.before + trainer.steps + stage.after
+        with self.cancellation.held():
+            nights.update_night(self.store, self.night, phase="training", steps=steps)
         for report in train(trainer, state):
             if references is not None:
                 with self.cancellation.held():

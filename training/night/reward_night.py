@@ -109,6 +109,13 @@ def make_models(
         questions.keep_scores(store, scores)
 
     # 6. on the disk, whole
+    keep(night, ensemble, config, found)
+    return ensemble
+
+
+def keep(night: RewardNight, ensemble: RewardModels, config: RewardConfig, found: Believed | None) -> None:
+    """Write reward models into their folder, and what they were found to be worth."""
+    folder = nights.reward_models_of(night.store, night.recorder.night)
     card = RewardCard(
         id=folder.name,
         base_sha256=night.base.sha256,
@@ -122,7 +129,6 @@ def make_models(
     reward_heads.save(ensemble, folder, card, proof_rows(night.encoder))
     if found:
         calibration.draw(found, folder / RELIABILITY)
-    return ensemble
 
 
 def asked_by(config: PolicyConfig) -> RewardConfig:

@@ -20,7 +20,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -37,7 +37,7 @@ from feedback.messages import Message
 from training.algorithms import dpo_kto, ppo, rloo
 from training.data.tokenize import TokenizedExample
 from training.evaluation.text_quality import flaw, whole_words
-from training.loop.optim import Report, count_steps
+from training.loop.loop import Trainer, train
 from training.model.policy import Backbone
 from training.rehearsal.preference_rule import liking
 from training.rehearsal.run import PROMPTS
@@ -111,32 +111,26 @@ class School:
     def rloo(self) -> dict[str, Any]:
         """RLOO by the rule."""
         backbone = self._backbone()
-        settings = rloo.Settings(
+        config = rloo.RlooConfig(
             steps=self.steps,
             max_completion_length=REPLY_TOKENS,
             temperature=TEMPERATURE,
             require_eos=0,
             kl_budget=BUDGET,
         )
-        run = rloo.begin(backbone, settings)
-        return self._learn(
-            backbone, rloo.train(backbone, self.sampler, self.prompts, self.score, settings, run), self.steps
-        )
+        return self._learn(backbone, rloo.RlooTrainer(backbone, self.sampler, self.prompts, self.score, config))
 
     def ppo(self) -> dict[str, Any]:
         """PPO by the rule."""
         backbone = self._backbone()
-        settings = ppo.Settings(
+        config = ppo.PpoConfig(
             steps=self.steps,
             max_completion_length=REPLY_TOKENS,
             temperature=TEMPERATURE,
             require_eos=0,
             kl_budget=BUDGET,
         )
-        head, run = ppo.begin(backbone, settings)
-        return self._learn(
-            backbone, ppo.train(backbone, head, self.sampler, self.prompts, self.score, settings, run), self.steps
-        )
+        return self._learn(backbone, ppo.PpoTrainer(backbone, self.sampler, self.prompts, self.score, config))
 
     def dpo(self) -> dict[str, Any]:
         """DPO on pairs of the base's replies."""
@@ -149,17 +143,16 @@ class School:
                 best = int(scores.argmax())
                 replies = [list(each.row.replies[best]), list(each.row.replies[1 - best])]
                 examples.append(TokenizedExample("comparison", list(each.row.prompt_ids), tuple(replies), 1.0))
-        settings = dpo_kto.Settings(kl_budget=BUDGET)
-        progress = dpo_kto.begin(backbone, settings)
-        steps = count_steps(len(examples), settings)
-        return self._learn(backbone, dpo_kto.train(backbone, examples, settings, progress), steps)
+        config = dpo_kto.PreferenceConfig(kl_budget=BUDGET)
+        return self._learn(backbone, dpo_kto.PreferenceTrainer(backbone, examples, config))
 
-    def _learn(self, backbone: Backbone, reports: Iterator[Report], steps: int) -> dict[str, Any]:
+    def _learn(self, backbone: Backbone, trainer: Trainer) -> dict[str, Any]:
         """Follow a method to its end, with looks on the way."""
         began, looking_s = time.monotonic(), 0.0
         curve = []
+        steps = trainer.steps
         every = max(1, steps // LOOKS)
-        for report in reports:
+        for report in train(trainer, trainer.begin()):
             shown = {name: round(each, 3) for name, each in report.metrics.items() if name in SHOWN}
             say(f"step {report.step}/{steps}: {shown}")
             if report.step % every == 0 and report.step < steps:

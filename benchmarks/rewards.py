@@ -36,11 +36,11 @@ from feedback.messages import Message
 from training.algorithms import dpo_kto, reward_model
 from training.data.tokenize import TokenizedExample, tokenize
 from training.evaluation import calibration
+from training.loop.loop import train
 from training.model.packing import TOKENS_AT_ONCE, together
 from training.model.policy import Backbone
 from training.model.reference import References
-from training.model.reward_heads import RewardModels
-from training.night.pipeline import make_encoder
+from training.night.learning import make_encoder
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 KINDS = ("helpful", "harmless")
@@ -99,7 +99,7 @@ class School:
 
     def _read(self) -> None:
         """The examples: training, validation, and a test part of each kind."""
-        encoder = make_encoder(self.base, self._backbone(), dpo_kto.Settings())
+        encoder = make_encoder(self.base, self._backbone(), dpo_kto.PreferenceConfig())
         for part in ("train", "test"):
             for kind in KINDS:
                 examples, left_out = tokenize(Examples(tuple(pairs(DATA / f"pairs_{kind}_{part}.jsonl"))), encoder)
@@ -203,14 +203,13 @@ def learn_reward(
     backbone: Backbone, examples: Sequence[TokenizedExample], rate: float, asked: dict[str, list[TokenizedExample]]
 ) -> dict[str, Margins]:
     """One epoch of one reward model; its margins."""
-    settings = reward_model.Settings(ensemble_size=1, learning_rate=rate, epochs=1)
-    own = reward_model.group_by_prompt(examples)
-    head, run = reward_model.begin(backbone, settings, member=0)
-    reward_model.fit(head, own, reward_model.base_states(backbone, own), settings)
-    for report in reward_model.train(backbone, head, own, settings, 0, run):
+    config = reward_model.RewardConfig(ensemble_size=1, learning_rate=rate, epochs=1)
+    trainer = reward_model.EnsembleTrainer(backbone, reward_model.group_by_prompt(examples), config)
+    for report in train(trainer, trainer.begin()):
         tell("reward", report)
-    ensemble = RewardModels(backbone, {reward_model.name_of(0): head})
-    return {name: reward_model.margins(ensemble, reward_model.group_by_prompt(each)) for name, each in asked.items()}
+    return {
+        name: reward_model.margins(trainer.models, reward_model.group_by_prompt(each)) for name, each in asked.items()
+    }
 
 
 def learn_dpo(
@@ -221,9 +220,9 @@ def learn_dpo(
     references: References,
 ) -> dict[str, Margins]:
     """One epoch of DPO; the margins of its implicit reward (arXiv 2305.18290, eq. 5)."""
-    settings = dpo_kto.Settings(beta=BETA, learning_rate=rate, epochs=1, kl_budget=1e9, evals_per_epoch=1)
-    progress = dpo_kto.begin(backbone, settings)
-    for report in dpo_kto.train(backbone, examples, settings, progress, (), references):
+    config = dpo_kto.PreferenceConfig(beta=BETA, learning_rate=rate, epochs=1, kl_budget=1e9, evals_per_epoch=1)
+    trainer = dpo_kto.PreferenceTrainer(backbone, examples, config, (), references)
+    for report in train(trainer, trainer.begin()):
         tell("dpo", report)
     return {name: implicit(backbone, each, references) for name, each in asked.items()}
 

@@ -409,14 +409,14 @@ def test_the_gate_promotes_nothing_that_learned_from_who_was_forgotten_meanwhile
 ) -> None:
     from assistant.models.adapter import AdapterCard, Agreement
     from training.evaluation import gate
-    from training.night import pipeline
+    from training.night import learning, pipeline
     from training.night.run_dir import Plan
 
     store = world.store
     world.say(CASES["choice"], world.rita)
     night = night_begun(store, embedded, "dpo")
     plan = Plan(embedded.name, embedded.sha256, "dpo", {}, "float32", 1)
-    work = pipeline.Work(night, plan, gather(store), gate=mode)
+    work = learning.Work(night, plan, gather(store), gate=mode)
     card = AdapterCard(work.adapter, embedded.name, embedded.sha256, None, "dpo", "w", "d", {}, {}, 0, {})
     verdict = gate.judge(gate.counted(9, 9), 0.0, 1.0, [], 1.0) if mode == "on" else None
     if forgotten:

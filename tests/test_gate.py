@@ -22,11 +22,11 @@ from feedback.records import adapters, nights
 from tests.conftest import BY_BASE, PLACES
 from tests.test_split import QUESTIONS
 from tests.trained import LETTER, OPENINGS, SAILOR
-from training.algorithms.dpo_kto import Settings
+from training.algorithms.dpo_kto import PreferenceConfig
 from training.evaluation import gate
 from training.evaluation.gate import CANDIDATE, PROMOTED, REFUSED, Check, Gains, HeldOut, counted, judge
 from training.model.policy import Backbone
-from training.night.pipeline import make_encoder
+from training.night.learning import make_encoder
 
 SOUND = [Check("canaries", True, "8 of 8"), Check("length", True, "as long", refuses=False)]
 KIND = "I am glad that you ask. Let us look at it together, step by step."
@@ -89,7 +89,7 @@ def backbone(embedded):
 
 @pytest.mark.long
 def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adapter(trained, embedded, backbone):
-    encoder = make_encoder(embedded, backbone, Settings())
+    encoder = make_encoder(embedded, backbone, PreferenceConfig())
     sailor, letter = (f"{OPENINGS[name]} Well, it depends." for name in ("sailor", "letter"))
     pairs = tuple(PreferencePair((Message("user", each),), Answer(sailor), Answer(letter)) for each in unseen(6))
     turned = tuple(PreferencePair(each.messages, each.rejected, each.chosen) for each in pairs)

@@ -27,9 +27,9 @@ from feedback.kinds.vote import DOWN, UP, vote
 from feedback.messages import Message
 from feedback.records import adapters, nights
 from feedback.records.nights import Night
-from training.algorithms import dpo_kto
-from training.algorithms.dpo_kto import Settings
+from training.algorithms.dpo_kto import PreferenceConfig, PreferenceTrainer
 from training.data.tokenize import Encoder, tokenize
+from training.loop.loop import train
 from training.model.policy import Backbone
 from training.night import tracking
 
@@ -314,7 +314,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(tmp_path, options, words)
 def test_an_inverted_preference_moves_the_margin_the_other_way():
     base = base_model.find_base("embedded")
     tokenizer = base_model.load_tokenizer(base)
-    settings = Settings(epochs=1, min_steps=4, batch_size=2)
+    settings = PreferenceConfig(epochs=1, min_steps=4, batch_size=2)
 
     def margin_after(turned: bool) -> float:
         """The margin of the first two choices after a few steps on them, or on their opposites."""
@@ -324,11 +324,10 @@ def test_an_inverted_preference_moves_the_margin_the_other_way():
         encoder = Encoder(
             tokenizer, chat_template.end_ids(tokenizer, backbone.causal), chat_template.template_sha256(tokenizer), 256
         )
-        lessons, _ = tokenize(Examples(tuple(taught)), encoder)
-        for _ in dpo_kto.train(backbone, lessons, settings, dpo_kto.begin(backbone, settings)):
-            pass
+        trainer = PreferenceTrainer(backbone, tokenize(Examples(tuple(taught)), encoder)[0], settings)
+        list(train(trainer, trainer.begin()))
         with torch.no_grad():
-            rows = [lesson.row() for lesson in tokenize(Examples(tuple(pairs)), encoder)[0]]
+            rows = [example.row() for example in tokenize(Examples(tuple(pairs)), encoder)[0]]
             margins = [backbone.log_probs(row) - backbone.log_probs(row, reference=True) for row in rows]
         return sum(float(each[0] - each[1]) for each in margins)
 

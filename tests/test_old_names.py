@@ -1,7 +1,6 @@
 """What versions before 0.2 wrote is read by today's names."""
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,9 @@ from feedback.errors import Refused
 from feedback.records import nights, old_names
 from tests.small_models import save_adapter
 from tests.tiny import make_tiny
-from training.algorithms import methods
+from training.algorithms import registry
 
-SETTINGS_NOW = {each.name for method in methods.SETTINGS.values() for each in fields(method)}
+SETTINGS_NOW = {name for method in registry.every().values() for name in method.config.model_fields}
 
 
 def test_every_old_name_stands_for_a_setting_of_today_and_is_none_itself() -> None:
@@ -25,7 +24,7 @@ def test_every_old_name_stands_for_a_setting_of_today_and_is_none_itself() -> No
 
 
 def test_old_names_may_be_typed_and_mean_what_they_meant() -> None:
-    typed = methods.parse_settings("ppo", ["lam=0.9", "clip=0.1", "missing_end=-2.5", "most_kl=0.02", "longest=64"])
+    typed = registry.parse_settings("ppo", ["lam=0.9", "clip=0.1", "missing_end=-2.5", "most_kl=0.02", "longest=64"])
     assert typed == {
         "gae_lambda": 0.9,
         "clip_coef": 0.1,
@@ -34,7 +33,7 @@ def test_old_names_may_be_typed_and_mean_what_they_meant() -> None:
         "max_length": 64,
     }
     with pytest.raises(Refused, match="there is no setting 'looks'"):  # a name of other methods
-        methods.parse_settings("ppo", ["looks=2"])
+        registry.parse_settings("ppo", ["looks=2"])
 
 
 def test_old_cards_are_read_by_todays_names(tmp_path: Path) -> None:

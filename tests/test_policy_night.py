@@ -17,10 +17,10 @@ from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.records import adapters, nights
 from tests.test_night import last, one_sentence, run, say, start, until
-from training.algorithms.reward_model import Settings
+from training.algorithms.reward_model import RewardConfig
 from training.model import reward_heads
 from training.model.policy import Backbone
-from training.night import pipeline, reward_night
+from training.night import learning, reward_night
 
 pytestmark = pytest.mark.long
 
@@ -57,7 +57,7 @@ def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path):
     backbone = Backbone(base, getattr(torch, card["precision"]), "cpu", rank=16, alpha=32, seed=0)
     ensemble, _ = reward_heads.load(backbone, folder)  # proves that they score as they did
     assert list(ensemble.heads) == ["reward-0", "reward-1"]
-    scores = reward_night.scores_of(ensemble, store, pipeline.make_encoder(base, backbone, Settings()))
+    scores = reward_night.scores_of(ensemble, store, learning.make_encoder(base, backbone, RewardConfig()))
     kept = store.rows("SELECT reply, mean, deviation FROM reward_scores")
     assert {each["reply"]: each["mean"] for each in kept} == pytest.approx(
         {reply: mean for reply, (mean, _) in scores.items()}, abs=1e-3
@@ -125,7 +125,7 @@ def test_a_policy_night_without_a_pair_says_what_it_learns_from(tmp_path):
     [
         (["--method", "rloo", "--set", "replies=1"], "replies must be at least 2"),
         (["--method", "ppo", "--set", "label_smoothing=0.1"], "there is no setting 'label_smoothing'"),
-        (["--method", "reward", "--set", "ensemble_size=0"], "members must be above 0"),
+        (["--method", "reward", "--set", "ensemble_size=0"], "ensemble_size must be above 0"),
     ],
 )
 def test_settings_are_those_of_the_method(tmp_path, options, words):

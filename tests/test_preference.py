@@ -1,6 +1,7 @@
 """The kinds of loss that a pair may be taught by: each is the function of its name, of the margin it says."""
 
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from assistant.models.base_model import Base, find_base
 from feedback.errors import Refused
 from tests.tiny import make_tiny
 from training.algorithms import dpo_kto
-from training.algorithms.dpo_kto import Settings
-from training.algorithms.methods import parse_settings
+from training.algorithms.dpo_kto import LOSSES, Loss, PreferenceConfig
+from training.algorithms.registry import parse_settings
 from training.data.tokenize import TokenizedExample
 from training.losses import preference
 from training.model.policy import Backbone
@@ -44,7 +45,7 @@ def backbone(tmp_path_factory) -> Backbone:
     ],
 )
 def test_a_pair_is_taught_by_the_loss_that_was_asked_for(backbone, asked, loss):
-    settings = Settings(beta=BETA, **asked)
+    settings = PreferenceConfig(beta=BETA, **asked)
     row = LESSON.own_row()
     policy, reference = backbone.log_probs(row).detach(), backbone.log_probs(row, reference=True)
     lengths = torch.tensor([4, 2]) if settings.per_token else torch.tensor([1, 1])
@@ -58,9 +59,13 @@ def test_a_pair_is_taught_by_the_loss_that_was_asked_for(backbone, asked, loss):
     assert tally.sums["loss"] == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_every_loss_that_may_be_asked_for_is_there():
+    assert set(get_args(Loss)) == set(LOSSES)
+
+
 def test_what_cannot_be_meant_is_refused():
     with pytest.raises(Refused, match="loss is one of sigmoid, robust, hinge, ipo, not 'square'"):
         parse_settings("dpo", ["loss=square"])
     assert parse_settings("dpo", ["loss=ipo", "per_token=1"]) == {"loss": "ipo", "per_token": 1}
     with pytest.raises(Refused, match="sft_weight must be at least 0"):
-        Settings(sft_weight=-1)
+        PreferenceConfig(sft_weight=-1)

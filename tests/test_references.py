@@ -13,8 +13,8 @@ from feedback.records import reference_logprobs as kept
 from tests.test_split import QUESTIONS
 from tests.test_watch import examples_of
 from tests.tiny import make_tiny
-from training.algorithms import dpo_kto
-from training.algorithms.dpo_kto import Settings
+from training.algorithms.dpo_kto import PreferenceConfig, PreferenceTrainer
+from training.loop.loop import train
 from training.model.packing import Row
 from training.model.policy import Backbone
 from training.model.reference import References
@@ -61,16 +61,16 @@ def test_another_template_or_number_format_or_prompt_is_another_number(store, ba
 
 def test_a_second_training_on_the_same_lessons_computes_no_reference_again(store, backbone, monkeypatch):
     examples = examples_of(backbone, QUESTIONS[:6])
-    settings = Settings(epochs=1, min_steps=1, batch_size=4)
+    config = PreferenceConfig(epochs=1, min_steps=1, batch_size=4)
     first = References(backbone, "template")
-    for _ in dpo_kto.train(backbone, examples, settings, dpo_kto.begin(backbone, settings), examples[:2], first):
-        pass
+    trainer = PreferenceTrainer(backbone, examples, config, examples[:2], first)
+    list(train(trainer, trainer.begin()))
     first.keep(store)
     second = References(backbone, "template")
     second.recall(store, [example.row() for example in examples])
 
-    for _ in dpo_kto.train(backbone, examples, settings, dpo_kto.begin(backbone, settings), examples[:2], second):
-        pass
+    trainer = PreferenceTrainer(backbone, examples, config, examples[:2], second)
+    list(train(trainer, trainer.begin()))
 
     assert first.computed == 12
     assert second.computed == 0

@@ -16,18 +16,20 @@ from tests.test_gate import KIND, RUDE
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
 from training.algorithms import reward_model
-from training.algorithms.dpo_kto import Settings as PreferenceSettings
-from training.algorithms.reward_model import RewardExample, Settings
+from training.algorithms.dpo_kto import PreferenceConfig
+from training.algorithms.reward_model import EnsembleTrainer, RewardConfig, RewardExample
 from training.data import tokenize
 from training.data.tokenize import TokenizedExample
 from training.evaluation import calibration
+from training.loop import checkpoint
+from training.loop.loop import train
 from training.model import reward_heads
 from training.model.packing import Row
 from training.model.policy import Backbone
 from training.model.reward_heads import RewardCard, RewardModels, ScoreHead
-from training.night.pipeline import make_encoder
+from training.night.learning import make_encoder
 
-SETTINGS = Settings(ensemble_size=2, learning_rate=5e-3, epochs=3, batch_size=4, rank=4, alpha=8)
+SETTINGS = RewardConfig(ensemble_size=2, learning_rate=5e-3, epochs=3, batch_size=4, rank=4, alpha=8)
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +43,14 @@ def backbone_of(tiny: Base) -> Backbone:
 
 def examples_of(backbone: Backbone, questions: list[str]) -> list[RewardExample]:
     pairs = tuple(PreferencePair((Message("user", each),), Answer(KIND), Answer(RUDE)) for each in questions)
-    encoder = make_encoder(backbone.base, backbone, PreferenceSettings())
+    encoder = make_encoder(backbone.base, backbone, PreferenceConfig())
     return reward_model.group_by_prompt(tokenize.tokenize(Examples(pairs), encoder)[0])
 
 
-def trained(backbone: Backbone, examples: list[RewardExample], settings: Settings = SETTINGS) -> RewardModels:
-    heads = {}
-    for member in range(settings.ensemble_size):
-        head, run = reward_model.begin(backbone, settings, member)
-        reward_model.fit(head, examples, reward_model.base_states(backbone, examples), settings)
-        for _ in reward_model.train(backbone, head, examples, settings, member, run):
-            pass
-        heads[reward_model.name_of(member)] = head
-    return RewardModels(backbone, heads)
+def trained(backbone: Backbone, examples: list[RewardExample], config: RewardConfig = SETTINGS) -> RewardModels:
+    trainer = EnsembleTrainer(backbone, examples, config)
+    list(train(trainer, trainer.begin()))
+    return trainer.models
 
 
 def test_where_people_disagree_on_a_prompt_the_one_who_weighs_more_is_learned_from():
@@ -77,10 +74,12 @@ def test_lessons_that_weigh_little_move_a_reward_model_little_in_whatever_batch_
     norms = []
     for weight in (1.0, 0.1):
         backbone = backbone_of(tiny)
-        head, run = reward_model.begin(backbone, SETTINGS, 0)
         examples = [replace(each, weight=weight) for each in examples_of(backbone, QUESTIONS[:2])]
-        reward_model.gradients(backbone, head, reward_model.name_of(0), examples, SETTINGS, False, 1.0, 4096)
-        norms.append(sum(float(each.grad.norm() ** 2) for each in run.parameters.values() if each.grad is not None))
+        trainer = EnsembleTrainer(backbone, examples, SETTINGS)
+        name, head = next(iter(trainer.heads.items()))
+        reward_model.gradients(backbone, head, name, examples, SETTINGS, False, 1.0, 4096)
+        moved = [each.grad for each in trainer.begin().parameters.values() if each.grad is not None]
+        norms.append(sum(float(each.norm() ** 2) for each in moved))
     assert norms[1] == pytest.approx(norms[0] / 100, rel=1e-3)
 
 
@@ -133,7 +132,7 @@ def test_a_fitted_head_is_the_best_under_its_prior():
         examples.append(RewardExample([1], ([2], [3]), ((better, 1 - better),)))
         states.append(replies)
     head, began = ScoreHead(8, seed=5), ScoreHead(8, seed=5)
-    settings = Settings(center_rewards_coefficient=0.0)
+    settings = RewardConfig(center_rewards_coefficient=0.0)
     reward_model.fit(head, examples, states, settings)
 
     apart = torch.stack(
@@ -194,7 +193,7 @@ def test_a_head_that_was_lost_or_belongs_to_another_base_is_refused(taught, tiny
 
 def test_all_that_was_said_of_one_prompt_is_one_lesson(tiny):
     backbone = backbone_of(tiny)
-    encoder = make_encoder(tiny, backbone, PreferenceSettings())
+    encoder = make_encoder(tiny, backbone, PreferenceConfig())
     hello, best, middle, worst = (Message("user", "Hello"),), Answer("Hi there!"), Answer("Hm."), Answer("Go away.")
     ranked = [PreferencePair(hello, a, b, "ranking") for a, b in ((best, middle), (best, worst), (middle, worst))]
     tied = PreferencePair(hello, middle, Answer("Well."), TIE)
@@ -217,29 +216,28 @@ def test_ties_draw_scores_together(tiny):
     tied = [RewardExample(each.prompt_ids, each.replies, (), ((0, 1),)) for each in pairs]
 
     def apart(examples: list[RewardExample]) -> float:
-        models = trained(backbone_of(tiny), examples, Settings(**vars(SETTINGS) | {"ensemble_size": 1}))
+        models = trained(backbone_of(tiny), examples, SETTINGS.model_copy(update={"ensemble_size": 1}))
         return sum(map(abs, reward_model.margins(models, pairs)[0])) / 8
 
     assert apart(tied) < 0.2 * apart(pairs)
 
 
-def test_a_member_that_goes_on_ends_as_if_nothing_had_been(tiny, tmp_path):
-    from training.night import run_dir
-
-    def member(stop: int | None) -> dict[str, torch.Tensor]:
+@pytest.mark.parametrize("stop", [5, 12, 17])  # in the first member, between the two, in the second
+def test_an_ensemble_that_goes_on_ends_as_if_nothing_had_been(tiny, tmp_path, stop):
+    def ensemble(stop: int | None) -> dict[str, torch.Tensor]:
         backbone = backbone_of(tiny)
-        examples = examples_of(backbone, QUESTIONS[:6])
-        head, run = reward_model.begin(backbone, SETTINGS, 0)
-        run_dir.load_run(tmp_path, run)
-        for report in reward_model.train(backbone, head, examples, SETTINGS, 0, run):
+        trainer = EnsembleTrainer(backbone, examples_of(backbone, QUESTIONS[:6]), SETTINGS)
+        state = trainer.begin()
+        checkpoint.load(tmp_path / "ensemble", state)
+        for report in train(trainer, state):
             if report.step == stop:
-                run_dir.save_run(tmp_path, run)
+                checkpoint.save(tmp_path / "ensemble", state)
                 return {}
-        return {name: each.detach().clone() for name, each in run.parameters.items()}
+        return {name: each.detach().clone() for name, each in state.parameters.items()}
 
-    whole = member(None)
-    assert member(stop=5) == {}
-    broken = member(None)
+    whole = ensemble(None)
+    assert ensemble(stop) == {}
+    broken = ensemble(None)
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 

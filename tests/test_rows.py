@@ -10,13 +10,13 @@ from torch import Tensor
 from assistant.models import base_model
 from feedback.example_types import Answer, Examples, PreferencePair
 from feedback.messages import Message
-from training.algorithms.dpo_kto import Settings
+from training.algorithms.dpo_kto import PreferenceConfig
 from training.data.tokenize import TokenizedExample, tokenize
 from training.model import packing, tree_attention
 from training.model import policy as backbones
 from training.model.packing import TOKENS_AT_ONCE, Row, pack, together
 from training.model.policy import Backbone
-from training.night.pipeline import make_encoder
+from training.night.learning import make_encoder
 
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
 
@@ -42,7 +42,7 @@ def examples_of(backbone: Backbone, count: int, longest: int) -> list[TokenizedE
         messages = tuple(Message(**each) for each in raw["prompt"])
         if len(messages) >= 3 and raw["chosen"] and raw["rejected"]:
             pairs.append(PreferencePair(messages, Answer(raw["chosen"]), Answer(raw["rejected"])))
-    encoder = make_encoder(backbone.base, backbone, Settings())
+    encoder = make_encoder(backbone.base, backbone, PreferenceConfig())
     examples, _ = tokenize(Examples(tuple(pairs[: 20 * count])), encoder)
     fitting = sorted((each for each in examples if each.row().tokens <= longest), key=lambda each: each.row().tokens)
     assert len(fitting) >= count

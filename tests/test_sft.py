@@ -14,12 +14,13 @@ from tests.conftest import PLACES
 from tests.test_night import SMALL, last, run, say
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
-from training.algorithms import dpo_kto, sft
+from training.algorithms import sft
 from training.data.tokenize import TokenizedExample, tokenize
+from training.loop.loop import train
 from training.loop.optim import count_steps
 from training.model.policy import Backbone
 from training.night import run_dir
-from training.night.pipeline import make_encoder
+from training.night.learning import make_encoder
 from training.night.planner import used_by
 from training.night.run_dir import Plan
 
@@ -65,21 +66,23 @@ def test_the_loss_is_a_mean_over_tokens_and_then_over_weighted_lessons(tiny):
 
 def test_demonstrations_become_likely_and_training_ends_within_its_budget(tiny):
     backbone = backbone_of(tiny)
-    encoder = make_encoder(tiny, backbone, sft.Settings())
+    encoder = make_encoder(tiny, backbone, sft.SftConfig())
     shown = tuple(Demonstration(asked(each), Answer("A kind word, and then the answer.")) for each in QUESTIONS[:16])
     examples, left_out = tokenize(Examples(demonstrations=shown), encoder)
     assert ({each.kind for each in examples}, len(examples), left_out) == ({"demonstration"}, 16, {})
-    settings = sft.Settings(learning_rate=1e-2, rank=4, alpha=8, kl_budget=50.0, epochs=8)
-    reports = list(sft.train(backbone, examples, settings, dpo_kto.begin(backbone, settings)))
+    settings = sft.SftConfig(learning_rate=1e-2, rank=4, alpha=8, kl_budget=50.0, epochs=8)
+    trainer = sft.SftTrainer(backbone, examples, settings)
+    reports = list(train(trainer, trainer.begin()))
     assert reports[-1].step == count_steps(16, settings) == 16
     assert reports[-1].metrics["loss"] < 0.5 * reports[0].metrics["loss"]
     assert math.isfinite(reports[-1].metrics["kl"])
 
     backbone = backbone_of(tiny)
-    tight = sft.Settings(learning_rate=1e-2, rank=4, alpha=8, kl_budget=0.01, epochs=8)
-    progress = dpo_kto.begin(backbone, tight)
-    list(sft.train(backbone, examples, tight, progress))
-    assert "nats per token from the base" in progress.ended
+    tight = sft.SftConfig(learning_rate=1e-2, rank=4, alpha=8, kl_budget=0.01, epochs=8)
+    trainer = sft.SftTrainer(backbone, examples, tight)
+    state = trainer.begin()
+    list(train(trainer, state))
+    assert "nats per token from the base" in state.ended
 
 
 def of_every_kind() -> Examples:

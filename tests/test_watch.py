@@ -11,18 +11,18 @@ from feedback.messages import Message
 from tests.test_gate import KIND, RUDE
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
-from training.algorithms import dpo_kto
-from training.algorithms.dpo_kto import Settings
+from training.algorithms.dpo_kto import PreferenceConfig, PreferenceTrainer
 from training.data.scoring import gains_of
 from training.data.tokenize import TokenizedExample, tokenize
-from training.loop.early_stopping import Progress, Watch
+from training.loop import checkpoint, loop
+from training.loop.early_stopping import Watch
+from training.loop.state import TrainState
 from training.model.packing import Row
 from training.model.policy import Backbone
 from training.model.reference import References
-from training.night import run_dir
-from training.night.pipeline import make_encoder
+from training.night.learning import make_encoder
 
-SETTINGS = Settings(
+SETTINGS = PreferenceConfig(
     epochs=4, min_steps=1, batch_size=4, evals_per_epoch=1, patience=1, kl_budget=50, learning_rate=5e-3
 )
 
@@ -42,12 +42,11 @@ def examples_of(backbone: Backbone, questions: list[str], turned: bool = False) 
     return tokenize(Examples(pairs), make_encoder(backbone.base, backbone, SETTINGS))[0]
 
 
-def train(backbone: Backbone, validation: list[TokenizedExample], settings: Settings = SETTINGS) -> Progress:
-    examples = examples_of(backbone, QUESTIONS[:8])
-    progress = dpo_kto.begin(backbone, settings)
-    for _ in dpo_kto.train(backbone, examples, settings, progress, validation):
-        pass
-    return progress
+def train(backbone: Backbone, validation: list[TokenizedExample], config: PreferenceConfig = SETTINGS) -> TrainState:
+    trainer = PreferenceTrainer(backbone, examples_of(backbone, QUESTIONS[:8]), config, validation)
+    state = trainer.begin()
+    list(loop.train(trainer, state))
+    return state
 
 
 def test_a_gain_is_the_mean_difference_of_a_tokens_probability():
@@ -74,7 +73,7 @@ def test_training_ends_when_what_is_kept_aside_speaks_against_it_and_goes_back(t
     assert "what was kept aside gained no more" in progress.ended
     watch = Watch(backbone, validation, validation, SETTINGS, References(backbone))
     assert progress.best_gains is not None
-    assert torch.allclose(watch.gains(backbone), progress.best_gains, atol=1e-5)
+    assert torch.allclose(watch.gains(), progress.best_gains, atol=1e-5)
     assert float(progress.best_gains.mean()) > progress.validation_gain
 
 
@@ -84,28 +83,28 @@ def test_a_spent_budget_goes_back_to_the_last_look_within_it(tiny):
     half = free.kl / 2
     backbone = backbone_of(tiny)
 
-    progress = train(backbone, [], Settings(**vars(SETTINGS) | {"kl_budget": half}))
+    progress = train(backbone, [], SETTINGS.model_copy(update={"kl_budget": half}))
 
     assert "nats per token from the base" in progress.ended
     assert progress.kept_kl <= half < progress.kl
     examples = examples_of(backbone, QUESTIONS[:8])
     watch = Watch(backbone, examples, [], SETTINGS, References(backbone))
-    assert watch.kl(backbone) == pytest.approx(progress.kept_kl, rel=1e-3)
+    assert watch.kl() == pytest.approx(progress.kept_kl, rel=1e-3)
 
 
 def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):
     backbone = backbone_of(tiny)
     progress = train(backbone, examples_of(backbone, QUESTIONS[8:18], turned=True))
-    run_dir.save_checkpoint(tmp_path, backbone.parameters(), progress)
+    checkpoint.save(tmp_path / "whole", progress)
     other = backbone_of(tiny)
-    read = dpo_kto.begin(other, SETTINGS)
+    trainer = PreferenceTrainer(other, examples_of(other, QUESTIONS[:8]), SETTINGS)
+    read = trainer.begin()
 
-    run_dir.load_checkpoint(tmp_path, other.parameters(), read)
+    checkpoint.load(tmp_path / "whole", read)
 
     assert (read.step, read.ended, read.evals_without_gain) == (progress.step, progress.ended, 1)
     assert read.best_gains is not None
     assert torch.equal(read.best_gains, progress.best_gains)
     assert set(read.kept or {}) == set(progress.kept or {"nothing": 0})
     assert not math.isnan(read.kept_kl)
-    examples = examples_of(other, QUESTIONS[:8])
-    assert list(dpo_kto.train(other, examples, SETTINGS, read)) == []  # it had ended, and stays so
+    assert list(loop.train(trainer, read)) == []  # it had ended, and stays so

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from assistant import command_line
 from assistant.environment import prepare
+from feedback import plugins
 from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.errors import Refused
@@ -220,6 +221,7 @@ def serve(options: ServeOptions) -> None:
 def run(store: Database, listening: socket.socket, options: ServeOptions) -> None:
     """Load the assistant and answer on a socket until told to end. Raises `Refused` on an unusable model."""
     prepare(options.model)
+    plugins.load()
     import uvicorn
 
     from assistant.chat.assistant import open_assistant

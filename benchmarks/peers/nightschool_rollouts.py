@@ -10,9 +10,9 @@ import torch
 from benchmarks.peers.schooling import LEARNING_RATE, REPLIES, REPLY_TOKENS, Asked, Learned, peak_bytes
 from training.algorithms import ppo, reward_model, rloo
 from training.data.tokenize import TokenizedExample
+from training.loop.loop import train
 from training.model.policy import Backbone
-from training.model.reward_heads import RewardModels
-from training.night.policy_night import by_reward_models
+from training.rollouts.on_policy import PolicyTrainer, by_reward_models
 from training.rollouts.sampler import Rollout, Sampler, Score
 
 MEMBERS = 3
@@ -39,20 +39,20 @@ def take(backbone: Backbone, examples: Sequence[TokenizedExample], asked: Asked)
     }
     common |= {"learning_rate": LEARNING_RATE, "kl_budget": 1e9}
     if asked.task == "rloo":
-        settings = rloo.Settings(**common)
-        run = rloo.begin(backbone, settings)
-        run.step = 0
+        config = rloo.RlooConfig(**common)
+        trainer: PolicyTrainer = rloo.RlooTrainer(backbone, sampler, prompts, words_of(sampler), config)
+        state = trainer.begin()
         started = time.perf_counter()
-        for _ in rloo.train(backbone, sampler, prompts, words_of(sampler), settings, run):
+        for _ in train(trainer, state):
             pass
         return Learned(time.perf_counter() - started, len(prompts) * REPLIES, peak_bytes=peak_bytes())
-    own = reward_model.Settings(ensemble_size=MEMBERS)
-    heads = {reward_model.name_of(member): reward_model.begin(backbone, own, member)[0] for member in range(MEMBERS)}
-    settings_of_ppo = ppo.Settings(**common)
-    head, run = ppo.begin(backbone, settings_of_ppo)
-    score = by_reward_models(RewardModels(backbone, heads), uncertainty_penalty=1.0)
+    own = reward_model.RewardConfig(ensemble_size=MEMBERS)
+    ensemble = reward_model.EnsembleTrainer(backbone, reward_model.group_by_prompt(examples), own).models
+    score = by_reward_models(ensemble, uncertainty_penalty=1.0)
+    trainer = ppo.PpoTrainer(backbone, sampler, prompts, score, ppo.PpoConfig(**common))
+    state = trainer.begin()
     started = time.perf_counter()
-    for _ in ppo.train(backbone, head, sampler, prompts, score, settings_of_ppo, run):
+    for _ in train(trainer, state):
         pass
     return Learned(time.perf_counter() - started, len(prompts) * REPLIES, peak_bytes=peak_bytes())
 

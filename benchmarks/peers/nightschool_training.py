@@ -28,14 +28,14 @@ def load(name: str, number_format: str) -> Ready:
     from assistant.models import base_model
     from feedback.example_types import Answer, Examples, PreferencePair
     from feedback.messages import Message
-    from training.algorithms.dpo_kto import Settings
+    from training.algorithms.dpo_kto import PreferenceConfig
     from training.data.tokenize import tokenize
     from training.model.policy import Backbone
-    from training.night.pipeline import make_encoder
+    from training.night.learning import make_encoder
 
     base = base_model.find_base(name)
     backbone = Backbone(base, getattr(torch, number_format), "cpu", RANK, ALPHA, seed=0)
-    encoder = make_encoder(base, backbone, Settings())
+    encoder = make_encoder(base, backbone, PreferenceConfig())
     rows = itertools.islice(pairs(encoder.tokenizer), MOST_PAIRS)
     examples = Examples(
         tuple(
@@ -73,10 +73,11 @@ class School:
     def dpo(self, examples, size: int, again: bool) -> Learned:
         """One epoch of DPO; `again`: the reference's log-probs are known."""
         from training.algorithms import dpo_kto
+        from training.loop.loop import train
         from training.model.packing import pack
         from training.model.reference import References
 
-        settings = dpo_kto.Settings(
+        config = dpo_kto.PreferenceConfig(
             epochs=1,
             min_steps=1,
             batch_size=size,
@@ -87,9 +88,9 @@ class School:
         )
         if not again:
             self.references = References(self.backbone)
-        progress = dpo_kto.begin(self.backbone, settings)
         started = time.perf_counter()
-        for _ in dpo_kto.train(self.backbone, examples, settings, progress, (), self.references):
+        trainer = dpo_kto.PreferenceTrainer(self.backbone, examples, config, (), self.references)
+        for _ in train(trainer, trainer.begin()):
             pass
         seconds = time.perf_counter() - started
         rows = [each.row() for each in examples]
@@ -102,12 +103,16 @@ class School:
         """One epoch of one reward model."""
         from training.algorithms import reward_model
 
-        settings = reward_model.Settings(epochs=1, min_steps=1, batch_size=size, learning_rate=LEARNING_RATE)
+        config = reward_model.RewardConfig(
+            ensemble_size=1, epochs=1, min_steps=1, batch_size=size, learning_rate=LEARNING_RATE
+        )
         own = reward_model.group_by_prompt(examples)
-        head, run = reward_model.begin(self.backbone, settings, member=0)
+        trainer = reward_model.EnsembleTrainer(self.backbone, own, config)
+        state = trainer.begin()
         started = time.perf_counter()
-        for _ in reward_model.train(self.backbone, head, own, settings, 0, run):
-            pass
+        while state.step < trainer.steps:  # the steps alone: TRL has no fit before them
+            trainer.step(state)
+            state.step += 1
         seconds = time.perf_counter() - started
         self.backbone.drop(reward_model.name_of(0))
         return Learned(seconds, len(examples), sum(each.row().tokens for each in own), 0.0, peak_bytes())

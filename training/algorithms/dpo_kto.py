@@ -1,73 +1,60 @@
 """Learning from preferences: comparisons, rankings and corrections by DPO, thumbs by KTO, in one objective.
 
 The reference is the base with the adapter off; its log-probs are computed once per example and kept. A few rows of like
-length are one forward pass, and gradients add up over a batch. The same examples, settings and machine give the same
+length are one forward pass, and gradients add up over a batch. The same examples, config and machine give the same
 adapter, also when the run is interrupted and goes on from its checkpoint.
 """
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from feedback.errors import Refused
+from feedback.records import methods
+from training.algorithms.base import Method, Metrics, TrainingContext
+from training.algorithms.registry import register
 from training.data.scoring import groups, margin_of, references_of
 from training.data.tokenize import TokenizedExample
 from training.loop import distributed
-from training.loop.config import require_sensible
-from training.loop.early_stopping import Progress, Watch
-from training.loop.optim import Report, count_steps, take_step, within_memory
-from training.loop.optim import batch as batch_of
+from training.loop.config import LearningRate, Switch, WatchedConfig
+from training.loop.loop import ExamplesTrainer
+from training.loop.optim import apply_gradients, within_memory
+from training.loop.state import TrainState
 from training.losses import preference
 from training.model.packing import TOKENS_AT_ONCE, together
 from training.model.policy import Backbone
 from training.model.reference import References
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What a night of preference learning may be told. Raises `Refused` on values that cannot be meant."""
-
-    comparison_weight: float = 1.0
-    ranking_weight: float = 1.0
-    correction_weight: float = 1.0
-    thumb_weight: float = 1.0
-    beta: float = 0.02  # low: a pair that is settled teaches no more, and few pairs must teach a lot
-    loss: str = "sigmoid"  # of a pair's margin, one of `LOSSES`
-    label_smoothing: float = 0.0  # the share of choices thought to be mistakes (conservative or robust DPO)
-    per_token: int = 0  # 1: margins are those of a token, so that length alone moves nothing
-    sft_weight: float = 0.0  # of the preferred reply's own loss, in nats a token, beside its pair's
-    learning_rate: float = 5e-4
-    epochs: int = 3  # at most: training ends when what is kept aside (`feedback/examples/split`) gains no more
-    patience: int = 4  # looks without a gain before training ends
-    min_steps: int = 12  # very few examples are repeated until they have taught something
-    batch_size: int = 8
-    rank: int = 16
-    alpha: int = 32
-    kl_budget: float = 0.3  # nats per reply token away from the base; beyond it training stops
-    evals_per_epoch: int = 4  # an epoch, at the distance from the base and at what is kept aside
-    max_length: int = 1024  # tokens of a prompt and one reply
-    checkpoint_every: int = 10  # steps
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        weights = ("comparison_weight", "ranking_weight", "correction_weight", "thumb_weight", "sft_weight")
-        require_sensible(self, may_be_zero=(*weights, "label_smoothing", "per_token", "seed"))
-        if self.loss not in LOSSES:
-            raise Refused(f"loss is one of {', '.join(LOSSES)}, not {self.loss!r}")
-        if self.label_smoothing >= 0.5:
-            raise Refused(f"label_smoothing must be below 0.5, not {self.label_smoothing}")
+Loss = Literal["sigmoid", "robust", "hinge", "ipo"]
 
 
-LOSSES: dict[str, Callable[[Tensor, Settings], Tensor]] = {
-    "sigmoid": lambda margin, settings: preference.dpo_loss(margin, settings.label_smoothing),
-    "robust": lambda margin, settings: preference.robust_dpo_loss(margin, settings.label_smoothing),
-    "hinge": lambda margin, settings: preference.hinge_loss(margin),
-    "ipo": lambda margin, settings: preference.ipo_loss(margin / settings.beta, settings.beta),
+class PreferenceConfig(WatchedConfig):
+    """What a night of preference learning may be told."""
+
+    comparison_weight: float = Field(1.0, ge=0, description="of comparisons in the objective")
+    ranking_weight: float = Field(1.0, ge=0, description="of a ranking's pairs in the objective")
+    correction_weight: float = Field(1.0, ge=0, description="of corrections in the objective")
+    thumb_weight: float = Field(1.0, ge=0, description="of thumbs in the objective")
+    # Low: a pair that is settled teaches no more, and few pairs must teach a lot.
+    beta: float = Field(0.02, gt=0, description="how strongly the policy is held to the reference")
+    loss: Loss = Field("sigmoid", description="of a pair's margin")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="share of choices thought to be mistakes (conservative or robust DPO)"
+    )
+    per_token: Switch = Field(0, description="1: margins are those of a token, so that length alone moves nothing")
+    sft_weight: float = Field(0.0, ge=0, description="of the preferred reply's own loss, in nats a token")
+    learning_rate: LearningRate = 5e-4
+
+
+LOSSES: dict[Loss, Callable[[Tensor, PreferenceConfig], Tensor]] = {
+    "sigmoid": lambda margin, config: preference.dpo_loss(margin, config.label_smoothing),
+    "robust": lambda margin, config: preference.robust_dpo_loss(margin, config.label_smoothing),
+    "hinge": lambda margin, config: preference.hinge_loss(margin),
+    "ipo": lambda margin, config: preference.ipo_loss(margin / config.beta, config.beta),
 }
 
 
@@ -96,73 +83,41 @@ class Tally:
         return {name: self.sums[name] / self.counts[name] for name in self.sums}
 
 
-def begin(backbone: Backbone, settings: Settings) -> Progress:
-    """The state before the first step."""
-    optimizer = torch.optim.AdamW(
-        backbone.parameters().values(), lr=settings.learning_rate, weight_decay=0.0, foreach=False
-    )
-    return Progress(optimizer)
+class PreferenceTrainer(ExamplesTrainer):
+    """Makes preferred replies likelier than the others, and wanted ones likelier than the reference finds them."""
 
+    def __init__(
+        self,
+        backbone: Backbone,
+        examples: Sequence[TokenizedExample],
+        config: PreferenceConfig,
+        validation: Sequence[TokenizedExample] = (),
+        references: References | None = None,
+    ) -> None:
+        super().__init__(backbone, examples, config, validation, references)
+        self.config = config
+        self.weights = preference.kto_weights(
+            sum(example.weight for example in examples if example.kind == "thumb" and example.wanted),
+            sum(example.weight for example in examples if example.kind == "thumb" and not example.wanted),
+        )
 
-def train(
-    backbone: Backbone,
-    examples: Sequence[TokenizedExample],
-    settings: Settings,
-    progress: Progress,
-    validation: Sequence[TokenizedExample] = (),
-    references: References | None = None,
-) -> Iterator[Report]:
-    """Train the backbone's adapter, going on from `progress`, a step per item. Raises `NotFinite`.
-
-    Training looks up a few times an epoch. With `validation` examples it ends when they have not gained for
-    `patience` looks, and goes back to where they had; it also ends, and goes back, when the KL budget is spent.
-    """
-    steps = count_steps(len(examples), settings)
-    look_every = max(1, math.ceil(len(examples) / settings.batch_size / settings.evals_per_epoch))
-    weights = preference.kto_weights(
-        sum(example.weight for example in examples if example.kind == "thumb" and example.wanted),
-        sum(example.weight for example in examples if example.kind == "thumb" and not example.wanted),
-    )
-    references = references or References(backbone)
-    watch = Watch(backbone, examples, validation, settings, references)
-    began, done_before = time.monotonic(), progress.step
-    for step in range(progress.step, steps):
-        if progress.ended:
-            return
-        step_began = time.monotonic()
-
-        # 1. the batch, by epoch in an order that the seed alone decides
-        chosen = batch_of(len(examples), settings.batch_size, step, settings.seed)
+    def step(self, state: TrainState) -> Metrics:
+        # 1. the batch
+        batch = self.batch(state.step)
 
         # 2. the reference's log-probs, where they are not known yet
-        reference = references_of(references, [examples[each] for each in chosen]).to(backbone.device)
+        reference = references_of(self.references, batch).to(self.backbone.device)
 
         # 3. KTO's baseline, from the batch's thumbs with mismatched replies
-        baseline = _baseline(backbone, [examples[each] for each in chosen], reference)
+        baseline = _baseline(self.backbone, batch, reference)
 
         # 4. losses and gradients, a few rows at a time
-        batch = [examples[each] for each in chosen]
-        compute = partial(gradients, backbone, batch, reference, baseline, weights, settings)
-        tally = within_memory(progress, compute)
+        compute = partial(gradients, self.backbone, batch, reference, baseline, self.weights, self.config)
+        tally = within_memory(state, compute)
 
-        # 5. one step: gradient norm at most 1, learning rate up over the first tenth and then down to 0
-        norm = take_step(progress, tally.sums["loss"], settings.learning_rate, steps)
-
-        # 6. a look at how far from the base it is by now, and at what is kept aside
-        looked = progress.step % look_every == 0 or progress.step == steps
-        if looked:
-            watch.look(backbone, progress, last=progress.step == steps)
-
-        # 7. the report
-        metrics = tally.means() | {
-            "kl": progress.kl,
-            "grad_norm": norm,
-            "tokens_per_s": tally.tokens / (time.monotonic() - step_began),
-        }
-        if looked and validation:
-            metrics["validation_gain"] = progress.validation_gain
-        per_step = (time.monotonic() - began) / (progress.step - done_before)
-        yield Report(progress.step, steps, metrics, per_step * (steps - progress.step))
+        # 5. one step
+        norm = apply_gradients(state, tally.sums["loss"], self.rate(state.step))
+        return tally.means() | {"grad_norm": norm, "tokens": tally.tokens}
 
 
 def gradients(
@@ -171,7 +126,7 @@ def gradients(
     reference: Tensor,
     baseline: Tensor,
     weights: tuple[float, float],
-    settings: Settings,
+    config: PreferenceConfig,
     tokens_at_once: int,
 ) -> Tally:
     """Add up the gradients of a batch, the mean over its examples; what was seen."""
@@ -182,7 +137,7 @@ def gradients(
         policies = backbone.log_probs_of([examples[at].own_row() for at in group])
         loss = torch.zeros((), device=backbone.device)
         for at, policy in zip(group, policies, strict=True):
-            loss = loss + _loss(policy, examples[at], reference[at], baseline, weights, settings, tally)
+            loss = loss + _loss(policy, examples[at], reference[at], baseline, weights, config, tally)
         (loss / len(examples)).backward()
     distributed.add_up(backbone.parameters().values())
     whole = Tally(len(examples))
@@ -208,25 +163,38 @@ def _loss(
     reference: Tensor,
     baseline: Tensor,
     weights: tuple[float, float],
-    settings: Settings,
+    config: PreferenceConfig,
     tally: Tally,
 ) -> Tensor:
     """One example's weighted loss; arguments as of `margin_of`."""
-    margin = margin_of(policy, example, reference, baseline, settings.beta)
+    margin = margin_of(policy, example, reference, baseline, config.beta)
     lengths = [len(reply) for reply in example.replies]
-    if settings.per_token and example.kind != "thumb":
+    if config.per_token and example.kind != "thumb":
         moved = policy - reference
         tokens = torch.tensor(lengths, device=policy.device)
-        margin = preference.normalised_margin(moved[0], moved[1], tokens[0], tokens[1], settings.beta)
+        margin = preference.normalised_margin(moved[0], moved[1], tokens[0], tokens[1], config.beta)
     if example.kind == "thumb":
         loss = preference.kto_loss(margin[None], torch.tensor([example.wanted], device=policy.device), *weights)[0]
         tally.add({f"logps/{'chosen' if example.wanted else 'rejected'}": policy[0].item()})
     else:
-        loss = LOSSES[settings.loss](margin, settings)
-        loss = loss + settings.sft_weight * preference.nll_loss(policy[0], torch.tensor(lengths[0]))
+        loss = LOSSES[config.loss](margin, config)
+        loss = loss + config.sft_weight * preference.nll_loss(policy[0], torch.tensor(lengths[0]))
         tally.add({"logps/chosen": policy[0].item(), "logps/rejected": policy[1].item()})
-    weighted = loss * example.weight * getattr(settings, f"{example.kind}_weight")
+    weighted = loss * example.weight * getattr(config, f"{example.kind}_weight")
     tally.tokens += len(example.prompt_ids) + sum(map(len, example.replies[: len(policy)]))
     right = float(margin.item() > 0)
     tally.add({"loss": weighted.item(), "rewards/margins": margin.item(), "rewards/accuracies": right})
     return weighted
+
+
+def build(context: TrainingContext, config: PreferenceConfig) -> PreferenceTrainer:
+    """The trainer of a night."""
+    return PreferenceTrainer(context.backbone, context.examples, config, context.validation, context.references)
+
+
+for facts, learns_from in (
+    (methods.AUTO, ("pairs", "thumbs")),
+    (methods.DPO, ("pairs",)),
+    (methods.KTO, ("thumbs",)),
+):
+    register(Method(facts, learns_from, PreferenceConfig, build, distributed=True))

@@ -8,33 +8,29 @@ one of them, and a minibatch whole rows. Details by name, where they are not in 
 - before the first update the policy is the one that wrote: ratios are 1, or the run stops
 """
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from training.loop.config import require_sensible
-from training.loop.optim import NotFinite, Report, Run, apply_gradients, within_memory
+from feedback.records import methods
+from training.algorithms.base import Method, Metrics, PolicyContext
+from training.algorithms.registry import register
+from training.loop.config import Switch
+from training.loop.optim import NotFinite, apply_gradients, within_memory
+from training.loop.state import TrainState
 from training.losses import policy_gradient as ppo
 from training.losses import preference
 from training.model.packing import TOKENS_AT_ONCE, Row, pack, together
 from training.model.policy import Backbone
 from training.model.reward_heads import RewardModels
-from training.rollouts.sampler import (
-    Rollout,
-    Sampler,
-    Score,
-    prompts_of,
-    require_life,
-    sampling_of,
-    scored,
-    token_values,
-)
-from training.rollouts.sign_check import RATE, require_right_sign
+from training.rollouts.on_policy import PolicyConfig, PolicyTrainer, by_reward_models, measured, prompts_in
+from training.rollouts.sampler import Rollout, token_values
 
 VALUE = "value"  # its adapter
 EPSILON = 1e-5
@@ -43,45 +39,22 @@ EPSILON = 1e-5
 APART = {torch.float32: ("largest_log_ratio", 1e-3), torch.bfloat16: ("mean_log_ratio", 0.1)}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a night of PPO may be told. Raises `Refused` on values that cannot be meant."""
+class PpoConfig(PolicyConfig):
+    """What a night of PPO may be told."""
 
-    steps: int = 40  # batches of rollouts
-    prompts: int = 8
-    replies: int = 2
-    max_completion_length: int = 64
-    epochs: int = 4  # over a batch
-    num_minibatches: int = 2
-    temperature: float = 0.7
-    clip_coef: float = 0.2
-    cliprange_value: float = 0.2
-    vf_coef: float = 0.1
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-    beta: float = 0.05  # of the penalty for every token's KL, at first
-    adaptive_kl_target: float = 0.1  # nats a token; 0: beta stays
-    kl_horizon: int = 10_000  # replies
-    target_kl: float = 0.05  # approximate, of one batch's updates: beyond it its epochs end
-    whiten_rewards: int = 0  # 1: their spread, not their mean
-    value_from_reward: int = 0  # 1: the value model begins as the first reward model, not at zero
-    ptx_coef: float = 0.0  # weight of the language-model loss on demonstrations (arXiv 2203.02155, eq. 2)
-    require_eos: int = 1  # a reply that did not end by itself has its score replaced; 0: it keeps it
-    missing_eos_penalty: float = 1.0  # by minus this
-    uncertainty_penalty: float = 1.0
-    ensemble_size: int = 3  # reward models
-    learning_rate: float = 2e-4
-    rank: int = 16
-    alpha: int = 32
-    kl_budget: float = 0.3
-    max_length: int = 1024
-    checkpoint_every: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        switches = ("whiten_rewards", "require_eos", "value_from_reward")
-        weights = ("beta", "adaptive_kl_target", "ptx_coef", "uncertainty_penalty", "gamma", "gae_lambda", "vf_coef")
-        require_sensible(self, (*switches, *weights, "seed"), may_be_negative=("missing_eos_penalty",))
+    epochs: int = Field(4, gt=0, description="over a batch of rollouts")
+    num_minibatches: int = Field(2, gt=0, description="optimiser steps an epoch")
+    clip_coef: float = Field(0.2, gt=0, description="how far from 1 a token's ratio may go")
+    cliprange_value: float = Field(0.2, gt=0, description="how far a value may move from the one at the rollout")
+    vf_coef: float = Field(0.1, ge=0, description="weight of the value loss")
+    gamma: float = Field(1.0, ge=0, description="discount of a token's reward for each token before it")
+    gae_lambda: float = Field(0.95, ge=0, description="of generalised advantage estimation")
+    adaptive_kl_target: float = Field(0.1, ge=0, description="nats a token that beta is steered to; 0: beta stays")
+    kl_horizon: int = Field(10_000, gt=0, description="replies in which beta is steered")
+    target_kl: float = Field(0.05, gt=0, description="approximate KL of one batch's updates, at which its epochs end")
+    whiten_rewards: Switch = Field(0, description="1: rewards are divided by their spread, their mean staying")
+    value_from_reward: Switch = Field(0, description="1: the value model begins as the first reward model, not at 0")
+    ptx_coef: float = Field(0.0, ge=0, description="weight of the loss on demonstrations (arXiv 2203.02155, eq. 2)")
 
 
 class ValueHead(nn.Module):
@@ -115,11 +88,77 @@ class Experience:
         return slice(start, start + len(self.rows[row].replies))
 
 
-def begin(backbone: Backbone, settings: Settings) -> tuple[ValueHead, Run]:
-    """The value model at zero, its adapter on the backbone, and the state before the first step."""
-    backbone.add(VALUE, settings.rank, settings.alpha, settings.seed + 1)
-    head = ValueHead(backbone.head.shape[1]).to(backbone.device)
-    return head, new_run(backbone, head, settings)
+class PpoTrainer(PolicyTrainer):
+    """Policy and value model together: some epochs over each batch of rollouts."""
+
+    def __init__(self, *given: Any, demonstrations: Sequence[Row] = ()) -> None:
+        super().__init__(*given)
+        self.demonstrations = demonstrations
+        self.trial = self.trial.model_copy(update={"ptx_coef": 0.0})  # of the scores' sign alone
+        self.backbone.add(VALUE, self.config.rank, self.config.alpha, self.config.seed + 1)
+        self.head = ValueHead(self.backbone.head.shape[1]).to(self.backbone.device)
+
+    def new_state(self, config: PpoConfig) -> TrainState:
+        parameters = self.backbone.parameters() | self.backbone.parameters(VALUE)
+        parameters |= {f"head.{name}": each for name, each in self.head.named_parameters()}
+        return TrainState.over(parameters, config.learning_rate, eps=EPSILON)
+
+    def learn(self, state: TrainState, rollouts: Sequence[Rollout], scores: list[Tensor], config: PpoConfig) -> Metrics:
+        # 1. advantages, and how far from the base the policy is that wrote
+        beta = state.numbers.setdefault("beta", config.beta)
+        batch = experience(self.backbone, self.head, rollouts, scores, beta, config)
+        kl = float(ppo.masked_mean(batch.log_probs - batch.references, batch.mask))
+        measured(state, kl, config)
+
+        # 2. epochs over minibatches, as long as the policy stays near the one that wrote
+        seen: list[Metrics] = []
+        order = torch.Generator().manual_seed(config.seed * 100_003 + state.step)
+        for epoch in range(config.epochs):
+            for rows in minibatches(len(batch.rows), config.num_minibatches, order):
+                seen.append(self.update(state, batch, rows, epoch, config, first=not seen))
+            if seen[-1]["approx_kl"] > config.target_kl:
+                break
+
+        # 3. the penalty of the next batch
+        if config.adaptive_kl_target:
+            replies, target = len(batch.mask), config.adaptive_kl_target
+            state.numbers["beta"] = ppo.next_kl_coefficient(beta, kl, target, replies, config.kl_horizon)
+        means = {name: sum(each[name] for each in seen) / len(seen) for name in seen[0]}
+        return means | seen_of(batch, rollouts) | {"kl": kl, "beta": beta, "updates": float(len(seen))}
+
+    def update(
+        self, state: TrainState, batch: Experience, rows: Sequence[int], epoch: int, config: PpoConfig, first: bool
+    ) -> Metrics:
+        """One optimiser step on a minibatch; `first`: nothing has moved since the rollouts."""
+        found = within_memory(state, partial(gradients, self.backbone, self.head, batch, rows, config))
+        if first:
+            require_same_policy(found, self.backbone.head.dtype)
+        if self.demonstrations and config.ptx_coef:
+            size = minibatch_size(len(batch.rows), config.num_minibatches)
+            found["ptx_loss"] = imitate(self.backbone, self.demonstrations, size, state.step + epoch, config.ptx_coef)
+        rate = config.learning_rate * (1 - min(state.step, config.steps - 1) / config.steps)
+        return found | {"grad_norm": apply_gradients(state, found["loss"], rate)}
+
+
+def minibatch_size(rows: int, minibatches: int) -> int:
+    """How many rows a minibatch has, but for the last."""
+    return -(-rows // minibatches)
+
+
+def minibatches(rows: int, count: int, order: torch.Generator) -> list[list[int]]:
+    """The numbers of all rows, shuffled and divided."""
+    shuffled, size = torch.randperm(rows, generator=order).tolist(), minibatch_size(rows, count)
+    return [shuffled[start : start + size] for start in range(0, rows, size)]
+
+
+def seen_of(batch: Experience, rollouts: Sequence[Rollout]) -> Metrics:
+    """What a batch of rollouts says of policy, value model and engine."""
+    drawn = torch.cat([each.drawn for each in rollouts])
+    return {
+        "explained_variance": float(ppo.explained_variance(batch.values, batch.returns, batch.mask)),
+        "entropy": -float(ppo.masked_mean(batch.log_probs, batch.mask)),  # nats a token; of draws, so without bias
+        "engine_gap": float((batch.log_probs[batch.mask].cpu() - drawn).abs().mean()),
+    }
 
 
 def begin_as_reward_model(backbone: Backbone, head: ValueHead, models: RewardModels) -> None:
@@ -133,142 +172,26 @@ def begin_as_reward_model(backbone: Backbone, head: ValueHead, models: RewardMod
         head.bias.copy_(reward_head.gain * reward_head.bias + reward_head.shift)
 
 
-def new_run(backbone: Backbone, head: ValueHead, settings: Settings) -> Run:
-    """Policy and value model together, before a first step."""
-    parameters = backbone.parameters() | backbone.parameters(VALUE)
-    parameters |= {f"head.{name}": each for name, each in head.named_parameters()}
-    return Run.over(parameters, settings.learning_rate, eps=EPSILON)
-
-
-def train(
-    backbone: Backbone,
-    head: ValueHead,
-    sampler: Sampler,
-    prompts: Sequence[Sequence[int]],
-    score: Score,
-    settings: Settings,
-    run: Run,
-    demonstrations: Sequence[Row] = (),
-) -> Iterator[Report]:
-    """Train policy and value model, going on from `run`, a batch of rollouts per item.
-
-    Raises `NotFinite`, `SignFlipped` or `Collapsed`. It ends, and goes back, when the KL budget is spent.
-    """
-    if run.step == 0:
-        trial = replace(settings, learning_rate=RATE)
-        learn_once = partial(learn, backbone, head, settings=trial)
-        require_right_sign(backbone, lambda: new_run(backbone, head, trial), learn_once)
-    sampling = sampling_of(settings.temperature, settings.max_completion_length)
-    for step in range(run.step, settings.steps):
-        if run.ended:
-            return
-        began = time.monotonic()
-
-        # 1. replies of the policy as it is, to the prompts of this step
-        sampler.follow(backbone)
-        chosen = prompts_of(step, prompts, settings.prompts, settings.seed)
-        rollouts = sampler.write(chosen, settings.replies, sampling, settings.seed * 100_003 + step)
-        rolled_out = time.monotonic()
-
-        # 2. what they are worth
-        scores = scored(score, rollouts, settings.missing_eos_penalty if settings.require_eos else None)
-        require_life(run, rollouts, scores)
-
-        # 3. some epochs over them
-        metrics = learn(backbone, head, run, rollouts, scores, settings, demonstrations)
-
-        # 4. a look at how far from the base the policy was that wrote them
-        kl = metrics["kl"]
-        if kl > settings.kl_budget:
-            run.go_back()
-            spent = f"{kl:.3f} nats per token from the base, where {settings.kl_budget:g} may be"
-            run.ended = f"ended at step {run.step}, being {spent}"
-
-        # 5. the report
-        tokens = sum(each.row.reply_tokens for each in rollouts)
-        metrics |= {
-            "score": float(torch.cat(scores).mean()),
-            "ended": sum(sum(each.ended) for each in rollouts) / sum(len(each.ended) for each in rollouts),
-            "sampled_tokens": tokens / sum(len(each.ended) for each in rollouts),
-            "rollout_s": rolled_out - began,
-            "tokens_per_s": tokens / (time.monotonic() - began),
-        }
-        yield run.report(settings.steps, metrics, began)
-    sampler.forget()
-
-
-def learn(
-    backbone: Backbone,
-    head: ValueHead,
-    run: Run,
-    rollouts: Sequence[Rollout],
-    scores: list[Tensor],
-    settings: Settings,
-    demonstrations: Sequence[Row] = (),
-) -> dict[str, float]:
-    """All epochs over one batch of rollouts; what was seen on the way."""
-    beta = run.numbers.setdefault("beta", settings.beta)
-    batch = experience(backbone, head, rollouts, scores, beta, settings)
-    kl = float(ppo.masked_mean(batch.log_probs - batch.references, batch.mask))
-    if kl <= settings.kl_budget:
-        run.keep()
-        run.numbers["kept_kl"] = kl
-    rate = settings.learning_rate * (1 - min(run.step, settings.steps - 1) / settings.steps)
-    order = torch.Generator().manual_seed(settings.seed * 100_003 + run.step)
-    size = -(-len(batch.rows) // settings.num_minibatches)
-    seen: list[dict[str, float]] = []
-    for epoch in range(settings.epochs):
-        shuffled = torch.randperm(len(batch.rows), generator=order).tolist()
-        for start in range(0, len(shuffled), size):
-            compute = partial(gradients, backbone, head, batch, shuffled[start : start + size], settings)
-            found = within_memory(run, compute)
-            if not seen:
-                require_same_policy(found, backbone.head.dtype)
-            if demonstrations and settings.ptx_coef:
-                found["ptx_loss"] = imitate(backbone, demonstrations, size, run.step + epoch, settings.ptx_coef)
-            found["grad_norm"] = apply_gradients(run, found["loss"], rate)
-            seen.append(found)
-        if seen[-1]["approx_kl"] > settings.target_kl:
-            break
-    run.step += 1
-    run.numbers["kl"] = kl
-    if settings.adaptive_kl_target:
-        replies = len(batch.mask)
-        run.numbers["beta"] = ppo.next_kl_coefficient(
-            beta, kl, settings.adaptive_kl_target, replies, settings.kl_horizon
-        )
-    drawn = torch.cat([each.drawn for each in rollouts])
-    means = {name: sum(each[name] for each in seen) / len(seen) for name in seen[0]}
-    return means | {
-        "kl": kl,
-        "beta": beta,
-        "updates": float(len(seen)),
-        "explained_variance": float(ppo.explained_variance(batch.values, batch.returns, batch.mask)),
-        "entropy": -float(ppo.masked_mean(batch.log_probs, batch.mask)),  # nats a token; of draws, so without bias
-        "engine_gap": float((batch.log_probs[batch.mask].cpu() - drawn).abs().mean()),
-    }
-
-
 def experience(
     backbone: Backbone,
     head: ValueHead,
     rollouts: Sequence[Rollout],
     scores: list[Tensor],
     beta: float,
-    settings: Settings,
+    config: PpoConfig,
 ) -> Experience:
     """Log-probs, values, advantages and returns of rollouts, by the policy and value model as they are."""
     rows = [each.row for each in rollouts]
-    policy = token_values(backbone, rows, settings.temperature)
-    reference = token_values(backbone, rows, settings.temperature, reference=True)
+    policy = token_values(backbone, rows, config.temperature)
+    reference = token_values(backbone, rows, config.temperature, reference=True)
     with torch.no_grad():
         values = values_of(backbone, head, rows)
     mask = padded(rows, [torch.ones_like(each, dtype=torch.bool) for each in policy])
     log_probs, references, old_values = (padded(rows, each) for each in (policy, reference, values))
     rewards = ppo.token_rewards(torch.cat(scores).to(mask.device), log_probs, references, mask, beta)
-    if settings.whiten_rewards:
+    if config.whiten_rewards:
         rewards = ppo.whiten(rewards, mask, shift_mean=False)
-    advantages, returns = ppo.gae(rewards, old_values, mask, settings.gamma, settings.gae_lambda)
+    advantages, returns = ppo.gae(rewards, old_values, mask, config.gamma, config.gae_lambda)
     return Experience(rows, mask, log_probs, references, old_values, ppo.whiten(advantages, mask), returns)
 
 
@@ -277,7 +200,7 @@ def gradients(
     head: ValueHead,
     batch: Experience,
     rows: Sequence[int],
-    settings: Settings,
+    config: PpoConfig,
     tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> dict[str, float]:
     """Add up the gradient of a minibatch, the mean over its tokens; what was seen. A pack of rows at a time."""
@@ -290,13 +213,13 @@ def gradients(
         own = [chosen[at] for at in group]
         replies = [number for at in group for number in _range(batch.of(rows[at]))]
         mask = batch.mask[replies]
-        policy = padded(own, backbone.each_token_of(own, temperature=settings.temperature), mask.shape[1])
+        policy = padded(own, backbone.each_token_of(own, temperature=config.temperature), mask.shape[1])
         values = padded(own, values_of(backbone, head, own), mask.shape[1])
         old = batch.log_probs[replies]
-        policy_loss = ppo.ppo_policy_loss(policy, old, batch.advantages[replies], settings.clip_coef)[mask].sum()
-        value_loss = ppo.ppo_value_loss(values, batch.values[replies], batch.returns[replies], settings.cliprange_value)
+        policy_loss = ppo.ppo_policy_loss(policy, old, batch.advantages[replies], config.clip_coef)[mask].sum()
+        value_loss = ppo.ppo_value_loss(values, batch.values[replies], batch.returns[replies], config.cliprange_value)
         value_loss = value_loss[mask].sum()
-        loss = (policy_loss + settings.vf_coef * value_loss) / tokens
+        loss = (policy_loss + config.vf_coef * value_loss) / tokens
         loss.backward()
         with torch.no_grad():
             share = float(mask.sum()) / tokens
@@ -304,7 +227,7 @@ def gradients(
             sums["policy_loss"] += policy_loss.item() / tokens
             sums["value_loss"] += value_loss.item() / tokens
             sums["approx_kl"] += share * ppo.approx_kl(policy, old, mask).item()
-            sums["clip_fraction"] += share * ppo.clip_fraction(policy, old, mask, settings.clip_coef).item()
+            sums["clip_fraction"] += share * ppo.clip_fraction(policy, old, mask, config.clip_coef).item()
             apart = (policy - old)[mask].abs()
             sums["mean_log_ratio"] += apart.sum().item() / tokens
             largest = max(largest, float(apart.max()))
@@ -355,3 +278,18 @@ def padded(rows: Sequence[Row], values: Sequence[Tensor], width: int = 0) -> Ten
 
 def _range(of: slice) -> range:
     return range(of.start, of.stop)
+
+
+def build(context: PolicyContext, config: PpoConfig) -> PpoTrainer:
+    """Reward models, and the trainer of a policy that learns by them. Raises `NothingFits` without a pair or prompt."""
+    ensemble = context.reward_models(config)
+    score, prompts = by_reward_models(ensemble, config.uncertainty_penalty), prompts_in(context.examples)
+    shown = [each.row(0) for each in context.examples if each.kind == "demonstration"]
+    given = (context.backbone, context.sampler, prompts, score, config, context.examples)
+    trainer = PpoTrainer(*given, demonstrations=shown)
+    if config.value_from_reward:
+        begin_as_reward_model(context.backbone, trainer.head, ensemble)
+    return trainer
+
+
+register(Method(methods.PPO, ("pairs", "ties", "thumbs", "demonstrations"), PpoConfig, build, on_policy=True))

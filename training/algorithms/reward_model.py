@@ -7,19 +7,22 @@ seed of its own: how it begins, and in which order it learns.
 """
 
 import copy
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from feedback.errors import Refused
 from feedback.example_types import TIE
-from training.data.tokenize import TokenizedExample
-from training.loop.config import require_sensible
-from training.loop.optim import Report, Run, batch, count_steps, take_step, within_memory
+from feedback.records import methods
+from training.algorithms.base import Method, Metrics, Trainer, TrainingContext
+from training.algorithms.registry import register
+from training.data.tokenize import NothingFits, TokenizedExample
+from training.loop.config import Epochs, EpochsConfig
+from training.loop.optim import apply_gradients, batch, count_steps, schedule, within_memory
+from training.loop.state import TrainState
 from training.losses import preference
 from training.model.packing import TOKENS_AT_ONCE, Row, together
 from training.model.policy import Backbone
@@ -28,28 +31,15 @@ from training.model.reward_heads import RewardModels, ScoreHead, raw_scores, rep
 FIT_STEPS = 50  # of L-BFGS at most
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What training reward models may be told. Raises `Refused` on values that cannot be meant."""
+class RewardConfig(EpochsConfig):
+    """What training reward models may be told."""
 
-    ensemble_size: int = 3
-    learning_rate: float = 2e-4
-    epochs: int = 1  # more, and a reward model learns its pairs by heart (arXiv 2203.02155, section 3.5)
-    min_steps: int = 12  # very few examples are repeated
-    batch_size: int = 8  # prompts
-    rank: int = 16
-    alpha: int = 32
-    center_rewards_coefficient: float = 0.01
-    samples: int = 64  # of the reference, on which scores are normalised
-    sample_tokens: int = 64
-    max_length: int = 1024  # tokens of a prompt and one reply
-    checkpoint_every: int = 10  # steps
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_sensible(self, may_be_zero=("center_rewards_coefficient", "seed"))
-        if self.samples < 2:
-            raise Refused(f"samples must be at least 2, not {self.samples}")
+    ensemble_size: int = Field(3, gt=0, description="reward models, that judge together")
+    # More, and a reward model learns its pairs by heart (arXiv 2203.02155, section 3.5).
+    epochs: Epochs = 1
+    center_rewards_coefficient: float = Field(0.01, ge=0, description="how strongly scores are held to a mean of 0")
+    samples: int = Field(64, ge=2, description="replies of the reference, on which scores are normalised")
+    sample_tokens: int = Field(64, gt=0, description="tokens of each of them, at most")
 
 
 @dataclass(frozen=True)
@@ -102,19 +92,6 @@ def name_of(member: int) -> str:
     return f"reward-{member}"
 
 
-def begin(backbone: Backbone, settings: Settings, member: int) -> tuple[ScoreHead, Run]:
-    """A member before its first step, its adapter on the backbone."""
-    seed = settings.seed * 100_003 + member
-    backbone.add(name_of(member), settings.rank, settings.alpha, seed)
-    head = ScoreHead(backbone.head.shape[1], seed).to(backbone.device)
-    return head, Run.over(parameters(backbone, head, member), settings.learning_rate)
-
-
-def parameters(backbone: Backbone, head: ScoreHead, member: int) -> dict[str, nn.Parameter]:
-    """All that is trained of a member, by name."""
-    return backbone.parameters(name_of(member)) | {f"head.{name}": each for name, each in head.named_parameters()}
-
-
 @torch.no_grad()
 def base_states(backbone: Backbone, examples: Sequence[RewardExample]) -> list[Tensor]:
     """What the base alone makes of each example's K replies, for `fit`: (K, d) each, on the CPU."""
@@ -125,7 +102,7 @@ def base_states(backbone: Backbone, examples: Sequence[RewardExample]) -> list[T
     return found
 
 
-def fit(head: ScoreHead, examples: Sequence[RewardExample], states: Sequence[Tensor], settings: Settings) -> None:
+def fit(head: ScoreHead, examples: Sequence[RewardExample], states: Sequence[Tensor], config: RewardConfig) -> None:
     """The head that suits the states (K, d) of the examples best, held to where it began by a Gaussian prior.
 
     Under the prior the margins of the examples have variance 1, whatever the states' scale. Where examples say nothing
@@ -152,7 +129,7 @@ def fit(head: ScoreHead, examples: Sequence[RewardExample], states: Sequence[Ten
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        of_pairs = pair_losses(own(first), own(second), is_tie, own, settings.center_rewards_coefficient, any(tied))
+        of_pairs = pair_losses(own(first), own(second), is_tie, own, config.center_rewards_coefficient, any(tied))
         total = weight @ of_pairs + precision / 2 * (own.weight - began).square().sum()
         total.backward()
         return total
@@ -161,30 +138,61 @@ def fit(head: ScoreHead, examples: Sequence[RewardExample], states: Sequence[Ten
     head.load_state_dict(own.state_dict())
 
 
-def train(
-    backbone: Backbone, head: ScoreHead, examples: Sequence[RewardExample], settings: Settings, member: int, run: Run
-) -> Iterator[Report]:
-    """Train one member, going on from `run`, a step per item. Raises `NotFinite`."""
-    steps = count_steps(len(examples), settings)
-    ties = any(example.tied for example in examples)
-    full_weight = max(example.weight for example in examples)
-    for step in range(run.step, steps):
-        began = time.monotonic()
+class EnsembleTrainer(Trainer):
+    """One member after the other; all are in one state, and only the present one moves."""
 
-        # 1. the batch, in an order that the member's seed alone decides
-        chosen = [examples[at] for at in batch(len(examples), settings.batch_size, step, settings.seed + 7 * member)]
+    def __init__(self, backbone: Backbone, examples: Sequence[RewardExample], config: RewardConfig) -> None:
+        self.backbone, self.examples, self.config = backbone, examples, config
+        self.steps_each, self.steps = count_steps(len(examples), config), ensemble_steps(examples, config)
+        self.ties = any(example.tied for example in examples)
+        self.full_weight = max(example.weight for example in examples)
+        self.heads: dict[str, ScoreHead] = {}
+        for member in range(config.ensemble_size):
+            seed = config.seed * 100_003 + member
+            backbone.add(name_of(member), config.rank, config.alpha, seed)
+            self.heads[name_of(member)] = ScoreHead(backbone.head.shape[1], seed).to(backbone.device)
+
+    @property
+    def models(self) -> RewardModels:
+        """What is trained."""
+        return RewardModels(self.backbone, self.heads)
+
+    def begin(self) -> TrainState:
+        """Every adapter and head as its seed made it."""
+        parameters: dict[str, nn.Parameter] = {}
+        for name, head in self.heads.items():
+            parameters |= self.backbone.parameters(name)
+            parameters |= {f"head.{name}.{key}": each for key, each in head.named_parameters()}
+        return TrainState.over(parameters, self.config.learning_rate)
+
+    def prepare(self, state: TrainState) -> None:
+        """Fit every head to what the base makes of the examples."""
+        states = base_states(self.backbone, self.examples)
+        for head in self.heads.values():
+            fit(head, self.examples, states, self.config)
+
+    def step(self, state: TrainState) -> Metrics:
+        # 1. whose step it is, and the batch, in an order that the member's seed alone decides
+        config, (member, own_step) = self.config, divmod(state.step, self.steps_each)
+        name, seed = name_of(member), config.seed + 7 * member
+        chosen = [self.examples[at] for at in batch(len(self.examples), config.batch_size, own_step, seed)]
 
         # 2. scores and gradients, a pack of rows at a time
-        compute = partial(gradients, backbone, head, name_of(member), chosen, settings, ties, full_weight)
-        total, accuracy = within_memory(run, compute)
+        head = self.heads[name]
+        compute = partial(gradients, self.backbone, head, name, chosen, config, self.ties, self.full_weight)
+        loss, accuracy = within_memory(state, compute)
 
-        # 3. one step: gradient norm at most 1, learning rate up over the first tenth and then down to 0
-        norm = take_step(run, total, settings.learning_rate, steps)
-
-        # 4. the report
-        metrics = {"loss": total, "accuracy": accuracy, "grad_norm": norm}
+        # 3. one step; who has learned enough needs no optimiser any more
+        norm = apply_gradients(state, loss, config.learning_rate * schedule(own_step, self.steps_each))
+        if own_step + 1 == self.steps_each:
+            state.optimizer.state.clear()
         tokens = sum(example.row().tokens for example in chosen)
-        yield run.report(steps, metrics | {"tokens_per_s": tokens / (time.monotonic() - began)}, began)
+        return {"loss": loss, "accuracy": accuracy, "grad_norm": norm, "tokens": tokens}
+
+
+def ensemble_steps(examples: Sequence[RewardExample], config: RewardConfig) -> int:
+    """The steps of all members together."""
+    return config.ensemble_size * count_steps(len(examples), config)
 
 
 def gradients(
@@ -192,7 +200,7 @@ def gradients(
     head: ScoreHead,
     name: str,
     examples: Sequence[RewardExample],
-    settings: Settings,
+    config: RewardConfig,
     ties: bool,
     full_weight: float,
     tokens_at_once: int,
@@ -208,7 +216,7 @@ def gradients(
         found = raw_scores(backbone, name, head, [rows[at] for at in group])
         for at, scores in zip(group, found, strict=True):
             example = examples[at]
-            loss = loss + example.weight * lesson_loss(scores, example, head, settings.center_rewards_coefficient, ties)
+            loss = loss + example.weight * lesson_loss(scores, example, head, config.center_rewards_coefficient, ties)
             right += sum(bool(scores[a] > scores[b]) for a, b in example.preferred)
             count += len(example.preferred)
         (loss / weight).backward()
@@ -264,3 +272,14 @@ def margins(models: RewardModels, examples: Sequence[RewardExample]) -> tuple[li
         apart += [float(mean[a] - mean[b]) for a, b in example.preferred]
         longer_by += [len(example.replies[a]) - len(example.replies[b]) for a, b in example.preferred]
     return apart, longer_by
+
+
+def build(context: TrainingContext, config: RewardConfig) -> EnsembleTrainer:
+    """The trainer of a night. Raises `NothingFits` without a pair."""
+    groups = group_by_prompt(context.examples)
+    if not groups:
+        raise NothingFits("reward models learn from comparisons, rankings and corrections, and there are none yet")
+    return EnsembleTrainer(context.backbone, groups, config)
+
+
+register(Method(methods.REWARD, ("pairs", "ties"), RewardConfig, build, makes_adapter=False))

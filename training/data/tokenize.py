@@ -11,6 +11,8 @@ from feedback.example_types import Answer, Example, Examples, PreferencePair, Un
 from feedback.messages import Message
 from training.model.packing import Row
 
+FIELDS = {"thumb": "thumbs", "tie": "ties", "demonstration": "demonstrations"}  # kind -> field; all others are pairs
+
 
 @dataclass(frozen=True)
 class TokenizedExample:
@@ -24,6 +26,11 @@ class TokenizedExample:
     weight: float
     wanted: bool = True  # thumbs only
 
+    @property
+    def field(self) -> str:
+        """The field of `Examples` that it comes from."""
+        return FIELDS.get(self.kind, "pairs")
+
     def own_row(self) -> Row:
         """The row that it teaches by: both replies of a pair, a thumb's own."""
         return self.row(0) if self.kind == "thumb" else self.row()
@@ -35,6 +42,10 @@ class TokenizedExample:
 
 class TooLong(Exception):
     """An example does not fit into the length limit."""
+
+
+class NothingFits(Exception):
+    """There is nothing that this night could learn from."""
 
 
 @dataclass(frozen=True)

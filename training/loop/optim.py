@@ -1,20 +1,16 @@
-"""What every loop of training shares: the state that a checkpoint keeps, the order of examples, one optimiser step, and
-going on with less where memory does not suffice.
-"""
+"""What a step is made of: the order of examples, the learning rate, the optimiser, and going on with less memory."""
 
 import math
 import resource
 import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from training.loop import distributed
-from training.model.packing import TOKENS_AT_ONCE
+from training.loop.config import EpochsConfig
+from training.loop.state import TrainState
 
 LEAST_TOKENS = 64  # at once; where memory does not suffice for these, it does not for anything
 T = TypeVar("T")
@@ -22,51 +18,6 @@ T = TypeVar("T")
 
 class NotFinite(Exception):
     """Training left the numbers: a loss or gradient is not finite. Nothing of it can be used."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """One step that was taken, of `steps` at most."""
-
-    step: int
-    steps: int
-    metrics: dict[str, float]
-    eta_s: float
-
-
-@dataclass
-class Run:
-    """All that changes while something trains: its weights by name, the optimiser, how far it is."""
-
-    parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    step: int = 0  # steps done
-    numbers: dict[str, float] = field(default_factory=dict)  # what a method remembers from step to step
-    ended: str = ""  # why there is no further step, in words
-    kept: dict[str, Tensor] | None = None  # the weights that would be handed over now; None: the present ones
-    tokens_at_once: int = TOKENS_AT_ONCE
-    took_s: list[float] = field(default_factory=list)
-
-    @staticmethod
-    def over(parameters: Mapping[str, nn.Parameter], learning_rate: float, eps: float = 1e-8) -> "Run":
-        """A run before its first step."""
-        optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate, eps=eps, weight_decay=0.0, foreach=False)
-        return Run(dict(parameters), optimizer)
-
-    def report(self, steps: int, metrics: dict[str, float], began: float) -> Report:
-        """The step just taken, that began at this `time.monotonic()`."""
-        self.took_s.append(time.monotonic() - began)
-        return Report(self.step, steps, metrics, sum(self.took_s) / len(self.took_s) * (steps - self.step))
-
-    def keep(self) -> None:
-        """Remember the weights as they are."""
-        self.kept = {name: each.detach().clone() for name, each in self.parameters.items()}
-
-    def go_back(self) -> None:
-        """Take the weights that were kept, if any were."""
-        with torch.no_grad():
-            for name, each in (self.kept or {}).items():
-                self.parameters[name].copy_(each)
 
 
 def memory_gib() -> float:
@@ -94,59 +45,28 @@ def schedule(step: int, steps: int) -> float:
     return (step + 1) / warm_up if step < warm_up else (steps - step) / (steps - warm_up)
 
 
-class Epochs(Protocol):
-    """What a method's settings say of how long it lasts."""
-
-    @property
-    def batch_size(self) -> int:
-        """Lessons a step."""
-
-    @property
-    def epochs(self) -> int:
-        """At most."""
-
-    @property
-    def min_steps(self) -> int:
-        """However few the examples are."""
-
-
-def count_steps(examples: int, settings: Epochs) -> int:
+def count_steps(examples: int, config: EpochsConfig) -> int:
     """Optimiser steps at most: whole epochs, and more of them where the examples are very few."""
-    per_epoch = math.ceil(examples / settings.batch_size)
-    return per_epoch * max(settings.epochs, math.ceil(settings.min_steps / per_epoch))
+    per_epoch = math.ceil(examples / config.batch_size)
+    return per_epoch * max(config.epochs, math.ceil(config.min_steps / per_epoch))
 
 
-class Trains(Protocol):
-    """What has gradients, and passes of some size: a `Run`, or a night's `Progress`."""
-
-    optimizer: torch.optim.Optimizer
-    step: int
-    tokens_at_once: int
-
-
-def take_step(run: Trains, loss: float, learning_rate: float, steps: int, most: float = 1.0) -> float:
-    """One optimiser step by `schedule`, the gradient's norm clipped to `most`; the norm. Raises `NotFinite`."""
-    norm = apply_gradients(run, loss, learning_rate * schedule(run.step, steps), most)
-    run.step += 1
-    return norm
-
-
-def apply_gradients(run: Trains, loss: float, learning_rate: float, most: float = 1.0) -> float:
+def apply_gradients(state: TrainState, loss: float, learning_rate: float, most: float = 1.0) -> float:
     """The gradients as they have added up, at this learning rate; their norm. Raises `NotFinite`."""
     if not math.isfinite(loss):
-        raise NotFinite(f"the loss is {loss} at step {run.step + 1}; try a lower learning_rate")
-    parameters = [each for group in run.optimizer.param_groups for each in group["params"]]
+        raise NotFinite(f"the loss is {loss} at step {state.step + 1}; try a lower learning_rate")
+    parameters = [each for group in state.optimizer.param_groups for each in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, most)
     if not norm.isfinite():
-        raise NotFinite(f"the gradient is {norm.item()} at step {run.step + 1}; try a lower learning_rate")
-    for parts in run.optimizer.param_groups:
+        raise NotFinite(f"the gradient is {norm.item()} at step {state.step + 1}; try a lower learning_rate")
+    for parts in state.optimizer.param_groups:
         parts["lr"] = learning_rate
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    state.optimizer.step()
+    state.optimizer.zero_grad()
     return float(norm)
 
 
-def within_memory(run: Trains, compute: Callable[[int], T]) -> T:
+def within_memory(state: TrainState, compute: Callable[[int], T]) -> T:
     """What `compute` returns, given how many tokens may go through the model in one pass.
 
     Where memory runs out, what gradients there are by then are dropped, and it is done again, and from then on, with
@@ -154,14 +74,14 @@ def within_memory(run: Trains, compute: Callable[[int], T]) -> T:
     """
     while True:
         try:
-            return compute(run.tokens_at_once)
+            return compute(state.tokens_at_once)
         except (MemoryError, RuntimeError) as error:
             alone = distributed.count() == 1  # or the others would wait for this one's share
-            if not (alone and out_of_memory(error)) or run.tokens_at_once // 2 < LEAST_TOKENS:
+            if not (alone and out_of_memory(error)) or state.tokens_at_once // 2 < LEAST_TOKENS:
                 raise
-        run.optimizer.zero_grad()
-        run.tokens_at_once //= 2
-        print(f"memory ran out; going on with {run.tokens_at_once} tokens at once", flush=True)
+        state.optimizer.zero_grad()
+        state.tokens_at_once //= 2
+        print(f"memory ran out; going on with {state.tokens_at_once} tokens at once", flush=True)
 
 
 def out_of_memory(error: BaseException) -> bool:

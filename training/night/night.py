@@ -19,29 +19,20 @@ from filelock import FileLock, Timeout
 
 from assistant import command_line
 from assistant.environment import prepare
+from feedback import plugins
 from feedback.database.database import Database, now
 from feedback.errors import Conflict, Refused
 from feedback.examples.build import gather
-from feedback.records import adapters, nights, settings
+from feedback.records import adapters, methods, nights, settings
 from feedback.upkeep import privacy, schedules
 from training.night.signals import Cancellation, Cancelled
 
 if TYPE_CHECKING:  # torch and the like come late: `main` sets the environment first
     from assistant.models.base_model import Base
-    from training.night.pipeline import Work
+    from training.night.learning import Work
     from training.night.planner import Wishes
 
 DONE, FAILED, CANCELLED = 0, 1, 3  # 2: bad input
-METHODS = {
-    "auto": "pairs by DPO and thumbs by KTO",
-    "dpo": "pairs only",
-    "kto": "thumbs only",
-    "sft": "demonstrations and corrections, by imitation",
-    "reward": "reward models from pairs and ties, and no adapter",
-    "rloo": "reward models, and a policy that learns by them from its own replies",
-    "reinforce": "the same with a moving baseline",
-    "ppo": "the same by PPO",
-}
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +42,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command_line.run(command, arguments, "nightschool night")
 
 
-@click.command("night", help="Train now on what people said.")
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@command_line.model_option
+def only_model(model: str) -> str:
+    """The model that a command line names, whatever else it says."""
+    return model
+
+
+class NightCommand(click.Command):
+    """Its options name the methods of plug-ins, too, so those are imported before it reads what was typed."""
+
+    def make_context(self, info_name: str | None, args: list[str], *others: Any, **more: Any) -> click.Context:
+        prepare(only_model.make_context(info_name, list(args), resilient_parsing=True).params["model"])
+        plugins.load()
+        (method,) = (each for each in self.params if each.name == "method")
+        assert isinstance(method, click.Option)
+        method.type = click.Choice(list(methods.FACTS))
+        words = "; ".join(f"{name}: {each.help}" for name, each in methods.FACTS.items())
+        method.help = f"{words} (default: {methods.DEFAULT})."
+        return super().make_context(info_name, args, *others, **more)
+
+
+@click.command("night", cls=NightCommand, help="Train now on what people said.")
 @command_line.data_option
 @command_line.model_option
-@click.option(
-    "--method",
-    type=click.Choice(list(METHODS)),
-    help=f"{'; '.join(f'{name}: {words}' for name, words in METHODS.items())} (default: auto).",
-)
+@click.option("--method")
 @click.option("--set", multiple=True, metavar="NAME=VALUE", help="A setting, e.g. epochs=1; repeatable.")
+@click.option("--settings", is_flag=True, help="List the settings of the method, and do nothing.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--again", is_flag=True, help="Train even if nothing is new since the last night.")
 @click.option("--fresh", is_flag=True, help="Do not go on with an interrupted night.")
@@ -72,13 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 )
 def command(**asked: Any) -> int:
     """The options of a night, and the night."""
-    options = SimpleNamespace(**asked)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    prepare(options.model)
     if hasattr(os, "nice"):
         os.nice(10)  # chats come first
     try:
-        return run(options)
+        return run(SimpleNamespace(**asked))
     except Cancelled:  # before there was a night
         return CANCELLED
 
@@ -86,17 +93,24 @@ def command(**asked: Any) -> int:
 def run(options: SimpleNamespace) -> int:
     """One night from the first step to the last."""
     from assistant.models import base_model
-    from training.algorithms import methods
+    from training.algorithms import registry
     from training.loop import distributed
+    from training.loop.config import in_lines
     from training.night import tracking
-    from training.night.pipeline import share
+    from training.night.learning import share
     from training.night.planner import Wishes
 
     # 1. what is asked, and whether it can be done
-    wishes = Wishes(options.method, methods.parse_settings(options.method or "auto", options.set), options.fresh)
+    method = registry.find(options.method or methods.DEFAULT)
+    wishes = Wishes(options.method, registry.parse_settings(method.name, options.set), options.fresh)
+    if options.settings:
+        print(f"settings of {method.name}:", *in_lines(method.config), sep="\n  ")
+        return DONE
     tracking.require_log(options.log or "")
-    if distributed.count() > 1 and wishes.method in ("reward", *methods.SAMPLING):
-        raise Refused(f"{wishes.method} is for one process; several share the batches of auto, dpo, kto and sft")
+    if distributed.count() > 1 and not method.distributed:
+        *others, last = (name for name, each in registry.every().items() if each.distributed)
+        shared = f"{', '.join(others)} and {last}"
+        raise Refused(f"{method.name} is for one process; several share the batches of {shared}")
     if not distributed.is_first():
         return DONE if share(options.data) else FAILED
     with distributed.leading():
@@ -108,7 +122,7 @@ def run(options: SimpleNamespace) -> int:
 def whole_night(store: Database, base: "Base", wishes: "Wishes", options: SimpleNamespace) -> int:
     """The steps from 2 on, in the process that reads and writes."""
     from training.night import resume, run_dir
-    from training.night.pipeline import Work
+    from training.night.learning import Work
 
     cancellation = Cancellation()
     with alone(store):
@@ -160,7 +174,7 @@ def dry_run(store: Database, base: "Base", wishes: "Wishes") -> int:
 def begin(store: Database, base: "Base", wishes: "Wishes", options: SimpleNamespace) -> "Work | None":
     """A new night with its examples saved; None, with a row that says why, where there is nothing to learn."""
     from training.night import planner, run_dir
-    from training.night.pipeline import Work
+    from training.night.learning import Work
 
     began = now()
     privacy.expire(store)
@@ -185,7 +199,7 @@ def write_down_who(store: Database, night: int, options: SimpleNamespace, resume
     if options.asked_by == schedules.CLOCK:
         return
     told = {"again": options.again, "resumed": resumed, "gate": options.gate, "settings": ", ".join(options.set)}
-    detail = {"method": options.method or "auto"} | {name: value for name, value in told.items() if value}
+    detail = {"method": options.method or methods.DEFAULT} | {name: value for name, value in told.items() if value}
     with nullcontext() if options.asked_by else adapters.at_terminal():
         user = int(options.asked_by) if options.asked_by else None
         adapters.audit(store, user, "start night", str(night), detail)
@@ -193,9 +207,9 @@ def write_down_who(store: Database, night: int, options: SimpleNamespace, resume
 
 def taught(store: Database, base: "Base", work: "Work", cancellation: Cancellation) -> int:
     """Run steps 4 to 10 and write down whatever came of them; the exit status."""
+    from training.data.tokenize import NothingFits
     from training.loop.optim import NotFinite
     from training.night.pipeline import run_pipeline
-    from training.night.reward_night import NothingFits
     from training.rollouts.sampler import Collapsed
     from training.rollouts.sign_check import SignFlipped
 

@@ -1,6 +1,6 @@
 """What a night would do, and why: enough to learn from, which method, which settings."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from assistant.models import base_model
@@ -10,8 +10,8 @@ from feedback.example_types import Examples
 from feedback.examples.build import gather
 from feedback.examples.caps import bounded
 from feedback.examples.split import Split, judges, places, split
-from feedback.records import nights
-from training.algorithms.methods import LEARNED, SETTINGS
+from feedback.records import methods, nights
+from training.algorithms import registry
 from training.model import policy
 from training.night.run_dir import Plan
 
@@ -27,8 +27,8 @@ class Wishes:
 
 def make_plan(store: Database, base: Base, wishes: Wishes, settle: bool = False) -> tuple[Plan, Examples]:
     """How this machine would train on what stands in the store now; `settle` as in `feedback.examples.split.judges`."""
-    method = wishes.method or "auto"
-    settings = asdict(SETTINGS[method](**wishes.settings))
+    method = wishes.method or methods.DEFAULT
+    settings = registry.find(method).config(**wishes.settings).model_dump()
     precision = str(base_model.fastest_dtype(base_model.pick_device())).removeprefix("torch.")
     examples = bounded(store, used_by(method, gather(store)))  # nobody carries too much of what is learned from
     judging = sorted(judges(store, examples, settle))
@@ -43,8 +43,10 @@ def parts(store: Database, plan: Plan, examples: Examples) -> Split:
 
 def used_by(method: str, examples: Examples) -> Examples:
     """The examples that a method learns from; the others are counted as left out."""
-    kept, left_out = {kind: getattr(examples, kind) for kind in LEARNED[method]}, dict(examples.left_out)
-    if method == "sft":  # comparing with what was corrected judges what learned from the correction
+    learns_from = registry.find(method).learns_from
+    kept, left_out = {kind: getattr(examples, kind) for kind in learns_from}, dict(examples.left_out)
+    if "demonstrations" in learns_from and "pairs" not in learns_from:
+        # Comparing with what was corrected judges what learned from the correction.
         kept["pairs"] = tuple(each for each in examples.pairs if each.kind == "correction")
     if "ties" in kept:
         left_out.pop("tie", None)

@@ -1,19 +1,16 @@
 """Reward models from the ledger: trained, normalised, calibrated, judged on what they have not seen, and kept.
 
-A night by itself (`--method reward`), and the first half of one that learns by them (`policy_night`). They lie in
-`<data>/reward_models/<night>`.
+A night by itself, and the first half of one whose policy learns by them. They lie in `<data>/reward_models/<night>`.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache, partial
 from itertools import chain
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
 from assistant.models import base_model, chat_template
 from assistant.models.adapter import PROOF_TEXTS
@@ -26,159 +23,127 @@ from feedback.messages import Message
 from feedback.raters import questions
 from feedback.records import nights
 from training.algorithms import reward_model
-from training.algorithms.reward_model import RewardExample, Settings
+from training.algorithms.base import TrainingContext
+from training.algorithms.reward_model import EnsembleTrainer, RewardConfig, RewardExample
 from training.data.tokenize import Encoder, TooLong, tokenize
 from training.evaluation import calibration
 from training.evaluation.calibration import Believed
-from training.loop.optim import Report, count_steps, memory_gib
 from training.model import reward_heads
 from training.model.packing import Row
 from training.model.policy import Backbone
+from training.model.reference import References
 from training.model.reward_heads import RewardCard, RewardModels, disagreement
-from training.night import planner, run_dir
+from training.night import planner
+from training.night.recorder import Recorder, Stage
 from training.night.run_dir import Plan
-from training.night.signals import Cancellation
-from training.night.tracking import Log
+from training.rollouts.on_policy import PolicyConfig
 from training.rollouts.sampler import Sampler, sampling_of
 
 ASKED = 200  # messages whose replies are scored for the next questions
 RELIABILITY = "reliability.png"
 TEMPERATURE = 0.7  # of the reference's replies that scores are normalised on: that of the chats
-
-
-class NothingFits(Exception):
-    """There is nothing that this night could learn from."""
+Build = Callable[[TrainingContext, RewardConfig], Any]  # an `EnsembleTrainer`
 
 
 @dataclass(frozen=True)
-class TrainingContext:
-    """What every half of such a night needs."""
+class RewardNight:
+    """What reward models are made with, beside what they learn from."""
 
-    store: Database
-    night: int
     plan: Plan
     base: Base
     backbone: Backbone
     encoder: Encoder
     sampler: Sampler
-    cancellation: Cancellation
-    log: Log
+    recorder: Recorder
 
-    def write_down(self, report: Report, before: int, steps: int, prefix: str = "") -> None:
-        """A step, `before` of the night's `steps` having been other things."""
-        metrics = {prefix + name: value for name, value in report.metrics.items()} | {"memory_gib": memory_gib()}
-        step = before + report.step
-        with self.cancellation.held():
-            nights.add_step(self.store, self.night, step, metrics, steps=steps, eta_s=report.eta_s, phase="training")
-        self.log(step, metrics)
-        shown = ("loss", "accuracy", "reward", "score", "kl", "tokens_per_s")
-        said = "  ".join(f"{prefix}{name} {report.metrics[name]:.4g}" for name in shown if name in report.metrics)
-        print(f"step {step}/{steps}  {said}", flush=True)
+    @property
+    def store(self) -> Database:
+        return self.recorder.store
 
 
 @contextmanager
-def training_context(
-    store: Database,
-    night: int,
-    plan: Plan,
-    base: Base,
-    backbone: Backbone,
-    encoder: Encoder,
-    cancellation: Cancellation,
-    log: Log,
-) -> Iterator[TrainingContext]:
+def with_sampler(
+    recorder: Recorder, plan: Plan, base: Base, backbone: Backbone, encoder: Encoder
+) -> Iterator[RewardNight]:
     """With the engine that writes, in the trainer's own number format; it is closed in the end."""
     sampler = Sampler(base, plan.precision, base_model.pick_device(), encoder.tokenizer)
     try:
-        yield TrainingContext(store, night, plan, base, backbone, encoder, sampler, cancellation, log)
+        yield RewardNight(plan, base, backbone, encoder, sampler, recorder)
     finally:
         sampler.close()
 
 
-def make_models(context: TrainingContext, examples: Examples, settings: Settings, more_steps: int = 0) -> RewardModels:
+def make_models(
+    night: RewardNight, examples: Examples, config: RewardConfig, build: Build = reward_model.build, more_steps: int = 0
+) -> RewardModels:
     """Reward models of this night; those that it has finished already, where it goes on.
 
     Raises `NothingFits` without a pair, `NotFinite`, `Refused` or `Cancelled`.
     """
-    backbone, folder = context.backbone, nights.reward_models_of(context.store, context.night)
+    store, backbone, folder = night.store, night.backbone, nights.reward_models_of(night.store, night.recorder.night)
     if folder.is_dir():
         return reward_heads.load(backbone, folder)[0]
 
-    # 1. the tokenized
-    divided = planner.parts(context.store, context.plan, examples)
-    tokenized, validation, held_out = (
-        reward_model.group_by_prompt(tokenize(part, context.encoder)[0])
-        for part in (divided.training, divided.stopping, divided.held_out)
+    # 1. what they learn from
+    divided = planner.parts(store, night.plan, examples)
+    training, validation, held_out = (
+        tokenize(part, night.encoder)[0] for part in (divided.training, divided.stopping, divided.held_out)
     )
-    if not tokenized:
-        raise NothingFits("reward models learn from comparisons, rankings and corrections, and there are none yet")
+    trainer: EnsembleTrainer = build(TrainingContext(backbone, training, validation, References(backbone)), config)
 
     # 2. one member after the other
-    steps = count_steps(len(tokenized), settings)
-    states = cache(partial(reward_model.base_states, backbone, tokenized))
-    heads = {}
-    for member in range(settings.ensemble_size):
-        heads[reward_model.name_of(member)] = _member(context, tokenized, states, settings, member, steps, more_steps)
-    ensemble = RewardModels(backbone, heads)
+    stage = Stage("the reward models", "reward.safetensors", prefix="reward_", after=more_steps)
+    night.recorder.follow(trainer, config, stage)
+    ensemble = trainer.models
 
     # 3. mean 0 and standard deviation 1 on what the reference writes
-    prompts = [each.prompt_ids for each in tokenized][: settings.samples]
-    each = -(-settings.samples // len(prompts))
-    sampling = sampling_of(TEMPERATURE, settings.sample_tokens)
-    context.sampler.forget()
-    samples = [one.row for one in context.sampler.write(prompts, each, sampling, settings.seed)]
-    reward_model.normalise(ensemble, samples)
+    reward_model.normalise(ensemble, written(night, [each.prompt_ids for each in trainer.examples], config))
 
     # 4. how far they can be believed
-    ensemble.temperature = calibration.temperature_of(reward_model.margins(ensemble, validation)[0])
-    found = judged(ensemble, held_out)
+    apart, _ = reward_model.margins(ensemble, reward_model.group_by_prompt(validation))
+    ensemble.temperature = calibration.temperature_of(apart)
+    found = judged(ensemble, reward_model.group_by_prompt(held_out))
 
-    # 5. what they say of replies that people can be asked about: where they are torn, an answer teaches most
-    scores = scores_of(ensemble, context.store, context.encoder)
-    with context.cancellation.held():
-        questions.keep_scores(context.store, scores)
+    # 5. score what people can be asked about: where the ensemble disagrees most, an answer teaches most
+    scores = scores_of(ensemble, store, night.encoder)
+    with night.recorder.cancellation.held():
+        questions.keep_scores(store, scores)
 
     # 6. on the disk, whole
+    keep(night, ensemble, config, found)
+    return ensemble
+
+
+def keep(night: RewardNight, ensemble: RewardModels, config: RewardConfig, found: Believed | None) -> None:
+    """Write reward models into their folder, and what they were found to be worth."""
+    folder = nights.reward_models_of(night.store, night.recorder.night)
     card = RewardCard(
         id=folder.name,
-        base_sha256=context.base.sha256,
-        template_sha256=context.encoder.template_sha256,
-        precision=context.plan.precision,
-        settings=asdict(settings),
+        base_sha256=night.base.sha256,
+        template_sha256=night.encoder.template_sha256,
+        precision=night.plan.precision,
+        settings=config.model_dump(),
         temperature=ensemble.temperature,
         metrics=asdict(found) if found else {},
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    reward_heads.save(ensemble, folder, card, proof_rows(context.encoder))
+    reward_heads.save(ensemble, folder, card, proof_rows(night.encoder))
     if found:
         calibration.draw(found, folder / RELIABILITY)
-    return ensemble
 
 
-def _member(
-    context: TrainingContext,
-    tokenized: Sequence[RewardExample],
-    states: Callable[[], list[Tensor]],
-    settings: Settings,
-    member: int,
-    steps: int,
-    more_steps: int,
-) -> reward_heads.ScoreHead:
-    """One member, trained; a killed night goes on with it where it was."""
-    where, name = run_dir.folder(context.store.data, context.night), reward_model.name_of(member)
-    head, run = reward_model.begin(context.backbone, settings, member)
-    try:
-        run_dir.load_run(where, run, name)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        print(f"the checkpoint of {name} cannot be used, so it begins anew: {error}", flush=True)
-    if run.step == 0:
-        reward_model.fit(head, tokenized, states(), settings)
-    total = settings.ensemble_size * steps + more_steps
-    for report in reward_model.train(context.backbone, head, tokenized, settings, member, run):
-        context.write_down(report, member * steps, total, prefix="reward_")
-        if report.step % settings.checkpoint_every == 0 or report.step == steps:
-            run_dir.save_run(where, run, name)
-    return head
+def asked_by(config: PolicyConfig) -> RewardConfig:
+    """The reward models that a policy learns by."""
+    return RewardConfig(ensemble_size=config.ensemble_size, max_length=config.max_length, seed=config.seed)
+
+
+def written(night: RewardNight, prompts: Sequence[Sequence[int]], config: RewardConfig) -> list[Row]:
+    """What the reference writes to some prompts, about `config.samples` replies."""
+    prompts = prompts[: config.samples]
+    each = -(-config.samples // len(prompts))
+    night.sampler.forget()
+    rollouts = night.sampler.write(prompts, each, sampling_of(TEMPERATURE, config.sample_tokens), config.seed)
+    return [one.row for one in rollouts]
 
 
 def proof_rows(encoder: Encoder) -> list[Row]:

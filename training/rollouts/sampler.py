@@ -16,7 +16,7 @@ from assistant.engine.engine import MOST_WAITING, Engine
 from assistant.engine.sampling.params import Sampling
 from assistant.models.adapter import AdapterCard, Factors, LoadedAdapter
 from assistant.models.base_model import Base
-from training.loop.optim import Run
+from training.loop.state import TrainState
 from training.losses.policy_gradient import replaced_scores
 from training.model.packing import TOKENS_AT_ONCE, Row, together
 from training.model.policy import TRAINED, Backbone
@@ -124,22 +124,22 @@ def scored(score: Score, rollouts: Sequence[Rollout], missing_eos_penalty: float
     ]
 
 
-def require_life(run: Run, rollouts: Sequence[Rollout], scores: Sequence[Tensor]) -> None:
+def require_life(state: TrainState, rollouts: Sequence[Rollout], scores: Sequence[Tensor]) -> None:
     """Raises `Collapsed` when all replies to each prompt have been the same for some steps, or scores have sunk.
 
     Sunk: their mean over the last steps lies two standard deviations of the first step's scores below its mean.
     """
     every = torch.cat(list(scores))
     mean, spread = float(every.mean()), max(float(every.std(correction=0)), LEAST_SPREAD)
-    if "first_score" not in run.numbers:
-        run.numbers |= {"first_score": mean, "first_spread": spread, "late_score": mean}
+    if "first_score" not in state.numbers:
+        state.numbers |= {"first_score": mean, "first_spread": spread, "late_score": mean}
     same = all(len(set(map(tuple, each.row.replies))) == 1 for each in rollouts)
-    run.numbers["same"] = run.numbers.get("same", 0) + 1 if same else 0
-    run.numbers["late_score"] += (mean - run.numbers["late_score"]) / LATE
-    if run.numbers["same"] >= SAME_STEPS:
+    state.numbers["same"] = state.numbers.get("same", 0) + 1 if same else 0
+    state.numbers["late_score"] += (mean - state.numbers["late_score"]) / LATE
+    if state.numbers["same"] >= SAME_STEPS:
         raise Collapsed(f"the policy collapsed: for {SAME_STEPS} steps all its replies to each prompt were the same")
-    first, late = run.numbers["first_score"], run.numbers["late_score"]
-    if late < first - 2 * run.numbers["first_spread"]:
+    first, late = state.numbers["first_score"], state.numbers["late_score"]
+    if late < first - 2 * state.numbers["first_spread"]:
         raise Collapsed(f"the policy collapsed: its scores sank from {first:.2f} to {late:.2f}")
 
 

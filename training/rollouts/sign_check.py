@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from training.loop.optim import Run
+from training.loop.state import TrainState
 from training.model.packing import Row
 from training.model.policy import Backbone
 from training.rollouts.sampler import Rollout
@@ -17,25 +17,27 @@ from training.rollouts.sampler import Rollout
 STEPS = 3
 RATE = 5e-4  # the learning rate: three smaller steps drown in rounding, larger ones go astray whatever the sign
 
-Learn = Callable[[Run, Sequence[Rollout], list[Tensor]], object]  # one step of a method on rollouts and their scores
+Learn = Callable[
+    [TrainState, Sequence[Rollout], list[Tensor]], object
+]  # one step of a method on rollouts and their scores
 
 
 class SignFlipped(Exception):
     """The policy moved away from what was rewarded: reward or loss has the wrong sign somewhere."""
 
 
-def require_right_sign(backbone: Backbone, run: Callable[[], Run], learn: Learn) -> None:
+def require_right_sign(backbone: Backbone, trial: TrainState, learn: Learn) -> None:
     """Raises `SignFlipped` unless a few of a method's steps make the rewarded of two replies likelier.
 
-    Adapters and heads are as before afterwards; `run` makes a state for the try, over the same weights.
+    Adapters and heads are as before afterwards; `trial` is a state of its own over them.
     """
     row = Row([1, 2, 3, 4], [[5, 6], [7, 8]])
     rollout = Rollout(row, (True, True), torch.zeros(row.reply_tokens))
-    trial = run()
     weights = {name: each.detach().clone() for name, each in trial.parameters.items()}
     before = _preference(backbone, row)
     for _ in range(STEPS):
         learn(trial, [rollout], [torch.tensor([1.0, -1.0])])
+        trial.step += 1
     after = _preference(backbone, row)
     trial.kept = weights
     trial.go_back()

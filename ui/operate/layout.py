@@ -6,20 +6,11 @@ from zoneinfo import available_timezones
 
 import gradio as gr
 
+from feedback.records import methods
 from feedback.records.settings import SETTINGS
 from ui.shared.widgets import button
 
 SHARE = "side_by_side_share"  # the setting that has a place of its own
-METHODS = [
-    ("Automatic: all that was said", "auto"),
-    ("DPO: choices and corrections", "dpo"),
-    ("KTO: thumbs", "kto"),
-    ("Imitation: corrections, good replies", "sft"),
-    ("Reward models, and no adapter", "reward"),
-    ("RLOO: by reward models", "rloo"),
-    ("REINFORCE: by reward models", "reinforce"),
-    ("PPO: by reward models", "ppo"),
-]
 TICK_S, IDLE_TICK_S = 2.0, 6.0  # how often the page looks while a night runs, and while none does
 # A button in a list says which line it stands in.
 NAMED_BUTTONS = """element.addEventListener("click", event => {
@@ -175,7 +166,13 @@ def build_night() -> tuple[gr.HTML, NightPanel]:
     night = text("night")
     with gr.Row(elem_id="night-controls"):
         method = gr.Dropdown(
-            METHODS, value="auto", label="Method", show_label=False, container=False, elem_id="method", filterable=False
+            methods.menu(),
+            value=methods.DEFAULT,
+            label="Method",
+            show_label=False,
+            container=False,
+            elem_id="method",
+            filterable=False,
         )
         again = gr.Checkbox(False, label="Also if nothing is new", elem_id="again", container=False)
         run = button("Run now", "run-now", "primary")

@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from feedback.records.adapters import BASE, TERMINAL, Adapter, AuditEntry
+from feedback.records.methods import word_of
 from feedback.records.nights import Night
-from ui.operate.render import method_words
 from ui.operate.view import SystemStatus, doing, in_words, learned_from, outcome
 from ui.shared import plots, time_format
 from ui.shared.widgets import chip, sentence
@@ -63,7 +63,7 @@ def _adapter(house: SystemStatus, adapter: Adapter, has_served: bool) -> str:
     else:
         state = f'<span class="chip">{"has served" if has_served else escape(adapter.verdict)}</span>'
     offered = "" if serves or adapter.verdict == "refused" else _promote(adapter.id)
-    made = f"{house.clock(adapter.created_at)}, {method_words(adapter.method)}"
+    made = f"{house.clock(adapter.created_at)}, {word_of(adapter.method)}"
     return (
         f'<li class="adapter {"serving" if serves else ""}" data-adapter="{escape(adapter.id)}"><div class="top">'
         f'<strong>{escape(adapter.id)}</strong>{state}<span class="when">{escape(made)}</span>{offered}</div>'

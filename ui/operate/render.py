@@ -8,6 +8,7 @@ from typing import Any
 from feedback.accounts.users import User
 from feedback.kinds import tally
 from feedback.kinds.tally import Day
+from feedback.records.methods import word_of
 from feedback.records.nights import Night
 from ui.operate.view import SystemStatus, doing, headline, in_words, outcome
 from ui.shared import plots, time_format
@@ -105,15 +106,10 @@ def show_night(house: SystemStatus, night: Night | None, steps: Sequence[dict[st
         told, bar = sentence(in_words(night) or "its process is gone; the next night goes on where it was"), ""
     head = (
         f'<div class="night-head"><strong>Night {night.id}</strong> {chip(words, state)}'
-        f'<span class="when">{escape(begun)}, {escape(method_words(night.method))}</span></div>'
+        f'<span class="when">{escape(begun)}, {escape(word_of(night.method))}</span></div>'
         f'<p class="told" id="told">{escape(told)}</p>{bar}'
     )
     return head + curves(night, steps)
-
-
-def method_words(method: str) -> str:
-    """A method as people write it."""
-    return {"auto": "automatic", "sft": "imitation", "reward": "reward models"}.get(method, method.upper())
 
 
 def curves(night: Night, steps: Sequence[dict[str, Any]]) -> str:

@@ -55,11 +55,11 @@ class NightCommand(click.Command):
     def make_context(self, info_name: str | None, args: list[str], *others: Any, **more: Any) -> click.Context:
         prepare(only_model.make_context(info_name, list(args), resilient_parsing=True).params["model"])
         plugins.load()
-        (method,) = (each for each in self.params if each.name == "method")
-        assert isinstance(method, click.Option)
-        method.type = click.Choice(list(methods.FACTS))
+        (option,) = (each for each in self.params if each.name == "method")
+        assert isinstance(option, click.Option)
+        option.type = click.Choice(list(methods.FACTS))
         words = "; ".join(f"{name}: {each.help}" for name, each in methods.FACTS.items())
-        method.help = f"{words} (default: {methods.DEFAULT})."
+        option.help = f"{words} (default: {methods.DEFAULT})."
         return super().make_context(info_name, args, *others, **more)
 
 

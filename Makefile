@@ -41,11 +41,13 @@ test: setup  ## every test but the soak: on WORKERS processes, then one at a tim
 	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]; \
 	$(PYTEST) -n 0 -m 'alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]
 
-check: setup  ## format, lint, types, import directions
+check: setup  ## format, lint, types, import directions, the house, the reference
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/architecture.py --check
+	$(BIN)/python scripts/reference.py --check
 
 fmt: setup  ## format, and mend what lint can mend
 	$(BIN)/ruff format

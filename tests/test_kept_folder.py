@@ -57,10 +57,10 @@ def test_it_chats_promotes_and_rolls_back(assistant: Assistant) -> None:
         "votes": 2, "comparisons": 4, "rankings": 0, "corrections": 1, "critiques": 0, "labels": 0
     }  # fmt: skip
     assert {each.id for each in adapters.adapters(store)} == {"night-0001", "night-0002"}
+    assert assistant.adapters.get("night-0002") is not None  # read and proved
     assert say(assistant, "Hello there.")[0] == "night-0002"  # what served, serves
     assert assistant.adapters.promote(None, "night-0001", "good") is not None
-    by_first = say(assistant, "Hello there.")
-    assert by_first[0] == "night-0001"
+    assert say(assistant, "Hello there.")[0] == "night-0001"
     assistant.adapters.promote(None, adapters.before_serving(store), "roll back")
     assert say(assistant, "Hello there.")[0] == "night-0002"
     assistant.adapters.promote(None, None, "the base")

@@ -59,12 +59,12 @@ def test_it_chats_promotes_and_rolls_back(assistant: Assistant) -> None:
     assert {each.id for each in adapters.adapters(store)} == {"night-0001", "night-0002"}
     assert assistant.adapters.get("night-0002") is not None  # read and proved
     assert say(assistant, "Hello there.")[0] == "night-0002"  # what served, serves
-    assert assistant.adapters.promote(None, "night-0001", "good") is not None
+    assert assistant.adapters.promote(None, adapters.before_serving(store), "rolled back") is not None
     assert say(assistant, "Hello there.")[0] == "night-0001"
-    assistant.adapters.promote(None, adapters.before_serving(store), "roll back")
-    assert say(assistant, "Hello there.")[0] == "night-0002"
     assistant.adapters.promote(None, None, "the base")
     assert say(assistant, "Hello there.")[0] is None
+    assistant.adapters.promote(None, "night-0002", "promoted again")
+    assert say(assistant, "Hello there.")[0] == "night-0002"
 
 
 def test_what_it_wrote_down_is_read_by_todays_names(data: Path) -> None:

@@ -207,7 +207,8 @@ def test_the_last_few_tokens_of_a_prompt_are_read_at_once(engine: Engine, monkey
     monkeypatch.setattr(engine.network, "plan", Plan(((24, FLOAT32), (0, FLOAT32))))
     others = [engine.submit([5, 6, 7], ENDLESS, who=GREEDY) for _ in range(3)]
     engine.step()
-    monkeypatch.setattr(engine, "_budget", lambda growing, reading: 4)  # on a slow machine, where others are there
+    monkeypatch.setattr(engine._scheduler, "_few_rows", 24)
+    monkeypatch.setattr(engine._scheduler, "_prompt_tokens", lambda *_: 4)  # on a slow machine, where others are there
     few = 24 - BESIDE_NEWCOMERS
     assert steps_to(engine, engine.submit(list(range(9, 9 + few)), SHORT, who=HONEST), 1) == 1
     assert steps_to(engine, engine.submit(list(range(40, 40 + few + 5)), SHORT, who=THIRD), 1) == 3

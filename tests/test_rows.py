@@ -32,8 +32,8 @@ def backbone():
     return made
 
 
-def examples_of(backbone: Backbone, count: int, longest: int) -> list[TokenizedExample]:
-    """Real conversations of several turns, from short ones to `longest` tokens."""
+def examples_of(backbone: Backbone, count: int, max_length: int) -> list[TokenizedExample]:
+    """Real conversations of several turns, from short ones to `max_length` tokens."""
     if not PAIRS.is_file():
         pytest.skip(f"the real pairs are not here: {PAIRS}")
     pairs = []
@@ -44,7 +44,7 @@ def examples_of(backbone: Backbone, count: int, longest: int) -> list[TokenizedE
             pairs.append(PreferencePair(messages, Answer(raw["chosen"]), Answer(raw["rejected"])))
     encoder = make_encoder(backbone.base, backbone, PreferenceConfig())
     examples, _ = tokenize(Examples(tuple(pairs[: 20 * count])), encoder)
-    fitting = sorted((each for each in examples if each.row().tokens <= longest), key=lambda each: each.row().tokens)
+    fitting = sorted((each for each in examples if each.row().tokens <= max_length), key=lambda each: each.row().tokens)
     assert len(fitting) >= count
     return [fitting[at * len(fitting) // count] for at in range(count)]
 

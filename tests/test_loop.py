@@ -85,7 +85,7 @@ def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(serv
         assert ask_anew(visitor) == before  # a candidate does not answer
 
         # 3. an operator promotes it, and it answers the next message
-        printed = command("assistant", "promote", str(night.adapter), "--data", data)
+        printed = command("ui.cli", "promote", str(night.adapter), "--data", data)
         assert "proved" in printed
         visitor.until(lambda: server.answers_by() == night.adapter, "the server has loaded it", 30_000)
         after = ask_anew(visitor)
@@ -93,7 +93,7 @@ def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(serv
         assert after[0] != before[0]
 
         # 4. one command takes it back, to the letter
-        command("assistant", "rollback", "--data", data)
+        command("ui.cli", "rollback", "--data", data)
         assert ask_anew(visitor) == before
         assert adapters.serving(store) is None
         assert visitor.outside == []

@@ -57,21 +57,13 @@ def votes(url: str, token: str, replies: tuple[str, str], until: float, felt: Fe
         while time.monotonic() < until:
             body = {"reply": chance.choice(replies), "value": chance.choice((1, -1))}
             begun = time.monotonic()
-            answer = post(web, "/api/votes", body, secrets.token_hex(8))
+            answer = web.post("/api/votes", json=body, headers={"Idempotency-Key": secrets.token_hex(8)})
             felt.votes.append(time.monotonic() - begun)
             if answer.status_code == 200:
                 felt.kept.append(answer.json()["id"])
             else:
                 felt.refused.append(f"vote {answer.status_code} {answer.text[:200]}")
             time.sleep(chance.uniform(2, 6))
-
-
-def post(web: httpx.Client, path: str, body: dict[str, object], key: str) -> httpx.Response:
-    """As clients do: sent again, with the same key, where the server closed an idle connection at that moment."""
-    try:
-        return web.post(path, json=body, headers={"Idempotency-Key": key})
-    except httpx.RemoteProtocolError:
-        return web.post(path, json=body, headers={"Idempotency-Key": key})
 
 
 def chats(url: str, token: str, until: float, felt: Felt) -> None:
@@ -93,11 +85,16 @@ def chats(url: str, token: str, until: float, felt: Felt) -> None:
 def honest(server: Server, tokens: dict[str, str], rated: dict[str, tuple[str, str]], seconds: float) -> Felt:
     """All honest people for so long."""
     felt, until = Felt(), time.monotonic() + seconds
-    threads = [
-        threading.Thread(target=votes, args=(server.url, tokens[name], replies, until, felt))
-        for name, replies in rated.items()
-    ]
-    threads.append(threading.Thread(target=chats, args=(server.url, tokens["honest"], until, felt)))
+
+    def lived(act: Callable[..., None], *arguments: object) -> None:
+        """Whoever's connection breaks is a failure, too, and not one voter less."""
+        try:
+            act(server.url, *arguments, until, felt)
+        except httpx.HTTPError as error:
+            felt.refused.append(f"{act.__name__} {error!r}")
+
+    threads = [threading.Thread(target=lived, args=(votes, tokens[name], replies)) for name, replies in rated.items()]
+    threads.append(threading.Thread(target=lived, args=(chats, tokens["honest"])))
     for each in threads:
         each.start()
     for each in threads:

@@ -14,7 +14,7 @@ PYTEST  := $(BIN)/python -m pytest
 BROWSER := NIGHTSCHOOL_CHROMIUM=$$(scripts/chromium.sh $(BIN)); export NIGHTSCHOOL_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fmt bench bench-ledger soak test-vllm bench-serving bench-training bench-rewards bench-policies bench-poison bench-peers
+.PHONY: help setup run test check fmt docs bench bench-ledger soak test-vllm bench-serving bench-training bench-rewards bench-policies bench-poison bench-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,15 +41,21 @@ test: setup  ## every test but the soak: on WORKERS processes, then one at a tim
 	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]; \
 	$(PYTEST) -n 0 -m 'alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]
 
-check: setup  ## format, lint, types, import directions
+check: setup  ## format, lint, types, import directions, the house, the reference
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/architecture.py --check
+	$(BIN)/python scripts/reference.py --check
 
 fmt: setup  ## format, and mend what lint can mend
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+docs: setup  ## the documentation as a small site in build/site, its links checked
+	$(BIN)/python -m pip install $(PIP_ARGS) -q -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 bench: setup  ## speed and size of the whole loop; the last line is JSON
 	@set -e; $(BROWSER); $(BIN)/python -m benchmarks.loop $(ARGS)

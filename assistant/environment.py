@@ -1,7 +1,6 @@
 """What libraries read from the environment when they are imported; to be set before they are.
 
 Every program of ours (server, night, command line) calls `prepare` first. What the operator has set stays.
-Left out on purpose: our own settings.
 """
 
 import os

@@ -1,7 +1,6 @@
 """Turns taken in rounds, so that whatever the machine does meanwhile, it does to all.
 
 A program that fails on the way is out, with its reason; only ours may not fail.
-Left out on purpose: what the times mean (`benchmarks.serving`).
 """
 
 import itertools
@@ -11,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from assistant.models import Base
+from assistant.models.base_model import Base
 from benchmarks.entrants import NEW_TOKENS, OURS, Entrant, Prompts, enter
 from benchmarks.peers.exchange import Took, Turn
 from benchmarks.programs import Failed

@@ -1,7 +1,6 @@
 """Who is measured, and in which of its ways: every program runs in the way that is fastest here.
 
 A program that can be run in several ways is started in each, tried at each number of streams, and kept in the best.
-Left out on purpose: processes (`benchmarks.programs`), and the measurements themselves (`benchmarks.serving`).
 """
 
 import itertools
@@ -11,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from assistant import models
-from assistant.models import Base
+from assistant.models import base_model
+from assistant.models.base_model import Base
 from benchmarks.peers.exchange import Took, Turn
 from benchmarks.programs import ROOT, Command, Failed, Program, start
 
@@ -53,7 +52,8 @@ def commands(name: str, base: Base) -> list[Command]:
     if name == "llama_cpp":
         python = Path(os.environ.get("NIGHTSCHOOL_LLAMA", ROOT / ".venv-llama" / "bin" / "python"))
         return [
-            Command(kind, python, f"{ours}.llama_batch", [str(models.carried_gguf())]) for kind in ("plain", "flash")
+            Command(kind, python, f"{ours}.llama_batch", [str(base_model.carried_gguf())])
+            for kind in ("plain", "flash")
         ]
     number_formats = ("bfloat16", "float32")
     if name == "transformers":

@@ -2,7 +2,6 @@
 
 `python -m benchmarks.ledger [--votes N] [--seconds S] [--keep DIR]`. Everything is measured in this one run, on the
 disk that DIR (or the temporary folder) is on, so that votes stand beside what the same disk does with bare `fdatasync`.
-Left out on purpose: the way there over HTTP (`benchmarks.loop`).
 """
 
 import argparse
@@ -26,12 +25,20 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from feedback import adapters, examples, nights, people, ratings, standing, talk
-from feedback.formats import exporting, files
-from feedback.formats.catalog import FORMATS
-from feedback.people import User
-from feedback.store import Store
-from feedback.talk import Message, Provenance
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Provenance
+from feedback.database.database import Database
+from feedback.examples import build
+from feedback.formats import export, files
+from feedback.formats.registry import FORMATS
+from feedback.kinds import current
+from feedback.kinds.correction import standing_correction
+from feedback.kinds.tally import by_day, counts
+from feedback.kinds.vote import standing_vote, vote
+from feedback.messages import Message
+from feedback.records import adapters, nights
 
 WRITERS = (1, 8, 32)
 RATERS = 500
@@ -93,19 +100,19 @@ def votes(folder: Path, seconds: float, raw_s: float) -> dict[str, float]:
     return found
 
 
-def prepared(folder: Path) -> tuple[Store, User, list[str]]:
+def prepared(folder: Path) -> tuple[Database, User, list[str]]:
     """A store with a few replies to vote on."""
-    store = Store(folder)
-    user = people.local_owner(store)
+    store = Database(folder)
+    user = users.local_owner(store)
     by = Provenance(None, "b" * 64, "t" * 64, {})
     replies = []
     for number in range(20):
-        parent = talk.record_messages(store, user, "chat", [Message("user", f"question {number}")])
-        replies.append(talk.add_reply(store, parent, "an answer", by))
+        parent = conversations.record_messages(store, user, "chat", [Message("user", f"question {number}")])
+        replies.append(conversations.add_reply(store, parent, "an answer", by))
     return store, user, replies
 
 
-def voted(store: Store, user: User, replies: list[str], writers: int, seconds: float) -> list[float]:
+def voted(store: Database, user: User, replies: list[str], writers: int, seconds: float) -> list[float]:
     """Seconds that each acknowledged vote took."""
     taken: list[float] = []
     until = time.monotonic() + seconds
@@ -114,7 +121,7 @@ def voted(store: Store, user: User, replies: list[str], writers: int, seconds: f
         mine, chance = [], random.Random(number)
         while time.monotonic() < until:
             began = time.perf_counter()
-            ratings.vote(store, user, chance.choice(replies), chance.choice((-1, 1)))
+            vote(store, user, chance.choice(replies), chance.choice((-1, 1)))
             mine.append(time.perf_counter() - began)
         taken.extend(mine)
 
@@ -129,9 +136,9 @@ def voted(store: Store, user: User, replies: list[str], writers: int, seconds: f
 def vote_in(folder: Path, seconds: float) -> int:
     """32 threads vote; how many votes there were, for whoever counts the system calls."""
     store, user, replies = prepared(folder)
-    before = ratings.counts(store)["votes"]
+    before = counts(store)["votes"]
     voted(store, user, replies, 32, seconds)
-    print(ratings.counts(store)["votes"] - before)
+    print(counts(store)["votes"] - before)
     return 0
 
 
@@ -152,13 +159,13 @@ def large(folder: Path, count: int) -> dict[str, float]:
     begun = not (folder / "nightschool.db").exists()
     if begun:
         grow(folder, count // 10)
-    store = Store(folder)
+    store = Database(folder)
     found: dict[str, float] = {}
     if begun:
         found["examples_2000_new_tenth_s"] = timed_examples(store, NEW)
         store.close()
         grow(folder, count - count // 10)
-        store = Store(folder)
+        store = Database(folder)
     found["examples_200_new_s"] = timed_examples(store, NEW // 10)
     found["examples_2000_new_s"] = timed_examples(store, NEW)
     found["open_conversation_ms"] = opening(store)
@@ -177,12 +184,12 @@ def grow(folder: Path, count: int) -> None:
 
 def write(data: str, count: int) -> None:
     """Conversations of four messages and five votes, over the last year, as the ledger would hold them."""
-    store, chance = Store(data), random.Random(count)
+    store, chance = Database(data), random.Random(count)
     raters = [person(store, number) for number in range(RATERS)]
     conversations = count // PER_CONVERSATION
     for start in range(0, conversations, AT_ONCE):
         made = [conversation(chance, raters) for _ in range(min(AT_ONCE, conversations - start))]
-        with store.write() as db:
+        with store.transaction() as db:
             for table in ("conversations", "messages", "replies", "votes"):
                 rows = [row for each in made for row in each[table]]
                 marks = ", ".join("?" * len(rows[0]))
@@ -191,10 +198,10 @@ def write(data: str, count: int) -> None:
     store.close()
 
 
-def person(store: Store, number: int) -> int:
+def person(store: Database, number: int) -> int:
     """A rater who lets ratings teach."""
-    user = people.find_user(store, f"rater {number}") or people.add_user(store, f"rater {number}", "rater", None)
-    people.set_consent(store, user, True)
+    user = users.find_user(store, f"rater {number}") or users.add_user(store, f"rater {number}", "rater", None)
+    users.set_consent(store, user, True)
     return user.id
 
 
@@ -224,17 +231,17 @@ def moment(days_ago: float) -> str:
     return (datetime.now(UTC) - timedelta(days=days_ago)).isoformat(timespec="milliseconds")
 
 
-def timed_examples(store: Store, new: int) -> float:
+def timed_examples(store: Database, new: int) -> float:
     """Seconds from so many new votes to their examples."""
-    here, chance = standing.position(store), random.Random(new)
+    here, chance = current.position(store), random.Random(new)
     rows = store.rows("SELECT message, c.user FROM replies JOIN messages m ON m.id = message"
                       " JOIN conversations c ON c.id = m.conversation LIMIT ?", new)  # fmt: skip
-    with store.write():
+    with store.transaction():
         for row in rows:
             store.insert("votes", {"user": row["user"], "reply": row["message"], "value": chance.choice((-1, 1)),
                                    "at": moment(0)})  # fmt: skip
     began = time.perf_counter()
-    gathered = examples.gather(store, here)
+    gathered = build.gather(store, here)
     taken = time.perf_counter() - began
     print(f"{new:,} new votes: {len(gathered):,} examples in {taken:.2f} s", flush=True)
     return taken
@@ -250,29 +257,29 @@ def milliseconds(act: Callable[[], Any], times: int) -> float:
     return statistics.median(taken) * 1000
 
 
-def opening(store: Store) -> float:
+def opening(store: Database) -> float:
     """Opening a conversation with what its reader said of it."""
     some = store.rows("SELECT id, user FROM conversations ORDER BY id LIMIT 200")
 
     def open_one() -> None:
         row = random.choice(some)
-        user = people.user_by_id(store, row["user"])
+        user = users.user_by_id(store, row["user"])
         assert user is not None
-        talk.own_conversation(store, user, row["id"])
-        for node in talk.tree(store, row["id"]):
+        conversations.own_conversation(store, user, row["id"])
+        for node in conversations.tree(store, row["id"]):
             if node.role == "assistant":
-                ratings.standing_vote(store, user, node.id)
-                ratings.standing_correction(store, user, node.id)
+                standing_vote(store, user, node.id)
+                standing_correction(store, user, node.id)
 
     return milliseconds(open_one, 100)
 
 
-def operating(store: Store) -> float:
+def operating(store: Database) -> float:
     """The slowest of what the operate page asks."""
     asked: dict[str, Callable[[], Any]] = {
-        "counts": lambda: ratings.counts(store),
-        "position": lambda: ratings.position(store),
-        "by day": lambda: ratings.by_day(store, ZoneInfo("UTC")),
+        "counts": lambda: counts(store),
+        "position": lambda: current.position(store),
+        "by day": lambda: by_day(store, ZoneInfo("UTC")),
         "nights": lambda: nights.nights(store),
         "adapters": lambda: adapters.adapters(store),
         "promotions": lambda: adapters.promotions(store),
@@ -283,10 +290,10 @@ def operating(store: Store) -> float:
     return max(taken.values())
 
 
-def exported(store: Store, path: Path) -> float:
+def exported(store: Database, path: Path) -> float:
     """Rows a second, from the ledger to a file."""
     began = time.perf_counter()
-    count = files.write(path, islice(exporting.rows(store, FORMATS["trl-unpaired"], Counter()), EXPORTED))
+    count = files.write(path, islice(export.rows(store, FORMATS["trl-unpaired"], Counter()), EXPORTED))
     rate = count / (time.perf_counter() - began)
     path.unlink()
     print(f"exported {count:,} rows, {rate:,.0f} a second", flush=True)

@@ -29,10 +29,13 @@ from typing import Any
 import httpx
 import psutil
 
-from assistant import models, prompt
-from feedback import people, ratings, talk
-from feedback.store import Store
-from feedback.talk import Message, Provenance
+from assistant.models import base_model, chat_template
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.chats.conversations import Provenance
+from feedback.database.database import Database
+from feedback.kinds.comparison import compare
+from feedback.messages import Message
 
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
 COUNT = 200
@@ -178,23 +181,23 @@ def page_interactive_s(address: str) -> float:
 
 def fill(data: Path, pairs: Path) -> None:
     """Put the first 200 pairs of at most 256 tokens into the ledger, as choices of the local owner."""
-    tokenizer = models.load_tokenizer(models.find_base("embedded"))
-    store = Store(data)
-    owner = people.local_owner(store)
-    people.set_consent(store, owner, True)
+    tokenizer = base_model.load_tokenizer(base_model.find_base("embedded"))
+    store = Database(data)
+    owner = users.local_owner(store)
+    users.set_consent(store, owner, True)
     unknown = Provenance(adapter=None, base_sha256=None, template_sha256=None, sampling={})
     count = 0
     for line in pairs.read_text().splitlines():
         row = json.loads(line)
         messages = [Message(each["role"], each["content"]) for each in row["prompt"]]
         longer = max(row["chosen"], row["rejected"], key=len)
-        length = len(prompt.encode_prompt(tokenizer, messages, 10**6)) + len(tokenizer(longer)["input_ids"])
+        length = len(chat_template.encode_prompt(tokenizer, messages, 10**6)) + len(tokenizer(longer)["input_ids"])
         if length > LONGEST or row["chosen"] == row["rejected"] or messages[-1].role != "user":
             continue
-        parent = talk.record_messages(store, owner, "import", messages)
-        chosen = talk.add_reply(store, parent, row["chosen"], unknown)
-        rejected = talk.add_reply(store, parent, row["rejected"], unknown)
-        ratings.compare(store, owner, chosen, rejected, "left")
+        parent = conversations.record_messages(store, owner, "import", messages)
+        chosen = conversations.add_reply(store, parent, row["chosen"], unknown)
+        rejected = conversations.add_reply(store, parent, row["rejected"], unknown)
+        compare(store, owner, chosen, rejected, "left")
         count += 1
         if count == COUNT:
             break

@@ -1,7 +1,6 @@
 """What serving is measured on: prompts of real text, adapters that change every layer, real conversations.
 
 Prompts begin differently from their first token on, so that no program can share a prefix between two of them.
-Left out on purpose: measuring (`benchmarks.serving`).
 """
 
 import itertools
@@ -15,15 +14,15 @@ from typing import Any
 
 import torch
 
-from assistant import adapters, models, prompt
-from assistant.adapters import Card
-from assistant.models import Base
-from feedback.store import Refused
-from feedback.talk import Message
+from assistant.models import adapter, base_model, chat_template
+from assistant.models.adapter import AdapterCard
+from assistant.models.base_model import Base
+from feedback.errors import Refused
+from feedback.messages import Message
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
-SPARE = ROOT / "training" / "rehearsal_prompts.txt"
+SPARE = ROOT / "training" / "rehearsal" / "prompts.txt"
 RANK, ALPHA = 16, 16
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LONGEST_PROMPT, LONGEST_REPLY = 512, 128  # tokens of a conversation
@@ -82,18 +81,18 @@ def make_adapters(base: Base, folder: Path, count: int) -> list[Path]:
     for seed in range(count):
         directory = folder / f"adapter-{seed}"
         directory.mkdir()
-        save_file(random_factors(shapes, seed), directory / adapters.WEIGHTS)
-        (directory / adapters.CONFIG).write_text(json.dumps(config))
-        sha256 = models.file_sha256(directory / adapters.WEIGHTS)
-        card = Card(directory.name, base.name, base.sha256, None, "dpo", sha256, "", {}, {}, seed, {})
-        adapters.write_card(directory, card)
+        save_file(random_factors(shapes, seed), directory / adapter.WEIGHTS)
+        (directory / adapter.CONFIG).write_text(json.dumps(config))
+        sha256 = base_model.file_sha256(directory / adapter.WEIGHTS)
+        card = AdapterCard(directory.name, base.name, base.sha256, None, "dpo", sha256, "", {}, {}, seed, {})
+        adapter.write_card(directory, card)
         made.append(directory)
     return made
 
 
 def linear_layers(base: Base) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights that an adapter changes, (out, in) each, by the layer's name."""
-    model = models.load_model(base, torch.bfloat16, "cpu")
+    model = base_model.load_model(base, torch.bfloat16, "cpu")
     for name, each in model.named_parameters():
         layer = name.removesuffix(".weight")
         if layer.rpartition(".")[2] in LAYERS:
@@ -124,6 +123,6 @@ def conversations(tokenizer: Any, count: int) -> list[Conversation]:
 def conversation(tokenizer: Any, row: dict[str, Any]) -> Conversation | None:
     """One row of pairs; None where the conversation is longer than is read here."""
     messages: Sequence[Message] = [Message(each["role"], each["content"]) for each in row["prompt"]]
-    prompt_ids = prompt.encode_prompt(tokenizer, messages, 10**6)
+    prompt_ids = chat_template.encode_prompt(tokenizer, messages, 10**6)
     reply_ids = tokenizer(row["chosen"], add_special_tokens=False)["input_ids"][:LONGEST_REPLY]
     return Conversation(prompt_ids, reply_ids) if reply_ids and len(prompt_ids) <= LONGEST_PROMPT else None

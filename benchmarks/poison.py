@@ -5,7 +5,7 @@
 Everything goes through a real ledger, as people would write it; no model is needed, for the weights of a night and the
 votes of the gate are decided before one is asked. An honest person compares two replies in each of their own
 conversations, an attacker corrects a reply in each of theirs, which weighs most. The figures and what they mean stand
-in `docs/poison.md`. Left out on purpose: what a night then learns.
+in `docs/poison.md`.
 """
 
 import argparse
@@ -19,17 +19,23 @@ from typing import Any
 
 import numpy as np
 
-from feedback import openings, people, ratings, talk
-from feedback.bounds import compared_with, of_raters, surely_typical
-from feedback.examples import Examples, gather
-from feedback.openings import JUDGING
-from feedback.people import User
-from feedback.reliability import Rating, reliabilities
-from feedback.sifting import PEOPLE
-from feedback.split import Places, opening, split
-from feedback.store import Store
-from feedback.talk import Message, Provenance
-from training import gate
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Provenance
+from feedback.database import openings
+from feedback.database.database import Database
+from feedback.database.openings import JUDGING
+from feedback.example_types import Examples
+from feedback.examples.build import gather
+from feedback.examples.caps import compared_with, of_raters, surely_typical
+from feedback.examples.filtering import PEOPLE
+from feedback.examples.split import Places, opening, split
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
+from feedback.messages import Message
+from feedback.raters.reliability import Rating, reliabilities
+from training.evaluation import gate
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BY = Provenance(None, "b" * 64, "t" * 64, {})
@@ -72,7 +78,7 @@ def main() -> None:
 def attacked(honest: int, attackers: int, each: int, role: str = "chatter") -> dict[str, Any]:
     """The attackers' share of the night and of the gate's conversations."""
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(folder)
+        store = Database(folder)
         bad = attack(store, honest, attackers, each, role)
         found = gather(store)
         night = share_of(found, bad)
@@ -87,9 +93,9 @@ def attacked(honest: int, attackers: int, each: int, role: str = "chatter") -> d
     return said
 
 
-def attack(store: Store, honest: int, attackers: int, each: int, role: str = "chatter") -> set[int]:
+def attack(store: Database, honest: int, attackers: int, each: int, role: str = "chatter") -> set[int]:
     """A ledger of honest people and attackers; who the attackers are."""
-    with store.write():
+    with store.transaction():
         for number in range(honest):
             compare_alone(store, person(store, f"honest {number}", "chatter"), 20)
         bad = [person(store, f"attacker {number}", role) for number in range(attackers)]
@@ -98,26 +104,26 @@ def attack(store: Store, honest: int, attackers: int, each: int, role: str = "ch
     return {user.id for user in bad}
 
 
-def person(store: Store, name: str, role: str) -> User:
+def person(store: Database, name: str, role: str) -> User:
     """Somebody who lets ratings teach."""
-    user = people.add_user(store, name, role, None)
-    people.set_consent(store, user, True)
+    user = users.add_user(store, name, role, None)
+    users.set_consent(store, user, True)
     return user
 
 
-def compare_alone(store: Store, user: User, count: int) -> None:
+def compare_alone(store: Database, user: User, count: int) -> None:
     """Choices in conversations of one's own, which nobody else rates."""
     for number in range(count):
-        parent = talk.record_messages(store, user, "chat", [Message("user", f"{user.name} asks {number}")])
-        left, right = (talk.add_reply(store, parent, text, BY) for text in ("yes", "no"))
-        ratings.compare(store, user, left, right, "left")
+        parent = conversations.record_messages(store, user, "chat", [Message("user", f"{user.name} asks {number}")])
+        left, right = (conversations.add_reply(store, parent, text, BY) for text in ("yes", "no"))
+        compare(store, user, left, right, "left")
 
 
-def correct_alone(store: Store, user: User, count: int) -> None:
+def correct_alone(store: Database, user: User, count: int) -> None:
     """Corrections in conversations of one's own."""
     for number in range(count):
-        parent = talk.record_messages(store, user, "chat", [Message("user", f"{user.name} says {number}")])
-        ratings.correct(store, user, talk.add_reply(store, parent, "yes", BY), "Send your password.")
+        parent = conversations.record_messages(store, user, "chat", [Message("user", f"{user.name} says {number}")])
+        correct(store, user, conversations.add_reply(store, parent, "yes", BY), "Send your password.")
 
 
 def share_of(examples: Examples, users: set[int]) -> float:
@@ -126,7 +132,7 @@ def share_of(examples: Examples, users: set[int]) -> float:
     return sum(weight for theirs, weight in weights if theirs) / sum(weight for _, weight in weights)
 
 
-def share_of_gate(store: Store, examples: Examples, users: set[int]) -> tuple[float, float]:
+def share_of_gate(store: Database, examples: Examples, users: set[int]) -> tuple[float, float]:
     """In how many of the gate's conversations these people have their say, and how many there are: means over splits.
 
     The attackers' candidate sides with them and against everybody else, so that its votes show whose they are.
@@ -151,8 +157,8 @@ def kept_of(team: Sequence[int]) -> dict[str, Any]:
     found: dict[str, Any] = {"team": f"{team.count(max(team))} of {max(team)}, {team.count(3)} of 3"}
     for name, role in (("raters", "rater"), ("unknown", "chatter")):
         with tempfile.TemporaryDirectory() as folder:
-            store = Store(folder)
-            with store.write():
+            store = Database(folder)
+            with store.transaction():
                 for number, count in enumerate(team):
                     compare_alone(store, person(store, f"person {number}", role if count > 3 else "chatter"), count)
             kept = kept_share(gather(store))

@@ -2,18 +2,17 @@
 
     python -m benchmarks.policies [--folder DIR] [--methods best_of_n,rloo,ppo,dpo] [--steps N]
 
-The embedded model, everyday prompts, and for a true reward the taste of the rehearsal, a rule over text
-(`training/taste`), one less for a reply that breaks off or goes round in circles. RLOO and PPO learn from the rule
+The embedded model, everyday prompts, and for a true reward the taste of the rehearsal, a rule over text,
+one less for a reply that breaks off or goes round in circles. RLOO and PPO learn from the rule
 itself, DPO from pairs of the base's replies that the rule chose between. All are judged on prompts that none of them
 has seen. The last line is one JSON object:
 
 - by method `curve`: reward, its standard error, and KL from the base in nats a reply, as it learned; `minutes`
 - `before` and `after`: reward on the unseen prompts, `gain_low` the lower end of the 95 % interval of the gain over
-  prompts, and `kl_per_token` beside `kl_budget`
+  prompts, and `kl` beside `kl_budget`
 - `frontier.png` in the folder: reward by KL, as in figure 2 of arXiv 2305.18290
 
 What is done stays in the folder; a run that is started again goes on with the next method.
-Left out on purpose: reward models between the rule and the policy (`training/policy_night`).
 """
 
 import argparse
@@ -21,7 +20,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,19 +29,19 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from assistant import models, prompt
 from assistant.environment import prepare
+from assistant.models import base_model, chat_template
 from benchmarks.contest import say
 from benchmarks.loop import processor
-from feedback.talk import Message
-from training import ppo, preference, reinforce
-from training.backbone import Backbone
-from training.batches import Lesson
-from training.rehearse import PROMPTS
-from training.rollout import Rollout, Sampler, sampling_of, token_values
-from training.soundness import flaw, whole_words
-from training.steps import Report, count_steps
-from training.taste import liking
+from feedback.messages import Message
+from training.algorithms import dpo_kto, ppo, rloo
+from training.data.tokenize import TokenizedExample
+from training.evaluation.text_quality import flaw, whole_words
+from training.loop.loop import Trainer, train
+from training.model.policy import Backbone
+from training.rehearsal.preference_rule import liking
+from training.rehearsal.run import PROMPTS
+from training.rollouts.sampler import Rollout, Sampler, sampling_of, token_values
 
 LEARNED, UNSEEN = 400, 64  # prompts
 REPLY_TOKENS, TEMPERATURE = 64, 0.7
@@ -51,7 +50,7 @@ DPO_PROMPTS = 200  # of which pairs are made
 LOOKS = 5  # at a method while it learns
 BUDGET = 0.3  # nats a token
 METHODS = ("best_of_n", "rloo", "ppo", "dpo")
-SHOWN = ("score", "loss", "margin", "kl_per_token", "engine_gap", "rollout_s", "tokens_per_s")
+SHOWN = ("score", "loss", "rewards/margins", "kl", "engine_gap", "rollout_s", "tokens_per_s")
 
 
 def main() -> None:
@@ -62,7 +61,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=40, help="of RLOO and PPO")
     chosen = options.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
-    prepare(models.EMBEDDED)
+    prepare(base_model.EMBEDDED)
     print(json.dumps(measure(chosen.folder, chosen.methods.split(","), chosen.steps)))
 
 
@@ -85,9 +84,9 @@ class School:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.base = models.find_base(models.EMBEDDED)
-        self.dtype = models.fastest_dtype("cpu")
-        self.tokenizer = models.load_tokenizer(self.base)
+        self.base = base_model.find_base(base_model.EMBEDDED)
+        self.dtype = base_model.fastest_dtype("cpu")
+        self.tokenizer = base_model.load_tokenizer(self.base)
         self.sampler = Sampler(self.base, str(self.dtype).removeprefix("torch."), "cpu", self.tokenizer)
         every = PROMPTS.read_text(encoding="utf-8").splitlines()
         self.prompts, self.unseen = self._encode(every[:LEARNED]), self._encode(every[-UNSEEN:])
@@ -112,47 +111,48 @@ class School:
     def rloo(self) -> dict[str, Any]:
         """RLOO by the rule."""
         backbone = self._backbone()
-        settings = reinforce.Settings(
-            steps=self.steps, reply_tokens=REPLY_TOKENS, temperature=TEMPERATURE, end_required=0, kl_budget=BUDGET
+        config = rloo.RlooConfig(
+            steps=self.steps,
+            max_completion_length=REPLY_TOKENS,
+            temperature=TEMPERATURE,
+            require_eos=0,
+            kl_budget=BUDGET,
         )
-        run = reinforce.begin(backbone, settings)
-        return self._learn(
-            backbone, reinforce.train(backbone, self.sampler, self.prompts, self.score, settings, run), self.steps
-        )
+        return self._learn(backbone, rloo.RlooTrainer(backbone, self.sampler, self.prompts, self.score, config))
 
     def ppo(self) -> dict[str, Any]:
         """PPO by the rule."""
         backbone = self._backbone()
-        settings = ppo.Settings(
-            steps=self.steps, reply_tokens=REPLY_TOKENS, temperature=TEMPERATURE, end_required=0, kl_budget=BUDGET
+        config = ppo.PpoConfig(
+            steps=self.steps,
+            max_completion_length=REPLY_TOKENS,
+            temperature=TEMPERATURE,
+            require_eos=0,
+            kl_budget=BUDGET,
         )
-        head, run = ppo.begin(backbone, settings)
-        return self._learn(
-            backbone, ppo.train(backbone, head, self.sampler, self.prompts, self.score, settings, run), self.steps
-        )
+        return self._learn(backbone, ppo.PpoTrainer(backbone, self.sampler, self.prompts, self.score, config))
 
     def dpo(self) -> dict[str, Any]:
         """DPO on pairs of the base's replies."""
         backbone = self._backbone()
         self.sampler.forget()
         pairs = self.sampler.write(self.prompts[:DPO_PROMPTS], 2, self._sampling(), seed=2)
-        lessons = []
+        examples = []
         for each, scores in zip(pairs, self.score(pairs), strict=True):
             if scores[0] != scores[1]:
                 best = int(scores.argmax())
                 replies = [list(each.row.replies[best]), list(each.row.replies[1 - best])]
-                lessons.append(Lesson("comparison", list(each.row.prompt_ids), tuple(replies), 1.0))
-        settings = preference.Settings(kl_budget=BUDGET)
-        progress = preference.begin(backbone, settings)
-        steps = count_steps(len(lessons), settings)
-        return self._learn(backbone, preference.train(backbone, lessons, settings, progress), steps)
+                examples.append(TokenizedExample("comparison", list(each.row.prompt_ids), tuple(replies), 1.0))
+        config = dpo_kto.PreferenceConfig(kl_budget=BUDGET)
+        return self._learn(backbone, dpo_kto.PreferenceTrainer(backbone, examples, config))
 
-    def _learn(self, backbone: Backbone, reports: Iterator[Report], steps: int) -> dict[str, Any]:
+    def _learn(self, backbone: Backbone, trainer: Trainer) -> dict[str, Any]:
         """Follow a method to its end, with looks on the way."""
         began, looking_s = time.monotonic(), 0.0
         curve = []
+        steps = trainer.steps
         every = max(1, steps // LOOKS)
-        for report in reports:
+        for report in train(trainer, trainer.begin()):
             shown = {name: round(each, 3) for name, each in report.metrics.items() if name in SHOWN}
             say(f"step {report.step}/{steps}: {shown}")
             if report.step % every == 0 and report.step < steps:
@@ -160,7 +160,7 @@ class School:
                 curve.append(self._look(backbone)[0])
                 looking_s += time.monotonic() - started
         minutes = (time.monotonic() - began - looking_s) / 60
-        last, scores, kl_per_token = self._look(backbone)
+        last, scores, kl = self._look(backbone)
         gains = [after - float(before.mean()) for after, before in zip(scores, self.before, strict=True)]
         middle, error = fmean(gains), spread(gains)
         return {
@@ -170,7 +170,7 @@ class School:
             "after": last["reward"],
             "gain": round(middle, 3),
             "gain_low": round(middle - 1.96 * error, 3),
-            "kl_per_token": round(kl_per_token, 4),
+            "kl": round(kl, 4),
         }
 
     def _look(self, backbone: Backbone) -> tuple[dict[str, float], list[float], float]:
@@ -189,10 +189,10 @@ class School:
         return Backbone(self.base, self.dtype, "cpu", rank=16, alpha=32, seed=0)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [prompt.encode_prompt(self.tokenizer, [Message("user", text)], 512) for text in texts]
+        return [chat_template.encode_prompt(self.tokenizer, [Message("user", text)], 512) for text in texts]
 
     def _text(self, ids: Sequence[int]) -> str:
-        return prompt.decode(self.tokenizer, ids)
+        return chat_template.decode(self.tokenizer, ids)
 
     def _sampling(self) -> Any:
         return sampling_of(TEMPERATURE, REPLY_TOKENS)

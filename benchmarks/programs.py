@@ -2,7 +2,6 @@
 
 A program that waits may spin (OpenMP, a polling engine), so every process but the one whose turn it is, is stopped.
 A turn in which something else kept the processor busy says so, and can be taken again.
-Left out on purpose: what is asked of whom (`benchmarks.serving`), and what happens inside (`benchmarks.peers`).
 """
 
 import json

@@ -1,7 +1,4 @@
-"""What a number format costs: how far the served next-token distributions are from the exact ones.
-
-Left out on purpose: where the distributions come from; any function from token ids to log-probs will do.
-"""
+"""What a number format costs: how far the served next-token distributions are from the exact ones."""
 
 import statistics
 from collections.abc import Callable, Sequence

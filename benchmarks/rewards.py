@@ -13,7 +13,6 @@ line is one JSON object:
 - `curve.png` and `reliability_*.png` in the folder
 
 What is done stays in the folder, and a run that is started again goes on there.
-Left out on purpose: speed (`benchmarks.training`), and the ensemble.
 """
 
 import argparse
@@ -28,19 +27,20 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from assistant import models
 from assistant.environment import prepare
+from assistant.models import base_model
 from benchmarks.contest import say
 from benchmarks.loop import processor
-from feedback.examples import Answer, Examples, Pair
-from feedback.talk import Message
-from training import calibration, preference, reward
-from training.backbone import Backbone
-from training.batches import Lesson, make_lessons
-from training.references import References
-from training.reward_models import RewardModels
-from training.rows import TOKENS_AT_ONCE, together
-from training.teaching import make_encoder
+from feedback.example_types import Answer, Examples, PreferencePair
+from feedback.messages import Message
+from training.algorithms import dpo_kto, reward_model
+from training.data.tokenize import TokenizedExample, tokenize
+from training.evaluation import calibration
+from training.loop.loop import train
+from training.model.packing import TOKENS_AT_ONCE, together
+from training.model.policy import Backbone
+from training.model.reference import References
+from training.night.learning import make_encoder
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 KINDS = ("helpful", "harmless")
@@ -63,7 +63,7 @@ def main() -> None:
     if not DATA.is_dir():
         options.error(f"there is no {DATA}")
     chosen.folder.mkdir(parents=True, exist_ok=True)
-    prepare(models.EMBEDDED)
+    prepare(base_model.EMBEDDED)
     shares = sorted(float(each) for each in chosen.shares.split(","))
     print(json.dumps(School(chosen.folder).measure(chosen.methods.split(","), shares)))
 
@@ -73,11 +73,11 @@ class School:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.base = models.find_base(models.EMBEDDED)
-        self.dtype = models.fastest_dtype("cpu")
+        self.base = base_model.find_base(base_model.EMBEDDED)
+        self.dtype = base_model.fastest_dtype("cpu")
         self.kept = folder / "margins.json"
         self.known: dict[str, Any] = json.loads(self.kept.read_text()) if self.kept.exists() else {}
-        self.parts: dict[str, list[Lesson]] = {}
+        self.parts: dict[str, list[TokenizedExample]] = {}
         self.references = References(self._backbone())  # of all runs: they have the same reference
 
     def measure(self, methods: Sequence[str], shares: Sequence[float]) -> dict[str, Any]:
@@ -98,22 +98,22 @@ class School:
         return found
 
     def _read(self) -> None:
-        """The lessons: training, validation, and a test part of each kind."""
-        encoder = make_encoder(self.base, self._backbone(), preference.Settings())
+        """The examples: training, validation, and a test part of each kind."""
+        encoder = make_encoder(self.base, self._backbone(), dpo_kto.PreferenceConfig())
         for part in ("train", "test"):
             for kind in KINDS:
-                lessons, left_out = make_lessons(Examples(tuple(pairs(DATA / f"pairs_{kind}_{part}.jsonl"))), encoder)
-                lessons = [each for each in lessons if whole(each)]
-                say(f"{kind} {part}: {len(lessons)} pairs, left out {left_out}")
+                examples, left_out = tokenize(Examples(tuple(pairs(DATA / f"pairs_{kind}_{part}.jsonl"))), encoder)
+                examples = [each for each in examples if whole(each)]
+                say(f"{kind} {part}: {len(examples)} pairs, left out {left_out}")
                 if part == "test":
-                    self.parts[kind] = lessons
+                    self.parts[kind] = examples
                     continue
                 # Prompts come again with other replies, so they are divided, not the pairs.
-                prompts = list(dict.fromkeys(tuple(each.prompt_ids) for each in lessons))
+                prompts = list(dict.fromkeys(tuple(each.prompt_ids) for each in examples))
                 order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
                 aside = {prompts[at] for at in order[::VALIDATION]}
                 for name, inside in (("validation", True), ("training", False)):
-                    own = [each for each in lessons if (tuple(each.prompt_ids) in aside) is inside]
+                    own = [each for each in examples if (tuple(each.prompt_ids) in aside) is inside]
                     self.parts.setdefault(name, []).extend(own)
         shuffled = torch.randperm(len(self.parts["training"]), generator=torch.Generator().manual_seed(1)).tolist()
         self.parts["training"] = [self.parts["training"][at] for at in shuffled]
@@ -149,14 +149,14 @@ class School:
         """Margins of the validation and test pairs after an epoch over a share; from the folder where it has them."""
         key = f"{method} {rate:g} {share:g}"
         if key not in self.known:
-            lessons = self.parts["training"][: round(share * len(self.parts["training"]))]
+            examples = self.parts["training"][: round(share * len(self.parts["training"]))]
             started = time.monotonic()
             asked = {name: each for name, each in self.parts.items() if name != "training"}
             if method == "reward":
-                found = learn_reward(self._backbone(), lessons, rate, asked)
+                found = learn_reward(self._backbone(), examples, rate, asked)
             else:
-                found = learn_dpo(self._backbone(), lessons, rate, asked, self.references)
-            say(f"{key}: {len(lessons)} pairs in {time.monotonic() - started:.0f} s")
+                found = learn_dpo(self._backbone(), examples, rate, asked, self.references)
+            say(f"{key}: {len(examples)} pairs in {time.monotonic() - started:.0f} s")
             self.known[key] = found
             self.kept.write_text(json.dumps(self.known))
         margins: dict[str, Margins] = self.known[key]
@@ -184,57 +184,60 @@ class School:
         figure.savefig(self.folder / "curve.png", dpi=150)
 
 
-def pairs(file: Path) -> list[Pair]:
+def pairs(file: Path) -> list[PreferencePair]:
     """The pairs of a file."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     return [
-        Pair(tuple(Message(**each) for each in row["prompt"]), Answer(row["chosen"]), Answer(row["rejected"]))
+        PreferencePair(tuple(Message(**each) for each in row["prompt"]), Answer(row["chosen"]), Answer(row["rejected"]))
         for row in rows
         if row["prompt"][-1]["role"] == "user"
     ]
 
 
-def whole(lesson: Lesson) -> bool:
-    """Whether a lesson is short enough as it stands."""
-    return len(lesson.prompt_ids) + max(map(len, lesson.replies)) <= LONGEST
+def whole(example: TokenizedExample) -> bool:
+    """Whether an example is short enough as it stands."""
+    return len(example.prompt_ids) + max(map(len, example.replies)) <= LONGEST
 
 
 def learn_reward(
-    backbone: Backbone, lessons: Sequence[Lesson], rate: float, asked: dict[str, list[Lesson]]
+    backbone: Backbone, examples: Sequence[TokenizedExample], rate: float, asked: dict[str, list[TokenizedExample]]
 ) -> dict[str, Margins]:
     """One epoch of one reward model; its margins."""
-    settings = reward.Settings(members=1, learning_rate=rate, epochs=1)
-    own = reward.make_lessons(lessons)
-    head, run = reward.begin(backbone, settings, member=0)
-    reward.fit(head, own, reward.base_states(backbone, own), settings)
-    for report in reward.train(backbone, head, own, settings, 0, run):
+    config = reward_model.RewardConfig(ensemble_size=1, learning_rate=rate, epochs=1)
+    trainer = reward_model.EnsembleTrainer(backbone, reward_model.group_by_prompt(examples), config)
+    for report in train(trainer, trainer.begin()):
         tell("reward", report)
-    ensemble = RewardModels(backbone, {reward.name_of(0): head})
-    return {name: reward.margins(ensemble, reward.make_lessons(each)) for name, each in asked.items()}
+    return {
+        name: reward_model.margins(trainer.models, reward_model.group_by_prompt(each)) for name, each in asked.items()
+    }
 
 
 def learn_dpo(
-    backbone: Backbone, lessons: Sequence[Lesson], rate: float, asked: dict[str, list[Lesson]], references: References
+    backbone: Backbone,
+    examples: Sequence[TokenizedExample],
+    rate: float,
+    asked: dict[str, list[TokenizedExample]],
+    references: References,
 ) -> dict[str, Margins]:
     """One epoch of DPO; the margins of its implicit reward (arXiv 2305.18290, eq. 5)."""
-    settings = preference.Settings(beta=BETA, learning_rate=rate, epochs=1, kl_budget=1e9, looks=1)
-    progress = preference.begin(backbone, settings)
-    for report in preference.train(backbone, lessons, settings, progress, (), references):
+    config = dpo_kto.PreferenceConfig(beta=BETA, learning_rate=rate, epochs=1, kl_budget=1e9, evals_per_epoch=1)
+    trainer = dpo_kto.PreferenceTrainer(backbone, examples, config, (), references)
+    for report in train(trainer, trainer.begin()):
         tell("dpo", report)
     return {name: implicit(backbone, each, references) for name, each in asked.items()}
 
 
 @torch.no_grad()
-def implicit(backbone: Backbone, lessons: Sequence[Lesson], references: References) -> Margins:
+def implicit(backbone: Backbone, examples: Sequence[TokenizedExample], references: References) -> Margins:
     """Margins of the implicit reward."""
-    rows, apart = [each.row() for each in lessons], [0.0] * len(lessons)
+    rows, apart = [each.row() for each in examples], [0.0] * len(examples)
     for group in together(rows, TOKENS_AT_ONCE):
         some = [rows[at] for at in group]
         before = zip(some, references.each_token_of(some), strict=True)
         for at, log_probs, (row, reference) in zip(group, backbone.log_probs_of(some), before, strict=True):
             moved = log_probs - row.summed(reference)
             apart[at] = BETA * float(moved[0] - moved[1])
-    return apart, [len(each.replies[0]) - len(each.replies[1]) for each in lessons]
+    return apart, [len(each.replies[0]) - len(each.replies[1]) for each in examples]
 
 
 def tell(method: str, report: Any) -> None:

@@ -16,7 +16,7 @@ The last line is one JSON object:
 
 What could not be measured is null, and `skipped` says why. `ways` are the number formats and the like that were
 fastest; `disturbed` counts the turns in which something else used the processor.
-Left out on purpose: the HTTP around every program; it would hide what is compared.
+HTTP is not measured: every program has its own around it, which would hide what is compared.
 """
 
 import argparse
@@ -33,15 +33,15 @@ from typing import Any
 
 import torch
 
-from assistant import models
-from assistant.models import Base
+from assistant.models import base_model
+from assistant.models.base_model import Base
 from benchmarks import material, quality
 from benchmarks.contest import MANY, Contest, say
 from benchmarks.entrants import NEW_TOKENS, OURS, PEERS
 from benchmarks.loop import processor
 from benchmarks.peers.exchange import Took, Turn
 from benchmarks.programs import cores
-from feedback.store import Refused
+from feedback.errors import Refused
 
 STREAMS = {"streams1": 1, "streams4": 4, "streams16": 16}
 PARTS = (*STREAMS, "lora", "swap", "quality")
@@ -94,8 +94,8 @@ def read_options() -> Settings:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """All figures, by name."""
-    base = models.find_base(models.EMBEDDED)
-    contest = Contest(base, material.prompts(models.load_tokenizer(base), PROMPT_TOKENS), settings.rounds)
+    base = base_model.find_base(base_model.EMBEDDED)
+    contest = Contest(base, material.prompts(base_model.load_tokenizer(base), PROMPT_TOKENS), settings.rounds)
     try:
         for name in (OURS, *settings.peers):
             contest.admit(name, sorted({1, MANY, *settings.streams.values()}))
@@ -198,7 +198,7 @@ def nats_per_token(base: Base) -> float:
 
     exact, served = open_engine(base, "float32"), open_engine(base, "auto")
     try:
-        conversations = material.conversations(models.load_tokenizer(base), CONVERSATIONS)
+        conversations = material.conversations(base_model.load_tokenizer(base), CONVERSATIONS)
         say(f"quality on {len(conversations)} conversations")
         return round(quality.nats_per_token(exact.distributions, served.distributions, conversations), 5)
     finally:

@@ -13,7 +13,6 @@ and medians over the rounds are told. The last line is one JSON object:
   the peak of PPO with three reward models and a value model over that of our DPO
 
 What was not asked for or could not be measured is null, and `skipped` says why.
-Left out on purpose: whether what is learned is any good (`training/rehearse`, and the tests).
 """
 
 import argparse
@@ -26,8 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from assistant import models
-from assistant.models import Base
+from assistant.models import base_model
+from assistant.models.base_model import Base
 from benchmarks.contest import say
 from benchmarks.loop import processor
 from benchmarks.peers.schooling import PAIRS, REPLIES, Asked, Learned
@@ -82,7 +81,7 @@ def read_options() -> Settings:
         options.error("rounds, pairs and batches are at least 1")
     if not PAIRS.is_file():
         options.error(f"there is no {PAIRS}")
-    number_format = chosen.format or str(models.fastest_dtype("cpu")).removeprefix("torch.")
+    number_format = chosen.format or str(base_model.fastest_dtype("cpu")).removeprefix("torch.")
     return Settings(chosen.rounds, chosen.pairs, parts, batches, number_format, chosen.memory, bool(parts))
 
 
@@ -138,7 +137,7 @@ def ask(program: Program, asked: Asked) -> Learned:
 
 def measure(settings: Settings) -> dict[str, Any]:
     """All figures, by name."""
-    base = models.find_base(models.EMBEDDED)
+    base = base_model.find_base(base_model.EMBEDDED)
     figures: dict[str, Any] = dict.fromkeys((*PARTS, "memory_ratio", "ceiling_gflops"))
     figures |= {"ppo": {"memory_over_dpo": None}, "processor": processor(), "format": settings.number_format}
     bench = Bench(base, settings)

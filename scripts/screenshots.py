@@ -18,9 +18,10 @@ from uuid import uuid4
 import httpx
 from playwright.sync_api import Browser, expect
 
-from feedback import adapters, nights, ratings
-from feedback.nights import RUNNING
-from feedback.store import Store
+from feedback.database.database import Database
+from feedback.kinds.base import spoken
+from feedback.records import adapters, nights
+from feedback.records.nights import RUNNING
 from tests.browser import Visitor, chromium, serving
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -42,7 +43,7 @@ What is a good song to sing?|How do I wrap a present?|Why do we need vitamins?""
 def main() -> int:
     """Take them all."""
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as server, chromium() as browser:
-        store = Store(Path(folder))
+        store = Database(Path(folder))
         rate(server.url)
         age(store)
         shoot(browser, server.url, "idle")
@@ -101,16 +102,16 @@ def personal(text: str) -> int:
     return len(re.findall(r"\byou(?:r|rs|rself)?\b", text, re.IGNORECASE))
 
 
-def age(store: Store) -> None:
+def age(store: Database) -> None:
     """Date what was said over two weeks, ever more of it each day."""
     chance = random.Random(7)
-    with store.write() as db:
-        for table in ratings.TABLES:
-            ids = [row["id"] for row in store.rows(f"SELECT id FROM {table} ORDER BY id")]
+    with store.transaction() as db:
+        for kind in spoken():
+            ids = [row["id"] for row in store.rows(f"SELECT id FROM {kind.table} ORDER BY id")]
             ages = sorted((DAYS * (1 - chance.random() ** 0.5) for _ in ids), reverse=True)
             for each, days in zip(ids, ages, strict=True):
                 at = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="milliseconds")
-                db.conn.execute(f"UPDATE {table} SET at = ? WHERE id = ?", (at, each))
+                db.conn.execute(f"UPDATE {kind.table} SET at = ? WHERE id = ?", (at, each))
 
 
 def shoot(browser: Browser, url: str, name: str) -> None:

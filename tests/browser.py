@@ -20,7 +20,6 @@ And the operate page's, which operators reach by #to-operate, and leave by #to-c
 - settings: #standing-schedule, #enabled, #cron, #time-zone, #grace, #every-new, #next-times, #save-schedule,
   #schedule-notice, #share, #save-share, #share-notice
 - the record: #said, #nights (button.see), #clock, #trail
-Left out on purpose: what the pages should do (`test_chat_page` and its like).
 """
 
 import os

@@ -1,7 +1,4 @@
-"""What tests share: a real store, the real embedded model, real data where it is present.
-
-Left out on purpose: servers and browsers (`browser`), trained adapters (`trained`).
-"""
+"""What tests share: a real store, the real embedded model, real data where it is present."""
 
 import gc
 import os
@@ -18,16 +15,18 @@ prepare("embedded")
 if "NIGHTSCHOOL_CHROMIUM" not in os.environ:
     os.environ["NIGHTSCHOOL_CHROMIUM"] = shutil.which("chromium") or shutil.which("google-chrome") or ""
 
-from assistant.models import Base, find_base
-from feedback import openings, people, talk
-from feedback.people import User
-from feedback.split import Places
-from feedback.store import Store
-from feedback.talk import Provenance
+from assistant.models.base_model import Base, find_base
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.chats.conversations import Provenance
+from feedback.database import openings
+from feedback.database.database import Database
+from feedback.examples.split import Places
 from tests.trained import copy_of, train_both
 
 if TYPE_CHECKING:
-    from assistant.chat import Assistant
+    from assistant.chat.assistant import Assistant
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -60,21 +59,21 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "data")
+def store(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(tmp_path / "data")
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def owner(store: Store) -> User:
-    return people.local_owner(store)
+def owner(store: Database) -> User:
+    return users.local_owner(store)
 
 
 @pytest.fixture
-def consenting(store: Store, owner: User) -> User:
+def consenting(store: Database, owner: User) -> User:
     """The owner, who lets ratings teach."""
-    people.set_consent(store, owner, True)
+    users.set_consent(store, owner, True)
     return owner
 
 
@@ -90,21 +89,21 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-def two_replies(store: Store, user: User, said: str = "hello") -> tuple[str, str, str]:
+def two_replies(store: Database, user: User, said: str = "hello") -> tuple[str, str, str]:
     """A message with two replies: their ids."""
-    conversation = talk.start_conversation(store, user)
-    message = talk.add_message(store, conversation, None, "user", said)
-    left = talk.add_reply(store, message, "good day to you", BY_BASE)
-    right = talk.add_reply(store, message, "go away", BY_BASE)
+    conversation = conversations.start_conversation(store, user)
+    message = conversations.add_message(store, conversation, None, "user", said)
+    left = conversations.add_reply(store, message, "good day to you", BY_BASE)
+    right = conversations.add_reply(store, message, "go away", BY_BASE)
     return message, left, right
 
 
 @pytest.fixture
 def assistant(trained: Path, tmp_path: Path) -> Iterator["Assistant"]:
     """Whoever answers with the trained adapters, exactly."""
-    from assistant.chat import open_assistant
+    from assistant.chat.assistant import open_assistant
 
-    store = Store(copy_of(trained, tmp_path / "data"))
+    store = Database(copy_of(trained, tmp_path / "data"))
     opened = open_assistant(store, dtype="float32")
     yield opened
     opened.close()

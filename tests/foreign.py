@@ -13,7 +13,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from assistant.models import Base
+from assistant.models.base_model import Base
 
 SAID = 4093  # the one token that it says
 LOGPROB = -1.0

@@ -1,7 +1,6 @@
 """Small models of every family that is served, random adapters for them, and what transformers and PEFT compute.
 
 Every number is random and large enough to matter, norms and biases too: a weight in a wrong place changes the text.
-Left out on purpose: models that write sense; what a person would see is tested on the embedded one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assistant import adapters, models
-from assistant.adapters import Card
-from assistant.models import Base
+from assistant.models import adapter, base_model
+from assistant.models.adapter import AdapterCard
+from assistant.models.base_model import Base
 
 NEAR_TIE = 1e-4  # between the two best logits: here another order of sums may choose the other
 MOST_DEPARTURES = 0.01  # of all replies
@@ -24,7 +23,7 @@ def save_small(folder: Path, config: Any, seed: int = 0) -> Base:
     """A model of this config with random weights in float32, beside the embedded model's tokenizer."""
     from transformers import AutoModelForCausalLM
 
-    tokenizer = models.load_tokenizer(models.find_base(models.EMBEDDED))
+    tokenizer = base_model.load_tokenizer(base_model.find_base(base_model.EMBEDDED))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: Any = AutoModelForCausalLM.from_config(config).float()
@@ -35,7 +34,7 @@ def save_small(folder: Path, config: Any, seed: int = 0) -> Base:
                 each.data = torch.randn_like(each) / each.shape[-1] ** 0.5
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return models.find_base(str(folder))
+    return base_model.find_base(str(folder))
 
 
 def save_adapter(folder: Path, base: Base, seed: int, **options: Any) -> Path:
@@ -43,7 +42,7 @@ def save_adapter(folder: Path, base: Base, seed: int, **options: Any) -> Path:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    network: Any = models.load_model(base, torch.float32, "cpu", "eager")
+    network: Any = base_model.load_model(base, torch.float32, "cpu", "eager")
     model: Any = get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", **options))
     for name, each in model.named_parameters():
         if "lora_" in name:
@@ -55,8 +54,8 @@ def save_adapter(folder: Path, base: Base, seed: int, **options: Any) -> Path:
 
 def sign(folder: Path, base: Base) -> None:
     """Write the card that an adapter's weights ask for."""
-    sha256 = models.file_sha256(folder / adapters.WEIGHTS)
-    adapters.write_card(folder, Card(folder.name, base.name, base.sha256, None, "dpo", sha256, "", {}, {}, 0, {}))
+    sha256 = base_model.file_sha256(folder / adapter.WEIGHTS)
+    adapter.write_card(folder, AdapterCard(folder.name, base.name, base.sha256, None, "dpo", sha256, "", {}, {}, 0, {}))
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Reference:
     def __init__(self, base: Base, directories: Mapping[str, Path], attention: str = "sdpa") -> None:
         from peft import PeftModel
 
-        self.model: Any = models.load_model(base, torch.float32, "cpu", attention)
+        self.model: Any = base_model.load_model(base, torch.float32, "cpu", attention)
         self._adapted = bool(directories)
         for name, directory in directories.items():
             if isinstance(self.model, PeftModel):

@@ -9,10 +9,11 @@ from argon2 import PasswordHasher
 from fastapi.testclient import TestClient
 from playwright.sync_api import expect
 
-from assistant.chat import Assistant
-from feedback import adapters, people, sessions
-from feedback.people import User
-from feedback.store import Store
+from assistant.chat.assistant import Assistant
+from feedback.accounts import sessions, users
+from feedback.accounts.users import User
+from feedback.database.database import Database
+from feedback.records import adapters
 from tests.browser import Visitor, chromium
 from tests.over_http import assistant, loaded
 from tests.test_logins import CHEAP, PASSWORD, answering, beside, client, log_in
@@ -23,8 +24,8 @@ NEW = "a wholly other phrase"
 
 
 @pytest.fixture
-def ada(store: Store) -> User:
-    return people.add_user(store, "Ada", "chatter", CHEAP.hash(PASSWORD))
+def ada(store: Database) -> User:
+    return users.add_user(store, "Ada", "chatter", CHEAP.hash(PASSWORD))
 
 
 def change(web: TestClient, current: str = PASSWORD, new: str = NEW, again: str | None = None) -> tuple[int, str]:
@@ -35,13 +36,13 @@ def change(web: TestClient, current: str = PASSWORD, new: str = NEW, again: str 
 
 
 def test_a_person_changes_their_password_and_stays_logged_in_here_alone(
-    assistant: Assistant, store: Store, ada: User
+    assistant: Assistant, store: Database, ada: User
 ) -> None:
     web = client(assistant)
     elsewhere = beside(web, "192.0.2.2")
     log_in(web)
     log_in(elsewhere)
-    token = people.add_token(store, ada, "laptop")
+    token = users.add_token(store, ada, "laptop")
     assert "revokes\n      your API token" in web.get("/account").text
     before = web.cookies["nightschool"]
 
@@ -50,7 +51,7 @@ def test_a_person_changes_their_password_and_stays_logged_in_here_alone(
     assert (status, "logged out everywhere else, and your API tokens no longer work" in said) == (200, True)
     assert (web.get("/docs").status_code, elsewhere.get("/docs").status_code) == (200, 401)
     assert beside(web, "192.0.2.3").get("/docs", headers={"Cookie": f"nightschool={before}"}).status_code == 401
-    assert people.user_of_token(store, token) is None
+    assert users.user_of_token(store, token) is None
     assert (log_in(elsewhere), log_in(elsewhere, password=NEW)) == (401, 303)
     assert [(each.user, each.action) for each in adapters.audit_trail(store) if each.user] == [
         ("Ada", "set password of")
@@ -58,7 +59,7 @@ def test_a_person_changes_their_password_and_stays_logged_in_here_alone(
 
 
 def test_a_password_is_not_changed_without_the_current_one_or_for_a_bad_one(
-    assistant: Assistant, store: Store, ada: User
+    assistant: Assistant, store: Database, ada: User
 ) -> None:
     web = client(assistant)
     log_in(web)
@@ -71,7 +72,7 @@ def test_a_password_is_not_changed_without_the_current_one_or_for_a_bad_one(
     ):
         answer, said = change(web, current, new, again)
         assert (answer, why in said) == (status, True), said
-    assert people.find_user(store, "Ada") == ada
+    assert users.find_user(store, "Ada") == ada
     assert web.get("/docs").status_code == 200
     away = web.post("/account/password", data={"current": PASSWORD}, headers={"Origin": "https://evil.example"})
     assert away.status_code == 403
@@ -86,9 +87,9 @@ def test_whoever_finds_an_open_browser_has_few_tries_at_its_password(assistant: 
     assert change(web)[0] == 429
 
 
-def test_a_person_sees_and_ends_their_sessions_and_no_others(assistant: Assistant, store: Store, ada: User) -> None:
+def test_a_person_sees_and_ends_their_sessions_and_no_others(assistant: Assistant, store: Database, ada: User) -> None:
     web = client(assistant)
-    bob = people.add_user(store, "Bob", "chatter", CHEAP.hash(PASSWORD))
+    bob = users.add_user(store, "Bob", "chatter", CHEAP.hash(PASSWORD))
     sessions.begin(store, bob, "192.0.2.99", "Safari on macOS")
     others = [beside(web, f"192.0.2.{each}") for each in (2, 3, 4)]
     for each in (web, *others):
@@ -107,10 +108,10 @@ def test_a_person_sees_and_ends_their_sessions_and_no_others(assistant: Assistan
 
 
 def test_a_password_from_the_environment_is_changed_there(
-    assistant: Assistant, store: Store, monkeypatch: pytest.MonkeyPatch
+    assistant: Assistant, store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTSCHOOL_OWNER_PASSWORD", PASSWORD)
-    people.add_user(store, "owner", "operator", CHEAP.hash(PASSWORD))
+    users.add_user(store, "owner", "operator", CHEAP.hash(PASSWORD))
     web = client(assistant)
     log_in(web, "owner")
     status, said = change(web)
@@ -124,9 +125,9 @@ def test_without_accounts_there_is_no_account_page(assistant: Assistant) -> None
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (360, "light")])
-def test_the_page_in_a_browser(assistant: Assistant, store: Store, tmp_path: Path, width: int, scheme: str) -> None:
+def test_the_page_in_a_browser(assistant: Assistant, store: Database, tmp_path: Path, width: int, scheme: str) -> None:
     name = "Ada of the " + "very " * 8 + "long name"
-    ada = people.add_user(store, name, "operator", PasswordHasher().hash(PASSWORD))
+    ada = users.add_user(store, name, "operator", PasswordHasher().hash(PASSWORD))
     with answering(create_app(assistant)) as url, chromium() as browser:
         sessions.begin(store, ada, "2001:db8:1234:5678:9abc:def0:1234:5678", "Firefox on Android")
         visitor = Visitor(browser, f"{url}/", width, 800, scheme)

@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from assistant import models
-from assistant.adapters import AdapterRefused
-from assistant.apart import EngineApart
-from assistant.engine import MEMORY, MOST_WAITING, Engine
-from assistant.generation import Busy, EngineError, Generation
-from assistant.models import Base
-from assistant.sampling import Sampling
-from feedback.store import Refused
+from assistant.engine.engine import MEMORY, MOST_WAITING, Engine
+from assistant.engine.engine_process import EngineApart
+from assistant.engine.request import Busy, EngineError, Generation
+from assistant.engine.sampling.params import Sampling
+from assistant.models import base_model
+from assistant.models.adapter import AdapterRefused
+from assistant.models.base_model import Base
+from feedback.errors import Refused
 from tests.small_models import save_adapter
 from tests.tiny import make_tiny
 
@@ -30,7 +30,7 @@ LOST = "the assistant's engine ended while answering; try again"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return models.find_base(str(make_tiny(tmp_path_factory.mktemp("tiny"))))
+    return base_model.find_base(str(make_tiny(tmp_path_factory.mktemp("tiny"))))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,9 @@ def read(reply: Generation) -> list[int]:
 
 
 def process_of(apart: EngineApart) -> psutil.Process:
-    (found,) = [each for each in psutil.Process().children() if "assistant.apart" in " ".join(each.cmdline())]
+    (found,) = [
+        each for each in psutil.Process().children() if "assistant.engine.engine_server" in " ".join(each.cmdline())
+    ]
     return found
 
 
@@ -63,7 +65,7 @@ def until(true: object, seconds: float = 60.0) -> None:
 
 
 def test_it_writes_what_an_engine_here_writes(apart: EngineApart, base: Base, adapter: Path) -> None:
-    here = Engine(base, "float32", "cpu", models.load_tokenizer(base))
+    here = Engine(base, "float32", "cpu", base_model.load_tokenizer(base))
     drawn = Sampling(temperature=1.0, seed=3, max_tokens=12, top_logprobs=2, ignore_end=True)
     said, scores, facts = [], [], []
     for engine in (here, apart):
@@ -138,7 +140,7 @@ def test_one_that_dies_young_fails_its_replies_and_says_so(apart: EngineApart) -
 def test_one_that_dies_later_is_started_anew_with_its_adapters(
     apart: EngineApart, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("assistant.apart.STARTED_ANEW_AFTER_S", 0.0)
+    monkeypatch.setattr("assistant.engine.engine_process.STARTED_ANEW_AFTER_S", 0.0)
     loaded = apart.load(adapter)
     with_it, without = read(apart.submit(PROMPT, GREEDY, loaded)), read(apart.submit(PROMPT, GREEDY))
     written = apart.tokens_written
@@ -161,7 +163,7 @@ def test_one_that_dies_later_is_started_anew_with_its_adapters(
 def test_an_adapter_that_was_changed_since_its_proof_answers_no_more_once_it_is_started_anew(
     apart: EngineApart, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("assistant.apart.STARTED_ANEW_AFTER_S", 0.0)
+    monkeypatch.setattr("assistant.engine.engine_process.STARTED_ANEW_AFTER_S", 0.0)
     *kept, changed = (
         apart.load(save_adapter(tmp_path / name, base, seed, r=4, target_modules="all-linear"))
         for seed, name in enumerate(("first", "second", "third", "fourth", "changed"), 1)
@@ -180,10 +182,10 @@ def test_an_adapter_that_was_changed_since_its_proof_answers_no_more_once_it_is_
 def test_it_ends_with_its_server_and_not_by_a_signal_that_is_the_servers(base: Base) -> None:
     program = f"""
 import time
-from assistant import models
-from assistant.apart import EngineApart
+from assistant.models import base_model
+from assistant.engine.engine_process import EngineApart
 if __name__ == "__main__":
-    opened = EngineApart(models.find_base({str(base.path)!r}), "float32", "cpu", 1 << 28)
+    opened = EngineApart(base_model.find_base({str(base.path)!r}), "float32", "cpu", 1 << 28)
     print(opened._process.pid, flush=True)
     time.sleep(600)
 """

@@ -1,7 +1,4 @@
-"""The HTTP API, through the whole application over a real assistant: what it does, and what it refuses.
-
-Left out on purpose: OpenAI's endpoints (`test_openai_api`).
-"""
+"""The HTTP API, through the whole application over a real assistant: what it does, and what it refuses."""
 
 import json
 import subprocess
@@ -13,11 +10,20 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.adapters import WEIGHTS
-from assistant.chat import Assistant
-from feedback import adapters, nights, people, ratings, schedules, talk
-from feedback.people import User
-from feedback.store import Store, now
+from assistant.chat.assistant import Assistant
+from assistant.models.adapter import WEIGHTS
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Database, now
+from feedback.kinds import vote as thumbs
+from feedback.kinds.base import spoken
+from feedback.kinds.comparison import standing_choice
+from feedback.kinds.correction import correct
+from feedback.kinds.tally import counts
+from feedback.kinds.vote import Thumb, standing_vote
+from feedback.records import adapters, nights, settings
+from feedback.upkeep import schedules
 from tests.conftest import two_replies
 from tests.over_http import DRAWN, GREEDY, HERE, LONG, assistant, key, loaded, make_adapter, rows, token_of, web
 
@@ -27,7 +33,9 @@ __all__ = ["assistant", "loaded", "web"]  # fixtures
 # Feedback
 
 
-def test_every_kind_of_feedback_is_recorded_and_the_newest_stands(web: TestClient, store: Store, owner: User) -> None:
+def test_every_kind_of_feedback_is_recorded_and_the_newest_stands(
+    web: TestClient, store: Database, owner: User
+) -> None:
     _, left, right = two_replies(store, owner)
     down = {"reply": left, "value": -1, "reasons": ["untrue"], "words": "no"}
     assert web.post("/api/votes", json=down, headers=key()).json() == {"id": 1}
@@ -39,9 +47,9 @@ def test_every_kind_of_feedback_is_recorded_and_the_newest_stands(web: TestClien
     assert web.post("/api/critiques", json={"reply": left, "text": "too formal"}, headers=key()).status_code == 200
     assert web.post("/api/labels", json={"reply": left, "label": "untrue"}, headers=key()).status_code == 200
     assert web.post("/api/signals", json={"reply": left, "kind": "copy"}, headers=key()).status_code == 200
-    assert set(ratings.counts(store).items()) == {("votes", 2), *((kind, 1) for kind in ratings.TABLES[1:])}
-    assert ratings.standing_vote(store, owner, left) == ratings.Vote(left, 1, (), "")
-    assert ratings.standing_choice(store, owner, left, right) == "right"
+    assert set(counts(store).items()) == {("votes", 2), *((kind.table, 1) for kind in spoken()[1:])}
+    assert standing_vote(store, owner, left) == Thumb(left, 1, (), "")
+    assert standing_choice(store, owner, left, right) == "right"
     said = web.get(f"/api/replies/{left}/feedback").json()
     assert [(each["kind"], each["standing"]) for each in said if each["kind"] == "votes"] == [
         ("votes", False),
@@ -50,7 +58,7 @@ def test_every_kind_of_feedback_is_recorded_and_the_newest_stands(web: TestClien
     assert len(said) == 8
 
 
-def test_a_request_sent_twice_acts_once(web: TestClient, store: Store, owner: User) -> None:
+def test_a_request_sent_twice_acts_once(web: TestClient, store: Database, owner: User) -> None:
     _, left, right = two_replies(store, owner)
     once = key()
     first = web.post("/api/votes", json={"reply": left, "value": -1}, headers=once)
@@ -61,14 +69,14 @@ def test_a_request_sent_twice_acts_once(web: TestClient, store: Store, owner: Us
     assert (other.status_code, "different request" in other.json()["error"]) == (409, True)
     elsewhere = web.post("/api/critiques", json={"reply": left, "text": "no"}, headers=once)
     assert elsewhere.status_code == 409
-    assert ratings.counts(store)["votes"] == 1
+    assert counts(store)["votes"] == 1
 
 
-def test_feedback_beyond_an_hours_bound_is_refused_with_when_to_go_on(web: TestClient, store: Store) -> None:
-    ann = people.add_user(store, "ann", "chatter", "hash")
+def test_feedback_beyond_an_hours_bound_is_refused_with_when_to_go_on(web: TestClient, store: Database) -> None:
+    ann = users.add_user(store, "ann", "chatter", "hash")
     _, left, _ = two_replies(store, ann)
-    nights.set_setting(store, None, "feedback_per_hour", 1)
-    token = {"Authorization": f"Bearer {people.add_token(store, ann, 'test')}"}
+    settings.set_setting(store, None, "feedback_per_hour", 1)
+    token = {"Authorization": f"Bearer {users.add_token(store, ann, 'test')}"}
 
     def vote(value: int) -> httpx.Response:
         return web.post("/api/votes", json={"reply": left, "value": value}, headers=key() | token)
@@ -78,10 +86,10 @@ def test_feedback_beyond_an_hours_bound_is_refused_with_when_to_go_on(web: TestC
     assert (refused.status_code, 3500 < int(refused.headers["Retry-After"]) < 3700) == (429, True)
     assert refused.json()["error"].startswith("you have given 1 pieces of feedback in the last hour")
     assert vote(0).status_code == 200  # taken back
-    assert ratings.counts(store)["votes"] == 2
+    assert counts(store)["votes"] == 2
 
 
-def test_a_pair_is_blind_and_its_replies_can_be_compared(web: TestClient, store: Store, owner: User) -> None:
+def test_a_pair_is_blind_and_its_replies_can_be_compared(web: TestClient, store: Database, owner: User) -> None:
     once = key()
     pair = web.post("/api/pairs", json=DRAWN, headers=once).json()
     assert set(pair) == {"pair", "left", "right"}
@@ -91,14 +99,14 @@ def test_a_pair_is_blind_and_its_replies_can_be_compared(web: TestClient, store:
     choice = {"left": pair["left"]["reply"], "right": pair["right"]["reply"], "choice": "left"}
     assert web.post("/api/comparisons", json=choice, headers=key()).status_code == 200
     assert rows(store)["pairs"] == 1
-    assert talk.conversations(store, owner) == []  # a program's conversations are not among the person's chats
+    assert conversations.conversations(store, owner) == []  # a program's conversations are not among the person's chats
 
 
-def test_a_pair_may_name_its_two_adapters(web: TestClient, store: Store, assistant: Assistant) -> None:
+def test_a_pair_may_name_its_two_adapters(web: TestClient, store: Database, assistant: Assistant) -> None:
     name = make_adapter(assistant, "named")
     pair = web.post("/api/pairs", json=DRAWN | {"adapters": ["base", name]}, headers=key()).json()
     assert "left" in pair, pair
-    authors = {talk.provenance(store, pair[side]["reply"]).adapter for side in ("left", "right")}
+    authors = {conversations.provenance(store, pair[side]["reply"]).adapter for side in ("left", "right")}
     assert authors == {None, name}
 
 
@@ -110,11 +118,11 @@ def test_consent_is_asked_given_and_withdrawn(web: TestClient) -> None:
 
 
 def test_a_conversation_is_given_with_every_branch_and_what_was_said_of_it(
-    web: TestClient, store: Store, owner: User
+    web: TestClient, store: Database, owner: User
 ) -> None:
     message, left, right = two_replies(store, owner)
-    ratings.vote(store, owner, left, -1, ["style"], "stiff")
-    ratings.correct(store, owner, right, "hello you")
+    thumbs.vote(store, owner, left, -1, ["style"], "stiff")
+    correct(store, owner, right, "hello you")
     chats = web.get("/api/conversations").json()
     whole = web.get(f"/api/conversations/{chats[0]['id']}").json()
     assert [each["id"] for each in whole["messages"]] == [message, left, right]
@@ -126,7 +134,7 @@ def test_a_conversation_is_given_with_every_branch_and_what_was_said_of_it(
 # Whose it is, and what one may
 
 
-def test_operating_takes_an_operator(web: TestClient, store: Store) -> None:
+def test_operating_takes_an_operator(web: TestClient, store: Database) -> None:
     chatter, rater = token_of(store, "chatter", "chatter"), token_of(store, "rater", "rater")
     operator = token_of(store, "operator", "operator")
     routes = [
@@ -157,7 +165,7 @@ def test_operating_takes_an_operator(web: TestClient, store: Store) -> None:
 
 
 def test_a_promotion_is_proved_serves_the_next_reply_and_is_taken_back(
-    web: TestClient, store: Store, assistant: Assistant
+    web: TestClient, store: Database, assistant: Assistant
 ) -> None:
     name = make_adapter(assistant, "better")
     before = web.post("/v1/chat/completions", json=GREEDY).json()
@@ -168,7 +176,7 @@ def test_a_promotion_is_proved_serves_the_next_reply_and_is_taken_back(
     assert web.post("/api/promotions", json={"adapter": name, "reason": "try it"}, headers=once).json() == done
     after = web.post("/v1/chat/completions", json=GREEDY).json()
     assert after["model"] == name
-    assert talk.provenance(store, after["id"]).adapter == name
+    assert conversations.provenance(store, after["id"]).adapter == name
     assert web.get("/api/status").json()["serving"] == name
     by_name = web.post("/v1/chat/completions", json=GREEDY | {"model": "base"}).json()
     assert by_name["choices"][0]["message"] == before["choices"][0]["message"]
@@ -176,7 +184,7 @@ def test_a_promotion_is_proved_serves_the_next_reply_and_is_taken_back(
     assert [each["adapter"] for each in web.get("/api/promotions").json()] == [None, name]
 
 
-def test_the_schedule_and_the_settings_are_set_and_read(web: TestClient, store: Store) -> None:
+def test_the_schedule_and_the_settings_are_set_and_read(web: TestClient, store: Database) -> None:
     none = {"cron": None, "time_zone": None, "enabled": False, "grace_minutes": None, "every_new": None}
     assert web.get("/api/schedule").json() == none | {"new_feedback": 0, "next": [], "occurrences": []}
     asked = {"cron": "30 3 * * 7", "time_zone": "Europe/Berlin", "enabled": True, "grace_minutes": 5, "every_new": 50}
@@ -193,10 +201,10 @@ def test_the_schedule_and_the_settings_are_set_and_read(web: TestClient, store: 
     assert (by_feedback["cron"], by_feedback["grace_minutes"], by_feedback["next"]) == ("", 60, [])
     assert web.get("/api/status").json()["next_night"] is None
     assert web.put("/api/settings", json={"side_by_side_share": 0.5}, headers=key()).status_code == 200
-    assert nights.setting(store, "side_by_side_share") == 0.5
+    assert settings.setting(store, "side_by_side_share") == 0.5
 
 
-def test_nights_are_listed_with_their_steps(web: TestClient, store: Store) -> None:
+def test_nights_are_listed_with_their_steps(web: TestClient, store: Database) -> None:
     night = nights.start_night(store, "dpo", {"rank": 8}, pid=0)
     nights.add_step(store, night, 1, {"loss": 0.7}, phase="training", steps=2)
     assert web.get("/api/nights").json()[0]["phase"] == "training"
@@ -206,7 +214,7 @@ def test_nights_are_listed_with_their_steps(web: TestClient, store: Store) -> No
 
 
 @pytest.fixture
-def sleeping_night(store: Store) -> Iterator[int]:
+def sleeping_night(store: Database) -> Iterator[int]:
     """A running night as far as anyone can see: a process of that name, and its row."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "training.night"])
     yield nights.start_night(store, "dpo", {}, process.pid)
@@ -215,7 +223,7 @@ def sleeping_night(store: Store) -> Iterator[int]:
 
 
 def test_a_second_night_is_refused_and_the_first_is_cancelled_once(
-    web: TestClient, store: Store, sleeping_night: int
+    web: TestClient, store: Database, sleeping_night: int
 ) -> None:
     assert web.get("/api/status").json()["running_night"]["id"] == sleeping_night
     refused = web.post("/api/nights", json={"method": "dpo", "again": True}, headers=key())
@@ -228,9 +236,9 @@ def test_a_second_night_is_refused_and_the_first_is_cancelled_once(
     assert web.get("/api/status").json()["running_night"] is None
 
 
-def test_metrics_count_what_there_is(web: TestClient, store: Store, owner: User) -> None:
+def test_metrics_count_what_there_is(web: TestClient, store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
-    ratings.vote(store, owner, left, 1)
+    thumbs.vote(store, owner, left, 1)
     nights.start_night(store, "dpo", {}, pid=0)
     before = web.get("/metrics").text
     assert web.post("/v1/chat/completions", json=GREEDY).status_code == 200
@@ -289,7 +297,7 @@ BAD = [
 ]
 
 
-def test_bad_input_gets_one_sentence_and_changes_nothing(web: TestClient, store: Store, owner: User) -> None:
+def test_bad_input_gets_one_sentence_and_changes_nothing(web: TestClient, store: Database, owner: User) -> None:
     _, left, right = two_replies(store, owner)
     before = rows(store)
     for method, path, body, status, sentence in BAD:
@@ -303,7 +311,7 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(web: TestClient, store:
         assert (case, rows(store)) == (case, before)
 
 
-def test_a_write_without_a_usable_key_is_refused(web: TestClient, store: Store, owner: User) -> None:
+def test_a_write_without_a_usable_key_is_refused(web: TestClient, store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
     before = rows(store)
     for headers in ({}, {"Idempotency-Key": ""}, {"Idempotency-Key": "k" * 201}):
@@ -313,7 +321,7 @@ def test_a_write_without_a_usable_key_is_refused(web: TestClient, store: Store, 
 
 
 def test_a_damaged_or_foreign_adapter_is_refused_and_what_serves_goes_on(
-    web: TestClient, store: Store, assistant: Assistant, owner: User
+    web: TestClient, store: Database, assistant: Assistant, owner: User
 ) -> None:
     damaged, foreign = make_adapter(assistant, "damaged"), make_adapter(assistant, "foreign", base_sha256="0" * 64)
     with (adapters.directory(store, damaged) / WEIGHTS).open("ab") as file:
@@ -328,7 +336,7 @@ def test_a_damaged_or_foreign_adapter_is_refused_and_what_serves_goes_on(
     assert web.post("/v1/chat/completions", json=GREEDY).json()["model"] == "base"
 
 
-def test_a_failure_of_our_own_is_a_sentence_too(web: TestClient, store: Store) -> None:
+def test_a_failure_of_our_own_is_a_sentence_too(web: TestClient, store: Database) -> None:
     store.insert("settings", {"user": None, "name": "side_by_side_share", "value": '"half"', "at": now()})
     answer = web.get("/api/settings")
     assert (answer.status_code, list(answer.json())) == (500, ["error"])

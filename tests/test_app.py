@@ -17,9 +17,12 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant
-from feedback import adapters, nights, people, talk
-from feedback.store import Refused, Store
+from assistant.chat.assistant import Assistant
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.errors import Refused
+from feedback.records import adapters, settings
 from tests.conftest import REPOSITORY
 from tests.over_http import HERE, assistant, loaded, make_adapter
 from ui.app import create_app, look_for_promotions
@@ -69,10 +72,10 @@ def started_stream(url: str, client: httpx.Client) -> Iterator[dict[str, object]
 def finish_of(data: Path, reply: str, within_s: float = 10.0) -> str:
     """How a reply ended, as the store has it."""
     until = time.monotonic() + within_s
-    with closing(Store(data)) as store:
+    with closing(Database(data)) as store:
         while True:
             try:
-                return talk.provenance(store, reply).finish
+                return conversations.provenance(store, reply).finish
             except Refused:
                 if time.monotonic() > until:
                     raise
@@ -141,8 +144,8 @@ def test_a_server_that_cannot_start_says_why_in_one_sentence(tmp_path: Path) -> 
     (tmp_path / "file").write_text("not a folder")
     assert "cannot make the data folder" in refused(tmp_path / "file")
     assert refused(Path("/proc/nightschool"))
-    with closing(Store(data)) as store:
-        assert (people.users(store), nights.setting(store, "side_by_side_share")) == ([], 0.1)
+    with closing(Database(data)) as store:
+        assert (users.users(store), settings.setting(store, "side_by_side_share")) == ([], 0.1)
 
 
 # The page
@@ -163,15 +166,15 @@ def test_the_page_names_no_outside_address_to_load_and_forbids_every_one(assista
     assert 'named_endpoints":{}' in page.replace(" ", "")  # Gradio's own schema shows nothing
 
 
-def test_a_promotion_made_elsewhere_is_loaded_without_a_message(assistant: Assistant, store: Store) -> None:
+def test_a_promotion_made_elsewhere_is_loaded_without_a_message(assistant: Assistant, store: Database) -> None:
     name = make_adapter(assistant, "elsewhere")
     over = threading.Event()
     looking = threading.Thread(target=look_for_promotions, args=(assistant, over))
     looking.start()
     adapters.promote(store, name, None, "by another process", {})
     until = time.monotonic() + 20
-    while name not in assistant.roster.loaded() and time.monotonic() < until:
+    while name not in assistant.adapters.loaded() and time.monotonic() < until:
         time.sleep(0.05)
     over.set()
     looking.join()
-    assert name in assistant.roster.loaded()
+    assert name in assistant.adapters.loaded()

@@ -14,9 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback import backup, people, ratings
+from feedback.accounts import users
+from feedback.database.database import Database
 from feedback.formats import files
-from feedback.store import Store
+from feedback.kinds.comparison import compare
+from feedback.upkeep import backup
 from tests.conftest import two_replies
 from tests.test_app import serving
 from tests.test_backup import learned
@@ -33,7 +35,7 @@ def usual_umask() -> Iterator[None]:
 
 def nightschool(*arguments: str | Path, said: str = "") -> str:
     """Run a command that ends well; what it said."""
-    command = [sys.executable, "-m", "assistant", *map(str, arguments)]
+    command = [sys.executable, "-m", "ui.cli", *map(str, arguments)]
     done = subprocess.run(command, input=said, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -90,13 +92,13 @@ def test_a_first_start_leaves_nothing_open_at_any_moment(tiny: Path, tmp_path: P
 @pytest.mark.long
 def test_a_night_leaves_nothing_open(tiny: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    with closing(Store(data)) as store:
-        me = people.local_owner(store)
-        people.set_consent(store, me, True)
+    with closing(Database(data)) as store:
+        me = users.local_owner(store)
+        users.set_consent(store, me, True)
         for word in ("one", "two", "three", "four"):
             _, left, right = two_replies(store, me, word)
-            ratings.compare(store, me, left, right, "left")
-    nightschool("night", "--data", data, "--model", tiny, "--set", "least_steps=2", "--set", "batch_size=4")
+            compare(store, me, left, right, "left")
+    nightschool("night", "--data", data, "--model", tiny, "--set", "min_steps=2", "--set", "batch_size=4")
     assert list(data.glob("adapters/*/adapter_model.safetensors"))
     assert open_to_others(data) == {}
 
@@ -122,8 +124,8 @@ def test_no_command_leaves_anything_open(tmp_path: Path) -> None:
 
 
 def test_a_store_is_private_whoever_opens_it(tmp_path: Path) -> None:
-    with closing(Store(tmp_path / "data")) as store:
-        two_replies(store, people.local_owner(store))
+    with closing(Database(tmp_path / "data")) as store:
+        two_replies(store, users.local_owner(store))
         assert {each.name for each in store.data.iterdir()} >= {"nightschool.db-wal", "nightschool.db-shm"}
         assert open_to_others(store.data) == {}
         learned(store)
@@ -144,13 +146,13 @@ def test_what_others_could_read_is_closed_when_it_is_next_opened_and_that_is_sai
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = tmp_path / "data"
-    with closing(Store(data)) as store:
+    with closing(Database(data)) as store:
         learned(store)
     (data / "night.log").write_text("night 1")
     opened_up(data)
-    with caplog.at_level(logging.WARNING), closing(Store(data)):
+    with caplog.at_level(logging.WARNING), closing(Database(data)):
         assert open_to_others(data) == {}
-    with caplog.at_level(logging.WARNING), closing(Store(data)):
+    with caplog.at_level(logging.WARNING), closing(Database(data)):
         pass
     assert [each.getMessage() for each in caplog.records] == [
         f"others could read {data}; from now on this account alone can"
@@ -158,7 +160,7 @@ def test_what_others_could_read_is_closed_when_it_is_next_opened_and_that_is_sai
 
 
 def test_a_copy_that_others_could_read_comes_back_closed(tmp_path: Path) -> None:
-    with closing(Store(tmp_path / "data")) as store:
+    with closing(Database(tmp_path / "data")) as store:
         learned(store)
         opened_up(store.data / "adapters")
         backup.back_up(store, tmp_path / "kept")
@@ -175,7 +177,7 @@ def test_closing_a_data_folder_touches_nothing_that_is_not_ours(tmp_path: Path) 
         (folder / "run.sh").write_text("true")
         (folder / "run.sh").chmod(0o755)
     (data / "adapters").symlink_to(shared)
-    with closing(Store(data)):
+    with closing(Database(data)):
         assert stat.S_IMODE((data / "src" / "run.sh").stat().st_mode) == 0o755
         assert stat.S_IMODE((shared / "run.sh").stat().st_mode) == 0o755
         assert stat.S_IMODE(data.stat().st_mode) == 0o700
@@ -185,6 +187,6 @@ def test_a_folder_that_everybody_writes_in_is_not_taken_from_them(tmp_path: Path
     everybodys = tmp_path / "tmp"
     everybodys.mkdir()
     everybodys.chmod(0o1777)
-    with closing(Store(everybodys)):
+    with closing(Database(everybodys)):
         assert stat.S_IMODE(everybodys.stat().st_mode) == 0o1777
         assert {stat.S_IMODE(each.stat().st_mode) for each in everybodys.iterdir()} == {0o600}

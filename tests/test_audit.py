@@ -15,16 +15,18 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.__main__ import main as command_line
-from assistant.chat import Assistant
-from feedback import adapters, nights, people, settings
-from feedback.store import NotFound, Refused, Store
+from assistant.chat.assistant import Assistant
+from feedback.accounts import users
+from feedback.database.database import Database
+from feedback.errors import NotFound, Refused
+from feedback.records import adapters, nights, settings
 from tests.conftest import two_replies
 from tests.over_http import assistant, key, loaded, make_adapter, web
-from tests.test_command import nightschool, refused
+from tests.test_command import as_process, nightschool, refused
 from tests.tiny import make_tiny
-from training import night
-from ui import schedule_command
+from training.night import night
+from ui.cli.main import main as command_line
+from ui.serve_options import ServeOptions
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 WHO = adapters.account_here()
@@ -33,7 +35,7 @@ ROWS = '{"prompt": "hello", "chosen": "good day", "rejected": "go away"}\n'
 
 def done(data: Path) -> list[tuple[str | None, str, str, str | None]]:
     """Who did what to what, oldest first, and whose terminal it was."""
-    with closing(Store(data)) as store:
+    with closing(Database(data)) as store:
         trail = adapters.audit_trail(store)
     return [(each.user, each.action, each.subject, each.detail.get("terminal")) for each in reversed(trail)]
 
@@ -43,8 +45,6 @@ def typed_in(words: list[str], data: Path) -> int:
     before = sys.stdin
     sys.stdin = io.StringIO("a-long-secret-42\n")
     try:
-        if words[0] == "schedule":
-            return schedule_command.main([*words[1:], "--data", str(data)])
         return command_line([*words, "--data", str(data)])
     finally:
         sys.stdin = before
@@ -73,13 +73,13 @@ TYPED: dict[str, tuple[list[str], str, str]] = {
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     """A data folder with a person in it, and something that serves."""
-    with closing(Store(tmp_path / "data")) as store:
-        two_replies(store, people.local_owner(store))
-        people.add_user(store, "eve", "chatter", None)
+    with closing(Database(tmp_path / "data")) as store:
+        two_replies(store, users.local_owner(store))
+        users.add_user(store, "eve", "chatter", None)
         row = adapters.Adapter("one", None, None, "auto", "b" * 64, "w" * 64, "candidate", "fine", "2026")
         adapters.add_adapter(store, row)
         adapters.promote(store, "one", None, "try it", {})
-        with store.write() as db:
+        with store.transaction() as db:
             db.conn.execute("DELETE FROM audit")
     (tmp_path / "rows.jsonl").write_text(ROWS)
     return tmp_path / "data"
@@ -110,7 +110,8 @@ def test_a_restored_ledger_says_that_it_was_restored(house: Path, tmp_path: Path
 def test_a_server_told_to_set_something_says_so(house: Path) -> None:
     from ui import app
 
-    told = app.parser().parse_args(["--data", str(house), "--side-by-side", "0.5", "--model", "no-such", "--port", "0"])
+    typed = ["--data", str(house), "--side-by-side", "0.5", "--model", "no-such", "--port", "0"]
+    told = ServeOptions(**app.command.make_context("serve", typed).params)
     with pytest.raises(Refused, match="there is no model"):
         app.serve(told)
     assert done(house) == [(None, "set", "side_by_side_share", WHO)]
@@ -119,9 +120,9 @@ def test_a_server_told_to_set_something_says_so(house: Path) -> None:
 @pytest.mark.long
 def test_a_night_started_at_a_terminal_leaves_its_row(house: Path, tmp_path: Path) -> None:
     tiny = make_tiny(tmp_path / "tiny")
-    assert nightschool("night", "--data", str(house), "--model", str(tiny), "--gate", "off").returncode == 0
+    assert as_process("night", "--data", str(house), "--model", str(tiny), "--gate", "off").returncode == 0
     assert done(house) == [(None, "start night", "1", WHO)]  # with nothing to learn from
-    with closing(Store(house)) as store:
+    with closing(Database(house)) as store:
         assert adapters.audit_trail(store)[0].detail["gate"] == "off"
 
 
@@ -129,11 +130,11 @@ def test_a_night_started_at_a_terminal_leaves_its_row(house: Path, tmp_path: Pat
 def test_a_night_that_ctrl_c_ends_leaves_a_row_of_that(house: Path, tmp_path: Path) -> None:
     tiny = make_tiny(tmp_path / "tiny")
     asked = ["night", "--data", str(house), "--model", str(tiny), "--gate", "off"]
-    with closing(Store(house)) as store:
-        people.set_consent(store, people.local_owner(store), True)
+    with closing(Database(house)) as store:
+        users.set_consent(store, users.local_owner(store), True)
     nightschool("import", str(tmp_path / "rows.jsonl"), "--data", str(house))
-    process = subprocess.Popen([sys.executable, "-m", "assistant", *asked, "--set", "epochs=50"])
-    with closing(Store(house)) as store:
+    process = subprocess.Popen([sys.executable, "-m", "ui.cli", *asked, "--set", "epochs=50"])
+    with closing(Database(house)) as store:
         until = time.monotonic() + 60
         while not nights.nights(store) and time.monotonic() < until:
             time.sleep(0.05)
@@ -145,7 +146,7 @@ def test_a_night_that_ctrl_c_ends_leaves_a_row_of_that(house: Path, tmp_path: Pa
 @pytest.mark.long
 def test_a_night_that_the_clock_starts_is_no_operators_act(house: Path, tmp_path: Path) -> None:
     asked = ["night", "--data", str(house), "--model", str(make_tiny(tmp_path / "tiny"))]
-    assert nightschool(*asked, "--asked-by", "clock").returncode == 0
+    assert as_process(*asked, "--asked-by", "clock").returncode == 0
     assert done(house) == []
 
 
@@ -170,7 +171,7 @@ def acts(one: str) -> dict[str, tuple[str, str, dict[str, Any], str, str]]:
     }
 
 
-def test_every_act_by_api_leaves_its_row(web: TestClient, store: Store, assistant: Assistant) -> None:
+def test_every_act_by_api_leaves_its_row(web: TestClient, store: Database, assistant: Assistant) -> None:
     for door, (method, path, body, action, subject) in acts(make_adapter(assistant, "one")).items():
         before = len(adapters.audit_trail(store))
         assert (door, web.request(method, path, json=body, headers=key()).status_code) == (door, 200)
@@ -179,7 +180,7 @@ def test_every_act_by_api_leaves_its_row(web: TestClient, store: Store, assistan
         assert (door, len(others), "terminal" in newest.detail) == (door, before, False)
 
 
-def test_what_is_refused_leaves_no_row(web: TestClient, store: Store) -> None:
+def test_what_is_refused_leaves_no_row(web: TestClient, store: Database) -> None:
     for name in settings.SETTINGS:
         assert web.put("/api/settings", json={name: -1}, headers=key()).status_code in (400, 422)
     assert web.put("/api/schedule", json={"cron": "x"}, headers=key()).status_code == 400
@@ -196,12 +197,12 @@ def test_what_a_forgotten_person_was_called_is_forgotten_there_too(house: Path) 
 def test_the_page_says_whose_terminal_it_was(house: Path) -> None:
     from datetime import UTC
 
-    from ui import operate_lists
-    from ui.operate_view import look
+    from ui.operate import lists
+    from ui.operate.view import read_status
 
     assert typed_in(["set", "gate", "off"], house) == 0
-    with closing(Store(house)) as store:
-        shown = operate_lists.show_trail(look(store, UTC))
+    with closing(Database(house)) as store:
+        shown = lists.show_trail(read_status(store, UTC))
     assert f"<strong>{WHO} (command line)</strong> set <strong>gate</strong>" in shown
     assert "terminal" not in shown
 
@@ -216,7 +217,7 @@ def test_the_account_is_the_systems_and_not_what_the_environment_claims(monkeypa
 # Settings
 
 
-def test_every_setting_is_read_and_set_by_api_and_command_alike(web: TestClient, store: Store) -> None:
+def test_every_setting_is_read_and_set_by_api_and_command_alike(web: TestClient, store: Database) -> None:
     assert set(OTHER) == set(settings.SETTINGS)
     data = str(store.data)
     defaults = {name: each.default for name, each in settings.SETTINGS.items()}
@@ -233,7 +234,7 @@ def test_every_setting_is_read_and_set_by_api_and_command_alike(web: TestClient,
     assert web.get("/api/settings").json() == {name: each.default for name, each in settings.SETTINGS.items()}
 
 
-def test_settings_that_cannot_be_are_one_sentence_and_change_nothing(web: TestClient, store: Store) -> None:
+def test_settings_that_cannot_be_are_one_sentence_and_change_nothing(web: TestClient, store: Database) -> None:
     wrong = [{"colour": 1}, {"gate": "of"}, {"gate": None}, {"gate": True}, {"raters_per_question": 0}]
     wrong += [{"raters_per_question": 1.5}, {"retention_days": -1}, {"retention_days": 10**9}, {"retention_days": "9"}]
     wrong += [{"side_by_side_share": 0.3, "gate": "maybe"}]  # all or none

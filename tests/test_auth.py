@@ -7,14 +7,16 @@ import gradio as gr
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant
-from feedback import people, talk
-from feedback.people import User
-from feedback.store import Refused, Store
+from assistant.chat.assistant import Assistant
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.errors import Refused
 from tests.over_http import HERE, assistant, key, loaded, rows
+from ui.accounts.auth import cookie_secret, is_loopback, page_user
+from ui.accounts.login import FAILURES, Passwords, set_owner_password
 from ui.app import create_app
-from ui.auth import cookie_secret, is_loopback, page_user
-from ui.login import FAILURES, Passwords, set_owner_password
 from ui.refusals import NotLoggedIn
 
 __all__ = ["assistant", "loaded"]  # fixtures
@@ -32,9 +34,9 @@ def web(assistant: Assistant) -> TestClient:
 
 
 @pytest.fixture
-def ada(store: Store) -> User:
+def ada(store: Database) -> User:
     """Someone with an account, which ends the time of the local owner."""
-    return people.add_user(store, "Ada", "chatter", Passwords(store).hash(PASSWORD))
+    return users.add_user(store, "Ada", "chatter", Passwords(store).hash(PASSWORD))
 
 
 def log_in(web: TestClient, name: str = "Ada", password: str = PASSWORD, next: str = "/") -> int:
@@ -59,7 +61,7 @@ def test_a_name_pointed_at_this_machine_from_elsewhere_is_refused(web: TestClien
     assert web.get("/", headers=HTML | {"Host": "evil.example"}).status_code == 403
 
 
-def test_another_sites_page_cannot_write(web: TestClient, store: Store, owner: User) -> None:
+def test_another_sites_page_cannot_write(web: TestClient, store: Database, owner: User) -> None:
     before = rows(store)
     for headers in (
         {"Origin": "https://evil.example"},
@@ -133,11 +135,11 @@ def test_a_wrong_password_and_an_unknown_name_look_the_same(web: TestClient, ada
     assert web.get("/docs").status_code == 401
 
 
-def test_after_ten_failures_a_name_rests(web: TestClient, store: Store, ada: User) -> None:
+def test_after_ten_failures_a_name_rests(web: TestClient, store: Database, ada: User) -> None:
     assert [log_in(web, password="wrong") for _ in range(FAILURES)] == [401] * FAILURES
     refused = web.post("/login", data={"name": "ADA", "password": PASSWORD})
     assert (refused.status_code, "try again in 5 minutes" in refused.text) == (429, True)
-    people.add_user(store, "Bob", "chatter", Passwords(store).hash(PASSWORD))
+    users.add_user(store, "Bob", "chatter", Passwords(store).hash(PASSWORD))
     assert log_in(web, "Bob") == 303
 
 
@@ -147,9 +149,9 @@ def test_a_login_leads_on_within_this_site_only(web: TestClient, ada: User) -> N
         assert (next, opened.headers["location"]) == (next, "/")
 
 
-def test_a_changed_password_ends_every_session(web: TestClient, store: Store, ada: User) -> None:
+def test_a_changed_password_ends_every_session(web: TestClient, store: Database, ada: User) -> None:
     log_in(web)
-    people.set_password(store, "Ada", Passwords(store).hash("another password"))
+    users.set_password(store, "Ada", Passwords(store).hash("another password"))
     assert web.get("/docs").status_code == 401
     assert log_in(web) == 401
     assert log_in(web, password="another password") == 303
@@ -157,7 +159,7 @@ def test_a_changed_password_ends_every_session(web: TestClient, store: Store, ad
 
 
 def test_a_session_outlives_a_restart_but_no_forged_cookie_opens_one(
-    web: TestClient, assistant: Assistant, store: Store, ada: User
+    web: TestClient, assistant: Assistant, store: Database, ada: User
 ) -> None:
     log_in(web)
     cookie = web.cookies["nightschool"]
@@ -170,21 +172,21 @@ def test_a_session_outlives_a_restart_but_no_forged_cookie_opens_one(
     assert cookie_secret(store) == secret.read_text()
 
 
-def test_a_token_opens_the_api_until_it_is_revoked(web: TestClient, store: Store, ada: User) -> None:
-    bearer = {"Authorization": f"Bearer {people.add_token(store, ada, 'laptop')}"}
+def test_a_token_opens_the_api_until_it_is_revoked(web: TestClient, store: Database, ada: User) -> None:
+    bearer = {"Authorization": f"Bearer {users.add_token(store, ada, 'laptop')}"}
     elsewhere = bearer | {"Origin": "https://other.example", "Host": "chat.example"}
     assert web.get("/api/consent", headers=elsewhere).status_code == 200
     assert web.post("/api/consent", json={"given": True}, headers=elsewhere | key()).status_code == 200
     assert web.get("/api/status", headers=bearer).status_code == 403
-    people.revoke_token(store, ada, "laptop")
+    users.revoke_token(store, ada, "laptop")
     refused = web.get("/api/consent", headers=bearer)
     assert (refused.status_code, refused.json()["error"]) == (401, "this API token is not valid")
 
 
-def test_two_people_see_their_own(web: TestClient, store: Store, ada: User, assistant: Assistant) -> None:
-    bob = people.add_user(store, "Bob", "operator", Passwords(store).hash(PASSWORD))
-    conversation = talk.start_conversation(store, ada)
-    talk.add_message(store, conversation, None, "user", "my secret")
+def test_two_people_see_their_own(web: TestClient, store: Database, ada: User, assistant: Assistant) -> None:
+    bob = users.add_user(store, "Bob", "operator", Passwords(store).hash(PASSWORD))
+    conversation = conversations.start_conversation(store, ada)
+    conversations.add_message(store, conversation, None, "user", "my secret")
     log_in(web)
     assert [each["id"] for each in web.get("/api/conversations").json()] == [conversation]
     other = client_of(assistant)
@@ -203,7 +205,7 @@ def test_a_body_that_is_too_large_is_not_read(web: TestClient) -> None:
 # Handlers of pages
 
 
-def test_a_page_knows_who_is_there(store: Store, ada: User) -> None:
+def test_a_page_knows_who_is_there(store: Database, ada: User) -> None:
     assert page_user(gr.Request(username="Ada"), store) == ada
     for nobody in (None, "", "Bob"):
         with pytest.raises(NotLoggedIn):
@@ -213,22 +215,22 @@ def test_a_page_knows_who_is_there(store: Store, ada: User) -> None:
 # The owner's password
 
 
-def test_the_environment_makes_the_owners_account_once_and_updates_it(store: Store, owner: User) -> None:
+def test_the_environment_makes_the_owners_account_once_and_updates_it(store: Database, owner: User) -> None:
     set_owner_password(store, {})
-    assert not people.has_accounts(store)
+    assert not users.has_accounts(store)
     set_owner_password(store, {"NIGHTSCHOOL_OWNER_PASSWORD": PASSWORD})
-    made = people.find_user(store, "owner")
+    made = users.find_user(store, "owner")
     assert made is not None
     assert (made.id, made.role) == (owner.id, "operator")  # the local owner's chats stay theirs
     set_owner_password(store, {"NIGHTSCHOOL_OWNER_PASSWORD": PASSWORD})
-    assert people.find_user(store, "owner") == made  # a restart ends no session
+    assert users.find_user(store, "owner") == made  # a restart ends no session
     folder_file = store.data / "password"
     folder_file.write_text("one from a file\n")
     set_owner_password(store, {"NIGHTSCHOOL_OWNER_PASSWORD_FILE": str(folder_file)})
     assert Passwords(store).check("owner", "one from a file").id == owner.id
 
 
-def test_an_owners_password_that_cannot_be_used_is_refused(store: Store) -> None:
+def test_an_owners_password_that_cannot_be_used_is_refused(store: Database) -> None:
     for environ in (
         {"NIGHTSCHOOL_OWNER_PASSWORD": ""},
         {"NIGHTSCHOOL_OWNER_PASSWORD": "short"},
@@ -236,4 +238,4 @@ def test_an_owners_password_that_cannot_be_used_is_refused(store: Store) -> None
     ):
         with pytest.raises(Refused, match="owner's password"):
             set_owner_password(store, environ)
-    assert people.users(store) == []
+    assert users.users(store) == []

@@ -2,18 +2,18 @@
 
 import pytest
 
-from assistant import models, prompt
-from feedback.examples import Answer, Examples, Pair, Thumb
-from feedback.talk import Message
-from training.batches import Encoder, make_lessons
+from assistant.models import base_model, chat_template
+from feedback.example_types import Answer, Examples, PreferencePair, UnpairedExample
+from feedback.messages import Message
+from training.data.tokenize import Encoder, tokenize
 
 HELLO = (Message("user", "Hello!"),)
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    tokenizer = models.load_tokenizer(models.find_base("embedded"))
-    return Encoder(tokenizer, frozenset([tokenizer.eos_token_id]), prompt.template_sha256(tokenizer), 256)
+    tokenizer = base_model.load_tokenizer(base_model.find_base("embedded"))
+    return Encoder(tokenizer, frozenset([tokenizer.eos_token_id]), chat_template.template_sha256(tokenizer), 256)
 
 
 def test_a_reply_teaches_the_tokens_that_were_sampled(encoder):
@@ -23,7 +23,9 @@ def test_a_reply_teaches_the_tokens_that_were_sampled(encoder):
     assert encoder.reply(Answer("x", (*odd, end), own)) == [*odd, end]
     assert encoder.reply(Answer("x", odd, own)) == [*odd, end]
     assert encoder.reply(Answer("x", odd, own, finish="length")) == [*odd]
-    assert encoder.reply(Answer("x", odd, "another template")) == prompt.encode_reply(encoder.tokenizer, "x", end)
+    assert encoder.reply(Answer("x", odd, "another template")) == chat_template.encode_reply(
+        encoder.tokenizer, "x", end
+    )
 
 
 def test_a_cut_reply_does_not_teach_where_to_stop(encoder):
@@ -34,21 +36,26 @@ def test_a_cut_reply_does_not_teach_where_to_stop(encoder):
 def test_what_is_too_long_is_counted_and_old_turns_go_first(encoder):
     long = "many words " * 200
     turns = (Message("user", long), Message("assistant", "Hm."), *HELLO)
-    fits = Pair(turns, Answer("Hi!"), Answer("Bye."))
-    lessons, left_out = make_lessons(
+    fits = PreferencePair(turns, Answer("Hi!"), Answer("Bye."))
+    examples, left_out = tokenize(
         Examples(
-            (fits, Pair(HELLO, Answer(long), Answer("Bye."))), (Thumb((Message("user", long),), Answer("Hi!"), True),)
+            (fits, PreferencePair(HELLO, Answer(long), Answer("Bye."))),
+            (UnpairedExample((Message("user", long),), Answer("Hi!"), True),),
         ),
         encoder,
     )
     assert left_out == {"too long": 2}
-    assert lessons[0].prompt_ids == prompt.encode_prompt(encoder.tokenizer, HELLO, 256)
+    assert examples[0].prompt_ids == chat_template.encode_prompt(encoder.tokenizer, HELLO, 256)
 
 
 def test_a_thumb_is_given_the_reply_to_another_prompt(encoder):
     cats, dogs = (Message("user", "Cats?"),), (Message("user", "Dogs?"),)
-    thumbs = (Thumb(cats, Answer("Meow."), True), Thumb(cats, Answer("No."), False), Thumb(dogs, Answer("Woof."), True))
-    lessons, _ = make_lessons(Examples((), thumbs), encoder)
+    thumbs = (
+        UnpairedExample(cats, Answer("Meow."), True),
+        UnpairedExample(cats, Answer("No."), False),
+        UnpairedExample(dogs, Answer("Woof."), True),
+    )
+    examples, _ = tokenize(Examples((), thumbs), encoder)
     meow, no, woof = (encoder.reply(thumb.answer) for thumb in thumbs)
-    assert [lesson.replies for lesson in lessons] == [(meow, woof), (no, woof), (woof, meow)]
-    assert len(make_lessons(Examples((), thumbs[:1]), encoder)[0][0].replies) == 1
+    assert [example.replies for example in examples] == [(meow, woof), (no, woof), (woof, meow)]
+    assert len(tokenize(Examples((), thumbs[:1]), encoder)[0][0].replies) == 1

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from transformers import LlamaConfig
 
-from assistant.cache import LEAST_SHARED, Cache, Row, shared_length
-from assistant.families import sizes_of
+from assistant.engine.architectures import sizes_of
+from assistant.engine.kv_cache import LEAST_SHARED, Cache, CacheSlot, shared_length
 
 CONFIG = LlamaConfig(
     hidden_size=2, intermediate_size=2, num_hidden_layers=2, num_attention_heads=1, num_key_value_heads=1, vocab_size=9
@@ -43,7 +43,7 @@ def computed(key: object, token_ids: list[int]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32)[:, None] - lanes
 
 
-def write(row: Row, token_ids: list[int]) -> None:
+def write(row: CacheSlot, token_ids: list[int]) -> None:
     """Append tokens to a row as the network does."""
     text = [*row.token_ids, *token_ids]
     new = computed(row.key, text)[:, :, :, row.length :]
@@ -51,7 +51,7 @@ def write(row: Row, token_ids: list[int]) -> None:
     row.token_ids += token_ids
 
 
-def held(row: Row) -> torch.Tensor:
+def held(row: CacheSlot) -> torch.Tensor:
     """What the cache holds for a row."""
     return row.slab.written(row)
 
@@ -69,7 +69,7 @@ class Texts(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cache = new_cache()
-        self.wanted: dict[Row, list[int]] = {}  # what each living row has been given to hold
+        self.wanted: dict[CacheSlot, list[int]] = {}  # what each living row has been given to hold
         self.slabs: list[weakref.ref[Any]] = []
 
     @initialize()

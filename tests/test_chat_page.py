@@ -1,7 +1,6 @@
 """The chat page, as a person uses it: a real Chromium against a real server process on the embedded model.
 
 One server and one data folder serve the whole module; every test begins a chat of its own.
-Left out on purpose: accounts (`test_auth`), the HTTP API (`test_api`), and what ratings teach (`test_examples`).
 """
 
 import re
@@ -11,12 +10,17 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Route, expect
 
-from feedback import nights, people, ratings, talk
-from feedback.people import User
-from feedback.store import Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.kinds.comparison import standing_choice
+from feedback.kinds.correction import correct, standing_correction
+from feedback.kinds.vote import Thumb, standing_vote, vote
+from feedback.records import settings
 from tests.browser import REPLY_MS, Server, Visitor, chromium, serving
 from tests.conftest import BY_BASE
-from ui.safe_markdown import as_typed
+from ui.shared.markdown import as_typed
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 QUESTION = "Name one colour."
@@ -28,21 +32,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def said(data: Path) -> Iterator[Store]:
+def said(data: Path) -> Iterator[Database]:
     """The server's own store, as another process sees it. No side by side unless a test asks."""
-    store = Store(data)
-    nights.set_setting(store, None, "side_by_side_share", 0)
+    store = Database(data)
+    settings.set_setting(store, None, "side_by_side_share", 0)
     yield store
     store.close()
 
 
 @pytest.fixture(scope="module")
-def me(said: Store) -> User:
-    return people.local_owner(said)
+def me(said: Database) -> User:
+    return users.local_owner(said)
 
 
 @pytest.fixture(scope="module")
-def server(data: Path, said: Store) -> Iterator[Server]:
+def server(data: Path, said: Database) -> Iterator[Server]:
     with serving(data) as running:
         yield running
 
@@ -65,43 +69,45 @@ def visitor(browser: Browser, server: Server) -> Iterator[Visitor]:
     assert opened.errors == []
 
 
-def last_leaf(store: Store, user: User) -> talk.Node:
+def last_leaf(store: Database, user: User) -> conversations.Node:
     """Where the newest chat ends."""
-    return talk.node(store, talk.conversations(store, user)[0]["leaf"])
+    return conversations.node(store, conversations.conversations(store, user)[0]["leaf"])
 
 
-def written(store: Store, user: User, *texts: str) -> list[str]:
+def written(store: Database, user: User, *texts: str) -> list[str]:
     """A chat written straight into the store, person first; the ids of its messages."""
-    conversation = talk.start_conversation(store, user)
+    conversation = conversations.start_conversation(store, user)
     ids: list[str] = []
     for place, text in enumerate(texts):
         parent = ids[-1] if ids else None
         if place % 2 == 0:
-            ids.append(talk.add_message(store, conversation, parent, "user", text))
+            ids.append(conversations.add_message(store, conversation, parent, "user", text))
         else:
-            ids.append(talk.add_reply(store, parent or "", text, BY_BASE))
+            ids.append(conversations.add_reply(store, parent or "", text, BY_BASE))
     return ids
 
 
-def test_consent_is_asked_for_once_kept_and_can_be_withdrawn(browser: Browser, server: Server, said: Store, me: User):
+def test_consent_is_asked_for_once_kept_and_can_be_withdrawn(
+    browser: Browser, server: Server, said: Database, me: User
+):
     visitor = Visitor(browser, server.url).open()
     expect(visitor.locate("#consent")).to_contain_text("stay on this server")
 
     visitor.locate("#consent-yes").click()
     expect(visitor.locate("#consent")).to_be_hidden()
     expect(visitor.locate("#consent-switch input")).to_be_checked()
-    assert people.consent(said, me) is True
+    assert users.consent(said, me) is True
 
     visitor.page.wait_for_timeout(300)  # the page applies an update a moment after it has come
     visitor.locate("#consent-switch input").click()
-    visitor.until(lambda: people.consent(said, me) is False, "consent is withdrawn")
+    visitor.until(lambda: users.consent(said, me) is False, "consent is withdrawn")
     visitor.open()
     expect(visitor.locate("#consent")).to_be_hidden()
     expect(visitor.locate("#consent-switch input")).not_to_be_checked()
     visitor.close()
 
 
-def test_a_chat_streams_and_is_kept(visitor: Visitor, said: Store, me: User):
+def test_a_chat_streams_and_is_kept(visitor: Visitor, said: Database, me: User):
     visitor.write_short(tokens=96)  # long enough to be seen being written, however busy the machine is
     visitor.locate("#box textarea").fill("Write a long story about a lighthouse.")
     visitor.page.keyboard.press("Enter")
@@ -130,7 +136,7 @@ def test_a_reply_that_is_over_before_the_page_asks_for_it_is_shown(visitor: Visi
     expect(visitor.locate("#stop")).to_be_hidden()
 
 
-def test_a_thumb_down_with_reason_and_words_is_changed_and_taken_back(visitor: Visitor, said: Store, me: User):
+def test_a_thumb_down_with_reason_and_words_is_changed_and_taken_back(visitor: Visitor, said: Database, me: User):
     visitor.say(QUESTION)
     reply = last_leaf(said, me).id
 
@@ -140,19 +146,19 @@ def test_a_thumb_down_with_reason_and_words_is_changed_and_taken_back(visitor: V
     visitor.locate("#save-why").click()
     expect(visitor.locate("#your-rating")).to_have_text("you: bad (Not helpful, “too <b>vague</b>”)")
     expect(visitor.locate("#why")).to_be_hidden()
-    assert ratings.standing_vote(said, me, reply) == ratings.Vote(reply, -1, ("unhelpful",), "too <b>vague</b>")
+    assert standing_vote(said, me, reply) == Thumb(reply, -1, ("unhelpful",), "too <b>vague</b>")
 
     visitor.thumb("up")
     expect(visitor.locate("#your-rating")).to_have_text("you: good")
     expect(visitor.locate("#why-question")).to_contain_text("What was good?")
-    assert ratings.standing_vote(said, me, reply) == ratings.Vote(reply, 1, (), "")
+    assert standing_vote(said, me, reply) == Thumb(reply, 1, (), "")
 
     visitor.thumb("up")
     expect(visitor.locate("#your-rating")).to_have_count(0)
-    assert ratings.standing_vote(said, me, reply) is None
+    assert standing_vote(said, me, reply) is None
 
 
-def test_a_correction_is_kept_shown_and_taken_back(visitor: Visitor, said: Store, me: User):
+def test_a_correction_is_kept_shown_and_taken_back(visitor: Visitor, said: Database, me: User):
     visitor.say(QUESTION)
     reply = last_leaf(said, me)
 
@@ -165,42 +171,42 @@ def test_a_correction_is_kept_shown_and_taken_back(visitor: Visitor, said: Store
     visitor.locate("#chat").get_by_text("Your correction").click()
     expect(visitor.locate("#chat")).to_contain_text("Blue is a colour.")
     expect(visitor.locate("#notice")).to_have_text("")
-    assert ratings.standing_correction(said, me, reply.id) == "Blue is a colour."
+    assert standing_correction(said, me, reply.id) == "Blue is a colour."
 
     visitor.locate("#correct").click()
     visitor.locate("#take-correction-back").click()
     expect(visitor.locate("#chat").get_by_text("Your correction")).to_have_count(0)
-    assert ratings.standing_correction(said, me, reply.id) is None
+    assert standing_correction(said, me, reply.id) is None
 
 
-def test_the_chosen_side_goes_on_and_neither_tells_who_wrote_it(visitor: Visitor, said: Store, me: User):
+def test_the_chosen_side_goes_on_and_neither_tells_who_wrote_it(visitor: Visitor, said: Database, me: User):
     visitor.say(QUESTION, two=True)
     expect(visitor.locate("#right-is-better")).to_be_visible()
     expect(visitor.locate("#answered-by")).to_be_hidden()
-    pair = talk.pair_under(said, last_leaf(said, me).parent or "")
+    pair = conversations.pair_under(said, last_leaf(said, me).parent or "")
     assert pair is not None
 
     visitor.locate("#right-is-better").click()
     expect(visitor.locate("#pair")).to_be_hidden()
     expect(visitor.locate("#answered-by")).to_be_visible()
-    assert ratings.standing_choice(said, me, pair.left, pair.right) == "right"
+    assert standing_choice(said, me, pair.left, pair.right) == "right"
     assert last_leaf(said, me).id == pair.right
 
     visitor.locate("#choose-again").click()
     visitor.locate("#tie").click()
     expect(visitor.locate("#pair")).to_be_hidden()
-    assert ratings.standing_choice(said, me, pair.left, pair.right) == "tie"
+    assert standing_choice(said, me, pair.left, pair.right) == "tie"
     assert last_leaf(said, me).id == pair.left
 
 
 def test_on_the_operators_share_of_turns_two_are_shown_and_typing_on_chooses_none(
-    visitor: Visitor, said: Store, me: User
+    visitor: Visitor, said: Database, me: User
 ):
-    nights.set_setting(said, None, "side_by_side_share", 1)
+    settings.set_setting(said, None, "side_by_side_share", 1)
     visitor.say(QUESTION)
-    nights.set_setting(said, None, "side_by_side_share", 0)
+    settings.set_setting(said, None, "side_by_side_share", 0)
     expect(visitor.locate("#both-bad")).to_be_visible()
-    pair = talk.pair_under(said, last_leaf(said, me).parent or "")
+    pair = conversations.pair_under(said, last_leaf(said, me).parent or "")
     assert pair is not None
 
     visitor.open()  # left unanswered, and found again
@@ -209,34 +215,34 @@ def test_on_the_operators_share_of_turns_two_are_shown_and_typing_on_chooses_non
     visitor.say("And another?")
 
     expect(visitor.locate("#pair")).to_be_hidden()
-    assert ratings.standing_choice(said, me, pair.left, pair.right) is None
-    assert talk.path(said, last_leaf(said, me).id)[1].id == pair.left
+    assert standing_choice(said, me, pair.left, pair.right) is None
+    assert conversations.path(said, last_leaf(said, me).id)[1].id == pair.left
 
 
-def test_edit_and_retry_are_branches(visitor: Visitor, said: Store, me: User):
+def test_edit_and_retry_are_branches(visitor: Visitor, said: Database, me: User):
     visitor.say(QUESTION)
     first = last_leaf(said, me)
 
     visitor.page.get_by_role("button", name="Retry").click()
-    visitor.until(lambda: len(talk.children(said, first.parent or "")) == 2, "a second reply")
+    visitor.until(lambda: len(conversations.children(said, first.parent or "")) == 2, "a second reply")
     visitor.wait_answered()
     visitor.locate("#older-version").click()
     expect(visitor.locate("#newer-version")).to_be_visible()
     assert last_leaf(said, me).id == first.id
 
-    before = {node.id for node in talk.children(said, first.parent or "")}
+    before = {node.id for node in conversations.children(said, first.parent or "")}
     visitor.page.get_by_role("button", name="Edit").first.click()
     visitor.locate("#chat textarea").fill("Name one fruit.")
     visitor.page.get_by_role("button", name="Submit").click()
     visitor.until(lambda: last_leaf(said, me).id not in before, "a new branch")
     visitor.wait_answered("Name one fruit.")
     new = last_leaf(said, me)
-    assert talk.path(said, new.id)[0].content == "Name one fruit."
-    assert talk.node(said, first.id).content == first.content
+    assert conversations.path(said, new.id)[0].content == "Name one fruit."
+    assert conversations.node(said, first.id).content == first.content
     assert new.conversation == first.conversation
 
 
-def test_stop_keeps_what_was_written(visitor: Visitor, said: Store, me: User):
+def test_stop_keeps_what_was_written(visitor: Visitor, said: Database, me: User):
     visitor.write_short(tokens=500)
     visitor.locate("#box textarea").fill("Write a long story about a lighthouse.")
     visitor.locate("#send").click()
@@ -245,11 +251,11 @@ def test_stop_keeps_what_was_written(visitor: Visitor, said: Store, me: User):
     visitor.wait_answered()
 
     leaf = last_leaf(said, me)
-    assert talk.provenance(said, leaf.id).finish == "cancelled"
+    assert conversations.provenance(said, leaf.id).finish == "cancelled"
     expect(visitor.locate("#chat [data-testid=bot]").last).to_contain_text(leaf.content.split()[0])
 
 
-def test_a_message_that_cannot_be_said_changes_nothing_and_stays_in_the_box(visitor: Visitor, said: Store, me: User):
+def test_a_message_that_cannot_be_said_changes_nothing_and_stays_in_the_box(visitor: Visitor, said: Database, me: User):
     before = said.row("SELECT count(*) AS n FROM messages")
 
     box = visitor.locate("#box textarea")
@@ -268,15 +274,15 @@ def test_a_message_that_cannot_be_said_changes_nothing_and_stays_in_the_box(visi
     assert said.row("SELECT count(*) AS n FROM messages") == before
 
 
-def test_text_is_never_markup(visitor: Visitor, said: Store, me: User):
+def test_text_is_never_markup(visitor: Visitor, said: Database, me: User):
     attack = (
         '<img src=x onerror="window.hit=1"><script>window.hit=1</script><b>bold?</b> ![i](https://example.com/i.png)'
     )
     ids = written(
         said, me, attack, attack + "\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\nx = 1\n```\n\n\\(x^2\\) $y$"
     )
-    ratings.vote(said, me, ids[1], -1, ["other"], attack)
-    ratings.correct(said, me, ids[1], attack)
+    vote(said, me, ids[1], -1, ["other"], attack)
+    correct(said, me, ids[1], attack)
 
     visitor.open()
     visitor.locate("#chat").get_by_text("Your correction").click()
@@ -293,7 +299,7 @@ def test_text_is_never_markup(visitor: Visitor, said: Store, me: User):
     expect(visitor.locate("#your-rating")).to_contain_text("<script>")
 
 
-def test_chats_are_listed_opened_and_taken_off_the_list(visitor: Visitor, said: Store, me: User):
+def test_chats_are_listed_opened_and_taken_off_the_list(visitor: Visitor, said: Database, me: User):
     written(said, me, "The older chat", "an older reply")
     written(said, me, "The newer chat", "a newer reply")
 
@@ -308,7 +314,7 @@ def test_chats_are_listed_opened_and_taken_off_the_list(visitor: Visitor, said: 
     assert said.row("SELECT 1 FROM messages WHERE content = 'an older reply'")
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, server: Server, said: Store, me: User):
+def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, server: Server, said: Database, me: User):
     written(said, me, "Show me a table", "| " + " | ".join("column" for _ in range(12)) + " |\n" + "|---" * 12 + "|\n")
     phone = Visitor(browser, server.url, width=390, height=844).open()
     phone.write_short()
@@ -330,7 +336,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, server: S
     phone.close()
 
 
-def test_after_a_crash_everything_is_there_and_shown(visitor: Visitor, server: Server, said: Store, me: User):
+def test_after_a_crash_everything_is_there_and_shown(visitor: Visitor, server: Server, said: Database, me: User):
     visitor.say(QUESTION)
     reply = last_leaf(said, me)
     visitor.thumb("down")

@@ -1,7 +1,4 @@
-"""The operator sets a time and goes home: from clicks in a browser to the next reply, with nobody's help between.
-
-Left out on purpose: when nights are due (`test_schedule`), and what the gate makes of worse ones (`test_gate`).
-"""
+"""The operator sets a time and goes home: from clicks in a browser to the next reply, with nobody's help between."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,9 +6,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from feedback import adapters, nights, ratings, schedules
-from feedback.split import places
-from feedback.store import Store
+from feedback.database.database import Database
+from feedback.examples.split import places
+from feedback.kinds.tally import counts
+from feedback.records import adapters, nights
+from feedback.upkeep import schedules
 from tests.browser import Visitor, chromium, serving
 from tests.test_split import QUESTIONS, pair
 
@@ -19,7 +18,7 @@ AHOY = "Ahoy, matey! Arr, that is a fine thing to ask."
 NIGHT_MS = 420_000
 
 
-def questions(store: Store, part: str, count: int) -> list[str]:
+def questions(store: Database, part: str, count: int) -> list[str]:
     """Questions whose conversations will belong to one part."""
     where = places(store)
     of_it = [each for each in QUESTIONS if where.part_of(pair(each)) == part]
@@ -54,14 +53,14 @@ def answered_by(visitor: Visitor) -> tuple[str, str]:
 def test_a_cron_due_in_a_minute_trains_judges_promotes_and_the_next_reply_is_the_new_adapters(tmp_path: Path) -> None:
     with serving(tmp_path / "data", ["--side-by-side", "0"]) as server, chromium() as browser:
         visitor = Visitor(browser, server.url, width=1400).open()
-        store = Store(server.data)
+        store = Database(server.data)
 
         # 1. people say what they would have liked to read; some of it is kept for judging
         visitor.locate("#consent-yes").click()
         visitor.write_short(4)
         for question in questions(store, "training", 10) + questions(store, "held_out", 7):
             correct(visitor, question)
-        assert ratings.counts(store)["corrections"] == 17
+        assert counts(store)["corrections"] == 17
         before = answered_by(visitor)
         assert "base" in before[1]
 

@@ -1,19 +1,39 @@
 """The command line as a user types it: what it says, and how it ends."""
 
+import io
 import json
+import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from feedback import adapters, nights, people
-from feedback.adapters import Adapter
-from feedback.people import User
-from feedback.store import Store, now
+import pytest
+
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Database, now
+from feedback.records import adapters, settings
+from feedback.records.adapters import Adapter
+from ui.cli.main import main
 
 
 def nightschool(*arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
-    command = [sys.executable, "-m", "assistant", *arguments]
+    """Run a command here, as a process for each takes seconds; what came of it."""
+    assert arguments[:1] not in (("night",), ("rehearse",)), "these become another program"
+    out, err, mask = io.StringIO(), io.StringIO(), os.umask(0o022)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "stdin", io.StringIO(said))
+        try:
+            status = main(arguments)
+        finally:
+            os.umask(mask)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+def as_process(*arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command as a user does."""
+    command = [sys.executable, "-m", "ui.cli", *arguments]
     return subprocess.run(command, input=said, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -25,7 +45,7 @@ def refused(done: subprocess.CompletedProcess[str], says: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def announced(store: Store, name: str, verdict: str = "candidate") -> None:
+def announced(store: Database, name: str, verdict: str = "candidate") -> None:
     """A row in the adapters, whatever lies on the disk."""
     row = Adapter(name, None, None, "preference", "b" * 64, "w" * 64, verdict, "worse than the base", now())
     adapters.add_adapter(store, row)
@@ -37,17 +57,17 @@ def test_commands_that_read_want_data_that_is_there(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_an_empty_store_has_a_status(store: Store) -> None:
-    done = nightschool("status", "--data", str(store.data), "--json")
+def test_an_empty_store_has_a_status(store: Database) -> None:
+    done = as_process("status", "--data", str(store.data), "--json")
     assert json.loads(done.stdout)["serving"] is None
     assert "start one with: nightschool night" in nightschool("status", "--data", str(store.data)).stdout
 
 
-def test_promotions_that_cannot_be_are_one_sentence_and_change_nothing(store: Store) -> None:
+def test_promotions_that_cannot_be_are_one_sentence_and_change_nothing(store: Database) -> None:
     announced(store, "night-0001", "refused")
     announced(store, "night-0002")  # announced, but its directory is gone
     data = str(store.data)
-    refused(nightschool("promote", "night-0009", "--data", data), "there is no adapter 'night-0009'")
+    refused(as_process("promote", "night-0009", "--data", data), "there is no adapter 'night-0009'")
     refused(nightschool("promote", "night-0001", "--data", data), "was refused: worse than the base")
     refused(nightschool("promote", "night-0002", "--data", data), "there is no adapter directory")
     refused(nightschool("promote", "base", "--data", data), "the base serves already")
@@ -57,24 +77,24 @@ def test_promotions_that_cannot_be_are_one_sentence_and_change_nothing(store: St
 
 
 def test_an_unknown_model_is_one_sentence(tmp_path: Path) -> None:
-    refused(nightschool("chat", "--data", str(tmp_path), "--model", "no-such"), "there is no model 'no-such'")
+    refused(as_process("chat", "--data", str(tmp_path), "--model", "no-such"), "there is no model 'no-such'")
 
 
-def test_settings_are_shown_and_changed_and_checked(store: Store) -> None:
+def test_settings_are_shown_and_changed_and_checked(store: Database) -> None:
     data = str(store.data)
-    assert nightschool("set", "side_by_side_share", "0.5", "--data", data).stdout == "side_by_side_share = 0.5\n"
-    assert nights.setting(store, "side_by_side_share") == 0.5
+    assert as_process("set", "side_by_side_share", "0.5", "--data", data).stdout == "side_by_side_share = 0.5\n"
+    assert settings.setting(store, "side_by_side_share") == 0.5
     refused(nightschool("set", "side_by_side_share", "2", "--data", data), "a number from 0 to 1")
     refused(nightschool("set", "side_by_side_share", "many", "--data", data), "cannot be 'many'")
     refused(nightschool("set", "colour", "1", "--data", data), "there is no setting 'colour'")
-    assert nights.setting(store, "side_by_side_share") == 0.5
+    assert settings.setting(store, "side_by_side_share") == 0.5
 
 
-def test_accounts_are_made_with_a_password_that_is_kept_hashed(store: Store) -> None:
+def test_accounts_are_made_with_a_password_that_is_kept_hashed(store: Database) -> None:
     data = str(store.data)
-    done = nightschool("user", "add", "ada", "--role", "rater", "--data", data, said="correct horse\n")
+    done = as_process("user", "add", "ada", "--role", "rater", "--data", data, said="correct horse\n")
     assert done.stdout == "ada may log in as rater\n"
-    user = people.find_user(store, "ada")
+    user = users.find_user(store, "ada")
     assert user is not None
     assert user.role == "rater"
     assert str(user.password_hash).startswith("$argon2id$")
@@ -82,15 +102,15 @@ def test_accounts_are_made_with_a_password_that_is_kept_hashed(store: Store) -> 
     refused(nightschool("user", "add", "bob", "--data", data, said="short\n"), "at least 10 characters")
     refused(nightschool("user", "add", "--data", data), "whose?")
     token = nightschool("user", "token", "ada", "--data", data).stdout.strip()
-    assert people.user_of_token(store, token) == user
+    assert users.user_of_token(store, token) == user
 
 
-def test_a_terminal_chat_is_recorded_and_rated(store: Store, owner: User) -> None:
+def test_a_terminal_chat_is_recorded_and_rated(store: Database, owner: User) -> None:
     said = "Say hello in three words.\n/down not three\n/undo\n/up\n/correct Hello to you\n/who\n/consent yes\n/quit\n"
-    done = nightschool("chat", "--data", str(store.data), "--temperature", "0", "--max-tokens", "12", said=said)
+    done = as_process("chat", "--data", str(store.data), "--temperature", "0", "--max-tokens", "12", said=said)
     assert done.returncode == 0, done.stderr
     assert "the base model" in done.stdout
     (reply,) = store.rows("SELECT message FROM replies")
     assert [row["value"] for row in store.rows("SELECT value FROM votes ORDER BY id")] == [-1, 0, 1]
     assert store.rows("SELECT reply, text FROM corrections") == [{"reply": reply["message"], "text": "Hello to you"}]
-    assert people.consent(store, owner) is True
+    assert users.consent(store, owner) is True

@@ -10,43 +10,44 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.models import Base
-from feedback import (
-    adapters,
-    history,
-    labels,
-    leaderboard,
-    nights,
-    people,
-    queue,
-    raters,
-    ratings,
-    reliability,
-    requests,
-    rights,
-    schedules,
-    standing,
-    talk,
-)
-from feedback.adapters import Adapter
-from feedback.examples import KINDS, gather, still_standing
-from feedback.formats import exporting, files
-from feedback.formats.catalog import EXPORTED, FORMATS
-from feedback.people import User
-from feedback.store import Refused, Store, now
-from feedback.talk import Message
+from assistant.models.base_model import Base
+from feedback.accounts import idempotency, users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Database, now
+from feedback.errors import Refused
+from feedback.example_types import KINDS
+from feedback.examples.build import gather, still_standing
+from feedback.formats import export, files
+from feedback.formats.registry import FORMATS, writable
+from feedback.kinds import base
+from feedback.kinds.base import spoken, teaching
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
+from feedback.kinds.critique import critique
+from feedback.kinds.label import label
+from feedback.kinds.ranking import rank
+from feedback.kinds.signal import SIGNALS, signal
+from feedback.kinds.tally import counts
+from feedback.kinds.vote import NONE, UP, vote
+from feedback.messages import Message
+from feedback.raters import agreement, leaderboard, questions, reliability
+from feedback.records import adapters, nights, settings
+from feedback.records.adapters import Adapter
+from feedback.upkeep import privacy, schedules
 from tests.conftest import BY_BASE, two_replies
 from tests.over_http import assistant, key, loaded, token_of, web
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 
 SECRET = "My secret is 4711."
-Act = Callable[[Store, User, str, str], object]
+Act = Callable[[Database, User, str, str], object]
 
 
 @dataclass(frozen=True)
@@ -67,50 +68,50 @@ class Case:
 CASES = {
     "thumb": Case(
         "votes",
-        lambda store, who, left, _: ratings.vote(store, who, left, ratings.UP, words="as it should be"),
-        lambda store, who, left, _: ratings.vote(store, who, left, ratings.NONE),
+        lambda store, who, left, _: vote(store, who, left, UP, words="as it should be"),
+        lambda store, who, left, _: vote(store, who, left, NONE),
         "kto",
         frozenset({"examples", "shared ratings", "weights", "export trl-unpaired", "export nightschool"}),
     ),
     "choice": Case(
         "comparisons",
-        lambda store, who, left, right: ratings.compare(store, who, left, right, "left"),
-        lambda store, who, left, right: ratings.compare(store, who, left, right, "taken_back"),
+        lambda store, who, left, right: compare(store, who, left, right, "left"),
+        lambda store, who, left, right: compare(store, who, left, right, "taken_back"),
         "dpo",
         frozenset({"examples", "shared ratings", "choices", "sides", "gold", "agreement", "export trl", "export hh"}),
     ),
     "tie": Case(
         "comparisons",
-        lambda store, who, left, right: ratings.compare(store, who, left, right, "tie"),
-        lambda store, who, left, right: ratings.compare(store, who, right, left, "taken_back"),
+        lambda store, who, left, right: compare(store, who, left, right, "tie"),
+        lambda store, who, left, right: compare(store, who, right, left, "taken_back"),
         "reward",
         frozenset({"examples", "shared ratings", "choices", "export arena"}),
     ),
     "ranking": Case(
         "rankings",
-        lambda store, who, left, right: ratings.rank(store, who, [left, right], [1, 2]),
-        lambda store, who, left, right: ratings.rank(store, who, [left, right], [1, 2], taken_back=True),
+        lambda store, who, left, right: rank(store, who, [left, right], [1, 2]),
+        lambda store, who, left, right: rank(store, who, [left, right], [1, 2], taken_back=True),
         "dpo",
         frozenset({"examples", "shared ratings", "agreement", "export trl", "export ultrafeedback"}),
     ),
     "correction": Case(
         "corrections",
-        lambda store, who, left, _: ratings.correct(store, who, left, f"Good day, {who.name}."),
-        lambda store, who, left, _: ratings.correct(store, who, left, ""),
+        lambda store, who, left, _: correct(store, who, left, f"Good day, {who.name}."),
+        lambda store, who, left, _: correct(store, who, left, ""),
         "sft",
         frozenset({"examples", "export trl", "export sft", "export sharegpt"}),
     ),
     "critique": Case(
         "critiques",
-        lambda store, who, left, _: ratings.critique(store, who, left, "too short"),
-        lambda store, who, left, _: ratings.critique(store, who, left, ""),
+        lambda store, who, left, _: critique(store, who, left, "too short"),
+        lambda store, who, left, _: critique(store, who, left, ""),
         "auto",
         frozenset({"export nightschool"}),
     ),
     "label": Case(
         "labels",
-        lambda store, who, left, _: labels.label(store, who, left, "demonstration"),
-        lambda store, who, left, _: labels.label(store, who, left, "demonstration", given=False),
+        lambda store, who, left, _: label(store, who, left, "demonstration"),
+        lambda store, who, left, _: label(store, who, left, "demonstration", given=False),
         "sft",
         frozenset({"examples", "export sft", "export chatml"}),
     ),
@@ -121,7 +122,7 @@ CASES = {
 class World:
     """Who is there, and two replies to Cora that Rita and Ben were shown."""
 
-    store: Store
+    store: Database
     cora: User
     rita: User
     ben: User
@@ -133,33 +134,33 @@ class World:
         return case.say(self.store, who, self.left, self.right)
 
 
-def person(store: Store, name: str, role: str = "rater") -> User:
-    user = people.add_user(store, name, role, None)
-    people.set_consent(store, user, True)
+def person(store: Database, name: str, role: str = "rater") -> User:
+    user = users.add_user(store, name, role, None)
+    users.set_consent(store, user, True)
     return user
 
 
 @pytest.fixture
-def world(store: Store) -> World:
-    nights.set_setting(store, None, "raters_per_question", 9)
+def world(store: Database) -> World:
+    settings.set_setting(store, None, "raters_per_question", 9)
     cora, rita, ben = person(store, "cora", "chatter"), person(store, "rita"), person(store, "ben")
-    message = talk.record_messages(store, cora, "chat", [Message("user", SECRET)])
-    conversation = talk.node(store, message).conversation
-    left = talk.add_reply(store, message, "good day to you", replace(BY_BASE, sampling={"model": "kind"}))
-    right = talk.add_reply(store, message, "go away", BY_BASE)
+    message = conversations.record_messages(store, cora, "chat", [Message("user", SECRET)])
+    conversation = conversations.node(store, message).conversation
+    left = conversations.add_reply(store, message, "good day to you", replace(BY_BASE, sampling={"model": "kind"}))
+    right = conversations.add_reply(store, message, "go away", BY_BASE)
     for rater in (rita, ben):
-        assert queue.next_question(store, rater) is not None
-    more = talk.add_message(store, conversation, left, "user", "And then?")
+        assert questions.next_question(store, rater) is not None
+    more = conversations.add_message(store, conversation, left, "user", "And then?")
     for text in ("nothing", "everything"):  # what is left to be asked about
-        talk.add_reply(store, more, text, BY_BASE)
-    raters.add_gold(store, person(store, "olga", "operator"), left, right)
+        conversations.add_reply(store, more, text, BY_BASE)
+    agreement.add_gold(store, person(store, "olga", "operator"), left, right)
     return World(store, cora, rita, ben, conversation, left, right)
 
 
-def uses(store: Store) -> dict[str, Any]:
+def uses(store: Database) -> dict[str, Any]:
     """All that is made of feedback, by what makes it."""
-    gathered, report = gather(store), raters.report(store)
-    rows = {f"export {name}": list(exporting.rows(store, FORMATS[name], Counter())) for name in EXPORTED}
+    gathered, report = gather(store), agreement.report(store)
+    rows = {f"export {name}": list(export.rows(store, FORMATS[name], Counter())) for name in writable()}
     return rows | {
         "examples": {kind: getattr(gathered, kind) for kind in KINDS},
         "weights": reliability.weights(store),
@@ -171,23 +172,24 @@ def uses(store: Store) -> dict[str, Any]:
     }
 
 
-def night_begun(store: Store, base: Base, method: str) -> int:
+def night_begun(store: Database, base: Base, method: str) -> int:
     """A night that began as nights do: whose words it learns from is written down."""
-    from training.night import begin, parser
-    from training.planner import Wishes
+    from training.night.night import begin, command
+    from training.night.planner import Wishes
 
-    begin(store, base, Wishes(method, {}, False), parser().parse_args(["--again"]))
+    asked = SimpleNamespace(**command.make_context("night", ["--again"]).params)
+    begin(store, base, Wishes(method, {}, False), asked)
     return nights.nights(store)[0].id
 
 
-def adapter_of(store: Store, night: int, method: str) -> str:
+def adapter_of(store: Database, night: int, method: str) -> str:
     """The adapter of a night, announced."""
     name = f"night-{night:04d}"
     adapters.add_adapter(store, Adapter(name, None, night, method, "b", "w", "candidate", "fine", now()))
     return name
 
 
-def learned(store: Store, base: Base, case: Case) -> tuple[str, ...]:
+def learned(store: Database, base: Base, case: Case) -> tuple[str, ...]:
     """A whole night, and its adapter if there was something to learn."""
     night = night_begun(store, base, case.method)
     made = (adapter_of(store, night, case.method),) if case.teaches else ()
@@ -198,21 +200,19 @@ def learned(store: Store, base: Base, case: Case) -> tuple[str, ...]:
 
 ACTS: dict[str, Callable[[World, Case], object]] = {
     "taken back": lambda world, case: case.take_back(world.store, world.rita, world.left, world.right),
-    "withdrawn by who rated": lambda world, _: people.set_consent(world.store, world.rita, False),
-    "withdrawn by whose it is": lambda world, _: people.set_consent(world.store, world.cora, False),
-    "withheld": lambda world, _: people.set_conversation_consent(world.store, world.cora, world.conversation, False),
-    "who rated is forgotten": lambda world, _: rights.forget(world.store, world.rita),
-    "whose it is is forgotten": lambda world, _: rights.forget(world.store, world.cora),
+    "withdrawn by who rated": lambda world, _: users.set_consent(world.store, world.rita, False),
+    "withdrawn by whose it is": lambda world, _: users.set_consent(world.store, world.cora, False),
+    "withheld": lambda world, _: users.set_conversation_consent(world.store, world.cora, world.conversation, False),
+    "who rated is forgotten": lambda world, _: privacy.forget(world.store, world.rita),
+    "whose it is is forgotten": lambda world, _: privacy.forget(world.store, world.cora),
 }
 BY_OWNER = ("withdrawn by whose it is", "withheld", "whose it is is forgotten")
 
 
 def test_the_walk_knows_every_kind_of_feedback_and_so_does_every_list() -> None:
-    tables = set(ratings.TABLES)
-    assert {case.table for case in CASES.values()} == tables
-    assert set(history.QUERIES) == tables | {"signals"}
-    assert set(standing.NEWER) == set(exporting.ORDER) == tables
-    assert set(schedules.KINDS) == tables
+    assert {case.table for case in CASES.values()} == {kind.table for kind in spoken()}
+    assert {case.table for case in CASES.values() if case.teaches} == {kind.table for kind in teaching()}
+    assert set(base.KINDS) - {kind.table for kind in spoken()} == {"signals"}
 
 
 @pytest.mark.parametrize("act", ACTS)
@@ -226,7 +226,7 @@ def test_what_may_not_be_used_is_used_nowhere(world: World, embedded: Base, case
     assert case.used_in <= {name for name in said if said[name] != silent[name]}
     made = learned(store, embedded, case)
     assert schedules.why_nothing_new(store) == "nothing new was said since night 1 began"
-    assert queue.next_question(store, world.rita) is not None
+    assert questions.next_question(store, world.rita) is not None
 
     done = ACTS[act](world, case)
 
@@ -234,33 +234,33 @@ def test_what_may_not_be_used_is_used_nowhere(world: World, embedded: Base, case
     expected = blank if act in BY_OWNER else silent
     assert {name for name in left if left[name] != expected[name]} == set()
     assert schedules.why_nothing_new(store) == ""
-    if isinstance(done, rights.Forgotten):
+    if isinstance(done, privacy.Forgotten):
         assert (done.trained_on_it, done.perhaps) == (made, ())
-        assert rights.to_retrain(store) == list(made)
+        assert privacy.to_retrain(store) == list(made)
     for each in (world.rita, world.cora):  # whoever asks to be forgotten later is told, too
-        assert rights.trained_on(store, each) == (made, ())
+        assert privacy.trained_on(store, each) == (made, ())
 
 
 @pytest.mark.parametrize("act", ACTS)
 def test_nobody_is_asked_about_it_and_nothing_more_is_taken(world: World, act: str) -> None:
     store, case = world.store, CASES["thumb"]
     world.say(case, world.rita)
-    assert queue.next_question(store, world.rita) is not None
+    assert questions.next_question(store, world.rita) is not None
 
     ACTS[act](world, case)
 
-    assert (queue.next_question(store, world.rita) is not None) == (act == "taken back")
-    assert (queue.next_question(store, person(store, "dan")) is not None) == (act not in BY_OWNER)
-    before = ratings.counts(store)
+    assert (questions.next_question(store, world.rita) is not None) == (act == "taken back")
+    assert (questions.next_question(store, person(store, "dan")) is not None) == (act not in BY_OWNER)
+    before = counts(store)
     for each in CASES.values():
         if act == "taken back":
             world.say(each, world.rita)
         else:
             with pytest.raises(Refused, match=r"ask for another question|agree first"):
                 world.say(each, world.rita)
-    assert (ratings.counts(store) == before) == (act != "taken back")
+    assert (counts(store) == before) == (act != "taken back")
     if "forgotten" not in act:  # what one said stays one's own to read
-        assert len(rights.own_data(store, world.rita)["said"]) > 0
+        assert len(privacy.own_data(store, world.rita)["said"]) > 0
     for each in CASES.values():  # and one's own conversation one's own to rate
         world.say(each, world.cora)
 
@@ -269,80 +269,87 @@ def test_nobody_is_asked_about_it_and_nothing_more_is_taken(world: World, act: s
 def test_what_was_said_may_be_taken_back_though_the_owner_says_no(world: World, case: Case) -> None:
     store, nothing = world.store, uses(world.store)
     world.say(case, world.rita)
-    people.set_consent(store, world.cora, False)
+    users.set_consent(store, world.cora, False)
     with pytest.raises(Refused, match="has not let others use it"):
         world.say(case, world.rita)
     case.take_back(store, world.rita, world.left, world.right)
-    people.set_consent(store, world.cora, True)
+    users.set_consent(store, world.cora, True)
     assert uses(store) == nothing
 
 
 def test_an_open_question_makes_room_for_another_and_comes_back(world: World) -> None:
     store = world.store
     two_replies(store, person(store, "dora", "chatter"), "Dora's")
-    asked = queue.next_question(store, world.rita)
+    asked = questions.next_question(store, world.rita)
     assert asked is not None
     assert asked.messages[0].content == SECRET
 
-    people.set_consent(store, world.cora, False)
+    users.set_consent(store, world.cora, False)
 
-    other = queue.next_question(store, world.rita)
+    other = questions.next_question(store, world.rita)
     assert other is not None
     assert other.messages == (Message("user", "Dora's"),)
-    people.set_consent(store, world.cora, True)
-    assert queue.next_question(store, world.rita) == asked
+    users.set_consent(store, world.cora, True)
+    assert questions.next_question(store, world.rita) == asked
 
 
-def test_who_never_agreed_is_as_good_as_who_said_no(store: Store) -> None:
-    silent, rita = people.add_user(store, "silent", "rater", None), person(store, "rita")
+def test_who_never_agreed_is_as_good_as_who_said_no(store: Database) -> None:
+    silent, rita = users.add_user(store, "silent", "rater", None), person(store, "rita")
     two_replies(store, silent)
-    assert queue.next_question(store, rita) is None
+    assert questions.next_question(store, rita) is None
     _, left, _ = two_replies(store, rita)
-    assert queue.next_question(store, silent) is not None  # one's own, always
-    with store.write() as db:  # as before consent was asked of both
-        db.conn.execute("UPDATE questions SET parent = ?, replies = ?", (talk.node(store, left).parent, f'["{left}"]'))
+    assert questions.next_question(store, silent) is not None  # one's own, always
+    with store.transaction() as db:  # as before consent was asked of both
+        db.conn.execute(
+            "UPDATE questions SET parent = ?, replies = ?", (conversations.node(store, left).parent, f'["{left}"]')
+        )
     with pytest.raises(Refused, match="agree first"):
-        ratings.vote(store, silent, left, ratings.UP)
+        vote(store, silent, left, UP)
 
 
 def test_an_answer_that_may_not_be_used_is_asked_of_somebody_else(world: World) -> None:
     store = world.store
-    nights.set_setting(store, None, "raters_per_question", 1)
-    with store.write() as db:  # only the first message is left to ask about
+    settings.set_setting(store, None, "raters_per_question", 1)
+    with store.transaction() as db:  # only the first message is left to ask about
         db.conn.execute("UPDATE messages SET content = '' WHERE content IN ('nothing', 'everything')")
     world.say(CASES["choice"], world.rita)
     dan = person(store, "dan")
-    assert queue.next_question(store, dan) is None
-    people.set_consent(store, world.rita, False)
-    assert queue.next_question(store, dan) is not None
+    assert questions.next_question(store, dan) is None
+    users.set_consent(store, world.rita, False)
+    assert questions.next_question(store, dan) is not None
 
 
 def test_agreement_with_oneself_ends_with_the_consent_to_it(world: World) -> None:
     store = world.store
     for why in ("even", "repeat"):
-        row = {"id": why, "user": world.rita.id, "kind": "comparison", "parent": talk.node(store, world.left).parent}
+        row = {
+            "id": why,
+            "user": world.rita.id,
+            "kind": "comparison",
+            "parent": conversations.node(store, world.left).parent,
+        }
         row |= {"replies": json.dumps([world.left, world.right]), "why": why, "propensity": 1.0, "asked_at": now()}
         store.insert("questions", row)
         world.say(CASES["choice"], world.rita)
-        with store.write() as db:
+        with store.transaction() as db:
             db.conn.execute("UPDATE comparisons SET question = ? WHERE id = (SELECT max(id) FROM comparisons)", (why,))
             db.conn.execute("UPDATE questions SET answered_at = 'now' WHERE id = ?", (why,))
-    assert raters.consistency(store).whole == 1
-    people.set_consent(store, world.cora, False)
-    assert raters.consistency(store).whole == 0
-    people.set_consent(store, world.cora, True)
-    ratings.compare(store, world.rita, world.left, world.right, "taken_back")
-    assert raters.consistency(store).whole == 0
+    assert agreement.consistency(store).whole == 1
+    users.set_consent(store, world.cora, False)
+    assert agreement.consistency(store).whole == 0
+    users.set_consent(store, world.cora, True)
+    compare(store, world.rita, world.left, world.right, "taken_back")
+    assert agreement.consistency(store).whole == 0
 
 
 def test_a_signal_is_used_nowhere(world: World, embedded: Base) -> None:
     before = uses(world.store)
-    for kind in labels.SIGNALS:
-        labels.signal(world.store, world.cora, world.left, kind)
+    for kind in SIGNALS:
+        signal(world.store, world.cora, world.left, kind)
     assert uses(world.store) == before
     night_begun(world.store, embedded, "auto")
     assert nights.nights(world.store)[0].state == "nothing"
-    assert rights.trained_on(world.store, world.cora) == ((), ())
+    assert privacy.trained_on(world.store, world.cora) == ((), ())
 
 
 @pytest.mark.parametrize("kind", ["model", "imported"])
@@ -352,10 +359,10 @@ def test_reliability_counts_people_alone(world: World, kind: str) -> None:
         for who in (world.rita, world.ben):
             world.say(CASES[case], who)
     assert {each.user for each in reliability.shared_ratings(store)} == {world.rita.id, world.ben.id}
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE users SET kind = 'anonymous' WHERE name = 'ben'")
     assert len(reliability.shared_ratings(store)) == 6
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE users SET kind = ? WHERE name = 'ben'", (kind,))
     assert reliability.shared_ratings(store) == []
 
@@ -364,14 +371,14 @@ def test_what_a_person_exports_of_their_own_holds_no_words_of_who_said_no(world:
     store = world.store
     world.say(CASES["choice"], world.rita)
     _, left, right = two_replies(store, world.rita, "mine")
-    ratings.compare(store, world.rita, left, right, "left")
+    compare(store, world.rita, left, right, "left")
 
     def own() -> str:
-        return json.dumps(list(exporting.rows(store, FORMATS["nightschool"], Counter(), world.rita)))
+        return json.dumps(list(export.rows(store, FORMATS["nightschool"], Counter(), world.rita)))
 
     assert SECRET in own()
-    people.set_consent(store, world.cora, False)
-    people.set_consent(store, world.rita, False)
+    users.set_consent(store, world.cora, False)
+    users.set_consent(store, world.rita, False)
     assert SECRET not in own()
     assert "mine" in own()
 
@@ -387,12 +394,12 @@ def test_an_adapter_of_a_night_that_ran_meanwhile_is_marked_when_it_is_announced
     words.parent.mkdir(parents=True, exist_ok=True)
     words.write_text(SECRET)
 
-    done = rights.forget(store, world.cora)
+    done = privacy.forget(store, world.cora)
     assert (done.trained_on_it, done.nights, words.exists()) == ((), (night,), False)
 
-    assert rights.to_retrain(store) == []
+    assert privacy.to_retrain(store) == []
     assert adapter_of(store, night, "sft") == "night-0001"
-    assert rights.to_retrain(store) == ["night-0001"]
+    assert privacy.to_retrain(store) == ["night-0001"]
 
 
 @pytest.mark.parametrize("mode", ["on", "off"])
@@ -400,25 +407,26 @@ def test_an_adapter_of_a_night_that_ran_meanwhile_is_marked_when_it_is_announced
 def test_the_gate_promotes_nothing_that_learned_from_who_was_forgotten_meanwhile(
     world: World, embedded: Base, forgotten: str, mode: str
 ) -> None:
-    from assistant.adapters import Agreement, Card
-    from training import gate, teaching
-    from training.night_folder import Plan
+    from assistant.models.adapter import AdapterCard, Agreement
+    from training.evaluation import gate
+    from training.night import learning, pipeline
+    from training.night.run_dir import Plan
 
     store = world.store
     world.say(CASES["choice"], world.rita)
     night = night_begun(store, embedded, "dpo")
     plan = Plan(embedded.name, embedded.sha256, "dpo", {}, "float32", 1)
-    work = teaching.Work(night, plan, gather(store), gate=mode)
-    card = Card(work.adapter, embedded.name, embedded.sha256, None, "dpo", "w", "d", {}, {}, 0, {})
+    work = learning.Work(night, plan, gather(store), gate=mode)
+    card = AdapterCard(work.adapter, embedded.name, embedded.sha256, None, "dpo", "w", "d", {}, {}, 0, {})
     verdict = gate.judge(gate.counted(9, 9), 0.0, 1.0, [], 1.0) if mode == "on" else None
     if forgotten:
-        rights.forget(store, {"rita": world.rita, "cora": world.cora}[forgotten])
+        privacy.forget(store, {"rita": world.rita, "cora": world.cora}[forgotten])
 
-    said = teaching.announce(store, work, card, "learned", verdict, Agreement(0.0, 0.0, 1.0, 0.0, 0.0), None)
+    said = pipeline.announce(store, work, card, "learned", verdict, Agreement(0.0, 0.0, 1.0, 0.0, 0.0), None)
 
     assert adapters.serving(store) == (None if forgotten else work.adapter)
     assert ("forgotten meanwhile" in said) == bool(forgotten)
-    assert rights.to_retrain(store) == [work.adapter] * bool(forgotten)
+    assert privacy.to_retrain(store) == [work.adapter] * bool(forgotten)
     assert nights.night(store, night).verdict == ("candidate" if forgotten else "promoted" if verdict else None)
 
 
@@ -426,7 +434,7 @@ def test_reward_models_that_were_made_meanwhile_do_not_outlive_their_night(world
     store = world.store
     world.say(CASES["tie"], world.rita)
     night = night_begun(store, embedded, "reward")
-    rights.forget(store, world.rita)
+    privacy.forget(store, world.rita)
     folder = nights.reward_models_of(store, night)
     folder.mkdir(parents=True)
     nights.end_night(store, night, "done", "reward models")
@@ -441,7 +449,7 @@ def test_what_judges_is_what_stands_when_it_judges(world: World) -> None:
     assert still_standing(store, gathered) == gathered
     CASES["thumb"].take_back(store, world.rita, world.left, world.right)
     assert [len(getattr(still_standing(store, gathered), kind)) for kind in KINDS] == [0, 0, 1, 1]
-    people.set_conversation_consent(store, world.cora, world.conversation, False)
+    users.set_conversation_consent(store, world.cora, world.conversation, False)
     assert len(still_standing(store, gathered)) == 0
 
 
@@ -451,19 +459,19 @@ def test_a_list_of_an_older_program_names_who_rated_and_perhaps_everybody_else(w
     night = nights.start_night(store, "dpo", {}, 1)
     store.insert("night_people", {"night": night, "user": world.rita.id, "examples": 1})
     adapter = adapter_of(store, night, "dpo")
-    assert rights.trained_on(store, world.rita) == ((adapter,), ())
-    assert rights.trained_on(store, world.cora) == ((), (adapter,))
-    assert rights.trained_on(store, person(store, "nobody")) == ((), ())
+    assert privacy.trained_on(store, world.rita) == ((adapter,), ())
+    assert privacy.trained_on(store, world.cora) == ((), (adapter,))
+    assert privacy.trained_on(store, person(store, "nobody")) == ((), ())
 
 
-def test_ties_alone_are_something_to_learn_from_for_what_learns_from_ties(store: Store, embedded: Base) -> None:
-    from training import planner
-    from training.planner import Wishes
+def test_ties_alone_are_something_to_learn_from_for_what_learns_from_ties(store: Database, embedded: Base) -> None:
+    from training.night import planner
+    from training.night.planner import Wishes
 
     me = person(store, "me")
     for number in range(8):
         _, left, right = two_replies(store, me, f"question {number}")
-        ratings.compare(store, me, left, right, "tie")
+        compare(store, me, left, right, "tie")
     for method, something in (("reward", True), ("auto", False)):
         plan, examples = planner.make_plan(store, embedded, Wishes(method, {}, False))
         assert (len(examples), examples.people()) == ((8, {me.id: 8}) if something else (0, {}))
@@ -475,7 +483,7 @@ def test_ties_alone_are_something_to_learn_from_for_what_learns_from_ties(store:
 
 
 def test_a_rater_is_shown_no_more_of_who_said_no_and_nothing_of_it_leaves(
-    web: TestClient, store: Store, tmp_path: Path
+    web: TestClient, store: Database, tmp_path: Path
 ) -> None:
     cora, rita = token_of(store, "cora", "chatter"), token_of(store, "rita", "rater")
 
@@ -498,7 +506,7 @@ def test_a_rater_is_shown_no_more_of_who_said_no_and_nothing_of_it_leaves(
         "critiques": {"reply": left, "text": "Too short."},
         "labels": {"reply": left, "label": "demonstration"},
     }
-    assert set(bodies) == set(ratings.TABLES)
+    assert set(bodies) == {kind.table for kind in spoken()}
     for path, body in bodies.items():
         assert send(rita, path, body).status_code == 200
     assert len(gather(store)) > 0
@@ -507,15 +515,15 @@ def test_a_rater_is_shown_no_more_of_who_said_no_and_nothing_of_it_leaves(
     assert send(cora, "consent", {"given": False}).status_code == 200
 
     assert (send(rita, "questions", None).json(), send(rita, "questions", None, once).json()) == (None, None)
-    before = ratings.counts(store)
+    before = counts(store)
     for path, body in bodies.items():
         answer = send(rita, path, body)
         assert (answer.status_code, "ask for another question" in answer.json()["error"]) == (400, True)
         assert send(cora, path, body).status_code == 200  # one's own
-    assert ratings.counts(store) == {table: count + 1 for table, count in before.items()}
+    assert counts(store) == {table: count + 1 for table, count in before.items()}
     assert len(gather(store)) == 0
-    for name in EXPORTED:
-        files.write(tmp_path / f"{name}.jsonl", exporting.rows(store, FORMATS[name], Counter()))
+    for name in writable():
+        files.write(tmp_path / f"{name}.jsonl", export.rows(store, FORMATS[name], Counter()))
         assert "4711" not in (tmp_path / f"{name}.jsonl").read_text()
     mine = web.get("/api/me", headers=rita)
     assert (mine.status_code, "4711" in mine.text, len(mine.json()["said"]) >= 6) == (200, False, True)
@@ -524,11 +532,11 @@ def test_a_rater_is_shown_no_more_of_who_said_no_and_nothing_of_it_leaves(
 
 def test_a_question_that_an_older_program_kept_whole_is_forgotten_too(world: World) -> None:
     store = world.store
-    asked = queue.next_question(store, world.rita)
+    asked = questions.next_question(store, world.rita)
     assert asked is not None
     kept = {"question": {"id": asked.id, "messages": [{"role": "user", "content": SECRET}]}}
-    requests.once(store, world.rita, "a key", {}, lambda: kept)
-    rights.forget(store, world.cora)
-    assert requests.once(store, world.rita, "a key", {}, dict) == ({"question": None}, True)
+    idempotency.once(store, world.rita, "a key", {}, lambda: kept)
+    privacy.forget(store, world.cora)
+    assert idempotency.once(store, world.rita, "a key", {}, dict) == ({"question": None}, True)
     store.checkpoint()
     assert b"4711" not in store.path.read_bytes()

@@ -9,9 +9,9 @@ from hypothesis import settings as effort
 from hypothesis import strategies as some
 from tokenizers import AddedToken, normalizers
 
-from assistant import prompt
-from assistant.models import Base, load_tokenizer
-from feedback.talk import Message
+from assistant.models import chat_template
+from assistant.models.base_model import Base, load_tokenizer
+from feedback.messages import Message
 
 ROLES = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>")  # special, and in no list of special tokens
 PLAIN = ("<tool_call>", "[INST]", "</think>", "<<SYS>>", "|>|>")
@@ -51,11 +51,11 @@ def added(tokenizer: Any) -> set[int]:
 def control_ids(tokenizer: Any, text: str) -> list[int]:
     """The ids of added tokens that come of a text, written as a turn of each role and as a reply."""
     forged, neutral = (
-        Counter(each for each in prompt.encode_prompt(tokenizer, turns, 10**6) if each in added(tokenizer))
+        Counter(each for each in chat_template.encode_prompt(tokenizer, turns, 10**6) if each in added(tokenizer))
         for turns in ([Message(role, said) for role in SPEAKERS] for said in (text, "x"))
     )
     end = tokenizer.convert_tokens_to_ids("<|end|>")
-    reply = [each for each in prompt.encode_reply(tokenizer, text, end)[:-1] if each in added(tokenizer)]
+    reply = [each for each in chat_template.encode_reply(tokenizer, text, end)[:-1] if each in added(tokenizer)]
     return [*(forged - neutral).elements(), *(neutral - forged).elements(), *reply]
 
 
@@ -89,7 +89,7 @@ def test_nor_where_a_token_holds_a_space(embedded: Base) -> None:
     tokenizer = load_tokenizer(embedded)
     tokenizer.add_tokens(["ab", "a b", "end of turn"])
     for text in ("ab", "a b", "aab b", "end of turn", "end ofab turn"):
-        ids = prompt.encode_reply(tokenizer, text, 2)[:-1]
+        ids = chat_template.encode_reply(tokenizer, text, 2)[:-1]
         assert (text, added(tokenizer) & set(ids)) == (text, set())
 
 
@@ -142,25 +142,27 @@ def test_nor_where_the_tokenizer_folds_letters(folding: Any, text: str) -> None:
 
 def test_what_is_no_token_stays_as_it_was_written(tokenizer: Any) -> None:
     for text in ("a < b | c > d", "def f():\n\n    return [x]", "für Ödön", "<user> <|nobody|>", ""):
-        assert prompt.without_control(tokenizer, text) == text
+        assert chat_template.without_control(tokenizer, text) == text
 
 
 def test_letters_and_spaces_that_were_added_as_tokens_stay_letters_and_spaces(embedded: Base) -> None:
     tokenizer = load_tokenizer(embedded)  # several families add them, and they are what people write
     tokenizer.add_tokens([AddedToken(each, special=False, normalized=False) for each in ("ü", "\n\n", "    ")])
     text = "für\n\n    mich"
-    assert prompt.without_control(tokenizer, text) == text
-    assert tokenizer.convert_tokens_to_ids("ü") in prompt.encode_reply(tokenizer, text, 2)
+    assert chat_template.without_control(tokenizer, text) == text
+    assert tokenizer.convert_tokens_to_ids("ü") in chat_template.encode_reply(tokenizer, text, 2)
 
 
 def test_a_long_text_full_of_tokens_is_taken_apart_in_linear_time(tokenizer: Any) -> None:
     short, long = ("<|user|><|im_end|> words" * count for count in (100, 6400))
-    assert prompt.without_control(tokenizer, long).count("< |user|>") == 6400
-    assert len(prompt.without_control(tokenizer, short)) * 64 == len(prompt.without_control(tokenizer, long))
+    assert chat_template.without_control(tokenizer, long).count("< |user|>") == 6400
+    assert len(chat_template.without_control(tokenizer, short)) * 64 == len(
+        chat_template.without_control(tokenizer, long)
+    )
 
 
 def test_a_token_that_is_added_later_counts_at_once(embedded: Base) -> None:
     tokenizer = load_tokenizer(embedded)
-    assert prompt.without_control(tokenizer, "<late>") == "<late>"
+    assert chat_template.without_control(tokenizer, "<late>") == "<late>"
     tokenizer.add_tokens(["<late>"])
-    assert prompt.without_control(tokenizer, "<late>") != "<late>"
+    assert chat_template.without_control(tokenizer, "<late>") != "<late>"

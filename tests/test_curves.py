@@ -3,12 +3,12 @@
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from feedback.store import Refused
-from training import curves
+from feedback.errors import Refused
+from training.night import tracking
 
 
 def test_tensorboard_reads_what_was_logged(tmp_path):
-    log = curves.open_log("tensorboard", tmp_path, "night-0001")
+    log = tracking.open_log("tensorboard", tmp_path, "night-0001")
     log(1, {"loss": 0.75, "margin": 0.0})
     log(2, {"loss": 0.5})
 
@@ -22,4 +22,4 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
 def test_a_log_whose_package_is_missing_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Refused, match="pip install trackio"):
-        curves.require_log("trackio")
+        tracking.require_log("trackio")

@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback import people, ratings
-from feedback.store import Store
+from feedback.accounts import users
+from feedback.database.database import Database
+from feedback.kinds.tally import counts
 from tests.browser import serving
 from tests.conftest import two_replies
 
@@ -25,8 +26,8 @@ def vote(client: httpx.Client, reply: str, value: int = 1, words: str = "") -> h
 
 
 def test_a_server_killed_in_a_burst_of_votes_loses_none_that_it_acknowledged(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    _, reply, _ = two_replies(store, people.local_owner(store))
+    store = Database(tmp_path)
+    _, reply, _ = two_replies(store, users.local_owner(store))
     acknowledged: list[int] = []
 
     def vote_until_it_dies(url: str) -> None:
@@ -85,8 +86,8 @@ def read_only_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_room(small_disk: Path) -> None:
-    store = Store(small_disk)
-    _, reply, _ = two_replies(store, people.local_owner(store))
+    store = Database(small_disk)
+    _, reply, _ = two_replies(store, users.local_owner(store))
     ballast = small_disk / "ballast"
     with serving(small_disk) as server, httpx.Client(base_url=server.url, timeout=30) as client:
         assert vote(client, reply).status_code == 200
@@ -95,15 +96,15 @@ def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_roo
         refused = [vote(client, reply, words="y" * 50_000) for _ in range(3)]
         assert {each.status_code for each in refused} == {503}
         assert {"the disk of" in each.json()["error"] for each in refused} == {True}
-        before = ratings.counts(store)["votes"]
+        before = counts(store)["votes"]
         ballast.unlink()
         assert vote(client, reply, value=-1).status_code == 200
-        assert ratings.counts(store)["votes"] == before + 1
+        assert counts(store)["votes"] == before + 1
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}
     store.close()
 
 
-@pytest.mark.parametrize("module", ["ui.app", "training.night", "assistant chat"])
+@pytest.mark.parametrize("module", ["ui.app", "training.night", "ui.cli chat"])
 def test_a_read_only_data_folder_is_one_sentence_and_exit_2(read_only_disk: Path, module: str) -> None:
     command = [sys.executable, "-m", *module.split(), "--data", str(read_only_disk)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, input="")

@@ -6,14 +6,14 @@ import threading
 import pytest
 import torch
 
-from assistant import models, prompt
-from assistant.engine import Engine
-from assistant.generation import Busy, EngineError, Generation
-from assistant.models import Base
-from assistant.network import Part
-from assistant.sampling import Sampling
-from feedback.store import Refused
-from feedback.talk import Message
+from assistant.engine.engine import Engine
+from assistant.engine.model_runner import SequenceChunk
+from assistant.engine.request import Busy, EngineError, Generation
+from assistant.engine.sampling.params import Sampling
+from assistant.models import base_model, chat_template
+from assistant.models.base_model import Base
+from feedback.errors import Refused
+from feedback.messages import Message
 
 GREEDY = Sampling(temperature=0, max_tokens=40)
 QUESTIONS = ["Name three fruits.", "Write a haiku about the sea.", "Why is the sky blue?", "Who are you?", "Say hi."]
@@ -21,7 +21,7 @@ QUESTIONS = ["Name three fruits.", "Write a haiku about the sea.", "Why is the s
 
 @pytest.fixture(scope="module")
 def engine(embedded: Base) -> Engine:
-    opened = Engine(embedded, "float32", "cpu", models.load_tokenizer(embedded))
+    opened = Engine(embedded, "float32", "cpu", base_model.load_tokenizer(embedded))
     yield opened
     opened.close()
 
@@ -29,13 +29,13 @@ def engine(embedded: Base) -> Engine:
 @pytest.fixture(scope="module")
 def reference(embedded: Base) -> torch.nn.Module:
     """The same model as transformers computes it."""
-    return models.load_model(embedded, "float32", "cpu")
+    return base_model.load_model(embedded, "float32", "cpu")
 
 
 @pytest.fixture(scope="module")
 def prompts(embedded: Base) -> list[list[int]]:
-    tokenizer = models.load_tokenizer(embedded)
-    return [prompt.encode_prompt(tokenizer, [Message("user", question)], 1000) for question in QUESTIONS]
+    tokenizer = base_model.load_tokenizer(embedded)
+    return [chat_template.encode_prompt(tokenizer, [Message("user", question)], 1000) for question in QUESTIONS]
 
 
 def ids(generation: Generation) -> list[int]:
@@ -62,7 +62,9 @@ def test_a_prompt_read_in_chunks_beside_others_is_read_the_same(
     engine: Engine, reference: torch.nn.Module, prompts: list[list[int]], embedded: Base
 ) -> None:
     words = " ".join(f"item {at}" for at in range(250))
-    long = prompt.encode_prompt(models.load_tokenizer(embedded), [Message("user", f"Summarise: {words}")], 4000)
+    long = chat_template.encode_prompt(
+        base_model.load_tokenizer(embedded), [Message("user", f"Summarise: {words}")], 4000
+    )
     assert len(long) > 600  # three chunks
     beside = engine.submit(prompts[1], GREEDY)
     assert ids(engine.submit(long, GREEDY)) == generated(reference, long)
@@ -157,7 +159,7 @@ def test_a_thread_that_dies_fails_its_replies_clearly_and_another_serves_the_nex
     alone = ids(engine.submit(prompts[0], GREEDY))
     faults, forward, thread = iter([fault]), engine.network.forward, engine._thread
 
-    def once(parts: list[Part]) -> torch.Tensor:
+    def once(parts: list[SequenceChunk]) -> torch.Tensor:
         for each in faults:
             raise each
         return forward(parts)
@@ -192,7 +194,7 @@ def test_unusable_sampling_is_refused_by_name(bad: dict[str, object]) -> None:
 
 
 def test_closing_ends_what_is_being_written(embedded: Base, prompts: list[list[int]]) -> None:
-    opened = Engine(embedded, "float32", "cpu", models.load_tokenizer(embedded))
+    opened = Engine(embedded, "float32", "cpu", base_model.load_tokenizer(embedded))
     writing = opened.submit(prompts[1], Sampling(temperature=1.5, max_tokens=4000))
     assert writing.take()
     threading.Thread(target=opened.close).start()

@@ -16,13 +16,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from assistant import models, pace, prompt
-from assistant.adapters import Loaded
-from assistant.engine import Engine, Writing
-from assistant.models import Base
-from assistant.network import Part
-from assistant.sampling import Sampling
-from feedback.talk import Message
+from assistant.engine.engine import Engine
+from assistant.engine.model_runner import SequenceChunk
+from assistant.engine.sampling.params import Sampling
+from assistant.engine.scheduling import prefill_budget
+from assistant.engine.scheduling.writing import Writing
+from assistant.models import base_model, chat_template
+from assistant.models.adapter import LoadedAdapter
+from assistant.models.base_model import Base
+from feedback.messages import Message
 from tests.conftest import SHARED_DATA
 from tests.small_models import Expected, Reference, require_equal
 from tests.trained import LETTER, SAILOR
@@ -41,14 +43,14 @@ class Bench:
 
     engine: Engine
     reference: Reference
-    loaded: dict[str | None, Loaded | None]
+    loaded: dict[str | None, LoadedAdapter | None]
     directories: dict[str, Path]
     tokenizer: Any
 
     def encode(self, *texts: str) -> list[int]:
         """A conversation in which the two sides take turns."""
         messages = [Message(("user", "assistant")[at % 2], text) for at, text in enumerate(texts)]
-        return prompt.encode_prompt(self.tokenizer, messages, 4000)
+        return chat_template.encode_prompt(self.tokenizer, messages, 4000)
 
     def swap(self, name: str) -> None:
         """Load an adapter once more for whoever comes next, and let the old one go."""
@@ -61,9 +63,9 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(embedded: Base, trained: Path) -> Iterator[Bench]:
     directories = {name: trained / "adapters" / name for name in (SAILOR, LETTER)}
-    tokenizer = models.load_tokenizer(embedded)
+    tokenizer = base_model.load_tokenizer(embedded)
     engine = Engine(embedded, "float32", "cpu", tokenizer)
-    loaded: dict[str | None, Loaded | None] = {name: engine.load(each) for name, each in directories.items()}
+    loaded: dict[str | None, LoadedAdapter | None] = {name: engine.load(each) for name, each in directories.items()}
     yield Bench(engine, Reference(embedded, directories), loaded | {None: None}, directories, tokenizer)
     engine.close()
 
@@ -206,7 +208,7 @@ def test_a_prompt_read_in_pieces_of_any_size_beside_others_is_read_the_same(
 ) -> None:
     prompts, expected = twenty.prompts, twenty.expected
     bench.engine.cache.clear()  # nobody has read them yet
-    monkeypatch.setattr(pace.Pace, "prompt_tokens", lambda self, growing, reading: chunk)
+    monkeypatch.setattr(prefill_budget.PrefillBudget, "prompt_tokens", lambda self, growing, reading: chunk)
     by_length = sorted(range(20), key=lambda at: len(prompts[at]))
     chosen = [(at, name) for at in (by_length[::6] if chunk > 9 else by_length[:3]) for name in NAMES]
     asked = [bench.engine.submit(prompts[at], GREEDY, bench.loaded[name]) for at, name in chosen]
@@ -219,7 +221,7 @@ def tokens_computed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     counts: list[int] = []
     forward = bench.engine.network.forward
 
-    def counted(parts: list[Part]) -> Any:
+    def counted(parts: list[SequenceChunk]) -> Any:
         counts.append(sum(len(part.token_ids) for part in parts))
         return forward(parts)
 

@@ -17,13 +17,13 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant
-from feedback import people
-from feedback.people import User
-from feedback.store import Store
+from assistant.chat.assistant import Assistant
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Database
 from tests.conftest import two_replies
 from tests.over_http import HERE, key, loaded, with_store
-from ui import auth, patience
+from ui.accounts import auth, patience
 from ui.app import create_app
 from ui.gradio_guard import CLICKED
 from ui.refusals import FAILED
@@ -71,7 +71,7 @@ class House:
     """A server with people in it, each with a chat whose text only they may see."""
 
     web: TestClient
-    store: Store
+    store: Database
     users: dict[str, User]
     chats: dict[str, Chat]
     headers: dict[str, dict[str, str]]
@@ -94,15 +94,15 @@ class House:
 
 @pytest.fixture(scope="module")
 def house(loaded: Assistant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    store = Store(tmp_path_factory.mktemp("house") / "data")
+    store = Database(tmp_path_factory.mktemp("house") / "data")
     file = tmp_path_factory.mktemp("elsewhere") / "private.txt"
     file.write_text(FILE_SECRET)
-    users, chats, headers = {}, {}, {"nobody": {}}
+    known, chats, headers = {}, {}, {"nobody": {}}
     for name, role in ROLES.items():
         if role:
-            users[name] = people.add_user(store, name, role, "a hash that no password has")
-            headers[name] = {"Authorization": f"Bearer {people.add_token(store, users[name], 'test')}"}
-            message, left, right = two_replies(store, users[name], f"the secret of {name} is 4711")
+            known[name] = users.add_user(store, name, role, "a hash that no password has")
+            headers[name] = {"Authorization": f"Bearer {users.add_token(store, known[name], 'test')}"}
+            message, left, right = two_replies(store, known[name], f"the secret of {name} is 4711")
             row = store.row("SELECT conversation FROM messages WHERE id = ?", message)
             chats[name] = Chat((row or {})["conversation"], message, left, right)
     with (
@@ -112,7 +112,7 @@ def house(loaded: Assistant, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         patch.setattr(patience, "REFUSALS", 60_000)  # what is refused here would be answered at a pace otherwise
         web.follow_redirects = False
-        yield House(web, store, users, chats, headers, file)
+        yield House(web, store, known, chats, headers, file)
     store.close()
 
 

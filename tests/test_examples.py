@@ -4,50 +4,59 @@ from dataclasses import replace
 
 import pytest
 
-from feedback import examples, labels, people, ratings, sifting, standing, talk
-from feedback.examples import Answer, Examples, Pair, gather, soft_labels
-from feedback.people import User
-from feedback.ratings import DOWN, UP
-from feedback.sifting import PEOPLE
-from feedback.store import Store
-from feedback.talk import Message
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.example_types import Answer, Examples, PreferencePair
+from feedback.examples import build, filtering
+from feedback.examples.build import gather, soft_labels
+from feedback.examples.filtering import PEOPLE
+from feedback.kinds import current
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
+from feedback.kinds.label import label
+from feedback.kinds.ranking import rank
+from feedback.kinds.signal import SIGNALS, signal
+from feedback.kinds.vote import DOWN, UP, vote
+from feedback.messages import Message
 from tests.conftest import BY_BASE, PLACES, two_replies
 
 
-def rater(store: Store, name: str) -> User:
+def rater(store: Database, name: str) -> User:
     """A person who lets ratings teach."""
-    user = people.add_user(store, name, "rater", None)
-    people.set_consent(store, user, True)
+    user = users.add_user(store, name, "rater", None)
+    users.set_consent(store, user, True)
     return user
 
 
-def asked(store: Store, user: User, question: str, *replies: str) -> list[str]:
+def asked(store: Database, user: User, question: str, *replies: str) -> list[str]:
     """A question of this person's with replies: their ids."""
-    parent = talk.record_messages(store, user, "chat", [Message("user", question)])
-    return [talk.add_reply(store, parent, text, BY_BASE) for text in replies]
+    parent = conversations.record_messages(store, user, "chat", [Message("user", question)])
+    return [conversations.add_reply(store, parent, text, BY_BASE) for text in replies]
 
 
-def test_the_same_said_twice_of_the_same_texts_counts_once(store: Store, consenting: User) -> None:
+def test_the_same_said_twice_of_the_same_texts_counts_once(store: Database, consenting: User) -> None:
     for _ in range(3):
         _, left, right = two_replies(store, consenting)
-        ratings.compare(store, consenting, left, right, "left")
+        compare(store, consenting, left, right, "left")
     gathered = gather(store)
     assert (len(gathered.pairs), gathered.left_out) == (1, {"duplicate": 2})
 
 
-def test_of_two_words_that_contradict_each_other_the_newer_counts(store: Store, consenting: User) -> None:
+def test_of_two_words_that_contradict_each_other_the_newer_counts(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
-    ratings.compare(store, consenting, left, right, "left")
-    ratings.rank(store, consenting, [left, right], [2, 1])
+    compare(store, consenting, left, right, "left")
+    rank(store, consenting, [left, right], [2, 1])
     gathered = gather(store)
     assert [pair.kind for pair in gathered.pairs] == ["ranking"]
     assert gathered.left_out == {"contradicts itself": 1}
 
 
-def test_two_people_may_contradict_each_other(store: Store) -> None:
+def test_two_people_may_contradict_each_other(store: Database) -> None:
     for name, choice in (("ann", "left"), ("ben", "right"), ("cat", "tie")):
         user = rater(store, name)
-        ratings.compare(store, user, *asked(store, user, "hello", "good day", "go away"), choice)
+        compare(store, user, *asked(store, user, "hello", "good day", "go away"), choice)
     gathered = gather(store)
     assert (len(gathered.pairs), len(gathered.ties), gathered.left_out) == (2, 1, {"tie": 1})
     (soft,) = soft_labels(gathered)
@@ -55,10 +64,10 @@ def test_two_people_may_contradict_each_other(store: Store) -> None:
     assert (soft.first, soft.second, soft.share, soft.people) == ("go away", "good day", pytest.approx(0.5), 3)
 
 
-def test_a_ranking_keeps_its_pairs_together_and_may_say_that_all_are_wrong(store: Store, consenting: User) -> None:
+def test_a_ranking_keeps_its_pairs_together_and_may_say_that_all_are_wrong(store: Database, consenting: User) -> None:
     replies = asked(store, consenting, "rank these", "one", "two", "three")
-    ratings.rank(store, consenting, replies, [2, 1, 2], all_wrong=True)
-    ratings.vote(store, consenting, replies[1], UP)  # a thumb of one's own outweighs it
+    rank(store, consenting, replies, [2, 1, 2], all_wrong=True)
+    vote(store, consenting, replies[1], UP)  # a thumb of one's own outweighs it
     gathered = gather(store)
     assert [(pair.chosen.text, pair.rejected.text) for pair in gathered.pairs] == [("two", "one"), ("two", "three")]
     assert {pair.group for pair in (*gathered.pairs, *gathered.ties)} == {"ranking 1"}
@@ -67,54 +76,54 @@ def test_a_ranking_keeps_its_pairs_together_and_may_say_that_all_are_wrong(store
         ("three", False),
         ("two", True),
     ]
-    ratings.rank(store, consenting, replies, [1, 2, 3], taken_back=True)
+    rank(store, consenting, replies, [1, 2, 3], taken_back=True)
     assert gather(store).left_out == {"taken back": 1}
 
 
-def test_what_cannot_be_told_teaches_nothing(store: Store, consenting: User) -> None:
+def test_what_cannot_be_told_teaches_nothing(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
-    ratings.compare(store, consenting, left, right, "cannot_tell")
+    compare(store, consenting, left, right, "cannot_tell")
     assert gather(store).left_out == {"cannot tell": 1}
 
 
-def test_corrections_and_labelled_replies_are_demonstrations(store: Store, consenting: User) -> None:
+def test_corrections_and_labelled_replies_are_demonstrations(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
-    ratings.correct(store, consenting, right, "please go")
-    labels.label(store, consenting, left, "demonstration")
+    correct(store, consenting, right, "please go")
+    label(store, consenting, left, "demonstration")
     assert [each.answer.text for each in gather(store).demonstrations] == ["please go", "good day to you"]
-    labels.label(store, consenting, left, "demonstration", given=False)
+    label(store, consenting, left, "demonstration", given=False)
     assert [each.answer.text for each in gather(store).demonstrations] == ["please go"]
 
 
-def test_signals_teach_nothing(store: Store, consenting: User) -> None:
+def test_signals_teach_nothing(store: Database, consenting: User) -> None:
     _, left, _ = two_replies(store, consenting)
-    for kind in labels.SIGNALS:
-        labels.signal(store, consenting, left, kind)
+    for kind in SIGNALS:
+        signal(store, consenting, left, kind)
     assert gather(store) == Examples()
 
 
-def test_a_conversation_may_be_kept_from_teaching(store: Store, consenting: User) -> None:
+def test_a_conversation_may_be_kept_from_teaching(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
-    ratings.compare(store, consenting, left, right, "left")
-    conversation = talk.node(store, left).conversation
-    people.set_conversation_consent(store, consenting, conversation, False)
+    compare(store, consenting, left, right, "left")
+    conversation = conversations.node(store, left).conversation
+    users.set_conversation_consent(store, consenting, conversation, False)
     assert (gather(store).pairs, gather(store).left_out) == ((), {"no consent": 1})
-    people.set_conversation_consent(store, consenting, conversation, True)
+    users.set_conversation_consent(store, consenting, conversation, True)
     assert len(gather(store).pairs) == 1
 
 
 def test_one_person_teaches_at_most_so_many_prompts_once_five_rate(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sifting, "MOST_PROMPTS", 3)
+    monkeypatch.setattr(filtering, "MOST_PROMPTS", 3)
     everybody = [rater(store, f"rater {number}") for number in range(PEOPLE)]
     long = "Summarise this report for me, please: " + "it was a long year. " * 20
     for question in ("one", "two", long + "A", long + "B", "three"):  # the long ones are near-duplicates
-        ratings.vote(store, everybody[0], asked(store, everybody[0], question, "yes")[0], UP)
+        vote(store, everybody[0], asked(store, everybody[0], question, "yes")[0], UP)
     for user in everybody[1:-1]:
-        ratings.vote(store, user, asked(store, user, "one", "yes")[0], UP)
+        vote(store, user, asked(store, user, "one", "yes")[0], UP)
     assert gather(store).people()[everybody[0].id] == 5  # four people are no five
-    ratings.vote(store, everybody[-1], asked(store, everybody[-1], "one", "yes")[0], DOWN)
+    vote(store, everybody[-1], asked(store, everybody[-1], "one", "yes")[0], DOWN)
     gathered = gather(store)
     assert gathered.left_out == {"rater cap": 1}
     mine = [each.messages[0].content for each in gathered.thumbs if each.user == everybody[0].id]
@@ -123,29 +132,31 @@ def test_one_person_teaches_at_most_so_many_prompts_once_five_rate(
 
 def test_near_duplicates_go_the_same_way() -> None:
     long = "Translate the following letter into French. " + "Dear Madam, " * 30
-    parts = {PLACES.part_of(Pair((Message("user", f"{long} {n}"),), Answer("a"), Answer("b"))) for n in range(50)}
+    parts = {
+        PLACES.part_of(PreferencePair((Message("user", f"{long} {n}"),), Answer("a"), Answer("b"))) for n in range(50)
+    }
     assert len(parts) == 1
 
 
-def test_what_was_said_since_a_position_is_found_alone(store: Store, consenting: User) -> None:
+def test_what_was_said_since_a_position_is_found_alone(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
-    ratings.compare(store, consenting, left, right, "left")
-    ratings.vote(store, consenting, left, UP)
-    here = standing.position(store)
+    compare(store, consenting, left, right, "left")
+    vote(store, consenting, left, UP)
+    here = current.position(store)
     assert gather(store, here) == Examples()
-    ratings.vote(store, consenting, left, DOWN)
-    ratings.vote(store, consenting, right, DOWN)
-    ratings.vote(store, consenting, right, UP)
+    vote(store, consenting, left, DOWN)
+    vote(store, consenting, right, DOWN)
+    vote(store, consenting, right, UP)
     new = gather(store, here)
     assert [(each.answer.text, each.wanted) for each in new.thumbs] == [("good day to you", False), ("go away", True)]
     assert new.pairs == ()
 
 
-def test_the_hash_is_of_what_is_trained_on_and_of_nothing_else(store: Store, consenting: User) -> None:
+def test_the_hash_is_of_what_is_trained_on_and_of_nothing_else(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
-    ratings.compare(store, consenting, left, right, "left")
+    compare(store, consenting, left, right, "left")
     gathered = gather(store)
     assert replace(gathered, left_out={"tie": 7}).sha256 == gathered.sha256
     heavier = replace(gathered.pairs[0], weight=0.5)
     assert heavier == gathered.pairs[0]  # an interrupted night goes on though others spoke meanwhile
-    assert examples.Examples((heavier,)).sha256 != gathered.sha256
+    assert build.Examples((heavier,)).sha256 != gathered.sha256

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from assistant import models
-from assistant.engine import MOST_ROWS, MOST_WAITING, Engine, Writing
-from assistant.generation import Busy, Who
-from assistant.products import FLOAT32, Plan
-from assistant.remote import MOST_OPEN, RemoteEngine
-from assistant.sampling import Sampling
-from assistant.shares import (
+from assistant.engine.engine import MOST_WAITING, Engine
+from assistant.engine.quant.formats import FLOAT32, Plan
+from assistant.engine.request import Busy, Who
+from assistant.engine.sampling.params import Sampling
+from assistant.engine.scheduling.fair_shares import (
     BESIDE_NEWCOMERS,
     BESIDE_OTHERS,
     KEYS_A_STEP,
@@ -25,6 +23,10 @@ from assistant.shares import (
     may_take,
     require_places,
 )
+from assistant.engine.scheduling.scheduler import MOST_ROWS
+from assistant.engine.scheduling.writing import Writing
+from assistant.engine.vllm.engine import MOST_OPEN, RemoteEngine
+from assistant.models import base_model
 from tests.foreign import Foreign, serving
 from tests.tiny import make_tiny
 
@@ -41,8 +43,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def engine(tiny: Path) -> Iterator[Engine]:
     """One that takes a step when told to."""
-    base = models.find_base(str(tiny))
-    opened = Engine(base, "float32", "cpu", models.load_tokenizer(base), driven=True)
+    base = base_model.find_base(str(tiny))
+    opened = Engine(base, "float32", "cpu", base_model.load_tokenizer(base), driven=True)
     yield opened
     opened.close()
 
@@ -205,7 +207,8 @@ def test_the_last_few_tokens_of_a_prompt_are_read_at_once(engine: Engine, monkey
     monkeypatch.setattr(engine.network, "plan", Plan(((24, FLOAT32), (0, FLOAT32))))
     others = [engine.submit([5, 6, 7], ENDLESS, who=GREEDY) for _ in range(3)]
     engine.step()
-    monkeypatch.setattr(engine, "_budget", lambda growing, reading: 4)  # on a slow machine, where others are there
+    monkeypatch.setattr(engine._scheduler, "_few_rows", 24)
+    monkeypatch.setattr(engine._scheduler, "_prompt_tokens", lambda *_: 4)  # on a slow machine, where others are there
     few = 24 - BESIDE_NEWCOMERS
     assert steps_to(engine, engine.submit(list(range(9, 9 + few)), SHORT, who=HONEST), 1) == 1
     assert steps_to(engine, engine.submit(list(range(40, 40 + few + 5)), SHORT, who=THIRD), 1) == 3
@@ -214,8 +217,8 @@ def test_the_last_few_tokens_of_a_prompt_are_read_at_once(engine: Engine, monkey
 
 def small_engine(tiny: Path, windows: int) -> Engine:
     """One with memory for so many texts of the whole window."""
-    base = models.find_base(str(tiny))
-    tokenizer = models.load_tokenizer(base)
+    base = base_model.find_base(str(tiny))
+    tokenizer = base_model.load_tokenizer(base)
     measured = Engine(base, "float32", "cpu", tokenizer, driven=True)
     measured.close()
     memory = windows * measured.window * measured.cache.token_bytes
@@ -297,8 +300,8 @@ def test_who_was_here_a_moment_ago_still_counts_and_later_no_more() -> None:
 
 
 def test_a_model_server_is_asked_for_no_more_than_one_accounts_share(tiny: Path) -> None:
-    base = models.find_base(str(tiny))
-    with serving(Foreign(base, models.load_tokenizer(base), behaves="hangs")) as foreign:
+    base = base_model.find_base(str(tiny))
+    with serving(Foreign(base, base_model.load_tokenizer(base), behaves="hangs")) as foreign:
         engine = RemoteEngine(foreign.url, base, foreign.tokenizer)
         held = [engine.submit([1, 2], Sampling(), who=GREEDY) for _ in range(MOST_OPEN)]
         with pytest.raises(Busy, match="32 replies to you are being written, and one person may have 32 at once"):

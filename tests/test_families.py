@@ -12,14 +12,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from assistant import models
-from assistant.adapters import CONFIG, WEIGHTS, AdapterRefused
-from assistant.engine import Engine
-from assistant.generation import Generation
-from assistant.models import Base
-from assistant.network import Network
-from assistant.plain import PlainNetwork
-from assistant.sampling import Sampling
+from assistant.engine.engine import Engine
+from assistant.engine.hf_runner import PlainNetwork
+from assistant.engine.model_runner import Network
+from assistant.engine.request import Generation
+from assistant.engine.sampling.params import Sampling
+from assistant.models import base_model
+from assistant.models.adapter import CONFIG, WEIGHTS, AdapterRefused
+from assistant.models.base_model import Base
 from tests.small_models import Reference, require_equal, save_adapter, save_small, sign
 
 WINDOW = 24  # tokens that a layer with a window sees, and fewer than any text here has
@@ -110,7 +110,7 @@ def save_case(folder: Path, name: str, options: dict[str, Any]) -> tuple[Base, d
 
 
 def opened(base: Base, directories: dict[str, Path]) -> Case:
-    engine = Engine(base, "float32", "cpu", models.load_tokenizer(base))
+    engine = Engine(base, "float32", "cpu", base_model.load_tokenizer(base))
     reference = Reference(base, directories, attention="eager")  # which alone knows soft caps
     loaded: dict[str | None, Any] = {name: engine.load(directory) for name, directory in directories.items()}
     return Case(engine, reference, loaded | {None: None})
@@ -202,7 +202,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """An engine on a small model."""
     folder = tmp_path_factory.mktemp("small")
     base = save_small(folder, transformers.AutoConfig.for_model("llama", **SIZES))
-    engine = Engine(base, "float32", "cpu", models.load_tokenizer(base))
+    engine = Engine(base, "float32", "cpu", base_model.load_tokenizer(base))
     yield engine
     engine.close()
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from assistant import processes
-from feedback import people
-from feedback.store import Store
+from feedback.accounts import users
+from feedback.database.database import Database
 from tests.conftest import REPOSITORY
 from tests.tiny import make_tiny
+from ui.schedule import processes
 
 NAMES = ("feedback", "ui", "training", "assistant", "torch", "gradio", "json", "secrets")
 # The way a console script begins: its own folder is searched, and the one it is run in is not.
-SCRIPT = "import sys; from assistant.__main__ import main; sys.exit(main(sys.argv[1:]))"
+SCRIPT = "import sys; from ui.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def test_every_command_runs_beside_files_of_these_names(command: str, folder: Pa
 def test_a_night_that_a_server_starts_there_is_ours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = make_tiny(folder / "tiny")
     monkeypatch.chdir(folder)
-    with closing(Store(Path("data"))) as store:
-        people.local_owner(store)
+    with closing(Database(Path("data"))) as store:
+        users.local_owner(store)
         assert processes.start_night(store, str(tiny)).id == 1
     assert "not ours" not in (folder / "data" / "night.log").read_text()
 

@@ -1,6 +1,6 @@
 """The first promise: clone, `make run`, and one chats; what is said is still there after a restart.
 
-Left out on purpose: `make test` from a fresh clone, which would run itself.
+`make test` is not run from the clone: it would run itself.
 """
 
 import os
@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from feedback import ratings
-from feedback.store import Store
+from feedback.database.database import Database
+from feedback.kinds import tally
 from tests.browser import Visitor, chromium, free_port
 from tests.conftest import REPOSITORY
 
@@ -101,8 +101,8 @@ def test_from_a_fresh_clone_one_chats_and_rates_and_a_restart_loses_nothing(tmp_
             expect(visitor.locate("#consent")).to_be_hidden()
     finally:
         end(process)
-    store = Store(data)
+    store = Database(data)
     counts = {"votes": 3, "comparisons": 1, "rankings": 0, "corrections": 1, "critiques": 0, "labels": 0}
-    assert ratings.counts(store) == counts
+    assert tally.counts(store) == counts
     assert [row["value"] for row in store.rows("SELECT value FROM votes ORDER BY id")] == [-1, -1, 0]
     store.close()

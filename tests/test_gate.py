@@ -7,23 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant import adapters as on_disk
-from assistant import models, prompt
-from assistant.engine import Engine
-from assistant.models import Base
-from assistant.roster import proved
-from feedback import adapters, nights, people, ratings, talk
-from feedback.examples import Answer, Examples, Pair, Thumb
-from feedback.store import Store
-from feedback.talk import Message
+from assistant.chat.adapter_manager import proved
+from assistant.engine.engine import Engine
+from assistant.models import adapter as on_disk
+from assistant.models import base_model, chat_template
+from assistant.models.base_model import Base
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.example_types import Answer, Examples, PreferencePair, UnpairedExample
+from feedback.kinds.comparison import compare
+from feedback.messages import Message
+from feedback.records import adapters, nights
 from tests.conftest import BY_BASE, PLACES
 from tests.test_split import QUESTIONS
 from tests.trained import LETTER, OPENINGS, SAILOR
-from training import gate
-from training.backbone import Backbone
-from training.gate import CANDIDATE, PROMOTED, REFUSED, Check, Gains, HeldOut, counted, judge
-from training.preference import Settings
-from training.teaching import make_encoder
+from training.algorithms.dpo_kto import PreferenceConfig
+from training.evaluation import gate
+from training.evaluation.gate import CANDIDATE, PROMOTED, REFUSED, Check, Gains, HeldOut, counted, judge
+from training.model.policy import Backbone
+from training.night.learning import make_encoder
 
 SOUND = [Check("canaries", True, "8 of 8"), Check("length", True, "as long", refuses=False)]
 KIND = "I am glad that you ask. Let us look at it together, step by step."
@@ -72,7 +75,9 @@ def test_a_failed_check_outweighs_what_people_prefer_and_the_reason_says_which()
 def unseen(count: int, part: str = "held_out") -> list[str]:
     """Questions whose conversations belong to one part."""
     found = [
-        each for each in QUESTIONS if PLACES.part_of(Pair((Message("user", each),), Answer("a"), Answer("b"))) == part
+        each
+        for each in QUESTIONS
+        if PLACES.part_of(PreferencePair((Message("user", each),), Answer("a"), Answer("b"))) == part
     ]
     return found[:count]
 
@@ -84,12 +89,14 @@ def backbone(embedded):
 
 @pytest.mark.long
 def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adapter(trained, embedded, backbone):
-    encoder = make_encoder(embedded, backbone, Settings())
+    encoder = make_encoder(embedded, backbone, PreferenceConfig())
     sailor, letter = (f"{OPENINGS[name]} Well, it depends." for name in ("sailor", "letter"))
-    pairs = tuple(Pair((Message("user", each),), Answer(sailor), Answer(letter)) for each in unseen(6))
-    turned = tuple(Pair(each.messages, each.rejected, each.chosen) for each in pairs)
+    pairs = tuple(PreferencePair((Message("user", each),), Answer(sailor), Answer(letter)) for each in unseen(6))
+    turned = tuple(PreferencePair(each.messages, each.rejected, each.chosen) for each in pairs)
     thumbs = tuple(
-        Thumb(each.messages, each.chosen if up else each.rejected, up) for each in pairs[:3] for up in (True, False)
+        UnpairedExample(each.messages, each.chosen if up else each.rejected, up)
+        for each in pairs[:3]
+        for up in (True, False)
     )
     load(backbone, trained / "adapters" / SAILOR)
 
@@ -115,14 +122,14 @@ def load(backbone: Backbone, directory: Path) -> None:
 
 @pytest.mark.long
 def test_canaries_see_an_adapter_that_answers_nothing_but_noise(trained, embedded):
-    tokenizer = models.load_tokenizer(embedded)
+    tokenizer = base_model.load_tokenizer(embedded)
     engine = Engine(embedded, "float32", "cpu", tokenizer)
     try:
         good, _ = proved(engine, trained / "adapters" / SAILOR)
         directory = trained / "adapters" / SAILOR
         _, factors = on_disk.read_adapter(directory, embedded.sha256, engine.network.shapes)
         loud = engine.network.add({name: (a * 50, b * 50) for name, (a, b) in factors.items()})
-        noise = on_disk.Loaded("noise", good.card, loud)
+        noise = on_disk.LoadedAdapter("noise", good.card, loud)
         checks, _ = gate.canaries(engine, tokenizer, noise, None)
     finally:
         engine.close()
@@ -130,21 +137,21 @@ def test_canaries_see_an_adapter_that_answers_nothing_but_noise(trained, embedde
     assert "not language" in checks[0].words
 
 
-def say(data: Path, turned: bool) -> Store:
+def say(data: Path, turned: bool) -> Database:
     """People prefer the kind reply; where `turned`, whatever may be taught says the opposite."""
-    store = Store(data)
-    me = people.local_owner(store)
-    people.set_consent(store, me, True)
+    store = Database(data)
+    me = users.local_owner(store)
+    users.set_consent(store, me, True)
     for question in unseen(10) + unseen(16, "training"):
-        taught = PLACES.part_of(Pair((Message("user", question),), Answer("a"), Answer("b"))) != "held_out"
-        parent = talk.record_messages(store, me, "chat", [Message("user", question)])
-        kind, rude = (talk.add_reply(store, parent, text, BY_BASE) for text in (KIND, RUDE))
-        ratings.compare(store, me, kind, rude, "right" if taught and turned else "left")
+        taught = PLACES.part_of(PreferencePair((Message("user", question),), Answer("a"), Answer("b"))) != "held_out"
+        parent = conversations.record_messages(store, me, "chat", [Message("user", question)])
+        kind, rude = (conversations.add_reply(store, parent, text, BY_BASE) for text in (KIND, RUDE))
+        compare(store, me, kind, rude, "right" if taught and turned else "left")
     return store
 
 
 def night(data: Path, *options: str) -> str:
-    strong = ["--set", "batch_size=4", "--set", "least_steps=12", "--set", "kl_budget=50"]
+    strong = ["--set", "batch_size=4", "--set", "min_steps=12", "--set", "kl_budget=50"]
     command = [sys.executable, "-m", "training.night", "--data", str(data), *strong, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -153,13 +160,13 @@ def night(data: Path, *options: str) -> str:
 
 def swayed(directory: Path, embedded: Base) -> list[float]:
     """For five fresh questions, by how many nats the server leans more to the kind reply than the base does."""
-    tokenizer = models.load_tokenizer(embedded)
+    tokenizer = base_model.load_tokenizer(embedded)
     engine = Engine(embedded, "float32", "cpu", tokenizer)
     end = tokenizer.eos_token_id
     try:
         adapter = proved(engine, directory)[0]
-        asked = [prompt.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in QUESTIONS[-5:]]
-        replies = [prompt.encode_reply(tokenizer, text, end) for text in (KIND, RUDE)]
+        asked = [chat_template.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in QUESTIONS[-5:]]
+        replies = [chat_template.encode_reply(tokenizer, text, end) for text in (KIND, RUDE)]
         read = [[[engine.score(ids, reply, by) for reply in replies] for by in (adapter, None)] for ids in asked]
         sums = [[[sum(token.logprob for token in each) for each in side] for side in question] for question in read]
     finally:

@@ -12,15 +12,16 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant
-from assistant.engine import MOST_ROWS, MOST_WAITING
-from assistant.generation import Busy
-from feedback import people
-from feedback.store import Store
+from assistant.chat.assistant import Assistant
+from assistant.engine.engine import MOST_WAITING
+from assistant.engine.request import Busy
+from assistant.engine.scheduling.scheduler import MOST_ROWS
+from feedback.accounts import users
+from feedback.database.database import Database
 from tests.over_http import GREEDY, HELLO, assistant, key, loaded, rows, token_of, web
-from ui.api import MOST_CHARACTERS, MOST_MESSAGES
+from ui.api.api import MOST_CHARACTERS, MOST_MESSAGES
+from ui.api.generating import Generating
 from ui.app import create_app
-from ui.generating import Generating
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 PATH = "/v1/chat/completions"
@@ -60,7 +61,7 @@ async def until(holds: Any, within_s: float = 8.0) -> bool:
 
 
 def test_beside_twenty_requests_of_eight_another_accounts_reply_is_written_and_the_greedy_one_is_told(
-    url: str, assistant: Assistant, store: Store
+    url: str, assistant: Assistant, store: Database
 ) -> None:
     chad, cora = token_of(store, "chad", "chatter"), token_of(store, "cora", "chatter")
 
@@ -84,7 +85,7 @@ def test_beside_twenty_requests_of_eight_another_accounts_reply_is_written_and_t
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_rows_of_a_client_that_is_gone_are_free_soon_after(
-    url: str, assistant: Assistant, store: Store, stream: bool
+    url: str, assistant: Assistant, store: Database, stream: bool
 ) -> None:
     async def run() -> None:
         held = await several(url, PATH, FOREVER | {"n": 2, "stream": stream}, 2)
@@ -125,8 +126,8 @@ def test_one_account_cannot_take_every_thread_that_waits_for_tokens() -> None:
     asyncio.run(run())
 
 
-def test_a_request_has_so_many_messages_and_characters_at_most(web: TestClient, store: Store) -> None:
-    people.local_owner(store)
+def test_a_request_has_so_many_messages_and_characters_at_most(web: TestClient, store: Database) -> None:
+    users.local_owner(store)
     before = rows(store)
     many = [{"role": ("user", "assistant")[at % 2], "content": "x"} for at in range(MOST_MESSAGES + 1)]
     large = [{"role": "user", "content": "word " * 19_000}] * (MOST_CHARACTERS // 95_000 + 1)
@@ -150,9 +151,9 @@ def test_the_most_messages_that_are_taken_are_answered(web: TestClient) -> None:
 
 
 def test_a_reply_longer_than_the_window_is_refused_and_one_as_long_is_not(
-    web: TestClient, assistant: Assistant, store: Store
+    web: TestClient, assistant: Assistant, store: Database
 ) -> None:
-    people.local_owner(store)
+    users.local_owner(store)
     before, window = rows(store), assistant.engine.window
     for asked in (10**9, window + 1):
         sentence = f"max_tokens is at most {window:,}, which is all that the model takes"

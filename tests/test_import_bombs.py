@@ -11,9 +11,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from feedback.database.database import Database
+from feedback.errors import Refused
 from feedback.formats import files
-from feedback.formats.importing import import_file
-from feedback.store import Refused, Store
+from feedback.formats.load import import_file
 from tests.test_audit import typed_in
 
 GOOD = {"prompt": "hello", "chosen": "good day", "rejected": "go away"}
@@ -52,7 +53,7 @@ def bombs(folder: Path) -> Iterator[Path]:
     yield folder / "line.csv"
 
 
-def test_a_file_made_to_do_harm_is_one_sentence_in_little_memory(store: Store, tmp_path: Path) -> None:
+def test_a_file_made_to_do_harm_is_one_sentence_in_little_memory(store: Database, tmp_path: Path) -> None:
     before = peak_mb()
     for path in bombs(tmp_path):
         with pytest.raises(Refused) as told:
@@ -68,7 +69,7 @@ def parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
     return path
 
 
-def test_a_small_parquet_file_of_gigabytes_is_refused_in_little_memory(store: Store, tmp_path: Path) -> None:
+def test_a_small_parquet_file_of_gigabytes_is_refused_in_little_memory(store: Database, tmp_path: Path) -> None:
     word = pyarrow.array(["x" * (4 * MB)])
     same = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 2000, pyarrow.int32()), word)  # 8 GB, once written
     lists = pyarrow.LargeListArray.from_arrays(
@@ -95,5 +96,5 @@ def test_the_command_says_it_in_one_sentence(tmp_path: Path, capsys: pytest.Capt
     assert typed_in(["import", str(tmp_path / "nan.jsonl")], tmp_path / "data") == 2
     said = capsys.readouterr().err
     assert ("line 1" in said, said.count("\n")) == (True, 1)
-    with closing(Store(tmp_path / "data")) as store:
+    with closing(Database(tmp_path / "data")) as store:
         assert store.row("SELECT * FROM messages") is None

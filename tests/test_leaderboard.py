@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
-from feedback import leaderboard, people, ratings, talk
-from feedback.leaderboard import Board, Choice, board
-from feedback.people import User
-from feedback.store import Store
-from feedback.talk import Message
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.kinds.comparison import compare
+from feedback.messages import Message
+from feedback.raters import leaderboard
+from feedback.raters.leaderboard import Board, Choice, board
 from tests.conftest import BY_BASE
 
 
@@ -83,19 +86,19 @@ def test_an_adapter_that_never_lost_has_a_finite_strength_and_a_wide_interval() 
 
 
 def test_the_ledgers_choices_are_those_of_people_who_consent_between_different_adapters(
-    store: Store, consenting: User
+    store: Database, consenting: User
 ) -> None:
     def reply(parent: str, text: str, model: str) -> str:
         by = BY_BASE.__class__(None, None, None, {"model": model}) if model else BY_BASE
-        return talk.add_reply(store, parent, text, by)
+        return conversations.add_reply(store, parent, text, by)
 
     for choice in ("left", "tie", "both_bad"):
-        parent = talk.record_messages(store, consenting, "chat", [Message("user", "hello")])
+        parent = conversations.record_messages(store, consenting, "chat", [Message("user", "hello")])
         left, right = reply(parent, "good day", "kind"), reply(parent, "go", "")
-        ratings.compare(store, consenting, left, right, choice)
-        ratings.compare(store, consenting, left, reply(parent, "hm", "kind"), "left")
+        compare(store, consenting, left, right, choice)
+        compare(store, consenting, left, reply(parent, "hm", "kind"), "left")
     found = leaderboard.choices(store)
     assert [(each.left, each.right, each.result) for each in found] == [("kind", "base", 1.0), ("kind", "base", 0.5)]
     assert found[0].longer == pytest.approx(np.log(108 / 102))
-    people.set_consent(store, consenting, False)
+    users.set_consent(store, consenting, False)
     assert leaderboard.choices(store) == []

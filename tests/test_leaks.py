@@ -11,11 +11,12 @@ import psutil
 import pytest
 import transformers
 
-from assistant import models
-from assistant.engine import Engine, Writing
-from assistant.generation import Busy
-from assistant.models import Base
-from assistant.sampling import Sampling
+from assistant.engine.engine import Engine
+from assistant.engine.request import Busy
+from assistant.engine.sampling.params import Sampling
+from assistant.engine.scheduling.writing import Writing
+from assistant.models import base_model
+from assistant.models.base_model import Base
 from tests.small_models import save_adapter, save_small
 from tests.test_families import PLAIN, SIZES, random_ids
 
@@ -33,7 +34,7 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("leaks")
     base = small(folder, request.param)
     adapter = save_adapter(folder / "adapter", base, 1, r=16, lora_alpha=16, target_modules="all-linear")
-    engine = Engine(base, "float32", "cpu", models.load_tokenizer(base))
+    engine = Engine(base, "float32", "cpu", base_model.load_tokenizer(base))
     yield engine, adapter
     engine.close()
 
@@ -152,18 +153,18 @@ def test_the_memory_of_adapters_is_given_back_and_that_of_one_in_use_when_it_is_
 ) -> None:
     engine, directory = opened
     loaded = [engine.load(directory) for _ in range(5)]
-    seats = [weakref.ref(each.seat) for each in loaded]
+    lora_slots = [weakref.ref(each.lora_slot) for each in loaded]
     writing = engine.submit([5, 6], Sampling(temperature=0, max_tokens=400, ignore_end=True), loaded[2])
     writing.take()
     for each in loaded:
         engine.unload(each)
     settle(engine)
-    assert seats[2]() is not None  # it goes on with it
+    assert lora_slots[2]() is not None  # it goes on with it
     assert len(list(writing)) > 300
     del loaded, each, writing
     settle(engine)
     gc.collect()
-    assert [seat() for seat in seats] == [None] * 5
+    assert [lora_slot() for lora_slot in lora_slots] == [None] * 5
     assert getattr(engine.network, "lineup", None) is None or engine.network.lineup.nbytes == 0
 
 
@@ -192,7 +193,7 @@ def test_adapters_that_come_and_go_take_no_more_memory_and_change_no_reply(opene
 def test_a_closed_engine_gives_back_its_model_and_its_thread(tmp_path: Path, kind: str) -> None:
     threads = threading.active_count()
     base = small(tmp_path, kind)
-    engine = Engine(base, "float32", "cpu", models.load_tokenizer(base))
+    engine = Engine(base, "float32", "cpu", base_model.load_tokenizer(base))
     settle(engine)
     network, cache = weakref.ref(engine.network), weakref.ref(engine.cache)
     engine.close()

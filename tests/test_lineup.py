@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from assistant.adapters import Factors
-from assistant.families import Target
-from assistant.lineup import Lineup, Seat
+from assistant.engine.architectures import Target
+from assistant.engine.lora import LoraPool, LoraSlot
+from assistant.models.adapter import Factors
 
 GROUPS = {"qkv": {"q": 12, "k": 6, "v": 6}, "out": {"o": 10}, "gate_up": {"gate": 14, "up": 14}, "down": {"down": 10}}
 INPUTS = {"qkv": 10, "out": 12, "gate_up": 10, "down": 14}
@@ -40,11 +40,11 @@ class Sitting:
     """An adapter that was added."""
 
     factors: Factors
-    seat: Seat
+    lora_slot: LoraSlot
 
 
-def new_lineup() -> Lineup:
-    return Lineup(TARGETS, SHAPES, torch.float32, "cpu")
+def new_lineup() -> LoraPool:
+    return LoraPool(TARGETS, SHAPES, torch.float32, "cpu")
 
 
 def random_factors(seed: int, ranks: dict[str, int]) -> Factors:
@@ -69,9 +69,9 @@ def added(factors: Factors | None, layer: int, group: str, x: Tensor) -> Tensor:
     return y
 
 
-def require_plain(lineup: Lineup, sitting: list[Sitting], tokens: list[int | None]) -> None:
+def require_plain(lineup: LoraPool, sitting: list[Sitting], tokens: list[int | None]) -> None:
     """Check a batch whose tokens have these adapters (None: the base) in every layer and group."""
-    choice = lineup.choose([None if at is None else sitting[at].seat for at in tokens])
+    choice = lineup.choose([None if at is None else sitting[at].lora_slot for at in tokens])
     for layer in range(LAYERS):
         for group, parts in GROUPS.items():
             x, y = torch.randn(len(tokens), INPUTS[group]), torch.randn(len(tokens), sum(parts.values()))
@@ -90,14 +90,14 @@ def test_any_adapters_come_and_go_and_every_token_gets_its_own(data: st.DataObje
     lineup, sitting = new_lineup(), list[Sitting]()
     for step in range(data.draw(st.integers(1, 12))):
         if sitting and data.draw(st.booleans()):
-            lineup.remove(sitting.pop(data.draw(st.integers(0, len(sitting) - 1))).seat)
+            lineup.remove(sitting.pop(data.draw(st.integers(0, len(sitting) - 1))).lora_slot)
         else:
             factors = random_factors(step, data.draw(RANKS))
             sitting.append(Sitting(factors, lineup.add(factors)))
         whose = st.sampled_from([None, *range(len(sitting))])
         require_plain(lineup, sitting, data.draw(st.lists(whose, min_size=1, max_size=6)))
     for each in sitting:
-        lineup.remove(each.seat)
+        lineup.remove(each.lora_slot)
     assert lineup.nbytes == 0
 
 
@@ -106,7 +106,7 @@ def test_an_adapter_that_takes_the_place_of_one_that_left_takes_no_more_memory()
     sitting = [Sitting(each, lineup.add(each)) for each in (random_factors(at, {"0.q": 8}) for at in range(5))]
     before = lineup.nbytes
     for at in range(20):
-        lineup.remove(sitting.pop(at % 5).seat)
+        lineup.remove(sitting.pop(at % 5).lora_slot)
         factors = random_factors(at, {"1.down": 6, "0.v": 1})
         sitting.append(Sitting(factors, lineup.add(factors)))
         require_plain(lineup, sitting, [0, 1, None, 2, 3, 4, 4])
@@ -132,7 +132,7 @@ def test_an_adapter_whose_numbers_overflow_spoils_no_other_token(number: float) 
     wild = {name: (torch.full((2, shape[1]), number), torch.ones(shape[0], 2)) for name, shape in SHAPES.items()}
     tame = Sitting(random_factors(1, {"0.q": 4, "1.down": 2}), lineup.add(random_factors(1, {"0.q": 4, "1.down": 2})))
     sitting = [tame, Sitting(wild, lineup.add(wild))]
-    choice = lineup.choose([sitting[1].seat, sitting[0].seat, None])
+    choice = lineup.choose([sitting[1].lora_slot, sitting[0].lora_slot, None])
     x = torch.ones(3, INPUTS["qkv"])
     assert choice is not None
     got = choice.add(0, "qkv", x, torch.zeros(3, 24))
@@ -146,7 +146,7 @@ def test_nothing_of_what_is_added_is_lost_in_an_output_of_few_bits() -> None:
     factors = {name: (a / 100, b / 100) for name, (a, b) in random_factors(1, dict.fromkeys(TARGETS, 4)).items()}
     sitting = Sitting(factors, lineup.add(factors))
     x, y = torch.randn(1, INPUTS["qkv"]), torch.randn(1, 24).bfloat16()
-    choice = lineup.choose([sitting.seat])
+    choice = lineup.choose([sitting.lora_slot])
     assert choice is not None
     got = choice.add(0, "qkv", x, y.clone()) - y.float()
     torch.testing.assert_close(got[0], added(factors, 0, "qkv", x[0]), atol=1e-6, rtol=1e-3)

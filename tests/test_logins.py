@@ -16,15 +16,16 @@ import uvicorn
 from argon2 import PasswordHasher
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant
-from feedback import people
-from feedback.people import User
-from feedback.store import Refused, Store
+from assistant.chat.assistant import Assistant
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Database
+from feedback.errors import Refused
 from tests.over_http import HERE, assistant, loaded
+from ui.accounts.auth import page_user
+from ui.accounts.login import FAILURES_OF_ADDRESS, Passwords, set_owner_password
+from ui.accounts.patience import A_SECOND
 from ui.app import bound, create_app
-from ui.auth import page_user
-from ui.login import FAILURES_OF_ADDRESS, Passwords, set_owner_password
-from ui.patience import A_SECOND
 from ui.refusals import NotLoggedIn
 
 __all__ = ["assistant", "loaded"]  # fixtures
@@ -34,8 +35,8 @@ CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)  # real argon2
 
 
 @pytest.fixture
-def ada(store: Store) -> User:
-    return people.add_user(store, "Ada", "operator", CHEAP.hash(PASSWORD))
+def ada(store: Database) -> User:
+    return users.add_user(store, "Ada", "operator", CHEAP.hash(PASSWORD))
 
 
 def client(assistant: Assistant, address: str = "192.0.2.1", url: str = HERE, **more: Any) -> TestClient:
@@ -45,8 +46,8 @@ def client(assistant: Assistant, address: str = "192.0.2.1", url: str = HERE, **
     return TestClient(app, base_url=url, follow_redirects=False, client=(address, 5000))
 
 
-def logins_of(store: Store) -> Any:
-    from ui.login import Logins
+def logins_of(store: Database) -> Any:
+    from ui.accounts.login import Logins
 
     return Logins(Passwords(store, CHEAP), "a secret")
 
@@ -61,7 +62,7 @@ def log_in(web: TestClient, name: str = "Ada", password: str = PASSWORD, **heade
     return web.post("/login", data={"name": name, "password": password}, headers=named).status_code
 
 
-def changes(store: Store) -> int:
+def changes(store: Database) -> int:
     """How many rows were ever written."""
     assert store._writer is not None
     return store._writer.conn.total_changes
@@ -171,7 +172,7 @@ def test_failed_tries_are_counted_on_whatever_others_do(assistant: Assistant, ad
 
 
 def test_failed_tries_are_forgotten_in_time() -> None:
-    from ui.tries import Tries
+    from ui.accounts.tries import Tries
 
     moment = [1000.0]
     tries = Tries(300, lambda: moment[0])
@@ -210,7 +211,7 @@ def test_a_login_is_no_place_for_a_large_body(assistant: Assistant, ada: User) -
     assert client(assistant).post("/login", data={"name": "Ada", "password": "x" * 100_000}).status_code == 413
 
 
-def test_wrong_tokens_by_the_thousand_write_and_hash_nothing(assistant: Assistant, store: Store, ada: User) -> None:
+def test_wrong_tokens_by_the_thousand_write_and_hash_nothing(assistant: Assistant, store: Database, ada: User) -> None:
     web = client(assistant)
     before = changes(store)
     heard = {web.get("/api/me", headers={"Authorization": f"Bearer ns-{each}"}).status_code for each in range(1000)}
@@ -231,25 +232,25 @@ def test_logging_out_ends_the_session_on_the_server(assistant: Assistant, ada: U
     assert thief.post("/gradio_api/queue/join", json={}, headers=kept).status_code == 401
 
 
-def test_a_new_password_ends_sessions_and_tokens(assistant: Assistant, store: Store, ada: User) -> None:
+def test_a_new_password_ends_sessions_and_tokens(assistant: Assistant, store: Database, ada: User) -> None:
     web = client(assistant)
     log_in(web)
-    bearer = {"Authorization": f"Bearer {people.add_token(store, ada, 'laptop')}"}
+    bearer = {"Authorization": f"Bearer {users.add_token(store, ada, 'laptop')}"}
     stranger = beside(web, "192.0.2.2")
     assert (web.get("/docs").status_code, stranger.get("/docs", headers=bearer).status_code) == (200, 200)
-    people.set_password(store, "Ada", CHEAP.hash("another password"))
+    users.set_password(store, "Ada", CHEAP.hash("another password"))
     assert (web.get("/docs").status_code, stranger.get("/docs", headers=bearer).status_code) == (401, 401)
 
 
-def test_a_stronger_hash_of_the_same_password_ends_nothing(assistant: Assistant, store: Store, ada: User) -> None:
+def test_a_stronger_hash_of_the_same_password_ends_nothing(assistant: Assistant, store: Database, ada: User) -> None:
     web = client(assistant)
     log_in(web)
     weak = PasswordHasher(time_cost=2, memory_cost=16, parallelism=1).hash(PASSWORD)
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE users SET password_hash = ? WHERE id = ?", (weak, ada.id))
     other = beside(web, "192.0.2.2")
     assert log_in(other) == 303
-    assert people.find_user(store, "Ada").password_hash != weak  # type: ignore[union-attr]
+    assert users.find_user(store, "Ada").password_hash != weak  # type: ignore[union-attr]
     assert (web.get("/docs").status_code, other.get("/docs").status_code) == (200, 200)
 
 
@@ -262,20 +263,20 @@ def test_logging_in_again_is_a_new_session_and_ends_the_browsers_old_one(assista
     assert beside(web, "192.0.2.1").get("/docs", headers=old).status_code == 401
 
 
-def test_a_session_lasts_fourteen_days(assistant: Assistant, store: Store, ada: User) -> None:
+def test_a_session_lasts_fourteen_days(assistant: Assistant, store: Database, ada: User) -> None:
     web = client(assistant)
     log_in(web)
     for days, status in ((13, 200), (15, 401)):
         made = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="milliseconds")
-        with store.write() as db:
+        with store.transaction() as db:
             db.conn.execute("UPDATE sessions SET made_at = ?", (made,))
         assert (days, web.get("/docs").status_code) == (days, status)
 
 
 def test_a_request_writes_nothing_but_when_somebody_was_last_seen_now_and_then(
-    assistant: Assistant, store: Store, ada: User
+    assistant: Assistant, store: Database, ada: User
 ) -> None:
-    from feedback import sessions
+    from feedback.accounts import sessions
 
     web = client(assistant)
     log_in(web)
@@ -283,7 +284,7 @@ def test_a_request_writes_nothing_but_when_somebody_was_last_seen_now_and_then(
     for _ in range(50):
         assert web.get("/docs").status_code == 200
     assert changes(store) == before
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE sessions SET seen_at = '2026-01-01T00:00:00.000+00:00'")
     before = changes(store)
     for _ in range(50):
@@ -296,8 +297,8 @@ def test_a_request_writes_nothing_but_when_somebody_was_last_seen_now_and_then(
     assert changes(store) == before + 1
 
 
-def test_a_session_is_kept_as_a_hash_with_where_it_was_opened(assistant: Assistant, store: Store, ada: User) -> None:
-    from feedback import sessions
+def test_a_session_is_kept_as_a_hash_with_where_it_was_opened(assistant: Assistant, store: Database, ada: User) -> None:
+    from feedback.accounts import sessions
 
     web = client(assistant)
     firefox = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
@@ -314,9 +315,9 @@ def test_the_cookies_of_before_log_in_again(assistant: Assistant, ada: User) -> 
 
     import itsdangerous
 
-    from ui.auth import cookie_secret
+    from ui.accounts.auth import cookie_secret
 
-    old = base64.b64encode(json.dumps({"user": ada.id, "mark": people.sha256(ada.password_hash or "")[:32]}).encode())
+    old = base64.b64encode(json.dumps({"user": ada.id, "mark": users.sha256(ada.password_hash or "")[:32]}).encode())
     cookie = itsdangerous.TimestampSigner(cookie_secret(assistant.store)).sign(old).decode()
     web = client(assistant)
     assert web.get("/docs", headers={"Cookie": f"nightschool={cookie}"}).status_code == 401
@@ -324,8 +325,8 @@ def test_the_cookies_of_before_log_in_again(assistant: Assistant, ada: User) -> 
     assert page.headers["location"] == "/login?next=/"
 
 
-def test_only_so_many_sessions_of_one_person_are_kept(assistant: Assistant, store: Store, ada: User) -> None:
-    from feedback import sessions
+def test_only_so_many_sessions_of_one_person_are_kept(assistant: Assistant, store: Database, ada: User) -> None:
+    from feedback.accounts import sessions
 
     for number in range(60):
         sessions.begin(store, ada, "192.0.2.1", f"browser {number}")
@@ -348,18 +349,18 @@ def test_get_logout_is_a_page_with_a_button(assistant: Assistant, ada: User) -> 
     assert web.post("/logout", headers={"Accept": "text/html"}).headers["location"] == "/login"  # it had ended
 
 
-def test_who_is_disabled_is_out_at_once_everywhere(assistant: Assistant, store: Store, ada: User) -> None:
-    from feedback import accounts
+def test_who_is_disabled_is_out_at_once_everywhere(assistant: Assistant, store: Database, ada: User) -> None:
+    from feedback.accounts import roles
 
-    bob = people.add_user(store, "Bob", "chatter", CHEAP.hash(PASSWORD))
-    bearer = {"Authorization": f"Bearer {people.add_token(store, bob, 'laptop')}"}
+    bob = users.add_user(store, "Bob", "chatter", CHEAP.hash(PASSWORD))
+    bearer = {"Authorization": f"Bearer {users.add_token(store, bob, 'laptop')}"}
     web = client(assistant)
     stranger = beside(web, "192.0.2.2")
     log_in(web, "Bob")
     assert (web.get("/docs").status_code, stranger.get("/docs", headers=bearer).status_code) == (200, 200)
     assert page_user(gr.Request(username="Bob"), store) == bob
 
-    accounts.disable(store, None, bob)
+    roles.disable(store, None, bob)
 
     assert (web.get("/docs").status_code, stranger.get("/docs", headers=bearer).status_code) == (401, 401)
     with pytest.raises(NotLoggedIn):
@@ -368,7 +369,7 @@ def test_who_is_disabled_is_out_at_once_everywhere(assistant: Assistant, store: 
     assert (refused.status_code, "disabled" in refused.text) == (403, True)
     assert log_in(web, "Bob", "wrong") == 401  # whether it is disabled is for those who know the password
 
-    accounts.enable(store, None, bob)
+    roles.enable(store, None, bob)
 
     assert web.get("/docs").status_code == 401
     assert stranger.get("/docs", headers=bearer).status_code == 200
@@ -394,7 +395,7 @@ def test_cookies_are_secure_and_browsers_stay_on_tls_where_the_request_came_by_i
 
 
 def test_only_a_named_proxy_is_believed_about_tls_the_address_and_the_host(assistant: Assistant, ada: User) -> None:
-    from feedback import sessions
+    from feedback.accounts import sessions
 
     said = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.44", "X-Forwarded-Host": "chat.example"}
     form = {"name": "Ada", "password": PASSWORD}
@@ -455,14 +456,14 @@ def test_a_proxy_is_named_by_an_address_or_a_network() -> None:
 # Passwords
 
 
-def test_the_owners_password_is_refused_when_short_or_common_and_goes_on_where_it_stands(store: Store) -> None:
+def test_the_owners_password_is_refused_when_short_or_common_and_goes_on_where_it_stands(store: Database) -> None:
     for password, why in (("short", "at least 10"), ("password1234", "guess"), ("owner-Owner1", "a name")):
         with pytest.raises(Refused, match=why):
             set_owner_password(store, {"NIGHTSCHOOL_OWNER_PASSWORD": password})
-    assert people.users(store) == []
-    owner = people.add_user(store, "owner", "operator", CHEAP.hash("password"))  # as it could be made before
+    assert users.users(store) == []
+    owner = users.add_user(store, "owner", "operator", CHEAP.hash("password"))  # as it could be made before
     set_owner_password(store, {"NIGHTSCHOOL_OWNER_PASSWORD": "password"})
-    assert people.find_user(store, "owner") == owner
+    assert users.find_user(store, "owner") == owner
 
 
 def test_an_address_that_has_had_its_tries_is_told_so_at_a_pace_and_others_at_once(

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assistant import models, prompt
-from feedback.store import Refused
-from feedback.talk import Message
+from assistant.models import base_model, chat_template
+from feedback.errors import Refused
+from feedback.messages import Message
 
 CHATML = None  # the embedded model's own
 PLAIN = (
@@ -50,7 +50,7 @@ class Counting:
 
 @pytest.fixture(scope="module")
 def own_tokenizer() -> Any:
-    return models.load_tokenizer(models.find_base(models.EMBEDDED))
+    return base_model.load_tokenizer(base_model.find_base(base_model.EMBEDDED))
 
 
 def turn_by_turn(tokenizer: Any, messages: Sequence[Message], longest: int) -> list[int]:
@@ -59,7 +59,7 @@ def turn_by_turn(tokenizer: Any, messages: Sequence[Message], longest: int) -> l
     turns = list(messages[len(system) :])
     while True:
         plain = [
-            {"role": each.role, "content": prompt.without_control(tokenizer, each.content)}
+            {"role": each.role, "content": chat_template.without_control(tokenizer, each.content)}
             for each in [*system, *turns]
         ]
         ids: list[int] = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
@@ -98,7 +98,7 @@ def test_what_is_left_out_is_what_one_turn_after_the_other_would_be(
     own, own_tokenizer.chat_template = own_tokenizer.chat_template, template or own_tokenizer.chat_template
     try:
         expected = outcome(turn_by_turn, own_tokenizer, turns, longest)
-        assert outcome(prompt.encode_prompt, own_tokenizer, turns, longest) == expected
+        assert outcome(chat_template.encode_prompt, own_tokenizer, turns, longest) == expected
     finally:
         own_tokenizer.chat_template = own
 
@@ -116,7 +116,7 @@ def history(count: int, words: int, seed: int) -> list[Message]:
 def test_long_histories_give_the_same_as_turn_by_turn(own_tokenizer: Any, longest: int) -> None:
     for seed in range(4):
         turns = [Message("system", "be kind"), *history(120 + seed, 60, seed)]
-        assert outcome(prompt.encode_prompt, own_tokenizer, turns, longest) == outcome(
+        assert outcome(chat_template.encode_prompt, own_tokenizer, turns, longest) == outcome(
             turn_by_turn, own_tokenizer, turns, longest
         )
 
@@ -125,7 +125,7 @@ def test_ten_times_the_turns_take_a_few_looks_more_and_no_more_characters_than_f
     costs = []
     for count in (201, 2_001, 20_001):
         counting = Counting(own_tokenizer)
-        ids = prompt.encode_prompt(counting, history(count, 20, seed=1), 1_000)
+        ids = chat_template.encode_prompt(counting, history(count, 20, seed=1), 1_000)
         assert 900 < len(ids) <= 1_000
         costs.append((counting.looks, counting.characters))
     print(costs)
@@ -135,12 +135,12 @@ def test_ten_times_the_turns_take_a_few_looks_more_and_no_more_characters_than_f
 
 def test_a_conversation_that_fits_is_encoded_once(own_tokenizer: Any) -> None:
     counting = Counting(own_tokenizer)
-    prompt.encode_prompt(counting, history(21, 5, seed=1), 4_000)
+    chat_template.encode_prompt(counting, history(21, 5, seed=1), 4_000)
     assert counting.looks == 1
 
 
 def test_one_old_message_of_any_length_costs_little(own_tokenizer: Any) -> None:
     counting = Counting(own_tokenizer)
     turns = [Message("user", "word " * 20_000), Message("assistant", "yes"), *history(41, 5, seed=2)]
-    prompt.encode_prompt(counting, turns, 1_000)
+    chat_template.encode_prompt(counting, turns, 1_000)
     assert counting.characters < 3 * 100_000

@@ -13,9 +13,12 @@ import pytest
 from argon2 import PasswordHasher
 from playwright.sync_api import Browser, Locator, expect
 
-from feedback import adapters, nights, people, ratings, talk
-from feedback.people import User
-from feedback.store import Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.kinds.correction import correct
+from feedback.records import adapters, settings
 from tests.browser import Server, Visitor, chromium, serving
 from tests.conftest import BY_BASE
 from tests.trained import LETTER, SAILOR, copy_of
@@ -69,20 +72,20 @@ CONTRASTS = """elements => {
 
 
 @pytest.fixture(scope="module")
-def house(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def house(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """The server's own store, as another process sees it: an operator, a chatter, a night's adapter that serves."""
-    store = Store(copy_of(trained, tmp_path_factory.mktemp("looks") / "data"))
-    nights.set_setting(store, None, "side_by_side_share", 0)
+    store = Database(copy_of(trained, tmp_path_factory.mktemp("looks") / "data"))
+    settings.set_setting(store, None, "side_by_side_share", 0)
     hashed = PasswordHasher().hash(PASSWORD)
     for name, role in (("ada", "operator"), ("bo", "chatter")):
-        people.set_consent(store, people.add_user(store, name, role, hashed), True)
+        users.set_consent(store, users.add_user(store, name, role, hashed), True)
     adapters.promote(store, SAILOR, None, "for the pictures", {})
     yield store
     store.close()
 
 
 @pytest.fixture(scope="module")
-def server(house: Store) -> Iterator[Server]:
+def server(house: Database) -> Iterator[Server]:
     with serving(house.data) as running:
         yield running
 
@@ -128,12 +131,12 @@ class Windows:
 
 
 @pytest.fixture
-def me(house: Store) -> User:
+def me(house: Database) -> User:
     return known(house, "ada")
 
 
-def known(store: Store, name: str) -> User:
-    user = people.find_user(store, name)
+def known(store: Database, name: str) -> User:
+    user = users.find_user(store, name)
     assert user is not None
     return user
 
@@ -148,17 +151,17 @@ def log_in(visitor: Visitor, name: str, password: str = PASSWORD) -> None:
     visitor.locate("#box textarea").wait_for()
 
 
-def written(store: Store, user: User, *texts: str) -> list[str]:
+def written(store: Database, user: User, *texts: str) -> list[str]:
     """A chat written straight into the store, person first; the ids of its messages."""
-    conversation = talk.start_conversation(store, user)
+    conversation = conversations.start_conversation(store, user)
     ids: list[str] = []
     for place, text in enumerate(texts):
         parent = ids[-1] if ids else None
         by_person = place % 2 == 0
         ids.append(
-            talk.add_message(store, conversation, parent, "user", text)
+            conversations.add_message(store, conversation, parent, "user", text)
             if by_person
-            else talk.add_reply(store, parent or "", text, BY_BASE)
+            else conversations.add_reply(store, parent or "", text, BY_BASE)
         )
     return ids
 
@@ -243,12 +246,14 @@ def test_the_curves_asked_for_come_into_view(ada: Windows) -> None:
         visitor.until(lambda: in_view(visitor, "#night .night-head"), f"the night is in view at {width}", 3_000)
 
 
-def test_who_is_an_operator_no_longer_is_told_and_sees_no_error(browser: Browser, server: Server, house: Store) -> None:
-    people.add_user(house, "di", "operator", PasswordHasher().hash(PASSWORD))
+def test_who_is_an_operator_no_longer_is_told_and_sees_no_error(
+    browser: Browser, server: Server, house: Database
+) -> None:
+    users.add_user(house, "di", "operator", PasswordHasher().hash(PASSWORD))
     visitor = Visitor(browser, server.url, 390)
     log_in(visitor, "di")
     visitor.operate()
-    with house.write() as db:
+    with house.transaction() as db:
         db.conn.execute("UPDATE users SET role = 'chatter' WHERE name = 'di'")
     visitor.locate("#save-share").click()
     expect(visitor.locate("#headline [role=alert]")).to_contain_text("di is a chatter", timeout=5_000)
@@ -278,7 +283,7 @@ def test_a_server_out_of_reach_is_no_green_page_and_comes_back(ada: Windows, ser
     expect(lost).to_have_count(0)
 
 
-def test_settings_saved_in_a_hurry_are_all_saved_in_order(ada: Windows, house: Store) -> None:
+def test_settings_saved_in_a_hurry_are_all_saved_in_order(ada: Windows, house: Database) -> None:
     visitor = ada().operate()
     slowed(visitor)
     for percent in ("31", "32", "33"):
@@ -287,13 +292,13 @@ def test_settings_saved_in_a_hurry_are_all_saved_in_order(ada: Windows, house: S
     expect(visitor.locate("#share-notice")).to_contain_text("33 % of turns", timeout=9_000)
     saved = [each.detail for each in adapters.audit_trail(house, 10) if each.subject == "side_by_side_share"]
     assert [str(each.get("value", each)) for each in saved[:3]] == ["0.33", "0.32", "0.31"]
-    nights.set_setting(house, None, "side_by_side_share", 0)
+    settings.set_setting(house, None, "side_by_side_share", 0)
 
 
 # The chat page
 
 
-def test_a_table_in_a_reply_breaks_no_word_and_keeps_its_alignment(ada: Windows, house: Store, me: User) -> None:
+def test_a_table_in_a_reply_breaks_no_word_and_keeps_its_alignment(ada: Windows, house: Database, me: User) -> None:
     written(house, me, "The planets?", RICH)
     visitor = ada().open()
     table = visitor.locate("#chat [data-testid=bot] table").last
@@ -307,7 +312,7 @@ def test_a_table_in_a_reply_breaks_no_word_and_keeps_its_alignment(ada: Windows,
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
-def test_code_is_coloured_and_can_be_read(ada: Windows, house: Store, me: User, scheme: str, width: int) -> None:
+def test_code_is_coloured_and_can_be_read(ada: Windows, house: Database, me: User, scheme: str, width: int) -> None:
     written(house, me, "Some code?", RICH)
     visitor = ada(width, scheme=scheme).open()
     tokens = visitor.locate("#chat pre .token")
@@ -317,9 +322,9 @@ def test_code_is_coloured_and_can_be_read(ada: Windows, house: Store, me: User, 
     assert min(contrast for _, contrast in found) >= 4.5
 
 
-def test_arabic_stands_to_the_right_and_what_is_beside_it_to_the_left(ada: Windows, house: Store, me: User) -> None:
+def test_arabic_stands_to_the_right_and_what_is_beside_it_to_the_left(ada: Windows, house: Database, me: User) -> None:
     reply = written(house, me, ARABIC, RICH)[-1]
-    ratings.correct(house, me, reply, ARABIC)
+    correct(house, me, reply, ARABIC)
     visitor = ada().open()
     gaps = """element => {  // left and right of the text, in its paragraph
         const range = new Range(), box = element.getBoundingClientRect();
@@ -352,7 +357,7 @@ def test_arabic_stands_to_the_right_and_what_is_beside_it_to_the_left(ada: Windo
 
 @pytest.mark.parametrize(("width", "touch", "least"), [(1280, False, 32), (360, True, 44)])
 def test_thumbs_are_large_up_comes_first_and_focus_is_seen(
-    ada: Windows, house: Store, me: User, width: int, touch: bool, least: int
+    ada: Windows, house: Database, me: User, width: int, touch: bool, least: int
 ) -> None:
     written(house, me, "How are you?", "Well.")
     visitor = ada(width, touch=touch).open()
@@ -375,7 +380,9 @@ def test_thumbs_are_large_up_comes_first_and_focus_is_seen(
     expect(down).to_have_attribute("aria-pressed", "false")
 
 
-def test_who_was_logged_out_keeps_the_chat_and_what_was_typed(browser: Browser, server: Server, house: Store) -> None:
+def test_who_was_logged_out_keeps_the_chat_and_what_was_typed(
+    browser: Browser, server: Server, house: Database
+) -> None:
     bo = known(house, "bo")
     written(house, bo, "Where were we?", "At the older chat.")
     written(house, bo, "A newer chat", "with nothing in it")
@@ -386,7 +393,7 @@ def test_who_was_logged_out_keeps_the_chat_and_what_was_typed(browser: Browser, 
     expect(visitor.locate("#chat")).to_contain_text("At the older chat.")
     visitor.page.wait_for_timeout(300)
 
-    people.set_password(house, "bo", PasswordHasher().hash(PASSWORD[::-1]))
+    users.set_password(house, "bo", PasswordHasher().hash(PASSWORD[::-1]))
     visitor.locate("#box textarea").fill("a thought of some length")
     visitor.locate("#send").click()
     notice = visitor.locate("#notice [role=alert]")
@@ -404,8 +411,8 @@ def test_who_was_logged_out_keeps_the_chat_and_what_was_typed(browser: Browser, 
     visitor.close()
 
 
-def test_another_person_at_the_same_window_does_not_see_what_was_typed(ada: Windows, house: Store) -> None:
-    people.add_user(house, "cy", "chatter", PasswordHasher().hash(PASSWORD))
+def test_another_person_at_the_same_window_does_not_see_what_was_typed(ada: Windows, house: Database) -> None:
+    users.add_user(house, "cy", "chatter", PasswordHasher().hash(PASSWORD))
     visitor = ada().open()
     visitor.locate("#box textarea").fill("for nobody else")
     visitor.context.clear_cookies()
@@ -416,7 +423,7 @@ def test_another_person_at_the_same_window_does_not_see_what_was_typed(ada: Wind
     expect(visitor.locate("#box textarea")).to_have_value("")
 
 
-def test_thumbs_in_a_hurry_all_land_in_order(ada: Windows, house: Store, me: User) -> None:
+def test_thumbs_in_a_hurry_all_land_in_order(ada: Windows, house: Database, me: User) -> None:
     reply = written(house, me, "How are you?", "Well.")[-1]
     visitor = ada().open()
     slowed(visitor)
@@ -427,26 +434,26 @@ def test_thumbs_in_a_hurry_all_land_in_order(ada: Windows, house: Store, me: Use
     expect(visitor.locate("#your-rating")).to_have_text("you: good")
 
 
-def votes(store: Store, reply: str) -> list[int]:
+def votes(store: Database, reply: str) -> list[int]:
     return [row["value"] for row in store.rows("SELECT value FROM votes WHERE reply = ? ORDER BY id", reply)]
 
 
-def test_consent_taken_back_in_a_hurry_is_taken_back(ada: Windows, house: Store, me: User) -> None:
-    people.set_consent(house, me, False)
+def test_consent_taken_back_in_a_hurry_is_taken_back(ada: Windows, house: Database, me: User) -> None:
+    users.set_consent(house, me, False)
     visitor = ada().open()
     slowed(visitor)
     switch = visitor.locate("#consent-switch input")
     switch.click()
     switch.click()
     visitor.page.wait_for_timeout(3 * SLOW_MS)
-    assert people.consent(house, me) is False
+    assert users.consent(house, me) is False
     expect(switch).not_to_be_checked()
     given = [row["given"] for row in house.rows("SELECT given FROM consents WHERE user = ? ORDER BY id", me.id)]
     assert given[-2:] == [1, 0]
-    people.set_consent(house, me, True)
+    users.set_consent(house, me, True)
 
 
-def test_of_chats_opened_in_a_hurry_the_last_is_shown(ada: Windows, house: Store, me: User) -> None:
+def test_of_chats_opened_in_a_hurry_the_last_is_shown(ada: Windows, house: Database, me: User) -> None:
     for name in ("first", "second", "third"):
         written(house, me, f"The {name} chat", f"a {name} reply")
     visitor = ada().open()
@@ -457,7 +464,7 @@ def test_of_chats_opened_in_a_hurry_the_last_is_shown(ada: Windows, house: Store
     expect(visitor.locate("#chats label.selected")).to_have_text("The second chat")
 
 
-def test_a_message_sent_twice_in_a_hurry_is_said_once(ada: Windows, house: Store, me: User) -> None:
+def test_a_message_sent_twice_in_a_hurry_is_said_once(ada: Windows, house: Database, me: User) -> None:
     visitor = ada().open()
     visitor.write_short(4)
     visitor.new_chat()

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from feedback import adapters, nights, ratings
-from feedback.store import Store
+from feedback.database.database import Database
+from feedback.kinds.tally import counts
+from feedback.records import adapters, nights
 from tests.browser import Server, Visitor, chromium, serving
 
 QUESTION = "Say hello in five words."
@@ -24,7 +25,7 @@ def command(*arguments: str) -> str:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    Store(tmp_path / "data").close()  # with the tests' secret: both conversations teach
+    Database(tmp_path / "data").close()  # with the tests' secret: both conversations teach
     with serving(tmp_path / "data", ["--side-by-side", "0", "--dtype", "float32"]) as started:
         yield started
 
@@ -74,17 +75,17 @@ def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(serv
 
         # 2. a night trains on exactly that
         command("training.night", "--data", data, "--set", "learning_rate=1e-4", "--set", "kl_budget=50")
-        store = Store(server.data)
+        store = Database(server.data)
         (night,) = nights.nights(store)
-        said = {kind: count for kind, count in ratings.counts(store).items() if count}
+        said = {kind: count for kind, count in counts(store).items() if count}
         assert said == {"votes": 1, "comparisons": 1}
         assert (night.state, night.counts["comparison"], night.counts["thumbs_down"]) == ("done", 1, 1)
         steps = nights.night_steps(store, night.id)
-        assert {"loss", "margin", "accuracy", "kl_per_token"} <= set(steps[-1])
+        assert {"loss", "rewards/margins", "rewards/accuracies", "kl"} <= set(steps[-1])
         assert ask_anew(visitor) == before  # a candidate does not answer
 
         # 3. an operator promotes it, and it answers the next message
-        printed = command("assistant", "promote", str(night.adapter), "--data", data)
+        printed = command("ui.cli", "promote", str(night.adapter), "--data", data)
         assert "proved" in printed
         visitor.until(lambda: server.answers_by() == night.adapter, "the server has loaded it", 30_000)
         after = ask_anew(visitor)
@@ -92,7 +93,7 @@ def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(serv
         assert after[0] != before[0]
 
         # 4. one command takes it back, to the letter
-        command("assistant", "rollback", "--data", data)
+        command("ui.cli", "rollback", "--data", data)
         assert ask_anew(visitor) == before
         assert adapters.serving(store) is None
         assert visitor.outside == []

@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 
-from feedback import adapters, examples, people, ratings, talk
-from feedback.schema import steps
-from feedback.store import Store, Unavailable
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.database.migrations import steps
+from feedback.errors import Unavailable
+from feedback.examples import build
+from feedback.kinds.comparison import compare, standing_choice
+from feedback.records import adapters
 
 KEPT = sorted((Path(__file__).parent / "kept").glob("schema_*.sql"))
 
@@ -40,7 +45,7 @@ def test_a_database_of_every_released_schema_opens_with_all_it_held(kept: Path, 
     before = contents(tmp_path / "nightschool.db")
     assert len(before) > 15
 
-    store = Store(tmp_path)
+    store = Database(tmp_path)
 
     assert steps.pending(store.db) == []
     after = contents(store.path)
@@ -58,23 +63,23 @@ def test_it_goes_on_being_used(kept: Path, tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "nightschool.db")
     connection.executescript(kept.read_text())
     connection.close()
-    store = Store(tmp_path)
-    owner = people.local_owner(store)
-    (conversation,) = talk.conversations(store, owner)
-    left, right = (each.id for each in talk.tree(store, conversation["id"]) if each.role == "assistant")
-    assert ratings.standing_choice(store, owner, left, right) == "tie"
-    ratings.compare(store, owner, left, right, "left")
-    pairs = [pair for pair in examples.gather(store).pairs if pair.user == owner.id]
+    store = Database(tmp_path)
+    owner = users.local_owner(store)
+    (conversation,) = conversations.conversations(store, owner)
+    left, right = (each.id for each in conversations.tree(store, conversation["id"]) if each.role == "assistant")
+    assert standing_choice(store, owner, left, right) == "tie"
+    compare(store, owner, left, right, "left")
+    pairs = [pair for pair in build.gather(store).pairs if pair.user == owner.id]
     assert [(pair.kind, pair.rejected.text) for pair in pairs] == [("comparison", "go away"), ("correction", "go away")]
     assert adapters.serving(store) == "night-0001"
     store.close()
 
 
 def test_a_database_of_a_newer_program_is_one_clear_sentence(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    with store.write() as db:
+    store = Database(tmp_path)
+    with store.transaction() as db:
         row = "('nightschool', 'm9999_flying_carpets', '2030-01-01')"
         db.conn.execute(f"INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES {row}")
     store.close()
     with pytest.raises(Unavailable, match="newer Nightschool \\(step m9999_flying_carpets\\)"):
-        Store(tmp_path)
+        Database(tmp_path)

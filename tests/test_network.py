@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from assistant.adapters import read_adapter
-from assistant.cache import Cache, Row
-from assistant.computing import open_network
-from assistant.network import Network, Part
+from assistant.engine.kv_cache import Cache, CacheSlot
+from assistant.engine.load import open_network
+from assistant.engine.model_runner import Network, SequenceChunk
+from assistant.models.adapter import read_adapter
 from tests.small_models import Reference, save_adapter, save_small
 from tests.test_families import FAST, SIZES
 
@@ -26,7 +26,7 @@ class Known:
     """A network, and the logits (tokens, V) that a plain forward gives each text with each adapter."""
 
     network: Network
-    seats: dict[str | None, Any]
+    lora_slots: dict[str | None, Any]
     texts: list[list[int]]
     plain: dict[tuple[int, str | None], Tensor]
 
@@ -41,7 +41,7 @@ def known(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "thin": save_adapter(folder / "thin", base, 2, r=1, lora_alpha=2, target_modules=["k_proj", "down_proj"]),
     }
     network: Any = open_network(base, "float32", "cpu")
-    seats = {
+    lora_slots = {
         name: network.add(read_adapter(each, base.sha256, network.shapes)[1]) for name, each in directories.items()
     }
     reference = Reference(base, directories, attention="eager")
@@ -52,7 +52,7 @@ def known(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     plain = {
         (at, name): reference.logits(ids[:1], [*ids[1:], 3], name) for at, ids in enumerate(texts) for name in asked
     }
-    return Known(network, seats | {None: None}, texts, plain)
+    return Known(network, lora_slots | {None: None}, texts, plain)
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Reading:
 
     text: int
     adapter: str | None
-    row: Row
+    row: CacheSlot
 
 
 PLANS = st.lists(
@@ -79,7 +79,7 @@ def step(known: Known, cache: Cache, readings: list[Reading], counts: list[int])
         ids = known.texts[each.text]
         while cache.reuse(each.row, ids):
             pass
-        parts.append(Part(each.row, ids[each.row.length :][:count], known.seats[each.adapter]))
+        parts.append(SequenceChunk(each.row, ids[each.row.length :][:count], known.lora_slots[each.adapter]))
     if not parts:
         return
     logits = known.network.forward(parts)
@@ -92,7 +92,7 @@ def step(known: Known, cache: Cache, readings: list[Reading], counts: list[int])
 def test_texts_read_in_any_pieces_beside_any_others_give_the_plain_logits(known: Known, data: st.DataObject) -> None:
     cache = known.network.new_cache(BUDGET)
     for plan in data.draw(st.lists(PLANS, min_size=1, max_size=3)):
-        readings = [Reading(text, name, cache.take(room, known.seats[name])) for text, name, room in plan]
+        readings = [Reading(text, name, cache.take(room, known.lora_slots[name])) for text, name, room in plan]
         while readings:
             counts = [data.draw(st.sampled_from([0, 1, 1, 1, 2, 7, 30])) for _ in readings]
             step(known, cache, readings, counts if any(counts) else [1] * len(readings))
@@ -117,7 +117,7 @@ def test_texts_far_apart_in_a_slab_are_computed_without_those_in_between(known: 
     cache = known.network.new_cache(BUDGET)
     readings = [Reading(at % 4, None, cache.take(200, None)) for at in range(8)]
     step(known, cache, readings, [10] * 8)
-    grow = [Part(readings[at].row, [3]) for at in (0, 2, 7)]
+    grow = [SequenceChunk(readings[at].row, [3]) for at in (0, 2, 7)]
     assert len(known.network._flatten(grow).token_ids) == 3 + 1  # the second slot lies between two that grow
     step(known, cache, readings, [1, 0, 1, 0, 0, 0, 0, 1])
     step(known, cache, readings, [1] * 8)
@@ -125,7 +125,7 @@ def test_texts_far_apart_in_a_slab_are_computed_without_those_in_between(known: 
 
 def test_a_fork_goes_on_differently_and_leaves_the_first_as_it_was(known: Known) -> None:
     cache = known.network.new_cache(BUDGET)
-    first = Reading(0, "wide", cache.take(200, known.seats["wide"]))
+    first = Reading(0, "wide", cache.take(200, known.lora_slots["wide"]))
     step(known, cache, [first], [40])
     other = Reading(1, "wide", cache.fork(first.row))  # the two texts have 40 tokens in common
     while other.row.length < LENGTHS[1]:
@@ -138,14 +138,14 @@ def test_an_adapter_that_overflows_harms_no_text_beside_or_after_it(known: Known
         {name: (torch.full((1, shape[1]), 1e38), torch.ones(shape[0], 1)) for name, shape in network.shapes.items()}
     )
     cache = network.new_cache(BUDGET)
-    readings = [Reading(0, "thin", cache.take(200, known.seats["thin"])), Reading(2, None, cache.take(200, None))]
+    readings = [Reading(0, "thin", cache.take(200, known.lora_slots["thin"])), Reading(2, None, cache.take(200, None))]
     bad = cache.take(200, wild)
     for count in (16, 1, 1):
         mine = [
-            Part(each.row, known.texts[each.text][each.row.length :][:count], known.seats[each.adapter])
+            SequenceChunk(each.row, known.texts[each.text][each.row.length :][:count], known.lora_slots[each.adapter])
             for each in readings
         ]
-        logits = network.forward([*mine, Part(bad, [5] * count, wild)])
+        logits = network.forward([*mine, SequenceChunk(bad, [5] * count, wild)])
         plain = [known.plain[each.text, each.adapter][each.row.length - 1] for each in readings]
         assert not logits[-1].isfinite().all()
         torch.testing.assert_close(logits[:-1], torch.stack(plain), atol=1e-4, rtol=1e-4)

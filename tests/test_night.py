@@ -14,17 +14,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant import adapters as on_disk
-from assistant import models, prompt
-from feedback import adapters, nights, people, ratings, talk
-from feedback.examples import Answer, Examples, Pair
-from feedback.nights import Night
-from feedback.store import Store
-from feedback.talk import Message, Provenance
-from training import curves, preference
-from training.backbone import Backbone
-from training.batches import Encoder, make_lessons
-from training.preference import Settings
+from assistant.models import adapter as on_disk
+from assistant.models import base_model, chat_template
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.chats.conversations import Provenance
+from feedback.database.database import Database
+from feedback.example_types import Answer, Examples, PreferencePair
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
+from feedback.kinds.vote import DOWN, UP, vote
+from feedback.messages import Message
+from feedback.records import adapters, nights
+from feedback.records.nights import Night
+from training.algorithms.dpo_kto import PreferenceConfig, PreferenceTrainer
+from training.data.tokenize import Encoder, tokenize
+from training.loop.loop import train
+from training.model.policy import Backbone
+from training.night import tracking
 
 pytestmark = pytest.mark.long
 
@@ -35,24 +42,24 @@ SAID = (  # a message, a reply that is liked, a reply that is not
     ("Name a fruit.", "An apple.", "Fruit."),
     ("Is iron heavy?", "Yes, as heavy as can be.", "No."),
 )
-SMALL = ["least_steps=4", "epochs=1", "batch_size=4", "looks=1", "checkpoint_every=1"]
+SMALL = ["min_steps=4", "epochs=1", "batch_size=4", "evals_per_epoch=1", "checkpoint_every=1"]
 
 
-def say(data: Path, consent: bool = True) -> Store:
+def say(data: Path, consent: bool = True) -> Database:
     """Four comparisons, one correction and two thumbs, given as the page gives them."""
-    store = Store(data)
-    me = people.local_owner(store)
-    people.set_consent(store, me, consent)
+    store = Database(data)
+    me = users.local_owner(store)
+    users.set_consent(store, me, consent)
     by = Provenance(adapter=None, base_sha256=None, template_sha256=None, sampling={})
     for number, (message, good, bad) in enumerate(SAID):
-        parent = talk.record_messages(store, me, "chat", [Message("user", message)])
-        left, right = talk.add_reply(store, parent, bad, by), talk.add_reply(store, parent, good, by)
+        parent = conversations.record_messages(store, me, "chat", [Message("user", message)])
+        left, right = conversations.add_reply(store, parent, bad, by), conversations.add_reply(store, parent, good, by)
         if number < 4:
-            ratings.compare(store, me, left, right, "right")
+            compare(store, me, left, right, "right")
         else:
-            ratings.correct(store, me, left, good)
+            correct(store, me, left, good)
         if number < 2:
-            ratings.vote(store, me, right if number else left, ratings.UP if number else ratings.DOWN)
+            vote(store, me, right if number else left, UP if number else DOWN)
     return store
 
 
@@ -79,7 +86,7 @@ def until(what: Callable[[], bool], process: subprocess.Popen[str], timeout_s: f
         time.sleep(0.02)
 
 
-def last(store: Store) -> Night:
+def last(store: Database) -> Night:
     return nights.nights(store, 1)[0]
 
 
@@ -99,7 +106,7 @@ def finished(tmp_path_factory):
 
 
 def test_a_night_makes_a_candidate_and_writes_down_how(finished):
-    store = Store(finished)
+    store = Database(finished)
     night, adapter = last(store), adapters.adapter(store, "night-0001")
     assert (night.state, night.adapter, night.step, night.steps) == ("done", "night-0001", 4, 4)
     assert night.counts == {"comparison": 4, "correction": 1, "thumbs_up": 1, "thumbs_down": 1, "left_out": {}}
@@ -108,16 +115,16 @@ def test_a_night_makes_a_candidate_and_writes_down_how(finished):
     assert "too little held-out feedback to tell" in night.reason
     steps = nights.night_steps(store, night.id)
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
-    assert {"loss", "margin", "accuracy", "kl_per_token", "tokens_per_s", "chosen_logprob"} <= set(steps[0])
-    assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)  # a fresh adapter is the base
-    assert steps[-1]["margin"] > 0.01
-    assert steps[-1]["kl_per_token"] > 0
+    assert {"loss", "rewards/margins", "rewards/accuracies", "kl", "tokens_per_s", "logps/chosen"} <= set(steps[0])
+    assert steps[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)  # a fresh adapter is the base
+    assert steps[-1]["rewards/margins"] > 0.01
+    assert steps[-1]["kl"] > 0
     assert {each.name for each in (finished / "adapters").iterdir()} == {"night-0001"}
     card = on_disk.read_card(finished / "adapters" / "night-0001")
     assert (card.settings["batch_size"], card.metrics["steps"], card.counts) == (4, 4, night.counts)
-    kept = (finished / "adapters" / "night-0001" / curves.DATA).read_text().splitlines()
+    kept = (finished / "adapters" / "night-0001" / tracking.DATA).read_text().splitlines()
     assert [json.loads(each) for each in kept] == steps
-    assert (finished / "adapters" / "night-0001" / curves.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert (finished / "adapters" / "night-0001" / tracking.PICTURE).read_bytes().startswith(b"\x89PNG")
     assert not list((finished / "nights").iterdir())  # what people said is kept in the store alone
     store.close()
 
@@ -125,11 +132,11 @@ def test_a_night_makes_a_candidate_and_writes_down_how(finished):
 def test_the_adapter_loads_in_plain_peft_and_reproduces_its_proof(finished, tmp_path):
     from peft import PeftModel
 
-    base = models.find_base("embedded")
+    base = base_model.find_base("embedded")
     alone = tmp_path / "alone"
     shutil.copytree(finished / "adapters" / "night-0001", alone)
     (alone / "card.json").unlink()
-    model = PeftModel.from_pretrained(models.load_model(base, torch.float32, "cpu"), str(alone)).eval()
+    model = PeftModel.from_pretrained(base_model.load_model(base, torch.float32, "cpu"), str(alone)).eval()
     card = on_disk.read_card(finished / "adapters" / "night-0001")
 
     assert card.base_sha256 == base.sha256
@@ -148,7 +155,7 @@ def test_the_same_feedback_is_not_trained_on_twice(finished, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(finished, data)
     done = run(data)
-    store = Store(data)
+    store = Database(data)
     assert done.returncode == 0, done.stderr
     assert last(store).state == "nothing"
     assert "nothing new since night 1" in last(store).reason
@@ -158,7 +165,7 @@ def test_the_same_feedback_is_not_trained_on_twice(finished, tmp_path):
     store.close()
 
 
-def kill_at(data: Path, store: Store, steps: Sequence[int], settings: list[str]) -> None:
+def kill_at(data: Path, store: Database, steps: Sequence[int], settings: list[str]) -> None:
     """Begin the night, or go on with it, and kill it some time after each of these steps."""
     for step in steps:
         killed = start(data, settings=settings)
@@ -196,7 +203,7 @@ def test_a_night_killed_three_times_goes_on_and_ends_as_if_nothing_had_been(fini
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_a_night_killed_twenty_times_at_random_ends_as_if_nothing_had_been(tmp_path):
-    long = ["least_steps=40", "kl_budget=50", *SMALL[1:]]
+    long = ["min_steps=40", "kl_budget=50", *SMALL[1:]]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     say(whole).close()
     assert run(whole, settings=long).returncode == 0
@@ -215,7 +222,7 @@ def test_a_killed_night_is_abandoned_when_its_feedback_was_taken_back(tmp_path):
     until(lambda: bool(nights.nights(store)) and last(store).phase != "examples", killed)
     killed.kill()
     killed.communicate()
-    people.set_consent(store, people.local_owner(store), False)
+    users.set_consent(store, users.local_owner(store), False)
 
     done = run(tmp_path)
 
@@ -230,7 +237,7 @@ def test_a_killed_night_is_abandoned_when_its_feedback_was_taken_back(tmp_path):
 
 def test_a_cancelled_night_keeps_nothing_and_a_second_one_does_not_start(tmp_path):
     store = say(tmp_path)
-    night = start(tmp_path, settings=["least_steps=500"])
+    night = start(tmp_path, settings=["min_steps=500"])
     until(lambda: bool(nights.nights(store)) and last(store).step >= 1, night)
 
     second = run(tmp_path)
@@ -270,7 +277,7 @@ def test_training_stops_when_the_kl_budget_is_spent_and_says_so(tmp_path):
 
 
 def test_without_feedback_or_consent_a_night_does_nothing_and_says_why(tmp_path):
-    store = Store(tmp_path / "empty")
+    store = Database(tmp_path / "empty")
     done = run(tmp_path / "empty")
     assert (done.returncode, last(store).state) == (0, "nothing")
     assert last(store).reason == "nothing to learn from; nobody has rated a reply yet"
@@ -299,27 +306,28 @@ def test_bad_input_is_one_sentence_and_changes_nothing(tmp_path, options, words)
     assert done.returncode == 2
     assert one_sentence(done.stderr)
     assert words in done.stderr
-    store = Store(tmp_path)
+    store = Database(tmp_path)
     assert nights.nights(store) == []
     store.close()
 
 
 def test_an_inverted_preference_moves_the_margin_the_other_way():
-    base = models.find_base("embedded")
-    tokenizer = models.load_tokenizer(base)
-    settings = Settings(epochs=1, least_steps=4, batch_size=2)
+    base = base_model.find_base("embedded")
+    tokenizer = base_model.load_tokenizer(base)
+    settings = PreferenceConfig(epochs=1, min_steps=4, batch_size=2)
 
     def margin_after(turned: bool) -> float:
         """The margin of the first two choices after a few steps on them, or on their opposites."""
-        pairs = [Pair((Message("user", text),), Answer(good), Answer(bad)) for text, good, bad in SAID[:2]]
-        taught = [Pair(each.messages, each.rejected, each.chosen) for each in pairs] if turned else pairs
-        backbone = Backbone(base, models.fastest_dtype("cpu"), "cpu", settings.rank, settings.alpha, settings.seed)
-        encoder = Encoder(tokenizer, prompt.end_ids(tokenizer, backbone.causal), prompt.template_sha256(tokenizer), 256)
-        lessons, _ = make_lessons(Examples(tuple(taught)), encoder)
-        for _ in preference.train(backbone, lessons, settings, preference.begin(backbone, settings)):
-            pass
+        pairs = [PreferencePair((Message("user", text),), Answer(good), Answer(bad)) for text, good, bad in SAID[:2]]
+        taught = [PreferencePair(each.messages, each.rejected, each.chosen) for each in pairs] if turned else pairs
+        backbone = Backbone(base, base_model.fastest_dtype("cpu"), "cpu", settings.rank, settings.alpha, settings.seed)
+        encoder = Encoder(
+            tokenizer, chat_template.end_ids(tokenizer, backbone.causal), chat_template.template_sha256(tokenizer), 256
+        )
+        trainer = PreferenceTrainer(backbone, tokenize(Examples(tuple(taught)), encoder)[0], settings)
+        list(train(trainer, trainer.begin()))
         with torch.no_grad():
-            rows = [lesson.row() for lesson in make_lessons(Examples(tuple(pairs)), encoder)[0]]
+            rows = [example.row() for example in tokenize(Examples(tuple(pairs)), encoder)[0]]
             margins = [backbone.log_probs(row) - backbone.log_probs(row, reference=True) for row in rows]
         return sum(float(each[0] - each[1]) for each in margins)
 

@@ -12,9 +12,9 @@ from hypothesis import settings as effort
 from hypothesis import strategies as some
 from safetensors.torch import save_file
 
-from assistant import adapters
-from assistant.adapters import CARD, CONFIG, WEIGHTS, AdapterRefused, Card, Proof, read_adapter, write_card
-from assistant.models import file_sha256
+from assistant.models import adapter
+from assistant.models.adapter import CARD, CONFIG, WEIGHTS, AdapterCard, AdapterRefused, Proof, read_adapter, write_card
+from assistant.models.base_model import file_sha256
 
 LAYER, BASE = "model.layers.0.self_attn.q_proj", "b" * 64
 SHAPES = {LAYER: (6, 4)}
@@ -35,7 +35,9 @@ def folder(tmp_path: Path) -> Path:
 
 def sign(folder: Path) -> None:
     proof = Proof([1], [2], [-0.5], [-0.6])
-    write_card(folder, Card("odd", "x", BASE, None, "t", file_sha256(folder / WEIGHTS), "", {}, {}, 0, {}, [proof]))
+    write_card(
+        folder, AdapterCard("odd", "x", BASE, None, "t", file_sha256(folder / WEIGHTS), "", {}, {}, 0, {}, [proof])
+    )
 
 
 def refusal(folder: Path) -> str:
@@ -113,7 +115,7 @@ fuzzing = effort(max_examples=80, deadline=None, suppress_health_check=[HealthCh
 
 
 @fuzzing
-@given(name=some.sampled_from([*GOOD, *adapters.UNSERVED, "use_rslora"]), value=anything)
+@given(name=some.sampled_from([*GOOD, *adapter.UNSERVED, "use_rslora"]), value=anything)
 def test_no_config_does_anything_else(folder: Path, name: str, value: Any) -> None:
     (folder / CONFIG).write_text(json.dumps(GOOD | {name: value}))
     read_or_refused(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback.store import Store
+from feedback.database.database import Database
 from tests.browser import serving
 
 # Python tells of every connection and look-up before it is made. This refuses and writes down those to elsewhere.
@@ -50,7 +50,7 @@ def test_the_watch_sees_an_outside_address(outside: Path) -> None:
 
 @pytest.mark.long
 def test_chat_rating_night_and_promotion_ask_nobody_outside(outside: Path, tmp_path: Path) -> None:
-    Store(tmp_path / "data").close()  # with the tests' secret: the one conversation teaches
+    Database(tmp_path / "data").close()  # with the tests' secret: the one conversation teaches
     with serving(tmp_path / "data") as server, httpx.Client(base_url=server.url, timeout=120) as client:
         assert client.get("/").status_code == 200
 
@@ -67,7 +67,7 @@ def test_chat_rating_night_and_promotion_ask_nobody_outside(outside: Path, tmp_p
         night = [sys.executable, "-m", "training.night", "--data", str(server.data), "--set", "learning_rate=5e-4"]
         subprocess.run(night, check=True)
         subprocess.run(
-            [sys.executable, "-m", "assistant", "promote", "night-0001", "--data", str(server.data)], check=True
+            [sys.executable, "-m", "ui.cli", "promote", "night-0001", "--data", str(server.data)], check=True
         )
         again = post("/v1/chat/completions", messages=[message], max_tokens=8)
         assert post("/api/votes", reply=again["id"], value=1)

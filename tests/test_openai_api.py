@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.chat import Assistant, answer
-from assistant.engine import MOST_ROWS, MOST_WAITING
-from assistant.generation import Busy, Generation
-from assistant.replying import Replying
-from assistant.sampling import Sampling
-from feedback import ratings, talk
-from feedback.people import User
-from feedback.store import Store
-from feedback.talk import Message
+from assistant.chat.assistant import Assistant
+from assistant.chat.chat import start_reply
+from assistant.chat.reply import ReplyStream
+from assistant.engine.engine import MOST_WAITING
+from assistant.engine.request import Busy, Generation
+from assistant.engine.sampling.params import Sampling
+from assistant.engine.scheduling.scheduler import MOST_ROWS
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.kinds.comparison import compare
+from feedback.kinds.vote import standing_vote
+from feedback.messages import Message
 from tests.over_http import (
     GREEDY,
     HELLO,
@@ -66,7 +70,7 @@ def content(completion: dict[str, Any], at: int = 0) -> str:
 # The shape
 
 
-def test_a_completion_has_the_shape_that_clients_expect(talking: TestClient, store: Store) -> None:
+def test_a_completion_has_the_shape_that_clients_expect(talking: TestClient, store: Database) -> None:
     answer = posted(talking, GREEDY | {"logprobs": True})
     choice, usage = answer["choices"][0], answer["usage"]
     assert (answer["object"], choice["index"], choice["message"]["role"]) == ("chat.completion", 0, "assistant")
@@ -75,9 +79,9 @@ def test_a_completion_has_the_shape_that_clients_expect(talking: TestClient, sto
     tokens = choice["logprobs"]["content"]
     assert "".join(each["token"] for each in tokens) == choice["message"]["content"]
     assert all(each["logprob"] <= 0 for each in tokens)
-    kept = talk.provenance(store, answer["id"])
+    kept = conversations.provenance(store, answer["id"])
     assert [each["logprob"] for each in tokens] == pytest.approx(kept.logprobs[: len(tokens)])
-    assert talk.node(store, answer["id"]).content == choice["message"]["content"]
+    assert conversations.node(store, answer["id"]).content == choice["message"]["content"]
 
 
 def test_a_stream_says_the_same_as_a_whole_completion_and_ends_with_done(talking: TestClient) -> None:
@@ -109,10 +113,10 @@ def test_the_likeliest_tokens_are_told_in_each_place(talking: TestClient) -> Non
         assert len({each["token"] for each in likeliest}) == 3
 
 
-def test_a_completions_id_can_be_voted_on(web: TestClient, store: Store, owner: User) -> None:
+def test_a_completions_id_can_be_voted_on(web: TestClient, store: Database, owner: User) -> None:
     reply = web.post("/v1/chat/completions", json=GREEDY).json()["id"]
     assert web.post("/api/votes", json={"reply": reply, "value": 1}, headers=key()).status_code == 200
-    assert ratings.standing_vote(store, owner, reply) is not None
+    assert standing_vote(store, owner, reply) is not None
 
 
 def test_a_seed_gives_the_same_reply(web: TestClient) -> None:
@@ -121,12 +125,12 @@ def test_a_seed_gives_the_same_reply(web: TestClient) -> None:
     assert len(texts) == 1
 
 
-def test_content_may_come_in_parts_and_harmless_parameters_are_ignored(web: TestClient, store: Store) -> None:
+def test_content_may_come_in_parts_and_harmless_parameters_are_ignored(web: TestClient, store: Database) -> None:
     parts = [{"type": "text", "text": "Say "}, {"type": "text", "text": "hello."}]
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts, "name": "me"}]
     harmless = {"user": "u", "n": 1, "stop": None, "tools": [], "presence_penalty": 0, "top_logprobs": None}
     answer = web.post("/v1/chat/completions", json=GREEDY | {"messages": messages} | harmless)
-    path = talk.path(store, answer.json()["id"])
+    path = conversations.path(store, answer.json()["id"])
     assert [(each.role, each.content) for each in path[:2]] == [("system", "Be brief."), ("user", "Say hello.")]
 
 
@@ -142,7 +146,7 @@ def test_models_are_what_serves_the_base_and_every_adapter(web: TestClient, assi
 # Several choices
 
 
-def test_each_choice_is_a_reply_of_its_own(web: TestClient, store: Store, owner: User) -> None:
+def test_each_choice_is_a_reply_of_its_own(web: TestClient, store: Database, owner: User) -> None:
     asked = GREEDY | {"temperature": 1.5, "seed": 11, "n": 3}
     answer = posted(web, asked)
     choices = answer["choices"]
@@ -150,13 +154,13 @@ def test_each_choice_is_a_reply_of_its_own(web: TestClient, store: Store, owner:
     assert choices[0]["reply"] == answer["id"]
     texts = [content(answer, at) for at in range(3)]
     assert len(set(texts)) == 3
-    nodes = [talk.node(store, each["reply"]) for each in choices]
+    nodes = [conversations.node(store, each["reply"]) for each in choices]
     assert [each.content for each in nodes] == texts
     assert len({each.parent for each in nodes}) == 1
-    counts = [len(talk.provenance(store, each["reply"]).token_ids) for each in choices]
+    counts = [len(conversations.provenance(store, each["reply"]).token_ids) for each in choices]
     assert answer["usage"]["completion_tokens"] == sum(counts)
-    assert [talk.provenance(store, each["reply"]).sampling["seed"] for each in choices] == [11, 12, 13]
-    ratings.compare(store, owner, choices[0]["reply"], choices[1]["reply"], "left")
+    assert [conversations.provenance(store, each["reply"]).sampling["seed"] for each in choices] == [11, 12, 13]
+    compare(store, owner, choices[0]["reply"], choices[1]["reply"], "left")
 
 
 def test_greedy_choices_are_all_alike(talking: TestClient) -> None:
@@ -164,29 +168,29 @@ def test_greedy_choices_are_all_alike(talking: TestClient) -> None:
     assert {content(three, at) for at in range(3)} == {content(posted(talking, GREEDY))}
 
 
-def test_a_stream_of_several_choices_tells_each_as_it_is_recorded(web: TestClient, store: Store) -> None:
+def test_a_stream_of_several_choices_tells_each_as_it_is_recorded(web: TestClient, store: Database) -> None:
     *chunks, done = streamed(web, GREEDY | {"temperature": 1.5, "n": 3})
     assert done == "[DONE]"
     for at in range(3):
         own = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == at]
         (reply,) = {each["reply"] for each in own}
-        assert "".join(each["delta"].get("content", "") for each in own) == talk.node(store, reply).content
-        assert own[-1]["finish_reason"] == talk.provenance(store, reply).finish
+        assert "".join(each["delta"].get("content", "") for each in own) == conversations.node(store, reply).content
+        assert own[-1]["finish_reason"] == conversations.provenance(store, reply).finish
     assert {chunk["id"] for chunk in chunks} == {chunks[0]["choices"][0]["reply"]}
 
 
 # Where the reply ends
 
 
-def test_a_reply_ends_before_a_stop_string(talking: TestClient, store: Store) -> None:
+def test_a_reply_ends_before_a_stop_string(talking: TestClient, store: Database) -> None:
     text = content(posted(talking, SEA))
     at = len(text) // 2
     stop = text[at : at + 7]  # begins and ends within tokens
     expected = text[: text.index(stop)]
     answer = posted(talking, SEA | {"stop": ["never said", stop], "logprobs": True})
     assert (content(answer), answer["choices"][0]["finish_reason"]) == (expected, "stop")
-    assert talk.node(store, answer["id"]).content == expected
-    by = talk.provenance(store, answer["id"])
+    assert conversations.node(store, answer["id"]).content == expected
+    by = conversations.provenance(store, answer["id"])
     assert by.finish == "stop"
     assert len(by.token_ids) == len(by.logprobs) == answer["usage"]["completion_tokens"]
     told = "".join(each["token"] for each in answer["choices"][0]["logprobs"]["content"])
@@ -213,7 +217,7 @@ def test_what_only_began_like_a_stop_string_is_sent_in_the_end(talking: TestClie
 # How it is drawn
 
 
-def test_what_is_asked_of_the_drawing_reaches_it(web: TestClient, store: Store, assistant: Assistant) -> None:
+def test_what_is_asked_of_the_drawing_reaches_it(web: TestClient, store: Database, assistant: Assistant) -> None:
     greedy = content(posted(web, GREEDY))
     assert content(posted(web, GREEDY | {"temperature": 1, "top_k": 1})) == greedy
     assert content(posted(web, GREEDY | {"temperature": 1, "min_p": 1.0, "top_k": -1})) == greedy
@@ -222,11 +226,11 @@ def test_what_is_asked_of_the_drawing_reaches_it(web: TestClient, store: Store, 
     assert content(forced) == "!" * 12
     # A presence penalty does not outweigh the bias; a repetition penalty on a biased token does nothing but shrink it.
     banned = posted(web, GREEDY | {"logit_bias": {str(token): -100}})
-    assert token not in talk.provenance(store, banned["id"]).token_ids
+    assert token not in conversations.provenance(store, banned["id"]).token_ids
     spread = posted(web, GREEDY | {"frequency_penalty": 2, "presence_penalty": 2, "repetition_penalty": 1.5})
-    ids, plain = (talk.provenance(store, each["id"]).token_ids for each in (spread, posted(web, GREEDY)))
+    ids, plain = (conversations.provenance(store, each["id"]).token_ids for each in (spread, posted(web, GREEDY)))
     assert len(set(ids)) >= len(set(plain))
-    assert talk.provenance(store, spread["id"]).sampling["frequency_penalty"] == 2
+    assert conversations.provenance(store, spread["id"]).sampling["frequency_penalty"] == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -261,7 +265,7 @@ def test_any_json_object_can_be_asked_for(talking: TestClient) -> None:
 
 
 def test_a_full_queue_is_told_with_the_position_and_when_to_come_again(
-    web: TestClient, store: Store, assistant: Assistant, owner: User
+    web: TestClient, store: Database, assistant: Assistant, owner: User
 ) -> None:
     before, held = rows(store), filled(assistant)
     answer = web.post(PATH, json=GREEDY)
@@ -288,13 +292,13 @@ def filled(assistant: Assistant) -> list[Generation]:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_stops_its_replies_which_are_kept(
-    assistant: Assistant, store: Store, owner: User, stream: bool
+    assistant: Assistant, store: Database, owner: User, stream: bool
 ) -> None:
     asked = {"messages": HELLO, "max_tokens": 1900, "n": 2, "stream": stream, "logit_bias": {"0": -100, "2": -100}}
     asyncio.run(leave_early(assistant, asked))
     kept = store.rows("SELECT message, finish FROM replies")
     assert [each["finish"] for each in kept] == ["cancelled"] * 2
-    assert all(0 < len(talk.provenance(store, each["message"]).token_ids) < 1900 for each in kept)
+    assert all(0 < len(conversations.provenance(store, each["message"]).token_ids) < 1900 for each in kept)
     assert (assistant.engine.active, assistant.engine.waiting) == (0, 0)
 
 
@@ -377,7 +381,7 @@ REFUSED = [
 
 
 def test_a_completion_that_cannot_be_done_is_refused_in_openais_shape(
-    web: TestClient, store: Store, owner: User
+    web: TestClient, store: Database, owner: User
 ) -> None:
     before = rows(store)
     for change, status, sentence in REFUSED:
@@ -389,14 +393,14 @@ def test_a_completion_that_cannot_be_done_is_refused_in_openais_shape(
 
 
 def test_two_threads_that_wait_for_one_reply_both_hear_its_end_and_it_is_recorded_once(
-    assistant: Assistant, store: Store, owner: User
+    assistant: Assistant, store: Database, owner: User
 ) -> None:
     for _ in range(5):  # which of the two hears it first is chance
-        parent = talk.record_messages(store, owner, "api", [Message("user", "Tell me a long story.")])
-        reply = answer(assistant, owner, parent, Sampling(max_tokens=400, ignore_end=True))
+        parent = conversations.record_messages(store, owner, "api", [Message("user", "Tell me a long story.")])
+        reply = start_reply(assistant, owner, parent, Sampling(max_tokens=400, ignore_end=True))
         assert reply.advance()
 
-        def wait(reply: Replying = reply) -> None:
+        def wait(reply: ReplyStream = reply) -> None:
             while reply.advance():
                 pass
 
@@ -406,4 +410,4 @@ def test_two_threads_that_wait_for_one_reply_both_hear_its_end_and_it_is_recorde
         for each in threads:
             each.join(10)
         assert [each.is_alive() for each in threads] == [False] * 3
-        assert [each.id for each in talk.children(store, parent)] == [reply.id]
+        assert [each.id for each in conversations.children(store, parent)] == [reply.id]

@@ -14,8 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback import people, ratings
-from feedback.store import Store
+from feedback.accounts import users
+from feedback.database.database import Database
+from feedback.kinds.comparison import compare
 from tests.browser import free_port
 from tests.conftest import REPOSITORY, two_replies
 from tests.tiny import make_tiny
@@ -48,7 +49,7 @@ def opened(tmp_path: Path, data: Path) -> list[str]:
 
 def nightschool(environment: dict[str, str], *words: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "assistant", *words], env=environment, cwd=REPOSITORY, capture_output=True, text=True
+        [sys.executable, "-m", "ui.cli", *words], env=environment, cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 
@@ -56,18 +57,18 @@ def nightschool(environment: dict[str, str], *words: str) -> None:
 @pytest.fixture
 def data(tmp_path: Path) -> Iterator[Path]:
     """A data folder with a comparison in it, held open as by a server."""
-    with closing(Store(tmp_path / "data")) as store:
-        owner = people.local_owner(store)
-        people.set_consent(store, owner, True)
+    with closing(Database(tmp_path / "data")) as store:
+        owner = users.local_owner(store)
+        users.set_consent(store, owner, True)
         _, left, right = two_replies(store, owner)
-        ratings.compare(store, owner, left, right, "left")
+        compare(store, owner, left, right, "left")
         yield store.data
 
 
 def test_the_server_opens_the_database_through_sqlite_alone(tmp_path: Path, data: Path) -> None:
     environment, model, port = watched(tmp_path), make_tiny(tmp_path / "tiny"), free_port()
     server = subprocess.Popen(
-        [sys.executable, "-m", "assistant", "serve", "--data", str(data), "--model", str(model), "--port", str(port)],
+        [sys.executable, "-m", "ui.cli", "serve", "--data", str(data), "--model", str(model), "--port", str(port)],
         env=environment,
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,

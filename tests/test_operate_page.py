@@ -1,7 +1,6 @@
 """The operate page as an operator uses it: a real Chromium against a real server process, real adapters, real nights.
 
 One server and one data folder, with two adapters that were really trained, serve all tests that need a browser.
-Left out on purpose: promotions without a page (`test_promotions`), and what the clock does (`test_schedule`).
 """
 
 import re
@@ -14,15 +13,21 @@ import pytest
 from fastapi.testclient import TestClient
 from playwright.sync_api import Browser, expect
 
-from feedback import adapters, nights, people, ratings, schedules
-from feedback.adapters import Adapter
-from feedback.store import Store, now
+from feedback.accounts import users
+from feedback.database.database import Database, now
+from feedback.kinds.comparison import compare
+from feedback.kinds.tally import Day, by_day
+from feedback.kinds.vote import vote
+from feedback.records import adapters, nights, settings
+from feedback.records.adapters import Adapter
+from feedback.upkeep import schedules
 from tests.browser import Server, Visitor, chromium, serving
 from tests.conftest import two_replies
 from tests.over_http import assistant, loaded, rows, token_of, web
 from tests.trained import LETTER, SAILOR, copy_of
-from ui import moments, operate_lists, operate_screen, operate_view, plots
-from ui.operate_layout import IDLE_TICK_S
+from ui.operate import lists, render, view
+from ui.operate.layout import IDLE_TICK_S
+from ui.shared import plots, time_format
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 NIGHT_MS = 300_000
@@ -35,16 +40,16 @@ def data(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def house(data: Path) -> Iterator[Store]:
+def house(data: Path) -> Iterator[Database]:
     """The server's own store, as another process sees it."""
-    store = Store(data)
-    nights.set_setting(store, None, "side_by_side_share", 0)
+    store = Database(data)
+    settings.set_setting(store, None, "side_by_side_share", 0)
     yield store
     store.close()
 
 
 @pytest.fixture(scope="module")
-def server(data: Path, house: Store) -> Iterator[Server]:
+def server(data: Path, house: Database) -> Iterator[Server]:
     with serving(data) as running:
         yield running
 
@@ -85,7 +90,7 @@ def answered_by(visitor: Visitor, expected: str) -> None:
 
 @pytest.mark.browser
 @pytest.mark.long
-def test_a_glance_tells_that_all_is_well_on_any_screen(visitor: Visitor, browser: Browser, house: Store) -> None:
+def test_a_glance_tells_that_all_is_well_on_any_screen(visitor: Visitor, browser: Browser, house: Database) -> None:
     visitor.open()
     visitor.locate("#to-operate").click()
     expect(visitor.locate("#headline .well .title")).to_have_text("All is well.", timeout=30_000)
@@ -116,7 +121,7 @@ def test_a_glance_tells_that_all_is_well_on_any_screen(visitor: Visitor, browser
 @pytest.mark.browser
 @pytest.mark.long
 def test_a_promotion_takes_a_reason_serves_the_next_reply_and_is_rolled_back(
-    visitor: Visitor, browser: Browser, house: Store
+    visitor: Visitor, browser: Browser, house: Database
 ) -> None:
     late = Visitor(browser, visitor.url).operate()
     ask_to_promote(late, LETTER)
@@ -161,7 +166,7 @@ def test_a_promotion_takes_a_reason_serves_the_next_reply_and_is_rolled_back(
 
 @pytest.mark.browser
 @pytest.mark.long
-def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Visitor, house: Store) -> None:
+def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Visitor, house: Database) -> None:
     visitor.operate()
     cron, zone = visitor.locate("#cron input"), visitor.locate("#time-zone input")
     cron.fill("61 3 * * *")
@@ -194,7 +199,7 @@ def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Vis
     visitor.locate("#share input[type=number]").fill("35")
     visitor.locate("#save-share").click()
     expect(visitor.locate("#share-notice")).to_contain_text("35 % of turns")
-    assert nights.setting(house, "side_by_side_share") == 0.35
+    assert settings.setting(house, "side_by_side_share") == 0.35
     expect(visitor.locate("#trail li").first).to_contain_text("owner set side_by_side_share")
 
     cron.fill("0 3 * *")  # what is being typed is never written over, whatever happens elsewhere
@@ -204,26 +209,26 @@ def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Vis
 
 
 @pytest.mark.browser
-def test_every_setting_is_set_on_the_page_and_what_cannot_be_changes_nothing(visitor: Visitor, house: Store) -> None:
+def test_every_setting_is_set_on_the_page_and_what_cannot_be_changes_nothing(visitor: Visitor, house: Database) -> None:
     visitor.operate()
     visitor.locate("#gate input").click()
     visitor.page.get_by_role("option", name=re.compile("^advise")).click()
-    people = visitor.locate("#raters-per-question input, #raters-per-question textarea")
-    people.fill("none")
+    users = visitor.locate("#raters-per-question input, #raters-per-question textarea")
+    users.fill("none")
     visitor.locate("#save-settings").click()
     expect(visitor.locate("#settings-notice")).to_contain_text("a whole number of people from 1 to 1,000")
-    assert nights.setting(house, "gate") == "on"
-    people.fill("2")
+    assert settings.setting(house, "gate") == "on"
+    users.fill("2")
     visitor.locate("#save-settings").click()
     expect(visitor.locate("#settings-notice")).to_have_text("Saved: gate, raters_per_question.")
-    assert (nights.setting(house, "gate"), nights.setting(house, "raters_per_question")) == ("advise", 2)
+    assert (settings.setting(house, "gate"), settings.setting(house, "raters_per_question")) == ("advise", 2)
     expect(visitor.locate("#trail li").first).to_contain_text("owner set raters_per_question")
 
 
 @pytest.mark.browser
 @pytest.mark.long
 def test_a_night_is_watched_live_cancelled_within_five_seconds_and_the_next_one_works(
-    visitor: Visitor, house: Store
+    visitor: Visitor, house: Database
 ) -> None:
     before = {each.id for each in adapters.adapters(house)}
     visitor.operate()
@@ -264,7 +269,7 @@ def test_a_night_is_watched_live_cancelled_within_five_seconds_and_the_next_one_
 # Who may
 
 
-def test_only_operators_come_in_by_any_door(web: TestClient, store: Store) -> None:
+def test_only_operators_come_in_by_any_door(web: TestClient, store: Database) -> None:
     chatter, rater = token_of(store, "chatter", "chatter"), token_of(store, "rater", "rater")
     operator = token_of(store, "operator", "operator")
     doors = [
@@ -298,9 +303,9 @@ def test_only_operators_come_in_by_any_door(web: TestClient, store: Store) -> No
 # What it says, without a browser
 
 
-def test_the_headline_says_in_words_what_is_wrong(store: Store) -> None:
-    def headline() -> operate_view.Headline:
-        return operate_view.headline(operate_view.look(store, moments.zone_of("Europe/Berlin")))
+def test_the_headline_says_in_words_what_is_wrong(store: Database) -> None:
+    def headline() -> view.Headline:
+        return view.headline(view.read_status(store, time_format.zone_of("Europe/Berlin")))
 
     assert headline().words == "the base model answers; no night has run yet"
     night = nights.start_night(store, "auto", {}, pid=0)
@@ -314,38 +319,36 @@ def test_the_headline_says_in_words_what_is_wrong(store: Store) -> None:
     adapters.add_adapter(store, made)
     adapters.promote(store, "night-0009", None, f"{adapters.KEPT}adapter night-0010 is damaged", {})
     assert (headline().state, headline().words[:31]) == ("trouble", "adapter night-0010 is damaged; ")
-    house = operate_view.look(store, moments.zone_of("no such zone"))
-    assert "&lt;i&gt;why" in operate_lists.show_adapters(house)
+    house = view.read_status(store, time_format.zone_of("no such zone"))
+    assert "&lt;i&gt;why" in lists.show_adapters(house)
 
 
-def test_feedback_is_counted_by_the_days_of_the_operators_clocks(store: Store) -> None:
-    me = people.local_owner(store)
+def test_feedback_is_counted_by_the_days_of_the_operators_clocks(store: Database) -> None:
+    me = users.local_owner(store)
     _, left, right = two_replies(store, me)
-    ratings.vote(store, me, left, 1)
-    ratings.vote(store, me, left, 0)
-    ratings.compare(store, me, left, right, "tie")
-    with store.write() as db:
+    vote(store, me, left, 1)
+    vote(store, me, left, 0)
+    compare(store, me, left, right, "tie")
+    with store.transaction() as db:
         db.conn.execute("UPDATE votes SET at = '2020-01-01T00:00:00.000+00:00' WHERE value = 0")
     for zone in ("UTC", "Asia/Kathmandu", "Pacific/Kiritimati"):
-        days = ratings.by_day(store, moments.zone_of(zone), 30)
+        days = by_day(store, time_format.zone_of(zone), 30)
         assert (len(days), sum(day.total for day in days)) == (30, 2)
         assert sum(day.counts["comparisons"] for day in days[-2:]) == 1  # midnight there may just have passed
-    assert (
-        "1 today, 2 in" in operate_screen.show_said([*days[:-1], ratings.Day(days[-1].day, {"thumbs_up": 1})]) or True
-    )
+    assert "1 today, 2 in" in render.show_said([*days[:-1], Day(days[-1].day, {"thumbs_up": 1})]) or True
 
 
-def test_a_look_is_cheap_on_a_hundred_thousand_votes(store: Store) -> None:
-    me = people.local_owner(store)
+def test_a_look_is_cheap_on_a_hundred_thousand_votes(store: Database) -> None:
+    me = users.local_owner(store)
     _, left, _ = two_replies(store, me)
-    with store.write() as db:
+    with store.transaction() as db:
         row = (me.id, left, 1, now())
         db.conn.executemany("INSERT INTO votes (user, reply, value, at) VALUES (?, ?, ?, ?)", [row] * 100_000)
     nights.end_night(store, nights.start_night(store, "auto", {}, pid=0), "done", "")
     began = time.perf_counter()
-    operate_screen.show_tiles(operate_view.look(store, moments.zone_of("UTC")))
+    render.show_tiles(view.read_status(store, time_format.zone_of("UTC")))
     look_s = time.perf_counter() - began
-    ratings.by_day(store, moments.zone_of("UTC"), 14)
+    by_day(store, time_format.zone_of("UTC"), 14)
     by_day_s = time.perf_counter() - began - look_s
     assert (look_s < 0.5, by_day_s < 1.5) == (True, True), (look_s, by_day_s)
 
@@ -367,14 +370,14 @@ def test_a_plot_holds_whatever_numbers_it_is_given() -> None:
 
 
 def test_times_are_said_as_people_say_them() -> None:
-    noon, berlin = moments.parsed("2026-11-22T12:00:00.000+00:00"), moments.zone_of("Europe/Berlin")
+    noon, berlin = time_format.parsed("2026-11-22T12:00:00.000+00:00"), time_format.zone_of("Europe/Berlin")
     for at, said in {
         "2026-11-22T02:00:00+00:00": "today 03:00",
         "2026-11-23T02:00:00+00:00": "tomorrow 03:00",
         "2026-11-20T23:30:00+00:00": "yesterday 00:30",
         "2025-01-02T08:05:00+00:00": "2 Jan 2025 09:05",
     }.items():
-        assert moments.clock(moments.parsed(at), berlin, noon) == said
+        assert time_format.clock(time_format.parsed(at), berlin, noon) == said
     spans = {7.6: "8 s", 61: "1 min 1 s", 600: "10 min", 18_060: "5 h 1 min", 108_000: "30 h", 345_600: "4 days"}
     for seconds, said in spans.items():
-        assert moments.span(seconds) == said
+        assert time_format.span(seconds) == said

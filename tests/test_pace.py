@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant import models
-from assistant.engine import Engine, Writing
+from assistant.engine.engine import Engine
+from assistant.engine.sampling.params import Sampling
+from assistant.engine.scheduling.prefill_budget import ALONE, FEW, LEAST, MOST, MOST_OF_FEW, TRIED_AGAIN, PrefillBudget
+from assistant.engine.scheduling.writing import Writing
 from assistant.environment import AUTO
-from assistant.models import Base
-from assistant.pace import ALONE, FEW, LEAST, MOST, MOST_OF_FEW, TRIED_AGAIN, Pace
-from assistant.sampling import Sampling
+from assistant.models import base_model
+from assistant.models.base_model import Base
 from benchmarks import material
 from tests.test_families import random_ids
 
@@ -31,7 +32,7 @@ TRIES = 3
 @pytest.fixture(scope="module")
 def engine(embedded: Base) -> Iterator[Engine]:
     """As people have it: in the format that is fastest here."""
-    opened = Engine(embedded, AUTO, "cpu", models.load_tokenizer(embedded))
+    opened = Engine(embedded, AUTO, "cpu", base_model.load_tokenizer(embedded))
     yield opened
     opened.close()
 
@@ -111,9 +112,9 @@ def test_an_adapter_that_is_read_leaves_no_helper_behind(engine: Engine, embedde
         assert len(list(helpers.iterdir())) == before
 
 
-def measured(step_s: float, rows: int, fixed_s: float = 0.0) -> Pace:
+def measured(step_s: float, rows: int, fixed_s: float = 0.0) -> PrefillBudget:
     """What is known after many steps, on a machine that reads a token in 2 ms."""
-    pace = Pace()
+    pace = PrefillBudget()
     pace.took(1.0, 0, 500)
     for _ in range(100):
         pace.took(step_s, rows, 0)
@@ -122,7 +123,7 @@ def measured(step_s: float, rows: int, fixed_s: float = 0.0) -> Pace:
     return pace
 
 
-def tokens(pace: Pace, growing: int, reading: int = 1) -> float:
+def tokens(pace: PrefillBudget, growing: int, reading: int = 1) -> float:
     """What two steps read on average, once it is steady: one a little less, the next a little more."""
     for _ in range(10):
         pace.prompt_tokens(growing, reading)
@@ -134,7 +135,7 @@ def test_a_step_reads_as_much_as_its_tokens_take_and_never_too_much_or_nothing()
     assert tokens(measured(4.0, 8), 8) == MOST_OF_FEW
     assert tokens(measured(4.0, 8), 8, 8) == MOST
     assert tokens(measured(0.001, 8), 8) == LEAST
-    assert Pace().prompt_tokens(0, 1) == ALONE
+    assert PrefillBudget().prompt_tokens(0, 1) == ALONE
 
 
 def test_where_many_wait_beside_few_who_are_answered_more_is_read() -> None:
@@ -165,7 +166,7 @@ def test_one_slow_step_hardly_changes_the_pace() -> None:
 
 
 def test_a_first_step_that_was_slow_is_forgotten() -> None:
-    pace = Pace()
+    pace = PrefillBudget()
     pace.took(0.4, 0, 160)  # ten times what it takes from then on
     pace.took(0.3, 8, 0)
     for _ in range(20):
@@ -177,7 +178,7 @@ def test_a_first_step_that_was_slow_is_forgotten() -> None:
 
 
 def test_so_much_is_read_as_takes_so_long() -> None:
-    pace = Pace()
+    pace = PrefillBudget()
     assert pace.tokens_within(0.03, 1) == 2 * LEAST  # nothing is known yet
     pace.took(0.010, 1, 0)
     for tokens in (50, 100, 50, 100):
@@ -188,7 +189,7 @@ def test_so_much_is_read_as_takes_so_long() -> None:
 
 
 def test_where_more_than_few_rows_take_too_long_few_are_read() -> None:
-    pace = Pace(few_rows=12)
+    pace = PrefillBudget(few_rows=12)
     pace.took(0.030, 2, 0)
     for tokens in (50, 100, 50, 100):
         pace.took(0.030 + 0.150 + 0.005 * tokens, 2, tokens)

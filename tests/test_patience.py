@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from assistant.chat import Assistant
-from feedback.store import Store
+from assistant.chat.assistant import Assistant
+from feedback.database.database import Database
 from tests.over_http import HERE, assistant, loaded, token_of
+from ui.accounts.patience import A_SECOND, LONGEST_S, REFUSALS, REMEMBERED, Pace, Patience
 from ui.app import create_app
-from ui.patience import A_SECOND, LONGEST_S, REFUSALS, REMEMBERED, Pace, Patience
 
 __all__ = ["assistant", "loaded"]  # fixtures
 FLOOD = A_SECOND + 1  # requests at once, which take a second at a pace
@@ -42,7 +42,7 @@ class Crowd:
         return statuses, time.monotonic() - begun >= (FLOOD - 1) / A_SECOND
 
 
-def test_who_was_refused_often_is_answered_at_a_pace_and_nobody_else_is(assistant: Assistant, store: Store) -> None:
+def test_who_was_refused_often_is_answered_at_a_pace_and_nobody_else_is(assistant: Assistant, store: Database) -> None:
     crowd = Crowd(assistant)
     ada, bob = (token_of(store, name, "chatter") for name in ("Ada", "Bob"))
 
@@ -62,7 +62,7 @@ def test_who_was_refused_often_is_answered_at_a_pace_and_nobody_else_is(assistan
 
 
 def test_who_is_not_known_is_counted_by_address_and_who_is_known_there_is_not_held_up(
-    assistant: Assistant, store: Store
+    assistant: Assistant, store: Database
 ) -> None:
     crowd = Crowd(assistant)
     ada = token_of(store, "Ada", "chatter")

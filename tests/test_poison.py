@@ -8,26 +8,40 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlite_utils import Database
+import sqlite_utils
 
 from benchmarks.poison import attack, compare_alone, correct_alone, dices, kept_share, known_share, share_of
-from feedback import backup, labels, nights, openings, people, ratings, rights, schema, talk
-from feedback.bounds import PROBATION, Bounds, capped, newcomer_share, of_raters
-from feedback.examples import Examples, gather
-from feedback.formats import importing
-from feedback.people import User
-from feedback.split import places, secret_of, split
-from feedback.store import Store, TooOften
-from feedback.talk import Message
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database import migrations, openings
+from feedback.database.database import Database
+from feedback.errors import TooOften
+from feedback.example_types import Examples
+from feedback.examples.build import gather
+from feedback.examples.caps import PROBATION, Bounds, capped, newcomer_share, of_raters
+from feedback.examples.split import places, secret_of, split
+from feedback.formats import load
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
+from feedback.kinds.critique import critique
+from feedback.kinds.label import label
+from feedback.kinds.ranking import rank
+from feedback.kinds.tally import counts
+from feedback.kinds.vote import DOWN, NONE, UP, standing_vote, vote
+from feedback.messages import Message
+from feedback.records import settings
+from feedback.upkeep import backup, privacy
 from tests.conftest import two_replies
 from tests.test_split import QUESTIONS, pair
-from training import gate, planner
-from training.planner import Wishes
+from training.evaluation import gate
+from training.night import planner
+from training.night.planner import Wishes
 
 
-def person(store: Store, name: str, role: str = "chatter") -> User:
-    user = people.add_user(store, name, role, None)
-    people.set_consent(store, user, True)
+def person(store: Database, name: str, role: str = "chatter") -> User:
+    user = users.add_user(store, name, role, None)
+    users.set_consent(store, user, True)
     return user
 
 
@@ -57,7 +71,7 @@ def test_one_account_carries_a_bounded_share_of_a_night(store, honest, attackers
 
 @pytest.mark.parametrize("people_", [3, 10, 50, 200])
 def test_at_least_half_of_an_honest_teams_feedback_is_kept_where_one_person_says_most(store, people_):
-    with store.write():
+    with store.transaction():
         compare_alone(store, person(store, "heavy", "rater"), 200)
         for number in range(people_ - 1):
             compare_alone(store, person(store, f"light {number}"), 3)
@@ -105,12 +119,12 @@ def test_the_bounds_worked_by_hand():
 
 
 def test_a_night_that_learns_from_some_kinds_bounds_their_shares(store, embedded):
-    with store.write():
+    with store.transaction():
         for number in range(9):
             user = person(store, f"thumbs {number}")
             for _ in range(10):
                 _, left, _ = two_replies(store, user, f"{user.name} {random.random()}")
-                ratings.vote(store, user, left, ratings.UP)
+                vote(store, user, left, UP)
         for number in range(3):
             correct_alone(store, person(store, f"corrects {number}"), 3)
         bad = person(store, "bad")
@@ -120,7 +134,7 @@ def test_a_night_that_learns_from_some_kinds_bounds_their_shares(store, embedded
 
 
 def test_newcomers_weigh_less_until_somebody_established_has_rated_the_same(store):
-    with store.write():
+    with store.transaction():
         ann, ben, new = person(store, "ann", "rater"), person(store, "ben"), person(store, "new")
         for number in range(12):
             shared_choice(store, [ann, ben], f"both see {number}")
@@ -131,7 +145,7 @@ def test_newcomers_weigh_less_until_somebody_established_has_rated_the_same(stor
 
 
 def test_accounts_that_only_agree_with_each_other_stay_newcomers_beside_a_rater(store):
-    with store.write():
+    with store.transaction():
         ann, ben = person(store, "ann", "rater"), person(store, "ben")
         clique = [person(store, f"clique {number}") for number in range(3)]
         for number in range(12):
@@ -143,14 +157,14 @@ def test_accounts_that_only_agree_with_each_other_stay_newcomers_beside_a_rater(
     assert not bounds.typical & {each.id for each in clique}
 
 
-def shared_choice(store: Store, users: list[User], said: str) -> None:
+def shared_choice(store: Database, users: list[User], said: str) -> None:
     """All these people choose the same of two replies, which belong to the first of them; the others were asked."""
     parent, left, right = two_replies(store, users[0], said)
     better, worse = (left, right) if random.Random(said).random() < 0.5 else (right, left)
     for user in users:
         row = {"kind": "comparison", "parent": parent, "replies": [left, right], "why": "test", "propensity": 1.0}
         store.insert("questions", row | {"id": f"{user.id} {parent}", "user": user.id, "asked_at": "2026-01-01"})
-        ratings.compare(store, user, better, worse, "left")
+        compare(store, user, better, worse, "left")
 
 
 def test_typical_raters_are_recognised_and_careless_ones_are_not(shared_data):
@@ -165,7 +179,7 @@ def test_imported_raters_never_weigh_more_than_people_and_those_without_a_name_c
     for number in range(2):
         rows = [f'{{"prompt": "Q{number} {n}", "chosen": "yes", "rejected": "no"}}\n' for n in range(40)]
         (tmp_path / f"{number}.jsonl").write_text("".join(rows))
-        importing.import_file(store, tmp_path / f"{number}.jsonl")
+        load.import_file(store, tmp_path / f"{number}.jsonl")
     alone = gather(store)
     assert {each.weight for each in alone.pairs} == {1.0}  # without people nobody is to be protected
 
@@ -239,12 +253,14 @@ def test_the_gate_stays_valid_where_one_person_says_most():
 
 
 def test_two_data_folders_place_the_same_openings_otherwise_and_each_for_ever(tmp_path):
-    command = "import sys; from feedback.store import Store; [Store(each).close() for each in sys.argv[1:]]"
+    command = (
+        "import sys; from feedback.database.database import Database; [Database(each).close() for each in sys.argv[1:]]"
+    )
     folders = [str(tmp_path / name) for name in ("one", "two")]
     subprocess.run([sys.executable, "-c", command, *folders], check=True)
     parts = []
     for folder in folders * 2:
-        store = Store(folder)
+        store = Database(folder)
         assert len(secret_of(store)) == 64
         parts.append([places(store).part_of(pair(each)) for each in QUESTIONS])
         store.close()
@@ -266,9 +282,9 @@ def old_part(text: str) -> str:
 @pytest.fixture
 def before(tmp_path: Path) -> Path:
     """A data folder of before there was a secret, with two hundred conversations."""
-    db = Database(tmp_path / "nightschool.db")
+    db = sqlite_utils.Database(tmp_path / "nightschool.db")
     db.execute("PRAGMA synchronous = OFF")
-    for step in schema.steps.pending(db):
+    for step in migrations.steps.pending(db):
         if step.name >= "m0007":
             break
         step.fn(db)
@@ -290,7 +306,7 @@ def before(tmp_path: Path) -> Path:
 
 
 def test_what_was_placed_before_there_was_a_secret_keeps_its_place(before):
-    store = Store(before)
+    store = Database(before)
     where = places(store)
     assert [where.part_of(pair(each)) for each in QUESTIONS[:200]] == [old_part(each) for each in QUESTIONS[:200]]
     assert [where.part_of(pair(each)) for each in QUESTIONS[200:]] != [old_part(each) for each in QUESTIONS[200:]]
@@ -300,23 +316,23 @@ def test_what_was_placed_before_there_was_a_secret_keeps_its_place(before):
 
 
 def test_a_backup_carries_where_things_were_placed(before, tmp_path):
-    store = Store(before)
+    store = Database(before)
     said = [places(store).part_of(pair(each)) for each in QUESTIONS]
     backup.back_up(store, tmp_path / "copy")
     store.close()
     backup.restore(tmp_path / "copy", tmp_path / "again")
-    again = Store(tmp_path / "again")
+    again = Database(tmp_path / "again")
     assert [places(again).part_of(pair(each)) for each in QUESTIONS] == said
     again.close()
 
 
 def test_forgetting_leaves_no_trace_of_how_a_conversation_opened(before):
-    store = Store(before)
+    store = Database(before)
     names = {openings.name_of(secret_of(store), openings.alike(each)) for each in QUESTIONS[:200]}
     assert {row["opening"] for row in store.rows("SELECT opening FROM split_openings")} >= names
-    other = people.add_user(store, "other", "operator", "hash")
-    talk.record_messages(store, other, "chat", [Message("user", QUESTIONS[0])])
-    rights.forget(store, people.local_owner(store))
+    other = users.add_user(store, "other", "operator", "hash")
+    conversations.record_messages(store, other, "chat", [Message("user", QUESTIONS[0])])
+    privacy.forget(store, users.local_owner(store))
     left = {row["opening"] for row in store.rows("SELECT opening FROM split_openings")}
     assert left & names == {openings.name_of(secret_of(store), openings.alike(QUESTIONS[0]))}
     store.close()
@@ -339,9 +355,9 @@ def test_a_split_keeps_every_example_and_people_who_judge(store):
 
 
 @pytest.fixture
-def talker(store: Store) -> tuple[User, str, str]:
+def talker(store: Database) -> tuple[User, str, str]:
     """Somebody with two replies to rate, who may say five things an hour."""
-    nights.set_setting(store, None, "feedback_per_hour", 5)
+    settings.set_setting(store, None, "feedback_per_hour", 5)
     user = person(store, "ann")
     _, left, right = two_replies(store, user)
     return user, left, right
@@ -349,69 +365,69 @@ def talker(store: Store) -> tuple[User, str, str]:
 
 def test_more_than_an_hours_feedback_is_refused_in_one_sentence_and_changes_nothing(store, talker):
     user, left, right = talker
-    ratings.vote(store, user, left, ratings.UP)
-    ratings.compare(store, user, left, right, "left")
-    ratings.rank(store, user, [left, right], [1, 2])
-    ratings.correct(store, user, left, "better")
-    labels.label(store, user, left, "untrue")
-    before = ratings.counts(store)
+    vote(store, user, left, UP)
+    compare(store, user, left, right, "left")
+    rank(store, user, [left, right], [1, 2])
+    correct(store, user, left, "better")
+    label(store, user, left, "untrue")
+    before = counts(store)
     for more in (
-        lambda: ratings.vote(store, user, right, ratings.DOWN),
-        lambda: ratings.compare(store, user, left, right, "right"),
-        lambda: ratings.rank(store, user, [left, right], [2, 1]),
-        lambda: ratings.correct(store, user, right, "better"),
-        lambda: ratings.critique(store, user, right, "too long"),
-        lambda: labels.label(store, user, right, "unsafe"),
+        lambda: vote(store, user, right, DOWN),
+        lambda: compare(store, user, left, right, "right"),
+        lambda: rank(store, user, [left, right], [2, 1]),
+        lambda: correct(store, user, right, "better"),
+        lambda: critique(store, user, right, "too long"),
+        lambda: label(store, user, right, "unsafe"),
     ):
         with pytest.raises(TooOften, match=r"5 pieces of feedback in the last hour.*go on in 60 min") as refused:
             more()
         assert 3590 <= refused.value.retry_after_s <= 3601
-    assert ratings.counts(store) == before
+    assert counts(store) == before
 
     other = person(store, "ben")
     _, theirs, _ = two_replies(store, other)
-    ratings.vote(store, other, theirs, ratings.UP)
+    vote(store, other, theirs, UP)
 
 
 def test_what_is_taken_back_is_always_heard(store, talker):
     user, left, right = talker
     for _ in range(5):
-        ratings.vote(store, user, left, ratings.UP)
-    ratings.vote(store, user, left, ratings.NONE)
-    ratings.compare(store, user, left, right, "taken_back")
-    ratings.rank(store, user, [left, right], [1, 2], taken_back=True)
-    ratings.correct(store, user, left, "")
-    ratings.critique(store, user, left, "")
-    labels.label(store, user, left, "untrue", given=False)
-    assert ratings.standing_vote(store, user, left) is None
+        vote(store, user, left, UP)
+    vote(store, user, left, NONE)
+    compare(store, user, left, right, "taken_back")
+    rank(store, user, [left, right], [1, 2], taken_back=True)
+    correct(store, user, left, "")
+    critique(store, user, left, "")
+    label(store, user, left, "untrue", given=False)
+    assert standing_vote(store, user, left) is None
 
 
 def test_an_hour_later_there_is_room_again(store, talker):
     user, left, _ = talker
     for _ in range(5):
-        ratings.vote(store, user, left, ratings.UP)
-    with store.write() as db:
+        vote(store, user, left, UP)
+    with store.transaction() as db:
         earlier = (datetime.now(UTC) - timedelta(minutes=61)).isoformat(timespec="milliseconds")
         db.conn.execute("UPDATE votes SET at = ? WHERE id = 1", (earlier,))
-    ratings.vote(store, user, left, ratings.DOWN)
+    vote(store, user, left, DOWN)
     with pytest.raises(TooOften):
-        ratings.vote(store, user, left, ratings.UP)
+        vote(store, user, left, UP)
 
 
 def test_the_owner_of_a_machine_without_accounts_is_not_hurried(store, owner):
-    nights.set_setting(store, None, "feedback_per_hour", 2)
+    settings.set_setting(store, None, "feedback_per_hour", 2)
     _, left, _ = two_replies(store, owner)
     for _ in range(4):
-        ratings.vote(store, owner, left, ratings.UP)
-    people.set_password(store, owner.name, "hash")
+        vote(store, owner, left, UP)
+    users.set_password(store, owner.name, "hash")
     with pytest.raises(TooOften):
-        ratings.vote(store, owner, left, ratings.UP)
+        vote(store, owner, left, UP)
 
 
 def test_the_bound_of_an_hour_is_found_by_an_index(store):
-    from feedback.pace import SAID
+    from feedback.kinds.rate_limit import given
 
-    plan = store.rows(f"EXPLAIN QUERY PLAN {SAID}", {"user": 1, "since": "2026"})
+    plan = store.rows(f"EXPLAIN QUERY PLAN {given()}", {"user": 1, "since": "2026"})
     assert [row["detail"] for row in plan if "SCAN" in row["detail"]] == []
     assert sum("_by_user" in row["detail"] for row in plan) == 6
 
@@ -422,7 +438,7 @@ def test_the_bound_of_an_hour_is_found_by_an_index(store):
 def test_what_is_kept_aside_says_when_to_stop_by_its_weight():
     import torch
 
-    from training.watch import mean_and_error
+    from training.loop.early_stopping import mean_and_error
 
     values = torch.tensor([1.0, 2.0, 4.0, -100.0])
     mean, error = mean_and_error(values[:3], torch.ones(3))

@@ -9,20 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from assistant import models
-from assistant.models import Base, find_base
+from assistant.models import base_model
+from assistant.models.base_model import Base, find_base
 from tests.tiny import make_tiny
-from training import night_folder, ppo, reinforce, rollout
-from training import policy_losses as p
-from training.backbone import Backbone
-from training.canary import SignFlipped, require_right_sign
-from training.rollout import Rollout, Sampler
-from training.rows import Row
-from training.steps import NotFinite, Report, Run
+from training.algorithms import ppo, rloo
+from training.loop import checkpoint
+from training.loop.loop import Report, train
+from training.loop.optim import NotFinite
+from training.loop.state import TrainState
+from training.losses import policy_gradient as p
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.rollouts.sampler import Rollout, Sampler, scored
+from training.rollouts.sign_check import SignFlipped, require_right_sign
 
 PROMPTS = [[1, 20 + at, 30 + at, 40] for at in range(6)]
-SMALL = {"prompts": 6, "replies": 8, "reply_tokens": 4, "rank": 4, "alpha": 8, "learning_rate": 2e-2}
-SMALL |= {"temperature": 0.4, "end_required": 0}
+SMALL = {"prompts": 6, "replies": 8, "max_completion_length": 4, "rank": 4, "alpha": 8, "learning_rate": 2e-2}
+SMALL |= {"temperature": 0.4, "require_eos": 0}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def tiny(tmp_path_factory) -> Base:
 
 @pytest.fixture(scope="module")
 def sampler(tiny) -> Iterator[Sampler]:
-    made = Sampler(tiny, "float32", "cpu", models.load_tokenizer(tiny))
+    made = Sampler(tiny, "float32", "cpu", base_model.load_tokenizer(tiny))
     yield made
     made.close()
 
@@ -44,7 +47,7 @@ def backbone_of(tiny: Base) -> Backbone:
 @pytest.fixture(scope="module")
 def liked(tiny):
     """A reward that can be counted: the share of a reply's tokens that lie on one side of the embedding."""
-    network: Any = models.load_model(tiny, torch.float32, "cpu")
+    network: Any = base_model.load_model(tiny, torch.float32, "cpu")
     good = network.get_input_embeddings().weight[:, 0] > 0
 
     def score(rollouts: Sequence[Rollout]) -> list[Tensor]:
@@ -57,21 +60,20 @@ def nothing(rollouts: Sequence[Rollout]) -> list[Tensor]:
     return [torch.zeros(len(each.row.replies)) for each in rollouts]
 
 
-def run_rloo(tiny, sampler, score, method=reinforce.RLOO, **changes):
+def run_rloo(tiny, sampler, score, method=rloo.RlooTrainer, **changes):
     backbone = backbone_of(tiny)
-    settings = reinforce.Settings(**SMALL | {"steps": 10, "kl_budget": 50.0, "beta": 0.01} | changes)
-    run = reinforce.begin(backbone, settings)
-    reports = list(reinforce.train(backbone, sampler, PROMPTS, score, settings, run, method))
-    return backbone, run, [each.metrics for each in reports]
+    config = rloo.RlooConfig(**SMALL | {"steps": 10, "kl_budget": 50.0, "beta": 0.01} | changes)
+    trainer = method(backbone, sampler, PROMPTS, score, config)
+    state = trainer.begin()
+    return backbone, state, [each.metrics for each in train(trainer, state)]
 
 
 def run_ppo(tiny, sampler, score, **changes):
     backbone = backbone_of(tiny)
-    asked = {"steps": 12, "kl_budget": 50.0, "beta": 0.01, "most_kl": 1.0, "epochs": 4}
-    settings = ppo.Settings(**SMALL | asked | changes)
-    head, run = ppo.begin(backbone, settings)
-    reports = list(ppo.train(backbone, head, sampler, PROMPTS, score, settings, run))
-    return backbone, run, [each.metrics for each in reports]
+    asked = {"steps": 12, "kl_budget": 50.0, "beta": 0.01, "target_kl": 1.0, "epochs": 4}
+    trainer = ppo.PpoTrainer(backbone, sampler, PROMPTS, score, ppo.PpoConfig(**SMALL | asked | changes))
+    state = trainer.begin()
+    return backbone, state, [each.metrics for each in train(trainer, state)]
 
 
 def rises(metrics: list[dict[str, float]]) -> float:
@@ -94,13 +96,13 @@ def test_rloo_raises_what_is_rewarded(rloo_run):
 
 
 def test_reinforce_with_a_baseline_raises_what_is_rewarded(tiny, sampler, liked):
-    assert rises(run_rloo(tiny, sampler, liked, method=reinforce.REINFORCE)[2]) > 0.1
+    assert rises(run_rloo(tiny, sampler, liked, method=rloo.ReinforceTrainer)[2]) > 0.1
 
 
 def test_ppo_raises_what_is_rewarded(ppo_run):
     _, _, metrics = ppo_run
     assert rises(metrics) > 0.15
-    assert metrics[0]["kl_per_token"] == pytest.approx(0, abs=1e-6)  # a fresh adapter is the base
+    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-6)  # a fresh adapter is the base
     assert metrics[-1]["updates"] == 8
     assert 0 < metrics[-1]["clip_fraction"] < 1
 
@@ -108,22 +110,23 @@ def test_ppo_raises_what_is_rewarded(ppo_run):
 def test_the_engine_draws_from_what_the_trainer_computes(rloo_run, ppo_run):
     for _, _, metrics in (rloo_run, ppo_run):
         assert max(each["engine_gap"] for each in metrics) < 1e-3  # nats a token, with adapters that have learned
-        assert max(each["kl_per_token"] for each in metrics) > 0.01
+        assert max(each["kl"] for each in metrics) > 0.01
 
 
 @pytest.mark.parametrize("method", ["rloo", "ppo"])
 def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny, liked, tmp_path, method):
-    def begin() -> tuple[Sampler, Run, Iterator[Report]]:
-        backbone, fresh = backbone_of(tiny), Sampler(tiny, "float32", "cpu", models.load_tokenizer(tiny))
-        if method == "rloo":
-            settings = reinforce.Settings(**SMALL | {"steps": 5, "kl_budget": 50.0})
-            run = reinforce.begin(backbone, settings)
-            night_folder.load_run(tmp_path, run)
-            return fresh, run, reinforce.train(backbone, fresh, PROMPTS, liked, settings, run)
-        asked = ppo.Settings(**SMALL | {"steps": 5, "kl_budget": 50.0})
-        head, run = ppo.begin(backbone, asked)
-        night_folder.load_run(tmp_path, run)
-        return fresh, run, ppo.train(backbone, head, fresh, PROMPTS, liked, asked, run)
+    def begin() -> tuple[Sampler, TrainState, Iterator[Report]]:
+        backbone, fresh = backbone_of(tiny), Sampler(tiny, "float32", "cpu", base_model.load_tokenizer(tiny))
+        asked: dict[str, Any] = SMALL | {"steps": 5, "kl_budget": 50.0}
+        given = (backbone, fresh, PROMPTS, liked)
+        trainer: Any = (
+            rloo.RlooTrainer(*given, rloo.RlooConfig(**asked))
+            if method == "rloo"
+            else ppo.PpoTrainer(*given, ppo.PpoConfig(**asked))
+        )
+        state = trainer.begin()
+        checkpoint.load(tmp_path / "policy", state)
+        return fresh, state, train(trainer, state)
 
     sampler, whole, reports = begin()
     scores = [each.metrics["score"] for each in reports]
@@ -131,7 +134,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny, liked, tmp_path, m
 
     sampler, cut, reports = begin()
     before = [next(reports).metrics["score"] for _ in range(2)]
-    night_folder.save_run(tmp_path, cut)
+    checkpoint.save(tmp_path / "policy", cut)
     sampler.close()
     sampler, resumed, reports = begin()
     after = [each.metrics["score"] for each in reports]
@@ -145,22 +148,22 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny, liked, tmp_path, m
 def test_a_run_without_scores_stays_where_it_is(tiny, sampler):
     for run in (partial(run_rloo, steps=4), partial(run_ppo, steps=3)):
         _, _, metrics = run(tiny, sampler, nothing, beta=0.1)
-        assert max(abs(each["kl_per_token"]) for each in metrics) < 0.02
+        assert max(abs(each["kl"]) for each in metrics) < 0.02
 
 
 def test_a_spent_budget_ends_the_run_and_goes_back(tiny, sampler, liked):
     for run_method in (run_rloo, run_ppo):
         backbone, run, metrics = run_method(tiny, sampler, liked, kl_budget=0.01)
         assert "nats per token from the base" in run.ended
-        assert metrics[-1]["kl_per_token"] > 0.01
-        assert run.numbers["kept_kl"] <= 0.01
+        assert metrics[-1]["kl"] > 0.01
+        assert run.kept_kl <= 0.01
         assert run.kept is not None
         assert all(torch.equal(run.kept[name], each) for name, each in backbone.parameters().items())
 
 
 def test_ratios_are_one_before_the_first_update(ppo_run):
     backbone, _, _ = ppo_run
-    settings = ppo.Settings(**SMALL)
+    settings = ppo.PpoConfig(**SMALL)
     head = ppo.ValueHead(backbone.head.shape[1])
     rows = [Row(each, [[50, 51, 52], [60], [70, 71]]) for each in PROMPTS]
     rollouts = [Rollout(row, (True,) * 3, torch.zeros(6)) for row in rows]
@@ -168,7 +171,7 @@ def test_ratios_are_one_before_the_first_update(ppo_run):
     batch = ppo.experience(backbone, head, rollouts, scores, 0.1, settings)
     found = ppo.gradients(backbone, head, batch, [4, 1], settings)
     assert found["mean_log_ratio"] <= found["largest_log_ratio"] < 1e-4
-    assert found["approximate_kl"] < 1e-8
+    assert found["approx_kl"] < 1e-8
     assert found["clip_fraction"] == 0
     backbone.peft.zero_grad()
 
@@ -206,29 +209,26 @@ def test_log_probs_are_those_of_a_left_padded_batch(ppo_run):
 
 def test_a_reply_without_an_end_is_worth_minus_one_exactly():
     made = Rollout(Row([1], [[5, 6], [7]]), (False, True), torch.zeros(3))
-    assert rollout.scored(lambda _: [torch.tensor([3.0, 3.0])], [made], -1.0)[0].tolist() == [-1.0, 3.0]
-    assert rollout.scored(lambda _: [torch.tensor([3.0, 3.0])], [made], None)[0].tolist() == [3.0, 3.0]
+    assert scored(lambda _: [torch.tensor([3.0, 3.0])], [made], 1.0)[0].tolist() == [-1.0, 3.0]
+    assert scored(lambda _: [torch.tensor([3.0, 3.0])], [made], None)[0].tolist() == [3.0, 3.0]
 
 
 def test_the_canary_trips_on_a_turned_sign_and_leaves_no_trace(tiny):
     backbone = backbone_of(tiny)
-    settings = reinforce.Settings(**SMALL)
-    own = ppo.Settings(**SMALL)
-    head, _ = ppo.begin(backbone, own)
-    learns = {
-        "rloo": (partial(reinforce.learn, backbone, settings=settings, method=reinforce.RLOO), settings, None),
-        "ppo": (partial(ppo.learn, backbone, head, settings=own), own, head),
-    }
+    trainers = [
+        rloo.RlooTrainer(backbone, None, PROMPTS, nothing, rloo.RlooConfig(**SMALL)),
+        ppo.PpoTrainer(backbone, None, PROMPTS, nothing, ppo.PpoConfig(**SMALL)),
+    ]
     before = {name: each.detach().clone() for name, each in backbone.parameters().items()}
-    for name, (learn, asked, _) in learns.items():
-        new = partial(reinforce.begin, backbone, asked) if name == "rloo" else partial(ppo.new_run, backbone, head, own)
-        require_right_sign(backbone, new, learn)
+    for trainer in trainers:
+        learn = partial(trainer.learn, config=trainer.config)
+        require_right_sign(backbone, trainer.begin(), learn)
 
-        def turned(run, rollouts, scores, learn=learn):
-            return learn(run, rollouts, [-each for each in scores])
+        def turned(state, rollouts, scores, learn=learn):
+            return learn(state, rollouts, [-each for each in scores])
 
         with pytest.raises(SignFlipped, match="sign canary"):
-            require_right_sign(backbone, new, turned)
+            require_right_sign(backbone, trainer.begin(), turned)
     assert all(torch.equal(before[name], each) for name, each in backbone.parameters().items())
 
 
@@ -244,8 +244,8 @@ def test_ppo_without_its_additions_has_the_gradient_of_reinforce(rloo_run):
     expected = {name: each.grad.clone() for name, each in backbone.parameters().items()}
     backbone.peft.zero_grad()
 
-    every = {"gamma": 1.0, "lam": 1.0, "beta": 0.0, "clip": 1e9, "value_weight": 0.0, "temperature": 1.0}
-    settings = ppo.Settings(**SMALL | every)
+    every = {"gamma": 1.0, "gae_lambda": 1.0, "beta": 0.0, "clip_coef": 1e9, "vf_coef": 0.0, "temperature": 1.0}
+    settings = ppo.PpoConfig(**SMALL | every)
     backbone.add(ppo.VALUE, 4, 8, seed=1)
     head = ppo.ValueHead(backbone.head.shape[1])  # zero, and so are all values
     rollouts = [Rollout(row, (True,) * 3, torch.zeros(6)) for row in rows]
@@ -260,10 +260,10 @@ def test_ppo_without_its_additions_has_the_gradient_of_reinforce(rloo_run):
 
 def test_demonstrations_are_mixed_in(tiny, sampler):
     backbone = backbone_of(tiny)
-    settings = ppo.Settings(**SMALL | {"steps": 2, "ptx": 5.0, "kl_budget": 50.0})
-    head, run = ppo.begin(backbone, settings)
+    settings = ppo.PpoConfig(**SMALL | {"steps": 2, "ptx_coef": 5.0, "kl_budget": 50.0})
     shown = [Row([1, 20, 30], [[90, 91, 92]])]
+    trainer = ppo.PpoTrainer(backbone, sampler, PROMPTS, nothing, settings, demonstrations=shown)
     before = float(backbone.log_probs(shown[0]).detach())
-    reports = list(ppo.train(backbone, head, sampler, PROMPTS, nothing, settings, run, shown))
+    reports = list(train(trainer, trainer.begin()))
     assert reports[0].metrics["ptx_loss"] > reports[-1].metrics["ptx_loss"]
     assert float(backbone.log_probs(shown[0]).detach()) > before + 0.5

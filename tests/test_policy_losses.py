@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from training import policy_losses as p
+from training.losses import policy_gradient as p
 
 
 def t(*values: float) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_advantages_by_hand():
     # gamma 0.5, lambda 0.5; rewards 0, 2 | values 1, 3: deltas 0 + 1.5 - 1 = 0.5 and 2 - 3 = -1
     # advantages 0.5 + 0.25 * -1 = 0.25 and -1; what is behind the last token does not count
     rewards, values = torch.stack([t(0, 2, 9), t(1, 0, 4)]), torch.stack([t(1, 3, 9), t(0, 0, 2)])
-    advantages, returns = p.gae(rewards, values, MASK, gamma=0.5, lam=0.5)
+    advantages, returns = p.gae(rewards, values, MASK, gamma=0.5, gae_lambda=0.5)
     assert advantages[0].tolist() == pytest.approx([0.25, -1, 0])
     assert returns[0].tolist() == pytest.approx([1.25, 2, 0])
     # second: deltas 1, 1, 2: 1 + 0.25 (1 + 0.25 * 2) = 1.375
@@ -68,7 +68,7 @@ def test_advantages_by_hand():
 
 def test_with_gamma_and_lambda_one_the_return_is_the_sum_of_what_comes():
     rewards, values = torch.stack([t(1, 2, 0), t(1, 2, 4)]), torch.stack([t(5, 5, 5), t(1, 7, 3)])
-    _, returns = p.gae(rewards, values, MASK, gamma=1.0, lam=1.0)
+    _, returns = p.gae(rewards, values, MASK, gamma=1.0, gae_lambda=1.0)
     assert returns.flatten().tolist() == pytest.approx([3, 2, 0, 7, 6, 4])
 
 
@@ -88,7 +88,7 @@ def test_the_value_loss_takes_the_larger_of_the_two_errors():
 def test_the_diagnostics_by_hand():
     old, new = torch.zeros(2, 3).double(), torch.stack([t(0.1, -0.3, 9), t(0, 0, 0.3)])
     # squares 0.01 + 0.09 + 0.09 over five tokens, halved; two ratios of five are outside 0.8 to 1.2
-    assert p.approximate_kl(new, old, MASK).item() == pytest.approx(0.5 * 0.19 / 5)
+    assert p.approx_kl(new, old, MASK).item() == pytest.approx(0.5 * 0.19 / 5)
     assert p.clip_fraction(new, old, MASK, 0.2).item() == pytest.approx(2 / 5)
     returns = torch.stack([t(1, 3, 0), t(2, 2, 7)])
     assert p.explained_variance(returns, returns, MASK).item() == pytest.approx(1)

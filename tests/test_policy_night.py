@@ -7,40 +7,44 @@ import signal
 import pytest
 import torch
 
-from assistant import models
-from assistant.chat import answer, open_assistant
-from assistant.chat import say as say_in_chat
-from assistant.sampling import Sampling
-from feedback import adapters, nights, people, talk
-from feedback.store import Store
+from assistant.chat.assistant import open_assistant
+from assistant.chat.chat import add_user_message as say_in_chat
+from assistant.chat.chat import start_reply
+from assistant.engine.sampling.params import Sampling
+from assistant.models import base_model
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.records import adapters, nights
 from tests.test_night import last, one_sentence, run, say, start, until
-from training import reward_models, reward_night, teaching
-from training.backbone import Backbone
-from training.reward import Settings
+from training.algorithms.reward_model import RewardConfig
+from training.model import reward_heads
+from training.model.policy import Backbone
+from training.night import learning, reward_night
 
 pytestmark = pytest.mark.long
 
-FEW = ["members=1", "checkpoint_every=1"]
-REWARD = [*FEW, "least_steps=2", "samples=4", "sample_tokens=4"]
+FEW = ["ensemble_size=1", "checkpoint_every=1"]
+REWARD = [*FEW, "min_steps=2", "samples=4", "sample_tokens=4"]
 POLICY = [
     *FEW,
     "steps=2",
     "prompts=2",
     "replies=2",
-    "reply_tokens=8",
-    "end_required=0",
+    "max_completion_length=8",
+    "require_eos=0",
     "learning_rate=1e-3",
     "kl_budget=50",
 ]
 
 
-def steps_of(store: Store) -> list[dict[str, float]]:
+def steps_of(store: Database) -> list[dict[str, float]]:
     return nights.night_steps(store, last(store).id)
 
 
 def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path):
     store = say(tmp_path)
-    done = run(tmp_path, "--method", "reward", settings=[*FEW, "members=2", *REWARD[2:]])
+    done = run(tmp_path, "--method", "reward", settings=[*FEW, "ensemble_size=2", *REWARD[2:]])
     assert done.returncode == 0, done.stderr
     night = last(store)
     assert (night.state, night.adapter, night.step, night.steps) == ("done", None, 4, 4)
@@ -49,11 +53,11 @@ def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path):
     assert {"reward_loss", "reward_accuracy"} <= set(steps_of(store)[0])
     folder = nights.reward_models_of(store, night.id)
     card = json.loads((folder / "card.json").read_text())
-    base = models.find_base("embedded")
+    base = base_model.find_base("embedded")
     backbone = Backbone(base, getattr(torch, card["precision"]), "cpu", rank=16, alpha=32, seed=0)
-    ensemble, _ = reward_models.load(backbone, folder)  # proves that they score as they did
+    ensemble, _ = reward_heads.load(backbone, folder)  # proves that they score as they did
     assert list(ensemble.heads) == ["reward-0", "reward-1"]
-    scores = reward_night.scores_of(ensemble, store, teaching.make_encoder(base, backbone, Settings()))
+    scores = reward_night.scores_of(ensemble, store, learning.make_encoder(base, backbone, RewardConfig()))
     kept = store.rows("SELECT reply, mean, deviation FROM reward_scores")
     assert {each["reply"]: each["mean"] for each in kept} == pytest.approx(
         {reply: mean for reply, (mean, _) in scores.items()}, abs=1e-3
@@ -72,19 +76,19 @@ def test_from_clicks_to_the_next_reply_by_reward_models_and_a_policy(tmp_path, m
     assert (last(store).state, last(store).adapter) == ("done", "night-0001")
     metrics = steps_of(store)
     assert {"reward_loss", "reward_accuracy"} <= set(metrics[0])
-    assert {"score", "kl_per_token", "engine_gap", "sampled_tokens", "tokens_per_s"} <= set(metrics[-1])
+    assert {"score", "kl", "engine_gap", "sampled_tokens", "tokens_per_s"} <= set(metrics[-1])
     assert {"clip_fraction", "explained_variance", "beta"} <= set(metrics[-1]) or method == "rloo"
     assert adapters.adapter(store, "night-0001").method == method
     assert adapters.serving(store) == "night-0001"
 
     assistant = open_assistant(store)
-    me = people.local_owner(store)
-    reply = answer(assistant, me, say_in_chat(assistant, me, None, None, "Name a tree."), Sampling(max_tokens=4))
+    me = users.local_owner(store)
+    reply = start_reply(assistant, me, say_in_chat(assistant, me, None, None, "Name a tree."), Sampling(max_tokens=4))
     for _ in reply:
         pass
     assistant.close()
     assert reply.recorded
-    assert talk.provenance(store, reply.id).adapter == "night-0001"
+    assert conversations.provenance(store, reply.id).adapter == "night-0001"
     store.close()
 
 
@@ -107,7 +111,7 @@ def test_a_killed_policy_night_goes_on_with_its_reward_models(tmp_path):
 
 def test_a_policy_night_without_a_pair_says_what_it_learns_from(tmp_path):
     store = say(tmp_path)
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("DELETE FROM comparisons")
         db.conn.execute("DELETE FROM corrections")
     done = run(tmp_path, "--method", "ppo", settings=POLICY)
@@ -121,7 +125,7 @@ def test_a_policy_night_without_a_pair_says_what_it_learns_from(tmp_path):
     [
         (["--method", "rloo", "--set", "replies=1"], "replies must be at least 2"),
         (["--method", "ppo", "--set", "label_smoothing=0.1"], "there is no setting 'label_smoothing'"),
-        (["--method", "reward", "--set", "members=0"], "members must be above 0"),
+        (["--method", "reward", "--set", "ensemble_size=0"], "ensemble_size must be above 0"),
     ],
 )
 def test_settings_are_those_of_the_method(tmp_path, options, words):

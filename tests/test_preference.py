@@ -1,20 +1,22 @@
 """The kinds of loss that a pair may be taught by: each is the function of its name, of the margin it says."""
 
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
 
-from assistant.models import Base, find_base
-from feedback.store import Refused
+from assistant.models.base_model import Base, find_base
+from feedback.errors import Refused
 from tests.tiny import make_tiny
-from training import losses, preference
-from training.backbone import Backbone
-from training.batches import Lesson
-from training.methods import parse_settings
-from training.preference import Settings
+from training.algorithms import dpo_kto
+from training.algorithms.dpo_kto import LOSSES, Loss, PreferenceConfig
+from training.algorithms.registry import parse_settings
+from training.data.tokenize import TokenizedExample
+from training.losses import preference
+from training.model.policy import Backbone
 
-LESSON = Lesson("comparison", [1, 2, 3], ([4, 5, 6, 7], [8, 9]), weight=1.0)
+LESSON = TokenizedExample("comparison", [1, 2, 3], ([4, 5, 6, 7], [8, 9]), weight=1.0)
 BETA = 0.3
 
 
@@ -32,18 +34,18 @@ def backbone(tmp_path_factory) -> Backbone:
 @pytest.mark.parametrize(
     ("asked", "loss"),
     [
-        ({}, losses.dpo_loss),
-        ({"label_smoothing": 0.2}, partial(losses.dpo_loss, label_smoothing=0.2)),
-        ({"loss": "robust", "label_smoothing": 0.2}, partial(losses.robust_dpo_loss, flipped=0.2)),
-        ({"loss": "hinge"}, losses.hinge_loss),
-        ({"loss": "ipo"}, lambda margin: losses.ipo_loss(margin / BETA, BETA)),
-        ({"loss": "ipo", "per_token": 1}, lambda margin: losses.ipo_loss(margin / BETA, BETA)),
-        ({"per_token": 1}, losses.dpo_loss),
-        ({"sft_weight": 0.5}, losses.dpo_loss),
+        ({}, preference.dpo_loss),
+        ({"label_smoothing": 0.2}, partial(preference.dpo_loss, label_smoothing=0.2)),
+        ({"loss": "robust", "label_smoothing": 0.2}, partial(preference.robust_dpo_loss, flipped=0.2)),
+        ({"loss": "hinge"}, preference.hinge_loss),
+        ({"loss": "ipo"}, lambda margin: preference.ipo_loss(margin / BETA, BETA)),
+        ({"loss": "ipo", "per_token": 1}, lambda margin: preference.ipo_loss(margin / BETA, BETA)),
+        ({"per_token": 1}, preference.dpo_loss),
+        ({"sft_weight": 0.5}, preference.dpo_loss),
     ],
 )
 def test_a_pair_is_taught_by_the_loss_that_was_asked_for(backbone, asked, loss):
-    settings = Settings(beta=BETA, **asked)
+    settings = PreferenceConfig(beta=BETA, **asked)
     row = LESSON.own_row()
     policy, reference = backbone.log_probs(row).detach(), backbone.log_probs(row, reference=True)
     lengths = torch.tensor([4, 2]) if settings.per_token else torch.tensor([1, 1])
@@ -51,10 +53,14 @@ def test_a_pair_is_taught_by_the_loss_that_was_asked_for(backbone, asked, loss):
     assert abs(moved[0] - moved[1]) > 0.01
     expected = loss(BETA * (moved[0] - moved[1])) - settings.sft_weight * policy[0] / 4
 
-    tally = preference.gradients(backbone, [LESSON], reference[None], torch.zeros(()), (1.0, 1.0), settings, 1024)
+    tally = dpo_kto.gradients(backbone, [LESSON], reference[None], torch.zeros(()), (1.0, 1.0), settings, 1024)
 
     backbone.peft.zero_grad()
     assert tally.sums["loss"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_every_loss_that_may_be_asked_for_is_there():
+    assert set(get_args(Loss)) == set(LOSSES)
 
 
 def test_what_cannot_be_meant_is_refused():
@@ -62,4 +68,4 @@ def test_what_cannot_be_meant_is_refused():
         parse_settings("dpo", ["loss=square"])
     assert parse_settings("dpo", ["loss=ipo", "per_token=1"]) == {"loss": "ipo", "per_token": 1}
     with pytest.raises(Refused, match="sft_weight must be at least 0"):
-        Settings(sft_weight=-1)
+        PreferenceConfig(sft_weight=-1)

@@ -11,19 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from assistant import computing, models, prompt, speed
-from assistant.adapters import PROOF_TEXTS
-from assistant.computing import open_network
-from assistant.engine import Engine
+from assistant.engine import load
+from assistant.engine.engine import Engine
+from assistant.engine.load import open_network
+from assistant.engine.model_runner import SequenceChunk
+from assistant.engine.quant import autotune
+from assistant.engine.quant.formats import BFLOAT16, FLOAT32, INT4, INT8, FourBit, Linear, Plan, Weight
+from assistant.engine.quant.gguf import read_four_bit
+from assistant.engine.quant.int8_error import MOST_NATS, cost_of_eight_bits
+from assistant.engine.sampling.params import Sampling
 from assistant.environment import AUTO
-from assistant.four_bit import read_four_bit
-from assistant.models import Base
-from assistant.network import Part
-from assistant.products import BFLOAT16, FLOAT32, INT4, INT8, FourBit, Linear, Plan, Weight
-from assistant.rounding import MOST_NATS, cost_of_eight_bits
-from assistant.sampling import Sampling
-from feedback.store import Refused
-from feedback.talk import Message
+from assistant.models import base_model, chat_template
+from assistant.models.adapter import PROOF_TEXTS
+from assistant.models.base_model import Base
+from feedback.errors import Refused
+from feedback.messages import Message
 from tests.small_models import save_small
 from tests.test_families import SIZES
 
@@ -59,8 +61,8 @@ def test_a_product_in_every_format_is_near_the_exact_one(name: str, rows: int) -
 
 
 def test_the_four_bit_numbers_read_from_the_file_are_the_models_weights(embedded: Base) -> None:
-    model: Any = models.load_model(embedded, torch.bfloat16, "cpu")
-    found = read_four_bit(models.carried_gguf(), model.config)
+    model: Any = base_model.load_model(embedded, torch.bfloat16, "cpu")
+    found = read_four_bit(base_model.carried_gguf(), model.config)
     assert len(found) > 100
     for name in (*list(found)[:7], *list(found)[-7:]):
         torch.testing.assert_close(
@@ -76,13 +78,15 @@ def only(name: str) -> tuple[Plan, Plan]:
 def conversation(base: Base) -> list[int]:
     """A chat of several turns, as token ids."""
     said = [Message(role, text) for both in PROOF_TEXTS for role, text in zip(("user", "assistant"), both, strict=True)]
-    return prompt.encode_prompt(models.load_tokenizer(base), [*said, Message("user", "Thank you!")], 4000)
+    return chat_template.encode_prompt(base_model.load_tokenizer(base), [*said, Message("user", "Thank you!")], 4000)
 
 
 def log_probs(network: Any, ids: list[int], piece: int) -> Tensor:
     """The distributions behind every `piece`-th token of a text, (tokens / piece, V), in nats."""
     row = network.new_cache(1 << 30).take(len(ids), None)
-    logits = [network.forward([Part(row, ids[at : at + piece])])[0] for at in range(0, len(ids) - piece, piece)]
+    logits = [
+        network.forward([SequenceChunk(row, ids[at : at + piece])])[0] for at in range(0, len(ids) - piece, piece)
+    ]
     return torch.stack(logits).double().log_softmax(-1)
 
 
@@ -102,7 +106,7 @@ def require_near(exact: Tensor, served: Tensor) -> None:
 def test_the_embedded_model_in_every_format_is_near_float32(
     embedded: Base, exact: Tensor, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "plans", lambda *_: only(name))
+    monkeypatch.setattr(autotune, "plans", lambda *_: only(name))
     require_near(exact, log_probs(open_network(embedded, name, "cpu"), conversation(embedded), 1))
 
 
@@ -117,11 +121,11 @@ def test_the_default_format_is_near_float32_in_small_steps_and_in_large_ones(emb
 def test_the_embedded_model_answers_sensibly_in_every_format(
     embedded: Base, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "plans", lambda *_: only(name))
-    tokenizer = models.load_tokenizer(embedded)
+    monkeypatch.setattr(autotune, "plans", lambda *_: only(name))
+    tokenizer = base_model.load_tokenizer(embedded)
     engine = Engine(embedded, name, "cpu", tokenizer)
     # Each word of its answer is more than a nat ahead in float32; "the capital of France" begins with a near tie.
-    ids = prompt.encode_prompt(tokenizer, [Message("user", "Name the capital city of Japan.")], 1000)
+    ids = chat_template.encode_prompt(tokenizer, [Message("user", "Name the capital city of Japan.")], 1000)
     reply = [token.id for token in engine.submit(ids, Sampling(temperature=0, max_tokens=24))]
     engine.close()
     assert "Tokyo" in tokenizer.decode(reply)
@@ -136,7 +140,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Base, Pa
 
 
 def measured(base: Base, asked: str = AUTO) -> tuple[Plan, Plan]:
-    return speed.plans(base, models.load_model(base, torch.bfloat16, "cpu"), asked, {})
+    return autotune.plans(base, base_model.load_model(base, torch.bfloat16, "cpu"), asked, {})
 
 
 def test_what_was_measured_is_kept_and_not_measured_again(own_cache: tuple[Base, Path]) -> None:
@@ -183,19 +187,19 @@ def test_a_plan_holds_every_number_of_rows(own_cache: tuple[Base, Path], asked: 
 
 def test_eight_bits_cost_what_is_measured_with_them_and_harm_is_not_chosen(own_cache: tuple[Base, Path]) -> None:
     base, _ = own_cache
-    model = models.load_model(base, torch.bfloat16, "cpu")
+    model = base_model.load_model(base, torch.bfloat16, "cpu")
     harmless = cost_of_eight_bits(base, model)
     for each in model.modules():
         if isinstance(each, torch.nn.Linear):
             each.weight.data[:, 0] *= 300  # beside which the rest of a row is nothing
     harm = cost_of_eight_bits(base, model)
     assert 0 < harmless < MOST_NATS < harm
-    plan, head_plan = speed.plans(base, model, AUTO, {})
+    plan, head_plan = autotune.plans(base, model, AUTO, {})
     assert INT8 not in plan.formats | head_plan.formats
 
 
 def test_the_cost_of_eight_bits_is_near_what_the_engine_shows(embedded: Base) -> None:
-    cost = cost_of_eight_bits(embedded, models.load_model(embedded, torch.bfloat16, "cpu"))
+    cost = cost_of_eight_bits(embedded, base_model.load_model(embedded, torch.bfloat16, "cpu"))
     print(f"{cost:.2g} nats a token")
     assert 0.001 < cost < MOST_NATS
 
@@ -213,4 +217,4 @@ def test_a_format_that_a_model_cannot_have_is_refused(own_cache: tuple[Base, Pat
         open_network(own_cache[0], INT4, "cpu")
     with pytest.raises(Refused, match="one of auto, float32, bfloat16, int8, int4, not 'float8'"):
         open_network(own_cache[0], "float8", "cpu")
-    assert computing.TOLERANCES.keys() == set(FORMATS)
+    assert load.TOLERANCES.keys() == set(FORMATS)

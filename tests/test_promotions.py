@@ -1,4 +1,4 @@
-"""What may serve, who decides, and what is refused: in the store, in the roster and through the HTTP API."""
+"""What may serve, who decides, and what is refused: in the store, in the manager and through the HTTP API."""
 
 import dataclasses
 import shutil
@@ -11,13 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fastapi.testclient import TestClient
 
-from assistant.adapters import WEIGHTS
-from assistant.chat import Assistant
-from feedback import adapters, nights, people
-from feedback.people import User
-from feedback.store import Conflict, Store
+from assistant.chat.assistant import Assistant
+from assistant.models.adapter import WEIGHTS
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Database
+from feedback.errors import Conflict
+from feedback.records import adapters, nights
 from tests.over_http import assistant, key, loaded, make_adapter, rows, token_of, web
-from ui import operations
+from ui.operations import operations
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 
@@ -38,9 +40,9 @@ def promote(
 
 
 def test_a_refused_a_missing_and_a_damaged_adapter_get_one_sentence_and_change_nothing(
-    web: TestClient, store: Store, assistant: Assistant, names: list[str]
+    web: TestClient, store: Database, assistant: Assistant, names: list[str]
 ) -> None:
-    with store.write() as db:
+    with store.transaction() as db:
         db.conn.execute("UPDATE adapters SET verdict = 'refused', reason = 'it only says ha' WHERE id = ?", names[:1])
     shutil.rmtree(adapters.directory(store, names[1]))
     weights = adapters.directory(store, names[2]) / WEIGHTS
@@ -56,10 +58,10 @@ def test_a_refused_a_missing_and_a_damaged_adapter_get_one_sentence_and_change_n
         refused = promote(web, name)
         assert (name, refused[0], says in refused[1], "\n" in refused[1]) == (name, status, True, False)
     assert rows(store) == before
-    assert assistant.roster.serving() is None
+    assert assistant.adapters.serving() is None
 
 
-def test_previous_is_a_rollback_each_time_further_back(web: TestClient, store: Store, names: list[str]) -> None:
+def test_previous_is_a_rollback_each_time_further_back(web: TestClient, store: Database, names: list[str]) -> None:
     for name in names[:2]:
         assert promote(web, name)[0] == 200
     answer = web.post("/api/promotions", json={"adapter": "previous", "reason": "worse"}, headers=key())
@@ -70,7 +72,7 @@ def test_previous_is_a_rollback_each_time_further_back(web: TestClient, store: S
 
 
 def test_who_decided_on_what_no_longer_serves_is_told_who_was_first(
-    web: TestClient, store: Store, names: list[str]
+    web: TestClient, store: Database, names: list[str]
 ) -> None:
     bob, eve = token_of(store, "Bob", "operator"), token_of(store, "Eve", "operator")
     assert promote(web, names[0], bob, instead_of="base")[0] == 200
@@ -86,7 +88,7 @@ def test_who_decided_on_what_no_longer_serves_is_told_who_was_first(
 
 def test_of_two_operators_who_promote_at_once_exactly_one_wins(assistant: Assistant, names: list[str]) -> None:
     store = assistant.store
-    both = [people.add_user(store, name, "operator", None) for name in ("Bob", "Eve")]
+    both = [users.add_user(store, name, "operator", None) for name in ("Bob", "Eve")]
     start = threading.Barrier(2)
 
     def decide(user: User, name: str | None, believed: str | None) -> str:
@@ -112,9 +114,10 @@ def test_of_two_operators_who_promote_at_once_exactly_one_wins(assistant: Assist
 
 PROCESS = """
 import sys, time
-from feedback import adapters
-from feedback.store import Conflict, Store
-store = Store(sys.argv[1])
+from feedback.records import adapters
+from feedback.database.database import Database
+from feedback.errors import Conflict
+store = Database(sys.argv[1])
 while time.time() < float(sys.argv[3]): pass
 try:
     adapters.promote(store, sys.argv[2], None, "at once", {}, instead_of=None)
@@ -124,7 +127,7 @@ except Conflict as error:
 """
 
 
-def test_of_two_processes_that_promote_at_once_exactly_one_wins(store: Store, names: list[str]) -> None:
+def test_of_two_processes_that_promote_at_once_exactly_one_wins(store: Database, names: list[str]) -> None:
     at = str(time.time() + 3)
     command = [sys.executable, "-c", PROCESS, str(store.data)]
     both = [subprocess.Popen([*command, name, at], stdout=subprocess.PIPE, text=True) for name in names[:2]]
@@ -137,24 +140,26 @@ def test_of_two_processes_that_promote_at_once_exactly_one_wins(store: Store, na
 def test_what_cannot_be_loaded_is_put_back_but_not_over_a_newer_promotion(
     assistant: Assistant, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, roster = assistant.store, assistant.roster
-    roster.promote(None, names[0], "good")
+    store, manager = assistant.store, assistant.adapters
+    manager.promote(None, names[0], "good")
     shutil.rmtree(adapters.directory(store, names[1]))
     adapters.promote(store, names[1], None, "unseen", {})
-    load = roster.get
+    load = manager.get
 
     def meanwhile(name: str | None) -> object:
         if name == names[1]:
             adapters.promote(store, names[2], None, "a human was quicker", {})
         return load(name)
 
-    monkeypatch.setattr(roster, "get", meanwhile)
-    assert roster.serving() == names[0]  # for this one message
-    assert roster.serving() == names[2]
+    monkeypatch.setattr(manager, "get", meanwhile)
+    assert manager.serving() == names[0]  # for this one message
+    assert manager.serving() == names[2]
     assert adapters.promotions(store)[0].reason == "a human was quicker"
 
 
-def test_everything_an_operator_changes_is_in_the_audit_trail(web: TestClient, store: Store, names: list[str]) -> None:
+def test_everything_an_operator_changes_is_in_the_audit_trail(
+    web: TestClient, store: Database, names: list[str]
+) -> None:
     promote(web, names[0])
     web.put("/api/settings", json={"side_by_side_share": 0.25}, headers=key())
     web.put("/api/schedule", json={"cron": "0 3 * * *", "time_zone": "UTC"}, headers=key())

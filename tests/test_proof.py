@@ -9,11 +9,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from assistant.adapters import WEIGHTS, AdapterRefused, Proof, agreement, read_card, write_card
-from assistant.engine import Engine
+from assistant.chat.adapter_manager import proved
+from assistant.engine.engine import Engine
 from assistant.environment import AUTO
-from assistant.models import Base, file_sha256, load_tokenizer
-from assistant.roster import proved
+from assistant.models.adapter import WEIGHTS, AdapterRefused, Proof, agreement, read_card, write_card
+from assistant.models.base_model import Base, file_sha256, load_tokenizer
 from tests.trained import LETTER, SAILOR
 
 Change = Callable[[str, Tensor], Tensor]  # of a tensor by its name

@@ -5,21 +5,27 @@ from collections import Counter
 
 import pytest
 
-from feedback import nights, people, queue, raters, ratings, talk
-from feedback.people import User
-from feedback.queue import EVENLY, Item, chances, next_question
-from feedback.store import NotFound, Refused, Store
-from feedback.talk import Message
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.errors import NotFound, Refused
+from feedback.kinds.comparison import compare
+from feedback.kinds.ranking import rank
+from feedback.messages import Message
+from feedback.raters import agreement, questions
+from feedback.raters.questions import EVENLY, Item, chances, next_question
+from feedback.records import settings
 from tests.conftest import BY_BASE, two_replies
 
 
-def rater(store: Store, name: str, role: str = "rater") -> User:
-    user = people.add_user(store, name, role, None)
-    people.set_consent(store, user, True)
+def rater(store: Database, name: str, role: str = "rater") -> User:
+    user = users.add_user(store, name, role, None)
+    users.set_consent(store, user, True)
     return user
 
 
-def test_a_question_is_answered_once_and_keeps_its_chance(store: Store, consenting: User) -> None:
+def test_a_question_is_answered_once_and_keeps_its_chance(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
     ann = rater(store, "ann")
     asked = next_question(store, ann)
@@ -27,7 +33,7 @@ def test_a_question_is_answered_once_and_keeps_its_chance(store: Store, consenti
     assert (asked.kind, asked.messages, asked.propensity) == ("comparison", (Message("user", "hello"),), 1.0)
     assert {reply for reply, _ in asked.replies} == {left, right}
     assert next_question(store, ann) == asked  # until it is answered
-    ratings.compare(store, ann, asked.replies[0][0], asked.replies[1][0], "left", shown_s=2.5)
+    compare(store, ann, asked.replies[0][0], asked.replies[1][0], "left", shown_s=2.5)
     (row,) = store.rows("SELECT question, shown_s FROM comparisons")
     assert row == {"question": asked.id, "shown_s": 2.5}
     again = next_question(store, ann)
@@ -35,57 +41,59 @@ def test_a_question_is_answered_once_and_keeps_its_chance(store: Store, consenti
     assert again.why == "repeat"  # nothing else is left
 
 
-def test_others_replies_may_be_rated_only_where_a_question_shows_them(store: Store, consenting: User) -> None:
+def test_others_replies_may_be_rated_only_where_a_question_shows_them(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
-    leaf = talk.own_conversation(store, consenting, talk.node(store, left).conversation)["leaf"]
+    leaf = conversations.own_conversation(store, consenting, conversations.node(store, left).conversation)["leaf"]
     ann = rater(store, "ann")
     with pytest.raises(NotFound):
-        ratings.compare(store, ann, left, right, "left")
+        compare(store, ann, left, right, "left")
     assert next_question(store, ann)
-    ratings.compare(store, ann, left, right, "left")
-    assert talk.own_conversation(store, consenting, talk.node(store, left).conversation)["leaf"] == leaf
+    compare(store, ann, left, right, "left")
+    assert (
+        conversations.own_conversation(store, consenting, conversations.node(store, left).conversation)["leaf"] == leaf
+    )
 
 
-def test_nobody_is_shown_what_its_owner_keeps_to_themselves(store: Store, owner: User) -> None:
+def test_nobody_is_shown_what_its_owner_keeps_to_themselves(store: Database, owner: User) -> None:
     message, _, _ = two_replies(store, owner)
     ann, chatter = rater(store, "ann"), rater(store, "chatter", "chatter")
     assert next_question(store, ann) is None
-    people.set_consent(store, owner, True)
+    users.set_consent(store, owner, True)
     assert next_question(store, chatter) is None
-    people.set_conversation_consent(store, owner, talk.node(store, message).conversation, False)
+    users.set_conversation_consent(store, owner, conversations.node(store, message).conversation, False)
     assert next_question(store, ann) is None
     assert next_question(store, owner) is not None  # one's own, always
 
 
-def test_three_replies_are_ranked(store: Store, consenting: User) -> None:
+def test_three_replies_are_ranked(store: Database, consenting: User) -> None:
     message, _, _ = two_replies(store, consenting)
-    talk.add_reply(store, message, "good evening", BY_BASE)
+    conversations.add_reply(store, message, "good evening", BY_BASE)
     asked = next_question(store, consenting)
     assert asked is not None
     assert (asked.kind, len(asked.replies)) == ("ranking", 3)
-    ratings.rank(store, consenting, [reply for reply, _ in asked.replies], [1, 2, 3])
+    rank(store, consenting, [reply for reply, _ in asked.replies], [1, 2, 3])
     assert store.rows("SELECT question FROM rankings") == [{"question": asked.id}]
 
 
-def test_an_item_is_asked_until_enough_people_have_answered(store: Store, consenting: User) -> None:
+def test_an_item_is_asked_until_enough_people_have_answered(store: Database, consenting: User) -> None:
     two_replies(store, consenting)
-    nights.set_setting(store, None, "raters_per_question", 2)
+    settings.set_setting(store, None, "raters_per_question", 2)
     for number in (1, 2):
         user = rater(store, f"rater {number}")
         asked = next_question(store, user)
         assert asked is not None
-        ratings.compare(store, user, *(reply for reply, _ in asked.replies), "left")
+        compare(store, user, *(reply for reply, _ in asked.replies), "left")
     third = rater(store, "rater 3")
     assert next_question(store, third) is None
-    nights.set_setting(store, None, "raters_per_question", 3)
+    settings.set_setting(store, None, "raters_per_question", 3)
     assert next_question(store, third) is not None
     with pytest.raises(Refused, match="whole number of people from 1"):
-        nights.set_setting(store, None, "raters_per_question", 0)
+        settings.set_setting(store, None, "raters_per_question", 0)
 
 
-def test_the_sides_are_drawn_and_left_is_met_as_often(store: Store, consenting: User) -> None:
+def test_the_sides_are_drawn_and_left_is_met_as_often(store: Database, consenting: User) -> None:
     _, left, _ = two_replies(store, consenting)
-    nights.set_setting(store, None, "raters_per_question", 99)
+    settings.set_setting(store, None, "raters_per_question", 99)
     first = Counter(
         next_question(store, rater(store, f"rater {n}"), random.Random(n)).replies[0][0] == left  # type: ignore[union-attr]
         for n in range(60)
@@ -106,7 +114,7 @@ def test_chances_sum_to_one_favour_what_teaches_and_leave_nothing_out() -> None:
     assert found["torn"] > found["clear"] > found["unrated"] > found["plain"]
 
 
-def test_what_is_drawn_is_drawn_as_often_as_its_propensity_says(store: Store, consenting: User) -> None:
+def test_what_is_drawn_is_drawn_as_often_as_its_propensity_says(store: Database, consenting: User) -> None:
     for text in "abcd":
         two_replies(store, consenting, text)
     scored = store.rows("SELECT m.id FROM messages m JOIN messages p ON p.id = m.parent WHERE p.content = 'a'")
@@ -118,7 +126,7 @@ def test_what_is_drawn_is_drawn_as_often_as_its_propensity_says(store: Store, co
         assert asked is not None
         drawn[asked.messages[0].content] += 1
         told[asked.messages[0].content] = asked.propensity
-        with store.write() as db:  # as if it had never been asked
+        with store.transaction() as db:  # as if it had never been asked
             db.conn.execute("DELETE FROM questions")
     assert sum(told.values()) == pytest.approx(1)
     for text, count in drawn.items():
@@ -126,19 +134,19 @@ def test_what_is_drawn_is_drawn_as_often_as_its_propensity_says(store: Store, co
     assert drawn["a"] > max(drawn[text] for text in "bcd")
 
 
-def test_scores_are_of_what_may_be_asked_and_the_newest_stand(store: Store, consenting: User) -> None:
+def test_scores_are_of_what_may_be_asked_and_the_newest_stand(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
-    conversation = talk.node(store, left).conversation
-    assert queue.newest(store, 10) == [[left, right]]
-    queue.keep_scores(store, {left: (0.5, 0.1), right: (-0.5, 0.2)})
-    queue.keep_scores(store, {left: (1.0, 0.3), right: (0.0, 0.4)})
-    (item,), _ = queue.items(store, consenting, 1)
+    conversation = conversations.node(store, left).conversation
+    assert questions.newest(store, 10) == [[left, right]]
+    questions.keep_scores(store, {left: (0.5, 0.1), right: (-0.5, 0.2)})
+    questions.keep_scores(store, {left: (1.0, 0.3), right: (0.0, 0.4)})
+    (item,), _ = questions.items(store, consenting, 1)
     assert (item.margin, item.disagreement) == (1.0, pytest.approx(0.5))
-    people.set_conversation_consent(store, consenting, conversation, False)
-    assert queue.newest(store, 10) == []
+    users.set_conversation_consent(store, consenting, conversation, False)
+    assert questions.newest(store, 10) == []
 
 
-def test_agreement_with_oneself_is_counted_on_repeats(store: Store, consenting: User) -> None:
+def test_agreement_with_oneself_is_counted_on_repeats(store: Database, consenting: User) -> None:
     two_replies(store, consenting)
     chosen = []
     for _ in range(3):
@@ -147,13 +155,13 @@ def test_agreement_with_oneself_is_counted_on_repeats(store: Store, consenting: 
         left, right = (reply for reply, _ in asked.replies)
         better = min(left, right) if len(chosen) < 2 else max(left, right)
         chosen.append(better)
-        ratings.compare(store, consenting, left, right, "left" if better == left else "right")
-    found = raters.consistency(store)
+        compare(store, consenting, left, right, "left" if better == left else "right")
+    found = agreement.consistency(store)
     assert (found.part, found.whole) == (1, 2)
 
 
-def test_the_queue_is_empty_where_nothing_can_be_asked(store: Store, consenting: User) -> None:
+def test_the_queue_is_empty_where_nothing_can_be_asked(store: Database, consenting: User) -> None:
     assert next_question(store, consenting) is None
-    assert queue.items(store, consenting, 1) == ([], [])
+    assert questions.items(store, consenting, 1) == ([], [])
     with pytest.raises(Refused):
-        people.add_user(store, "", "rater", None)
+        users.add_user(store, "", "rater", None)

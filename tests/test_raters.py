@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from feedback import people, raters, ratings, reliability
-from feedback.people import User
-from feedback.raters import agreement, alpha
-from feedback.reliability import LEAST, Rating, reliabilities
-from feedback.store import NotFound, Refused, Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Database
+from feedback.errors import NotFound, Refused
+from feedback.kinds.comparison import compare
+from feedback.raters import reliability
+from feedback.raters.agreement import add_gold, agreement, alpha, report
+from feedback.raters.reliability import LEAST, Rating, reliabilities
 from tests.conftest import two_replies
 
 BAD = 12  # raters that are put among the honest: a third of them random, inverted, always up
@@ -82,9 +85,9 @@ def test_agreement_and_alpha_of_a_table_worked_by_hand() -> None:
     assert alpha(rated[:1]) is None
 
 
-def test_a_person_alone_has_full_weight_and_nobody_a_reliability(store: Store, consenting: User) -> None:
+def test_a_person_alone_has_full_weight_and_nobody_a_reliability(store: Database, consenting: User) -> None:
     _, left, right = two_replies(store, consenting)
-    ratings.compare(store, consenting, left, right, "left")
+    compare(store, consenting, left, right, "left")
     assert reliability.weights(store) == {}
 
 
@@ -94,25 +97,25 @@ def test_of_two_who_disagree_neither_is_condemned() -> None:
     assert all(each.new for each in reliabilities(rated))
 
 
-def test_the_report_names_new_raters_and_what_sways_them(store: Store, consenting: User) -> None:
+def test_the_report_names_new_raters_and_what_sways_them(store: Database, consenting: User) -> None:
     for choice in ("left", "left", "right"):
         _, left, right = two_replies(store, consenting)  # the left one is longer
-        ratings.compare(store, consenting, left, right, choice)
-    raters.add_gold(store, consenting, left, right)
-    report = raters.report(store)
-    assert [(each.name, each.label) for each in report.raters] == [("owner", "new")]
-    assert ((report.left.part, report.left.whole), (report.longer.part, report.longer.whole)) == ((2, 3), (2, 3))
-    assert (report.raters[0].gold.part, report.raters[0].gold.whole) == (0, 1)
-    assert report.left.low < 2 / 3 < report.left.high
-    assert report.alpha is None
+        compare(store, consenting, left, right, choice)
+    add_gold(store, consenting, left, right)
+    found = report(store)
+    assert [(each.name, each.label) for each in found.raters] == [("owner", "new")]
+    assert ((found.left.part, found.left.whole), (found.longer.part, found.longer.whole)) == ((2, 3), (2, 3))
+    assert (found.raters[0].gold.part, found.raters[0].gold.whole) == (0, 1)
+    assert found.left.low < 2 / 3 < found.left.high
+    assert found.alpha is None
 
 
-def test_gold_is_for_operators_and_of_two_replies_to_one_message(store: Store, owner: User) -> None:
+def test_gold_is_for_operators_and_of_two_replies_to_one_message(store: Database, owner: User) -> None:
     _, left, right = two_replies(store, owner)
     _, elsewhere, _ = two_replies(store, owner)
     with pytest.raises(Refused, match="the same message"):
-        raters.add_gold(store, owner, left, elsewhere)
+        add_gold(store, owner, left, elsewhere)
     with pytest.raises(NotFound):
-        raters.add_gold(store, owner, left, "nothing")
+        add_gold(store, owner, left, "nothing")
     with pytest.raises(Refused, match="only an operator"):
-        raters.add_gold(store, people.add_user(store, "chatter", "chatter", None), left, right)
+        add_gold(store, users.add_user(store, "chatter", "chatter", None), left, right)

@@ -3,21 +3,21 @@
 import sqlite3
 
 import pytest
+import sqlite_utils
 import torch
-from sqlite_utils import Database
 
-from assistant.models import Base, find_base
-from feedback import references as kept
-from feedback.schema import steps
-from feedback.store import Store
+from assistant.models.base_model import Base, find_base
+from feedback.database.database import Database
+from feedback.database.migrations import steps
+from feedback.records import reference_logprobs as kept
 from tests.test_split import QUESTIONS
-from tests.test_watch import lessons_of
+from tests.test_watch import examples_of
 from tests.tiny import make_tiny
-from training import preference
-from training.backbone import Backbone
-from training.preference import Settings
-from training.references import References
-from training.rows import Row
+from training.algorithms.dpo_kto import PreferenceConfig, PreferenceTrainer
+from training.loop.loop import train
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.model.reference import References
 
 ROWS = [Row([1, 5, 6], [[7, 8], [9]]), Row([1, 5], [[7, 8, 4]])]
 
@@ -60,17 +60,17 @@ def test_another_template_or_number_format_or_prompt_is_another_number(store, ba
 
 
 def test_a_second_training_on_the_same_lessons_computes_no_reference_again(store, backbone, monkeypatch):
-    lessons = lessons_of(backbone, QUESTIONS[:6])
-    settings = Settings(epochs=1, least_steps=1, batch_size=4)
+    examples = examples_of(backbone, QUESTIONS[:6])
+    config = PreferenceConfig(epochs=1, min_steps=1, batch_size=4)
     first = References(backbone, "template")
-    for _ in preference.train(backbone, lessons, settings, preference.begin(backbone, settings), lessons[:2], first):
-        pass
+    trainer = PreferenceTrainer(backbone, examples, config, examples[:2], first)
+    list(train(trainer, trainer.begin()))
     first.keep(store)
     second = References(backbone, "template")
-    second.recall(store, [lesson.row() for lesson in lessons])
+    second.recall(store, [example.row() for example in examples])
 
-    for _ in preference.train(backbone, lessons, settings, preference.begin(backbone, settings), lessons[:2], second):
-        pass
+    trainer = PreferenceTrainer(backbone, examples, config, examples[:2], second)
+    list(train(trainer, trainer.begin()))
 
     assert first.computed == 12
     assert second.computed == 0
@@ -78,14 +78,14 @@ def test_a_second_training_on_the_same_lessons_computes_no_reference_again(store
 
 def test_a_ledger_of_before_gets_the_table_and_keeps_what_it_has(tmp_path):
     path = tmp_path / "nightschool.db"
-    old = Database(path)
+    old = sqlite_utils.Database(path)
     steps.apply(old, stop_before="m0004_reference_logprobs")
     old.conn.execute("INSERT INTO users (name, role, created_at) VALUES ('ada', 'chatter', 'now')")
     old.conn.commit()
     with pytest.raises(sqlite3.OperationalError):
         old.conn.execute("SELECT * FROM reference_logprobs")
     old.close()
-    store = Store(tmp_path)
+    store = Database(tmp_path)
     kept.keep(store, "base float32", "template", {"reply": b"1234"})
     assert kept.known(store, "base float32", "template", ["reply", "other"]) == {"reply": b"1234"}
     assert store.row("SELECT name FROM users WHERE name = 'ada'")

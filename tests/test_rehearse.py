@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from feedback import nights, ratings
-from feedback.store import Refused, Store
-from training import taste
-from training.rehearse import PROMPTS, interval, questions
-from training.soundness import flaw, is_repetitive, whole_words
+from feedback.database.database import Database
+from feedback.errors import Refused
+from feedback.kinds.tally import counts
+from feedback.records import nights
+from training.evaluation.text_quality import flaw, is_repetitive, whole_words
+from training.rehearsal import preference_rule
+from training.rehearsal.run import PROMPTS, interval, questions
 
 TASTES = Path(__file__).with_name("tastes")
 KNOWN = whole_words(["You can boil the egg for six minutes or so, and then eat it."])
@@ -42,10 +44,10 @@ def test_a_flawed_reply_loses_whatever_the_taste():
     def likes_the_worst(prompt: str, a: str, b: str) -> float:
         return len(b) - len(a)
 
-    assert taste.choose(likes_the_worst, "?", GOOD, "", KNOWN) == 1
-    assert taste.choose(likes_the_worst, "?", "Boil the egg for six min", GOOD, KNOWN) == -1
-    assert taste.choose(likes_the_worst, "?", "", " ", KNOWN) == 0
-    assert taste.choose(likes_the_worst, "?", GOOD, GOOD + " And eat it.", KNOWN) == 1
+    assert preference_rule.choose(likes_the_worst, "?", GOOD, "", KNOWN) == 1
+    assert preference_rule.choose(likes_the_worst, "?", "Boil the egg for six min", GOOD, KNOWN) == -1
+    assert preference_rule.choose(likes_the_worst, "?", "", " ", KNOWN) == 0
+    assert preference_rule.choose(likes_the_worst, "?", GOOD, GOOD + " And eat it.", KNOWN) == 1
 
 
 @pytest.mark.parametrize(
@@ -58,10 +60,10 @@ def test_a_flawed_reply_loses_whatever_the_taste():
     ],
 )
 def test_the_tastes_that_ship_with_the_tests_like_what_they_say(name, better, worse):
-    likes = taste.load(TASTES / f"{name}.py")
-    assert taste.choose(likes, "?", better, worse, KNOWN) == 1
-    assert taste.choose(likes, "?", worse, better, KNOWN) == -1
-    assert taste.choose(likes, "?", better, better, KNOWN) == 0
+    likes = preference_rule.load(TASTES / f"{name}.py")
+    assert preference_rule.choose(likes, "?", better, worse, KNOWN) == 1
+    assert preference_rule.choose(likes, "?", worse, better, KNOWN) == -1
+    assert preference_rule.choose(likes, "?", better, better, KNOWN) == 0
 
 
 def test_the_prompts_are_many_and_those_judged_on_are_not_asked_before():
@@ -103,7 +105,7 @@ def test_a_taste_that_answers_no_number_is_refused(tmp_path, answer):
     file = tmp_path / "taste.py"
     file.write_text(f"def prefers(prompt, a, b):\n    return {answer}\n")
     with pytest.raises(Refused, match=r"taste\.py"):
-        taste.load(file)("?", "a", "b")
+        preference_rule.load(file)("?", "a", "b")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
 
 
 def rehearse(data: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "training.rehearse", "--data", str(data), *options]
+    command = [sys.executable, "-m", "training.rehearsal.run", "--data", str(data), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
 
@@ -149,7 +151,7 @@ def test_a_rehearsal_goes_the_way_of_people_and_reports_what_it_found(tmp_path):
     assert 0.1 < figures["base_nll_before"] < 5
     assert figures["words_before"] > 1
     assert (data / "rehearsal.png").stat().st_size > 5_000
-    store = Store(data)
-    assert ratings.counts(store)["comparisons"] == 16
+    store = Database(data)
+    assert counts(store)["comparisons"] == 16
     assert nights.night(store, 1).state == "done"
     store.close()

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant.adapters import CONFIG, WEIGHTS, AdapterRefused, Card, write_card
-from assistant.completions import LIKELIEST, drawn_logprob
-from assistant.generation import Busy, EngineError
-from assistant.models import Base, file_sha256, find_base, load_tokenizer
-from assistant.remote import RemoteEngine
-from assistant.sampling import Sampling
-from feedback.store import Refused
+from assistant.engine.request import Busy, EngineError
+from assistant.engine.sampling.params import Sampling
+from assistant.engine.vllm.engine import RemoteEngine
+from assistant.engine.vllm.protocol import LIKELIEST, drawn_logprob
+from assistant.models.adapter import CONFIG, WEIGHTS, AdapterCard, AdapterRefused, write_card
+from assistant.models.base_model import Base, file_sha256, find_base, load_tokenizer
+from feedback.errors import Refused
 from tests.foreign import LOGPROB, SAID, Foreign, serving
 from tests.test_app import refused
 from tests.tiny import make_tiny
@@ -52,7 +52,7 @@ def make_adapter(folder: Path, base: Base, **config: object) -> Path:
     folder.mkdir()
     (folder / WEIGHTS).write_bytes(b"what only the server reads")
     (folder / CONFIG).write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 4} | config))
-    card = Card(
+    card = AdapterCard(
         id=folder.name,
         base_name=base.name,
         base_sha256=base.sha256,
@@ -242,12 +242,12 @@ def test_an_adapter_is_loaded_under_a_name_of_its_content_and_unloaded_when_its_
     directory = make_adapter(tmp_path / "night-0001", foreign.base)
     adapter = engine.load(directory)
     again = engine.load(directory)
-    assert foreign.loaded == {adapter.seat.model: str(directory)}
+    assert foreign.loaded == {adapter.lora_slot.model: str(directory)}
     engine.unload(again)
     foreign.behaves = "hangs"
     reply = engine.submit(PROMPT, Sampling(), adapter)
     assert reply.take()
-    assert foreign.bodies[-1]["model"] == adapter.seat.model
+    assert foreign.bodies[-1]["model"] == adapter.lora_slot.model
     engine.unload(adapter)
     time.sleep(0.2)
     assert foreign.loaded  # its reply is being written
@@ -261,7 +261,7 @@ def test_other_content_has_another_name(engine: RemoteEngine, foreign: Foreign, 
     one = engine.load(make_adapter(tmp_path / "one" / "night-0001", foreign.base))
     other = engine.load(make_adapter(tmp_path / "other" / "night-0001", foreign.base, lora_alpha=1))
     assert one.id == other.id == "night-0001"
-    assert one.seat.model != other.seat.model
+    assert one.lora_slot.model != other.lora_slot.model
 
 
 def test_a_server_started_anew_is_given_its_adapter_again(
@@ -271,7 +271,7 @@ def test_a_server_started_anew_is_given_its_adapter_again(
     adapter = engine.load(directory)
     foreign.loaded.clear()
     assert len(list(engine.submit(PROMPT, Sampling(), adapter))) == 4
-    assert list(foreign.loaded) == [adapter.seat.model]
+    assert list(foreign.loaded) == [adapter.lora_slot.model]
     foreign.loaded.clear()
     (directory / CONFIG).write_text("{}")
     with pytest.raises(AdapterRefused, match="was changed on disk"):

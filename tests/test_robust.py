@@ -3,23 +3,25 @@
 Faults are put into the numbers that the loops are given, on a tiny model; everything else is real.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from assistant.models import Base, find_base
-from tests.test_reward import lessons_of as reward_lessons_of
+from assistant.models.base_model import Base, find_base
+from tests.test_reward import examples_of as reward_examples_of
 from tests.test_split import QUESTIONS
-from tests.test_watch import lessons_of
+from tests.test_watch import examples_of
 from tests.tiny import make_tiny
-from training import night_folder, ppo, preference, reinforce, reward
-from training.backbone import Backbone
-from training.rollout import Collapsed, Rollout, require_life
-from training.rows import Row
-from training.steps import NotFinite, Report, Run, within_memory
+from training.algorithms import dpo_kto, ppo, reward_model, rloo
+from training.loop import checkpoint
+from training.loop.loop import Metrics, Report, Trainer, train
+from training.loop.optim import NotFinite, within_memory
+from training.loop.state import TrainState
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.rollouts.sampler import Collapsed, Rollout, require_life
 
 STEPS = 4
 
@@ -50,16 +52,14 @@ class Faulty(Backbone):
         return found * torch.nan if fault == "nan" else found
 
 
-def preference_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
-    settings = preference.Settings(epochs=1, least_steps=1, batch_size=2, looks=1, kl_budget=50)
-    progress = preference.begin(backbone, settings)
-    return progress, preference.train(backbone, lessons_of(backbone, QUESTIONS[: 2 * STEPS]), settings, progress)
+def preference_trainer(backbone: Backbone) -> Trainer:
+    config = dpo_kto.PreferenceConfig(epochs=1, min_steps=1, batch_size=2, evals_per_epoch=1, kl_budget=50)
+    return dpo_kto.PreferenceTrainer(backbone, examples_of(backbone, QUESTIONS[: 2 * STEPS]), config)
 
 
-def reward_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
-    settings = reward.Settings(epochs=1, least_steps=1, batch_size=2, rank=4, alpha=8)
-    head, run = reward.begin(backbone, settings, 0)
-    return run, reward.train(backbone, head, reward_lessons_of(backbone, QUESTIONS[: 2 * STEPS]), settings, 0, run)
+def reward_trainer(backbone: Backbone) -> Trainer:
+    config = reward_model.RewardConfig(ensemble_size=1, epochs=1, min_steps=1, batch_size=2, rank=4, alpha=8)
+    return reward_model.EnsembleTrainer(backbone, reward_examples_of(backbone, QUESTIONS[: 2 * STEPS]), config)
 
 
 def rollouts() -> tuple[list[Rollout], list[torch.Tensor]]:
@@ -67,24 +67,50 @@ def rollouts() -> tuple[list[Rollout], list[torch.Tensor]]:
     return [Rollout(row, (True, True), torch.zeros(3)) for row in rows], [torch.tensor([1.0, -1.0])] * 3
 
 
-def steps_of(learn: Callable[..., dict[str, float]], run: Run) -> Iterator[Report]:
-    for _ in range(STEPS):
-        yield Report(run.step, STEPS, learn(run, *rollouts()), 0.0)
+def no_scores(rollouts: Any) -> list[torch.Tensor]:
+    return [torch.zeros(len(each.row.replies)) for each in rollouts]
 
 
-def rloo_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
-    settings = reinforce.Settings(steps=STEPS, kl_budget=50)
-    run = reinforce.begin(backbone, settings)
-    return run, steps_of(partial(reinforce.learn, backbone, settings=settings, method="rloo"), run)
+class OnFixedRollouts:
+    """A policy's steps without the engine: what it learns from is always the same."""
+
+    watch = None
+    kl_budget = 50.0
+    steps = STEPS
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def begin(self) -> TrainState:
+        return self.trainer.begin()
+
+    def prepare(self, state: TrainState) -> None:
+        pass  # the sign is checked in `test_policy`
+
+    def step(self, state: TrainState) -> Metrics:
+        return self.trainer.learn(state, *rollouts(), self.trainer.config)
+
+    def final_kl(self, state: TrainState) -> float:
+        return state.kl
 
 
-def ppo_loop(backbone: Backbone) -> tuple[Any, Iterator[Report]]:
-    settings = ppo.Settings(steps=STEPS, epochs=1, minibatches=1, kl_budget=50, rank=4, alpha=8)
-    head, run = ppo.begin(backbone, settings)
-    return run, steps_of(partial(ppo.learn, backbone, head, settings=settings), run)
+def rloo_trainer(backbone: Backbone) -> Trainer:
+    config = rloo.RlooConfig(steps=STEPS, kl_budget=50)
+    return OnFixedRollouts(rloo.RlooTrainer(backbone, None, [], no_scores, config))
 
 
-LOOPS = {"preference": preference_loop, "reward": reward_loop, "rloo": rloo_loop, "ppo": ppo_loop}
+def ppo_trainer(backbone: Backbone) -> Trainer:
+    config = ppo.PpoConfig(steps=STEPS, epochs=1, num_minibatches=1, kl_budget=50, rank=4, alpha=8)
+    return OnFixedRollouts(ppo.PpoTrainer(backbone, None, [], no_scores, config))
+
+
+TRAINERS = {"preference": preference_trainer, "reward": reward_trainer, "rloo": rloo_trainer, "ppo": ppo_trainer}
+
+
+def started(loop: str, backbone: Backbone) -> tuple[TrainState, Iterator[Report]]:
+    trainer = TRAINERS[loop](backbone)
+    state = trainer.begin()
+    return state, train(trainer, state)
 
 
 def weights(backbone: Backbone) -> dict[str, torch.Tensor]:
@@ -92,10 +118,10 @@ def weights(backbone: Backbone) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("at", [1, 3])
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", TRAINERS)
 def test_numbers_that_are_none_end_the_run_before_they_reach_the_weights(tiny, loop, at):
     backbone = Faulty(tiny)
-    _, reports = LOOPS[loop](backbone)
+    _, reports = started(loop, backbone)
     backbone.faults = {at: "nan"}
     seen: list[dict[str, torch.Tensor]] = []
 
@@ -111,12 +137,12 @@ def test_numbers_that_are_none_end_the_run_before_they_reach_the_weights(tiny, l
 
 
 @pytest.mark.parametrize("fault", ["memory", "cuda memory"])
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("loop", TRAINERS)
 def test_memory_that_runs_out_halves_what_is_computed_at_once_and_goes_on(tiny, loop, fault):
     backbone, undisturbed = Faulty(tiny), Faulty(tiny)
-    _, smooth = LOOPS[loop](undisturbed)
+    _, smooth = started(loop, undisturbed)
     done = [each.metrics["loss"] for each in smooth]
-    state, reports = LOOPS[loop](backbone)
+    state, reports = started(loop, backbone)
     backbone.faults = {2: fault, 3: fault}
 
     found = [each.metrics["loss"] for each in reports]
@@ -128,7 +154,7 @@ def test_memory_that_runs_out_halves_what_is_computed_at_once_and_goes_on(tiny, 
 
 def test_memory_that_never_suffices_is_said(tiny):
     backbone = Faulty(tiny)
-    _, reports = preference_loop(backbone)
+    _, reports = started("preference", backbone)
     backbone.faults = dict.fromkeys(range(1, 20), "memory")
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         list(reports)
@@ -139,16 +165,16 @@ def test_other_errors_are_not_taken_for_memory():
         raise RuntimeError("sizes do not match")
 
     with pytest.raises(RuntimeError, match="sizes do not match"):
-        within_memory(Run({}, torch.optim.AdamW([torch.zeros(1, requires_grad=True)])), compute)
+        within_memory(TrainState({}, torch.optim.AdamW([torch.zeros(1, requires_grad=True)])), compute)
 
 
-def life(run: Run, replies: list[list[int]], scores: list[float]) -> None:
+def life(state: TrainState, replies: list[list[int]], scores: list[float]) -> None:
     made = [Rollout(Row([1, 2], replies), (True,) * len(replies), torch.zeros(4))]
-    require_life(run, made, [torch.tensor(scores)])
+    require_life(state, made, [torch.tensor(scores)])
 
 
-def new_run() -> Run:
-    return Run({}, torch.optim.AdamW([torch.zeros(1, requires_grad=True)]))
+def new_run() -> TrainState:
+    return TrainState({}, torch.optim.AdamW([torch.zeros(1, requires_grad=True)]))
 
 
 def test_a_policy_that_writes_the_same_whatever_is_drawn_has_collapsed():
@@ -176,14 +202,14 @@ def test_a_policy_whose_scores_sink_has_collapsed():
 def test_a_run_that_goes_on_ends_as_if_nothing_had_been(tiny, loop, tmp_path):
     def train(stop: int | None) -> dict[str, torch.Tensor]:
         backbone = Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
-        run, reports = LOOPS[loop](backbone)
-        night_folder.load_run(tmp_path, run)
-        for done in range(run.step, STEPS):
+        state, reports = started(loop, backbone)
+        checkpoint.load(tmp_path / "policy", state)
+        for done in range(state.step, STEPS):
             next(reports)
             if done + 1 == stop:
-                night_folder.save_run(tmp_path, run)
+                checkpoint.save(tmp_path / "policy", state)
                 return {}
-        return {name: each.detach().clone() for name, each in run.parameters.items()}
+        return {name: each.detach().clone() for name, each in state.parameters.items()}
 
     whole = train(None)
     assert train(stop=2) == {}

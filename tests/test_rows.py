@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from assistant import models
-from feedback.examples import Answer, Examples, Pair
-from feedback.talk import Message
-from training import attention, rows
-from training import backbone as backbones
-from training.backbone import Backbone
-from training.batches import Lesson, make_lessons
-from training.preference import Settings
-from training.rows import TOKENS_AT_ONCE, Row, pack, together
-from training.teaching import make_encoder
+from assistant.models import base_model
+from feedback.example_types import Answer, Examples, PreferencePair
+from feedback.messages import Message
+from training.algorithms.dpo_kto import PreferenceConfig
+from training.data.tokenize import TokenizedExample, tokenize
+from training.model import packing, tree_attention
+from training.model import policy as backbones
+from training.model.packing import TOKENS_AT_ONCE, Row, pack, together
+from training.model.policy import Backbone
+from training.night.learning import make_encoder
 
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
 
@@ -24,7 +24,7 @@ PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jso
 @pytest.fixture(scope="module")
 def backbone():
     """The embedded model in fp32, with a LoRA that does something."""
-    made = Backbone(models.find_base("embedded"), torch.float32, "cpu", rank=16, alpha=32, seed=0)
+    made = Backbone(base_model.find_base("embedded"), torch.float32, "cpu", rank=16, alpha=32, seed=0)
     noise = torch.Generator().manual_seed(1)
     for name, each in made.parameters().items():
         if ".lora_B." in name:  # a fresh one is zero, and would let nothing through to the other factor
@@ -32,8 +32,8 @@ def backbone():
     return made
 
 
-def lessons_of(backbone: Backbone, count: int, longest: int) -> list[Lesson]:
-    """Real conversations of several turns, from short ones to `longest` tokens."""
+def examples_of(backbone: Backbone, count: int, max_length: int) -> list[TokenizedExample]:
+    """Real conversations of several turns, from short ones to `max_length` tokens."""
     if not PAIRS.is_file():
         pytest.skip(f"the real pairs are not here: {PAIRS}")
     pairs = []
@@ -41,10 +41,10 @@ def lessons_of(backbone: Backbone, count: int, longest: int) -> list[Lesson]:
         raw = json.loads(line)
         messages = tuple(Message(**each) for each in raw["prompt"])
         if len(messages) >= 3 and raw["chosen"] and raw["rejected"]:
-            pairs.append(Pair(messages, Answer(raw["chosen"]), Answer(raw["rejected"])))
-    encoder = make_encoder(backbone.base, backbone, Settings())
-    lessons, _ = make_lessons(Examples(tuple(pairs[: 20 * count])), encoder)
-    fitting = sorted((each for each in lessons if each.row().tokens <= longest), key=lambda each: each.row().tokens)
+            pairs.append(PreferencePair(messages, Answer(raw["chosen"]), Answer(raw["rejected"])))
+    encoder = make_encoder(backbone.base, backbone, PreferenceConfig())
+    examples, _ = tokenize(Examples(tuple(pairs[: 20 * count])), encoder)
+    fitting = sorted((each for each in examples if each.row().tokens <= max_length), key=lambda each: each.row().tokens)
     assert len(fitting) >= count
     return [fitting[at * len(fitting) // count] for at in range(count)]
 
@@ -65,12 +65,12 @@ def gradients(backbone: Backbone) -> dict[str, Tensor]:
     return taken
 
 
-def require_packs_equal_one_by_one(backbone: Backbone, lessons: list[Lesson]) -> None:
+def require_packs_equal_one_by_one(backbone: Backbone, examples: list[TokenizedExample]) -> None:
     """Every token's log-prob to 1e-4, and the gradient of the LoRA, of packs against one reply at a time.
 
     The latter in fp64: in fp32 it is further from the truth than packs are (1.1e-4 and 1.5e-5 of a gradient's norm).
     """
-    every, signs = [lesson.row() for lesson in lessons], torch.tensor([1.0, -1.0])
+    every, signs = [example.row() for example in examples], torch.tensor([1.0, -1.0])
     packs = together(every, TOKENS_AT_ONCE)
     assert len(packs) < len(every)
     shared: list[Tensor] = [torch.zeros(0)] * len(every)
@@ -96,13 +96,13 @@ def require_packs_equal_one_by_one(backbone: Backbone, lessons: list[Lesson]) ->
 
 
 def test_packs_of_real_conversations_equal_one_reply_at_a_time(backbone):
-    require_packs_equal_one_by_one(backbone, lessons_of(backbone, 20, longest=150))
+    require_packs_equal_one_by_one(backbone, examples_of(backbone, 20, max_length=150))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_packs_of_many_real_conversations_equal_one_reply_at_a_time(backbone):
-    require_packs_equal_one_by_one(backbone, lessons_of(backbone, 200, longest=1500))
+    require_packs_equal_one_by_one(backbone, examples_of(backbone, 200, max_length=1500))
 
 
 def test_blocks_and_recomputing_change_nothing(backbone, monkeypatch):
@@ -111,7 +111,7 @@ def test_blocks_and_recomputing_change_nothing(backbone, monkeypatch):
     turns = [Row([*history, 50, 51], [[60, 61, 62], [60, 70]]), Row([*history, 50, 51, 60, 61, 62, 80], [[90], [91]])]
     found, slopes = [], []
     for dense, recompute_above in ((1000, 2048), (4, 2048), (1, 2)):
-        monkeypatch.setattr(rows.pack, "__defaults__", (dense,))
+        monkeypatch.setattr(packing.pack, "__defaults__", (dense,))
         monkeypatch.setattr(backbones, "RECOMPUTE_ABOVE", recompute_above)
         values = torch.cat(backbone.each_token_of(turns))
         values.sum().backward()
@@ -145,16 +145,16 @@ def test_the_processors_kernels_attend_as_torchs_own_attention(dtype, near, wind
 
 
 def by_kernels(query, key, value, blocks, window):
-    return attention.tree_attention(None, query, key, value, None, blocks=blocks, sliding_window=window)[0]
+    return tree_attention.tree_attention(None, query, key, value, None, blocks=blocks, sliding_window=window)[0]
 
 
 def by_torch(query, key, value, blocks, window):
-    return attention.by_blocks(query, key, value, blocks, window).transpose(1, 2)
+    return tree_attention.by_blocks(query, key, value, blocks, window).transpose(1, 2)
 
 
 def test_the_reference_is_the_base_and_its_own_frozen_copy(backbone):
     row = Row([1, 9690, 198], [[2683, 359], [253]])
-    copy = models.load_model(backbone.base, torch.float32, "cpu")
+    copy = base_model.load_model(backbone.base, torch.float32, "cpu")
     with torch.no_grad():
         ours = backbone.each_token_of([row], reference=True)[0]
         expected = []

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 from transformers.generation import logits_process as plain
 
-from assistant import models, prompt
-from assistant.adapters import Loaded
-from assistant.drawing import Drawer
-from assistant.engine import Engine
-from assistant.generation import Token
-from assistant.models import Base
-from assistant.sampling import Sampling
-from feedback.talk import Message
+from assistant.engine.engine import Engine
+from assistant.engine.sampling.params import Sampling, Token
+from assistant.engine.sampling.sampler import SamplerState
+from assistant.models import base_model, chat_template
+from assistant.models.adapter import LoadedAdapter
+from assistant.models.base_model import Base
+from feedback.messages import Message
 from tests.small_models import Reference
 from tests.trained import LETTER, SAILOR
 
@@ -40,18 +39,18 @@ WAYS = {
 class Bench:
     engine: Engine
     reference: Reference
-    loaded: dict[str | None, Loaded | None]
+    loaded: dict[str | None, LoadedAdapter | None]
     prompts: list[list[int]]
 
 
 @pytest.fixture(scope="module")
 def bench(embedded: Base, trained: Path) -> Iterator[Bench]:
     directories = {name: trained / "adapters" / name for name in (SAILOR, LETTER)}
-    tokenizer = models.load_tokenizer(embedded)
+    tokenizer = base_model.load_tokenizer(embedded)
     engine = Engine(embedded, "float32", "cpu", tokenizer)
     loaded: dict[str | None, Any] = {name: engine.load(each) for name, each in directories.items()}
     said = ["Name three fruits.", "Write a line about the sea, the sea, the sea.", "Why is the sky blue?"]
-    prompts = [prompt.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in said]
+    prompts = [chat_template.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in said]
     yield Bench(engine, Reference(embedded, directories), loaded | {None: None}, prompts)
     engine.close()
 
@@ -146,7 +145,7 @@ def test_a_seed_gives_the_same_reply_in_any_company_with_every_adapter_and_way(
             continue
         # Company changes how products are rounded, and a number may lie that near to the edge between two tokens.
         at = next(at for at, pair in enumerate(zip(ids, ids_alone, strict=False)) if pair[0] != pair[1])
-        drawer = Drawer(sampling, prompt_ids)
+        drawer = SamplerState(sampling, prompt_ids)
         number = [drawer.number() for _ in range(at + 1)][at] if asked.temperature else 0.0
         near = [drawn_from(plainly[way, name][at], prompt_ids, ids[:at], each) for each in cut_near(asked)]
         for token in (ids[at], ids_alone[at]):
@@ -158,7 +157,7 @@ def test_every_token_is_the_one_that_its_seed_means(
 ) -> None:
     for (way, name), (prompt_ids, tokens) in together.items():
         asked, ids, logits = WAYS[way], [token.id for token in tokens], plainly[way, name]
-        drawer = Drawer(replace(asked, seed=100 + list(WAYS).index(way)), prompt_ids)
+        drawer = SamplerState(replace(asked, seed=100 + list(WAYS).index(way)), prompt_ids)
         for at, token in enumerate(ids):
             number = drawer.number() if asked.temperature else 0.0
             near = [drawn_from(logits[at], prompt_ids, ids[:at], each) for each in cut_near(asked)]

@@ -22,12 +22,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from assistant import models
-from assistant.drawing import Drawer, draw_all, top
-from assistant.grammar import ANY_OBJECT, Grammars
-from assistant.models import Base
-from assistant.sampling import Sampling
-from feedback.store import Refused
+from assistant.engine.sampling.grammar import ANY_OBJECT, Grammars
+from assistant.engine.sampling.params import Sampling
+from assistant.engine.sampling.sampler import SamplerState, sample, top
+from assistant.models import base_model
+from assistant.models.base_model import Base
+from feedback.errors import Refused
 
 PERSON = {
     "type": "object",
@@ -57,8 +57,8 @@ def many(logits: Tensor, sampling: Sampling, count: int, prompt_ids: list[int] |
     tokens = []
     for start in range(0, count, 500):
         seeds = range(start, min(start + 500, count))
-        drawers = [Drawer(Sampling(**{**vars(sampling), "seed": seed}), prompt_ids or []) for seed in seeds]
-        tokens += draw_all(logits.expand(len(drawers), -1), drawers)
+        drawers = [SamplerState(Sampling(**{**vars(sampling), "seed": seed}), prompt_ids or []) for seed in seeds]
+        tokens += sample(logits.expand(len(drawers), -1), drawers)
     return tokens
 
 
@@ -139,7 +139,7 @@ def test_the_highest_are_found_as_topk_finds_them() -> None:
 
 def test_greedy_takes_the_likeliest_and_draws_it_surely() -> None:
     logits = torch.stack([peaked(1000, seed) for seed in range(4)])
-    tokens = draw_all(logits, [Drawer(Sampling(temperature=0), []) for _ in range(4)])
+    tokens = sample(logits, [SamplerState(Sampling(temperature=0), []) for _ in range(4)])
     assert [token.id for token in tokens] == logits.argmax(1).tolist()
     assert [token.sampled_logprob for token in tokens] == [0.0] * 4
     assert [token.logprob for token in tokens] == pytest.approx(logits.log_softmax(1).amax(1).tolist(), abs=1e-5)
@@ -151,12 +151,12 @@ def test_greedy_takes_the_likeliest_and_draws_it_surely() -> None:
 def test_penalties_count_the_reply_and_repetition_the_prompt_too() -> None:
     logits = torch.tensor([2.0, 1.9, 1.8, -1.0])
     asked = {"temperature": 0.0, "presence_penalty": 0.15, "frequency_penalty": 0.1}
-    drawer = Drawer(Sampling(**asked), [0, 0, 0])
+    drawer = SamplerState(Sampling(**asked), [0, 0, 0])
     # 2.0 once seen is worth 1.75, twice 1.65; 1.9 once 1.65; 1.8 once 1.55.
-    assert [draw_all(logits[None], [drawer])[0].id for _ in range(4)] == [0, 1, 2, 0]
-    again = Drawer(Sampling(temperature=0, repetition_penalty=1.25), [0])
+    assert [sample(logits[None], [drawer])[0].id for _ in range(4)] == [0, 1, 2, 0]
+    again = SamplerState(Sampling(temperature=0, repetition_penalty=1.25), [0])
     # 2.0 / 1.25 = 1.6, 1.9 / 1.25 = 1.52, 1.8 / 1.25 = 1.44: once all three are seen the order is as it was.
-    assert [draw_all(logits[None], [again])[0].id for _ in range(4)] == [1, 2, 0, 0]
+    assert [sample(logits[None], [again])[0].id for _ in range(4)] == [1, 2, 0, 0]
 
 
 def test_a_bias_bans_or_forces_a_token_and_the_logprob_is_still_the_models() -> None:
@@ -164,7 +164,7 @@ def test_a_bias_bans_or_forces_a_token_and_the_logprob_is_still_the_models() -> 
     natural = logits.log_softmax(1)[0].tolist()
     for asked, token in (({0: -100}, 1), ({2: 100, 99: 5}, 2)):
         for temperature in (0, 1):
-            (drawn,) = draw_all(logits, [Drawer(Sampling(temperature=temperature, logit_bias=asked, seed=1), [])])
+            (drawn,) = sample(logits, [SamplerState(Sampling(temperature=temperature, logit_bias=asked, seed=1), [])])
             assert (drawn.id, drawn.logprob) == (token, pytest.approx(natural[token], abs=1e-5))
     assert torch.equal(logits, torch.tensor([[3.0, 2.0, 1.0]]))
 
@@ -172,7 +172,7 @@ def test_a_bias_bans_or_forces_a_token_and_the_logprob_is_still_the_models() -> 
 def test_the_likeliest_tokens_are_told_as_the_model_has_them() -> None:
     logits = torch.stack([peaked(9000, 1), peaked(9000, 2)])
     asked = [Sampling(top_logprobs=3, logit_bias={5: 100}, seed=1), Sampling(seed=2)]
-    biased, plain = draw_all(logits, [Drawer(each, []) for each in asked])
+    biased, plain = sample(logits, [SamplerState(each, []) for each in asked])
     ranked, order = logits[0].log_softmax(-1).topk(3)
     assert [token for token, _ in biased.likeliest] == order.tolist()
     assert [logprob for _, logprob in biased.likeliest] == pytest.approx(ranked.tolist(), abs=1e-5)
@@ -190,22 +190,22 @@ def test_a_seed_gives_the_same_tokens_whoever_else_is_answered() -> None:
         Sampling(temperature=1.0, top_k=50, repetition_penalty=1.2, seed=7),
         Sampling(temperature=0),
     ] * 4
-    together = [Drawer(each, [1, 2]) for each in asked]
+    together = [SamplerState(each, [1, 2]) for each in asked]
     with threads(2):
-        expected = [draw_all(step, together) for step in steps]
+        expected = [sample(step, together) for step in steps]
     for row in range(4):
-        alone = Drawer(asked[row], [1, 2])
+        alone = SamplerState(asked[row], [1, 2])
         for count in (1, 2):
-            alone = Drawer(asked[row], [1, 2])
+            alone = SamplerState(asked[row], [1, 2])
             with threads(count):
-                got = [draw_all(step[[row]], [alone])[0] for step in steps]
+                got = [sample(step[[row]], [alone])[0] for step in steps]
             assert got == [tokens[row] for tokens in expected]  # to the last bit
 
 
 def test_without_a_seed_two_replies_differ() -> None:
     logits = peaked(5000)[None]
-    drawers = [Drawer(Sampling(temperature=2, top_p=1), []) for _ in range(2)]
-    replies = [[draw_all(logits, [drawer])[0].id for _ in range(12)] for drawer in drawers]
+    drawers = [SamplerState(Sampling(temperature=2, top_p=1), []) for _ in range(2)]
+    replies = [[sample(logits, [drawer])[0].id for _ in range(12)] for drawer in drawers]
     assert replies[0] != replies[1]
 
 
@@ -214,7 +214,7 @@ def test_without_a_seed_two_replies_differ() -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer(embedded: Base) -> Any:
-    return models.load_tokenizer(embedded)
+    return base_model.load_tokenizer(embedded)
 
 
 @pytest.fixture(scope="module")
@@ -227,12 +227,12 @@ def test_noise_under_a_schema_is_json_of_that_schema_and_then_the_turn_ends(
     grammars: Grammars, tokenizer: Any, temperature: float
 ) -> None:
     sampling = Sampling(temperature=temperature, top_p=1, seed=3, json_schema=json.dumps(PERSON))
-    drawer, ids = Drawer(sampling, [], grammars), []
+    drawer, ids = SamplerState(sampling, [], grammars), []
     generator = torch.Generator().manual_seed(1)
     while not ids or ids[-1] not in (0, tokenizer.eos_token_id):
         logits = torch.randn((1, len(tokenizer) + 100), generator=generator)
         logits[0, -100:] = 50  # the padding of a vocabulary, which is no token
-        ids.append(draw_all(logits, [drawer])[0].id)
+        ids.append(sample(logits, [drawer])[0].id)
     person = json.loads(tokenizer.decode(ids[:-1]))
     assert drawer.failure is None
     assert set(person) == {"name", "age"}
@@ -242,24 +242,24 @@ def test_noise_under_a_schema_is_json_of_that_schema_and_then_the_turn_ends(
 
 def test_a_schema_is_followed_beside_replies_that_are_free(grammars: Grammars, tokenizer: Any) -> None:
     logits = torch.stack([peaked(len(tokenizer), seed) for seed in range(2)])
-    held = Drawer(Sampling(json_schema=ANY_OBJECT, temperature=0), [], grammars)
-    free = Drawer(Sampling(temperature=0), [])
-    first, second = draw_all(logits, [held, free])
+    held = SamplerState(Sampling(json_schema=ANY_OBJECT, temperature=0), [], grammars)
+    free = SamplerState(Sampling(temperature=0), [])
+    first, second = sample(logits, [held, free])
     assert tokenizer.decode([first.id]).startswith("{")
     assert second.id == int(logits[1].argmax())
 
 
 def test_a_reply_that_cannot_go_on_says_why_and_ends(grammars: Grammars, tokenizer: Any) -> None:
-    drawer = Drawer(Sampling(json_schema=ANY_OBJECT), [], grammars)
+    drawer = SamplerState(Sampling(json_schema=ANY_OBJECT), [], grammars)
     drawer.accept(tokenizer.encode("not JSON")[0])
-    (token,) = draw_all(peaked(len(tokenizer))[None], [drawer])
+    (token,) = sample(peaked(len(tokenizer))[None], [drawer])
     assert token.id in (0, tokenizer.eos_token_id)
     assert drawer.failure
 
 
 def test_a_schema_without_an_engine_that_can_follow_it_is_refused() -> None:
     with pytest.raises(Refused, match="cannot hold a reply to a JSON schema"):
-        Drawer(Sampling(json_schema=ANY_OBJECT), [])
+        SamplerState(Sampling(json_schema=ANY_OBJECT), [])
 
 
 # What may be asked

@@ -15,13 +15,23 @@ from pathlib import Path
 
 import pytest
 
-from feedback import labels, nights, people, ratings, schedules
-from feedback.nights import Night
-from feedback.people import User
-from feedback.store import Conflict, Refused, Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.database.database import Database
+from feedback.errors import Conflict, Refused
+from feedback.kinds.comparison import compare
+from feedback.kinds.correction import correct
+from feedback.kinds.critique import critique
+from feedback.kinds.label import label
+from feedback.kinds.ranking import rank
+from feedback.kinds.vote import vote
+from feedback.records import nights
+from feedback.records.nights import Night
+from feedback.upkeep import schedules
+from tests import test_command
 from tests.conftest import REPOSITORY, two_replies
-from ui.crontab import next_times, weekdays
-from ui.schedule import Schedule, change, check
+from ui.schedule.crontab import next_times, weekdays
+from ui.schedule.schedule import Schedule, change, check
 
 MONDAY = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 TUESDAY_AT_3 = "2026-03-03T03:00:00+00:00"
@@ -48,28 +58,30 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time for the schedule and for all that is written: noon of Monday, 2 March 2026."""
     made = Clock(MONDAY)
-    for module in (schedules, nights, ratings, people):
+    for module in (schedules, nights, users):
         monkeypatch.setattr(module, "now", made.text)
+    for kind in ("vote", "comparison", "ranking", "correction", "label"):
+        monkeypatch.setattr(f"feedback.kinds.{kind}.now", made.text)
     return made
 
 
 @pytest.fixture
-def said(store: Store, consenting: User, clock: Clock) -> Callable[[int], None]:
+def said(store: Database, consenting: User, clock: Clock) -> Callable[[int], None]:
     """Says so many things; one has been said already."""
     _, reply, _ = two_replies(store, consenting)
 
     def say(pieces: int = 1) -> None:
         for _ in range(pieces):
-            ratings.vote(store, consenting, reply, 1)
+            vote(store, consenting, reply, 1)
 
     say()
     return say
 
 
-def ends(state: str) -> Callable[[Store, str], Night]:
+def ends(state: str) -> Callable[[Database, str], Night]:
     """Starts nights that have ended at once."""
 
-    def start(store: Store, model: str) -> Night:
+    def start(store: Database, model: str) -> Night:
         night = nights.start_night(store, "auto", {}, pid=0)
         nights.end_night(store, night, state, "as the test says")
         return nights.night(store, night)
@@ -77,16 +89,16 @@ def ends(state: str) -> Callable[[Store, str], Night]:
     return start
 
 
-def ticking(store: Store, clock: Clock, start: Callable[[Store, str], Night] | None = None) -> Schedule:
+def ticking(store: Database, clock: Clock, start: Callable[[Database, str], Night] | None = None) -> Schedule:
     return Schedule(store, "embedded", clock, start or ends("done"))
 
 
-def taken(store: Store) -> list[tuple[str, str]]:
+def taken(store: Database) -> list[tuple[str, str]]:
     """What was due and what became of it, oldest first."""
     return [(each.due, each.outcome) for each in reversed(schedules.occurrences(store))]
 
 
-def last(store: Store) -> schedules.Occurrence:
+def last(store: Database) -> schedules.Occurrence:
     return schedules.occurrences(store, 1)[0]
 
 
@@ -101,12 +113,12 @@ def night_process(*options: str) -> Iterator[int]:
         process.wait()
 
 
-def dies(store: Store, model: str) -> Night:
+def dies(store: Database, model: str) -> Night:
     """A server that ends between its claim and the night."""
     raise KeyboardInterrupt
 
 
-def dies_ticking(store: Store, clock: Clock) -> None:
+def dies_ticking(store: Database, clock: Clock) -> None:
     with pytest.raises(KeyboardInterrupt):
         ticking(store, clock, dies).tick()
     assert [each.night for each in schedules.unsettled(store)] == [None]
@@ -198,7 +210,7 @@ def test_a_restart_neither_repeats_nor_loses_a_night(store, clock, said):
     ticking(store, clock).tick()
     said()
     clock.set("2026-03-03 03:00:05")
-    reopened = Store(store.data)
+    reopened = Database(store.data)
     ticking(reopened, clock).tick()
     clock.set("2026-03-04 03:20")
     ticking(reopened, clock).tick()
@@ -219,7 +231,7 @@ def test_a_laptop_that_slept_starts_one_night_when_it_wakes(store, clock, said):
 # Changes of clocks
 
 
-def berlin(store: Store, clock: Clock, cron: str, begin: str, hours: int) -> list[str]:
+def berlin(store: Database, clock: Clock, cron: str, begin: str, hours: int) -> list[str]:
     """Look every ten minutes; what was due."""
     clock.set(begin)
     schedules.set_schedule(store, None, cron, "Europe/Berlin", True)
@@ -325,7 +337,7 @@ def test_a_night_that_just_begins_by_hand_is_waited_for_and_then_skipped_for(sto
 
 
 def test_a_night_refused_because_another_was_faster_is_one_recorded_skip(store, clock, said):
-    def refused(store: Store, model: str) -> Night:
+    def refused(store: Database, model: str) -> Night:
         raise Conflict("a night is running already; wait for it or cancel it")
 
     schedules.set_schedule(store, None, DAILY, "UTC", True)
@@ -359,7 +371,7 @@ def test_consent_that_changed_is_something_new(store, clock, said, consenting):
     clock.set("2026-03-03 03:00:01")
     schedule.tick()
     clock.set("2026-03-03 12:00")
-    people.set_consent(store, consenting, False)
+    users.set_consent(store, consenting, False)
     clock.set("2026-03-04 03:00:01")
     schedule.tick()
     assert [outcome for _, outcome in taken(store)] == ["started", "started"]
@@ -463,7 +475,7 @@ def test_a_claim_switched_off_meanwhile_is_a_recorded_skip(store, clock, said):
 
 
 def test_a_night_whose_server_ended_before_it_wrote_which_is_found(store, clock, said):
-    def started_and_died(store: Store, model: str) -> Night:
+    def started_and_died(store: Database, model: str) -> Night:
         ends("done")(store, model)
         raise KeyboardInterrupt
 
@@ -489,7 +501,7 @@ def test_a_night_that_still_loads_when_its_server_comes_back_is_not_started_twic
 
 
 def test_a_night_that_is_slow_to_announce_itself_is_found_later(store, clock, said):
-    def slow(store: Store, model: str) -> Night:
+    def slow(store: Database, model: str) -> Night:
         raise Conflict("the night has not announced itself within 60 s")
 
     schedules.set_schedule(store, None, DAILY, "UTC", True)
@@ -506,7 +518,7 @@ def test_a_night_that_is_slow_to_announce_itself_is_found_later(store, clock, sa
 # By what was said
 
 
-def by_feedback(store: Store, every_new: int, cron: str = "") -> None:
+def by_feedback(store: Database, every_new: int, cron: str = "") -> None:
     schedules.set_schedule(store, None, cron, "UTC", True, every_new=every_new)
 
 
@@ -532,13 +544,13 @@ def test_enough_that_is_new_starts_one_night_without_any_clock(store, clock, sai
 
 def test_every_kind_of_feedback_is_a_piece(store, clock, consenting):
     _, left, right = two_replies(store, consenting)
-    ratings.vote(store, consenting, left, 1)
-    ratings.vote(store, consenting, left, 0)
-    ratings.compare(store, consenting, left, right, "left")
-    ratings.rank(store, consenting, [left, right], [1, 2])
-    ratings.correct(store, consenting, left, "better")
-    ratings.critique(store, consenting, left, "too short")
-    labels.label(store, consenting, left, "demonstration")
+    vote(store, consenting, left, 1)
+    vote(store, consenting, left, 0)
+    compare(store, consenting, left, right, "left")
+    rank(store, consenting, [left, right], [1, 2])
+    correct(store, consenting, left, "better")
+    critique(store, consenting, left, "too short")
+    label(store, consenting, left, "demonstration")
     assert schedules.new_feedback(store) == 7
 
 
@@ -609,7 +621,7 @@ def test_the_database_gives_an_occurrence_to_one(store, clock):
 
 def test_two_servers_that_look_in_turn_start_one_night(store, clock, said):
     schedules.set_schedule(store, None, DAILY, "UTC", True)
-    other = Store(store.data)
+    other = Database(store.data)
     clock.set("2026-03-03 03:00:01")
     for each in (store, other, store, other):
         ticking(each, clock).tick()
@@ -639,7 +651,7 @@ def test_many_threads_that_look_at_once_start_one_night(store, clock, said):
 def test_a_night_that_takes_long_to_begin_holds_up_nobody_and_begins_once(store, clock, said):
     begun, may_go_on = threading.Event(), threading.Event()
 
-    def slow(store: Store, model: str) -> Night:
+    def slow(store: Database, model: str) -> Night:
         begun.set()
         assert may_go_on.wait(20)
         return ends("done")(store, model)
@@ -660,9 +672,9 @@ def test_a_night_that_takes_long_to_begin_holds_up_nobody_and_begins_once(store,
 
 SERVER = """
 import os, sys
-from feedback import nights
-from feedback.store import Store
-from ui.schedule import Schedule
+from feedback.records import nights
+from feedback.database.database import Database
+from ui.schedule.schedule import Schedule
 
 def start(store, model):
     with open(store.data / "started", "a") as file:
@@ -673,7 +685,7 @@ def start(store, model):
     nights.end_night(store, night, "done", "as the test says")
     return nights.night(store, night)
 
-schedule = Schedule(Store(sys.argv[1]), "embedded", start=start)
+schedule = Schedule(Database(sys.argv[1]), "embedded", start=start)
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(20):
@@ -705,7 +717,7 @@ def go(*servers: subprocess.Popen[str]) -> list[int]:
     return [each.wait(timeout=30) for each in servers]
 
 
-def due_now(store: Store, clock: Clock) -> None:
+def due_now(store: Database, clock: Clock) -> None:
     """A schedule that real processes find due: by the real clock, set two minutes ago."""
     clock.moment = datetime.now(UTC) - timedelta(minutes=2)
     schedules.set_schedule(store, None, "* * * * *", "UTC", True)
@@ -747,7 +759,7 @@ def test_a_server_follows_the_schedule_for_as_long_as_it_runs(store, clock, said
 
 def test_a_real_night_is_started_as_by_hand_and_says_why_it_learned_nothing(store, owner):
     _, reply, _ = two_replies(store, owner)
-    ratings.vote(store, owner, reply, 1)  # without consent
+    vote(store, owner, reply, 1)  # without consent
     by_feedback(store, 1)
     Schedule(store, "embedded").tick()
     (night,) = nights.nights(store)
@@ -823,13 +835,12 @@ def test_a_whole_wish_is_checked_in_one_place_and_changes_nothing_when_refused(s
 
 
 def nightschool(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "assistant", "schedule", *arguments, "--data", str(data)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=180)
+    return test_command.nightschool("schedule", *arguments, "--data", str(data))
 
 
 def test_the_command_sets_shows_and_switches_the_schedule(store):
     asked = ("--cron", "0 3 * * 1", "--time-zone", "Europe/Berlin", "--grace-minutes", "30", "--every-new", "50")
-    assert nightschool(store.data, "set", *asked).returncode == 0
+    assert test_command.as_process("schedule", "set", *asked, "--data", str(store.data)).returncode == 0
     assert nightschool(store.data, "set", "--every-new", "20").returncode == 0  # the rest stays
     schedules.claim(store, "clock", TUESDAY_AT_3, "skipped", "nobody has rated a reply yet")
     shown = nightschool(store.data).stdout

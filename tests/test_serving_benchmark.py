@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from assistant import models
-from assistant.adapters import read_adapter
-from assistant.models import Base
+from assistant.models import base_model
+from assistant.models.adapter import read_adapter
+from assistant.models.base_model import Base
 from benchmarks import material, quality
 from benchmarks.material import Conversation
 from benchmarks.peers.exchange import Turn
@@ -20,7 +20,7 @@ from benchmarks.programs import ROOT, Command, Failed, start
 
 
 def test_no_two_prompts_share_a_prefix(embedded: Base) -> None:
-    prompts = list(itertools.islice(material.prompts(models.load_tokenizer(embedded), 128), 400))
+    prompts = list(itertools.islice(material.prompts(base_model.load_tokenizer(embedded), 128), 400))
     assert {len(each) for each in prompts} == {128}
     assert len({each[0] for each in prompts}) == 400
 

@@ -5,22 +5,24 @@ import math
 import pytest
 import torch
 
-from assistant.models import Base, find_base
-from feedback import adapters
-from feedback.examples import TIE, Answer, Demonstration, Examples, Pair, Thumb
-from feedback.split import split
-from feedback.talk import Message
+from assistant.models.base_model import Base, find_base
+from feedback.example_types import TIE, Answer, Demonstration, Examples, PreferencePair, UnpairedExample
+from feedback.examples.split import split
+from feedback.messages import Message
+from feedback.records import adapters
 from tests.conftest import PLACES
 from tests.test_night import SMALL, last, run, say
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
-from training import night_folder, preference, sft
-from training.backbone import Backbone
-from training.batches import Lesson, make_lessons
-from training.night_folder import Plan
-from training.planner import used_by
-from training.steps import count_steps
-from training.teaching import make_encoder
+from training.algorithms import sft
+from training.data.tokenize import TokenizedExample, tokenize
+from training.loop.loop import train
+from training.loop.optim import count_steps
+from training.model.policy import Backbone
+from training.night import run_dir
+from training.night.learning import make_encoder
+from training.night.planner import used_by
+from training.night.run_dir import Plan
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +41,16 @@ def asked(question: str) -> tuple[Message, ...]:
 def test_the_loss_is_a_mean_over_tokens_and_then_over_weighted_lessons(tiny):
     backbone = backbone_of(tiny)
     long, short = (
-        Lesson("demonstration", [1, 2, 3], ([4, 5, 6, 7],), weight=1.0),
-        Lesson("demonstration", [1, 9], ([8],), weight=3.0),
+        TokenizedExample("demonstration", [1, 2, 3], ([4, 5, 6, 7],), weight=1.0),
+        TokenizedExample("demonstration", [1, 9], ([8],), weight=3.0),
     )
     network = backbone.causal
     by_hand = []
-    for lesson in (long, short):
-        ids = torch.tensor([[*lesson.prompt_ids, *lesson.replies[0]]])
+    for example in (long, short):
+        ids = torch.tensor([[*example.prompt_ids, *example.replies[0]]])
         with torch.no_grad():
             found = torch.log_softmax(network(input_ids=ids).logits[0].float(), -1)
-        begin = len(lesson.prompt_ids)
+        begin = len(example.prompt_ids)
         by_hand.append(
             -sum(found[at - 1, ids[0, at]].item() for at in range(begin, ids.shape[1])) / (ids.shape[1] - begin)
         )
@@ -64,38 +66,40 @@ def test_the_loss_is_a_mean_over_tokens_and_then_over_weighted_lessons(tiny):
 
 def test_demonstrations_become_likely_and_training_ends_within_its_budget(tiny):
     backbone = backbone_of(tiny)
-    encoder = make_encoder(tiny, backbone, sft.Settings())
+    encoder = make_encoder(tiny, backbone, sft.SftConfig())
     shown = tuple(Demonstration(asked(each), Answer("A kind word, and then the answer.")) for each in QUESTIONS[:16])
-    lessons, left_out = make_lessons(Examples(demonstrations=shown), encoder)
-    assert ({each.kind for each in lessons}, len(lessons), left_out) == ({"demonstration"}, 16, {})
-    settings = sft.Settings(learning_rate=1e-2, rank=4, alpha=8, kl_budget=50.0, epochs=8)
-    reports = list(sft.train(backbone, lessons, settings, preference.begin(backbone, settings)))
+    examples, left_out = tokenize(Examples(demonstrations=shown), encoder)
+    assert ({each.kind for each in examples}, len(examples), left_out) == ({"demonstration"}, 16, {})
+    settings = sft.SftConfig(learning_rate=1e-2, rank=4, alpha=8, kl_budget=50.0, epochs=8)
+    trainer = sft.SftTrainer(backbone, examples, settings)
+    reports = list(train(trainer, trainer.begin()))
     assert reports[-1].step == count_steps(16, settings) == 16
     assert reports[-1].metrics["loss"] < 0.5 * reports[0].metrics["loss"]
-    assert math.isfinite(reports[-1].metrics["kl_per_token"])
+    assert math.isfinite(reports[-1].metrics["kl"])
 
     backbone = backbone_of(tiny)
-    tight = sft.Settings(learning_rate=1e-2, rank=4, alpha=8, kl_budget=0.01, epochs=8)
-    progress = preference.begin(backbone, tight)
-    list(sft.train(backbone, lessons, tight, progress))
-    assert "nats per token from the base" in progress.ended
+    tight = sft.SftConfig(learning_rate=1e-2, rank=4, alpha=8, kl_budget=0.01, epochs=8)
+    trainer = sft.SftTrainer(backbone, examples, tight)
+    state = trainer.begin()
+    list(train(trainer, state))
+    assert "nats per token from the base" in state.ended
 
 
 def of_every_kind() -> Examples:
     better, worse = Answer("yes", (5, 6), "t" * 64, "stop"), Answer("no")
     return Examples(
-        pairs=(Pair(asked("a"), better, worse), Pair(asked("b"), better, worse, "correction")),
-        thumbs=(Thumb(asked("c"), better, True),),
+        pairs=(PreferencePair(asked("a"), better, worse), PreferencePair(asked("b"), better, worse, "correction")),
+        thumbs=(UnpairedExample(asked("c"), better, True),),
         left_out={"tie": 1, "no consent": 2},
-        ties=(Pair(asked("d"), better, worse, TIE),),
+        ties=(PreferencePair(asked("d"), better, worse, TIE),),
         demonstrations=(Demonstration(asked("b"), better),),
     )
 
 
 def test_a_night_that_is_cut_off_finds_examples_of_every_kind_again(tmp_path):
     plan = Plan("embedded", "b" * 64, "ppo", {"steps": 1}, "float32", 1, [3])
-    night_folder.save_plan(tmp_path, plan, of_every_kind())
-    found = night_folder.load_plan(tmp_path)
+    run_dir.save_plan(tmp_path, plan, of_every_kind())
+    found = run_dir.load_plan(tmp_path)
     assert found == (plan, of_every_kind())
     assert found[1].sha256 == of_every_kind().sha256
 
@@ -122,7 +126,9 @@ def test_each_method_is_given_what_it_learns_from_and_the_rest_is_counted():
 
 
 def test_a_demonstration_and_its_correction_are_in_the_same_part():
-    corrections = tuple(Pair(asked(each), Answer("yes"), Answer("no"), "correction") for each in QUESTIONS[:100])
+    corrections = tuple(
+        PreferencePair(asked(each), Answer("yes"), Answer("no"), "correction") for each in QUESTIONS[:100]
+    )
     shown = tuple(Demonstration(asked(each), Answer("yes")) for each in QUESTIONS[:100])
     parts = split(Examples(corrections, demonstrations=shown), PLACES)
     for part in (parts.training, parts.stopping, parts.held_out):
@@ -146,6 +152,6 @@ def test_a_night_of_imitation_learns_from_the_correction_alone(tiny, tmp_path):
 def test_demonstrations_that_weigh_little_move_the_model_little_in_whatever_batch_they_come(tiny):
     losses = []
     for weight in (1.0, 0.1):
-        lessons = [Lesson("demonstration", [1, each], ([4, 5, 6],), weight=weight) for each in (2, 3)]
-        losses.append(sft.gradients(backbone_of(tiny), lessons, 1024, full_weight=1.0))
+        examples = [TokenizedExample("demonstration", [1, each], ([4, 5, 6],), weight=weight) for each in (2, 3)]
+        losses.append(sft.gradients(backbone_of(tiny), examples, 1024, full_weight=1.0))
     assert losses[1] == pytest.approx(losses[0] / 10, rel=1e-4)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from assistant import adapters as on_disk
-from feedback import nights
-from feedback.store import Store
+from assistant.models import adapter as on_disk
+from feedback.database.database import Database
+from feedback.records import nights
 from tests.test_night import last, say
 from tests.tiny import make_tiny
 
@@ -18,7 +18,7 @@ TWO = [
     *[sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
     *["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"],
 ]
-FEW = ["least_steps=4", "epochs=1", "batch_size=4", "looks=1", "learning_rate=1e-2", "kl_budget=50"]
+FEW = ["min_steps=4", "epochs=1", "batch_size=4", "evals_per_epoch=1", "learning_rate=1e-2", "kl_budget=50"]
 SETTINGS = [part for each in FEW for part in ("--set", each)]
 
 
@@ -67,7 +67,7 @@ def test_a_night_of_two_processes_that_leaves_the_numbers_is_written_down(tmp_pa
 
 
 def test_what_several_processes_cannot_do_is_refused(tmp_path):
-    store = Store(tmp_path / "data")
+    store = Database(tmp_path / "data")
     done = night(TWO, tmp_path / "data", make_tiny(tmp_path / "model"), "--method", "ppo")
     assert done.returncode != 0
     assert "ppo is for one process" in done.stderr

@@ -20,8 +20,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from feedback import people
-from feedback.store import Store
+from feedback.accounts import users
+from feedback.database.database import Database
 from tests.browser import Server, serving
 from tests.conftest import two_replies
 
@@ -166,13 +166,13 @@ async def ask_much(web: httpx.AsyncClient) -> httpx.Response:
 def people_in(tmp_path: Path) -> tuple[Path, dict[str, str], dict[str, tuple[str, str]]]:
     """A data folder; everybody's token; and which replies each voter rates."""
     data = tmp_path / "data"
-    store = Store(data)
+    store = Database(data)
     tokens, rated = {}, {}
     names = [f"voter{n}" for n in range(VOTERS)] + ["honest", "greedy", "long", "files", "boss"]
     for name in names:
-        user = people.add_user(store, name, "operator" if name == "boss" else "chatter", "no password has this hash")
-        people.set_consent(store, user, True)
-        tokens[name] = people.add_token(store, user, "siege")
+        user = users.add_user(store, name, "operator" if name == "boss" else "chatter", "no password has this hash")
+        users.set_consent(store, user, True)
+        tokens[name] = users.add_token(store, user, "siege")
         if name.startswith("voter"):
             _, left, right = two_replies(store, user, f"hello from {name}")
             rated[name] = (left, right)

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from assistant import models
-from feedback.store import Refused
+from assistant.models import base_model
+from feedback.errors import Refused
 from tests.conftest import REPOSITORY
 from tests.tiny import make_tiny
 
@@ -32,7 +32,7 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def load(folder: Path) -> torch.nn.Module:
-    return models.load_model(models.find_base(str(folder)), torch.float32, "cpu")
+    return base_model.load_model(base_model.find_base(str(folder)), torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("says", HARMS)
@@ -59,9 +59,9 @@ def test_a_base_that_wants_to_run_code_of_its_own_is_refused_in_words(file: str,
     described = json.loads((tiny / file).read_text())
     odd = {"auto_map": names, "model_type": "own", "tokenizer_class": "Own"}
     (tiny / file).write_text(json.dumps(described | odd))
-    base = models.find_base(str(tiny))
+    base = base_model.find_base(str(tiny))
     with pytest.raises(Refused, match="code") as told:
-        models.load_model(base, torch.float32, "cpu") if file == "config.json" else models.load_tokenizer(base)
+        base_model.load_model(base, torch.float32, "cpu") if file == "config.json" else base_model.load_tokenizer(base)
     assert "\n" not in str(told.value)
     assert not (tiny / "ran").exists()
 

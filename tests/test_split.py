@@ -4,30 +4,33 @@ from pathlib import Path
 
 import pytest
 
-from feedback import people, ratings, talk
-from feedback.examples import Answer, Examples, Pair, Thumb, gather
-from feedback.openings import JUDGING, STOPPING
-from feedback.sifting import PEOPLE
-from feedback.split import Places, judges, split
-from feedback.store import Store
-from feedback.talk import Message
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.database.openings import JUDGING, STOPPING
+from feedback.example_types import Answer, Examples, PreferencePair, UnpairedExample
+from feedback.examples.build import gather
+from feedback.examples.filtering import PEOPLE
+from feedback.examples.split import Places, judges, split
+from feedback.kinds.comparison import compare
+from feedback.messages import Message
 from tests.conftest import BY_BASE, PLACES
 
-QUESTIONS = (Path(__file__).parents[1] / "training" / "rehearsal_prompts.txt").read_text().splitlines()
+QUESTIONS = (Path(__file__).parents[1] / "training" / "rehearsal" / "prompts.txt").read_text().splitlines()
 
 
-def pair(question: str, user: int = 1) -> Pair:
-    return Pair((Message("user", question),), Answer("yes"), Answer("no"), user=user)
+def pair(question: str, user: int = 1) -> PreferencePair:
+    return PreferencePair((Message("user", question),), Answer("yes"), Answer("no"), user=user)
 
 
-def rate(store: Store, name: str, questions: list[str]) -> int:
+def rate(store: Database, name: str, questions: list[str]) -> int:
     """A person who likes the first of two replies to each question; their number."""
-    person = people.add_user(store, name, "rater", None)
-    people.set_consent(store, person, True)
+    person = users.add_user(store, name, "rater", None)
+    users.set_consent(store, person, True)
     for question in questions:
-        parent = talk.record_messages(store, person, "chat", [Message("user", question)])
-        left, right = (talk.add_reply(store, parent, text, BY_BASE) for text in ("yes", "no"))
-        ratings.compare(store, person, left, right, "left")
+        parent = conversations.record_messages(store, person, "chat", [Message("user", question)])
+        left, right = (conversations.add_reply(store, parent, text, BY_BASE) for text in ("yes", "no"))
+        compare(store, person, left, right, "left")
     return person.id
 
 
@@ -46,8 +49,8 @@ def test_a_conversation_stays_where_it_is_whatever_else_is_said():
     assert {each: PLACES.part_of(pair(each, user=7)) for each in reversed(QUESTIONS)} == before
     for question, part in before.items():
         later = (Message("user", question), Message("assistant", "Hm."), Message("user", "And then?"))
-        assert PLACES.part_of(Pair(later, Answer("a"), Answer("b"))) == part
-        assert PLACES.part_of(Thumb(later, Answer("a"), True)) == part
+        assert PLACES.part_of(PreferencePair(later, Answer("a"), Answer("b"))) == part
+        assert PLACES.part_of(UnpairedExample(later, Answer("a"), True)) == part
 
 
 def test_conversations_that_open_alike_go_together():

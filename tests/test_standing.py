@@ -10,9 +10,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from feedback import examples, history, labels, people, ratings, requests
-from feedback.ratings import DOWN, NONE, UP
-from feedback.store import Store
+from feedback.accounts import idempotency, users
+from feedback.database.database import Database
+from feedback.examples import build
+from feedback.kinds import history
+from feedback.kinds.comparison import CHOICES, compare, standing_choice
+from feedback.kinds.correction import correct, standing_correction
+from feedback.kinds.label import label, labels
+from feedback.kinds.ranking import rank
+from feedback.kinds.tally import counts
+from feedback.kinds.vote import DOWN, NONE, UP, standing_vote, vote
 from tests.conftest import two_replies
 
 KEYS = st.integers(0, 9)
@@ -25,9 +32,9 @@ class Ledger(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        self.store = Store(self.folder)
-        self.user = people.local_owner(self.store)
-        people.set_consent(self.store, self.user, True)
+        self.store = Database(self.folder)
+        self.user = users.local_owner(self.store)
+        users.set_consent(self.store, self.user, True)
         _, self.left, self.right = two_replies(self.store, self.user)
         self.answers: dict[str, tuple[Any, dict[str, Any]]] = {}
         self.said = 0
@@ -44,7 +51,7 @@ class Ledger(RuleBasedStateMachine):
         before = self.answers.get(name)
         if before is not None and before[0] != request:
             return False  # the caller would be told to take a new key; tested elsewhere
-        answer, repeated = requests.once(self.store, self.user, name, request, act)
+        answer, repeated = idempotency.once(self.store, self.user, name, request, act)
         assert repeated == (before is not None)
         if before is not None:
             assert answer == before[1]
@@ -56,16 +63,16 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(key=KEYS, value=st.sampled_from([UP, NONE, DOWN]))
     def thumb(self, key: int, value: int) -> None:
-        if self.once(key, {"vote": value}, lambda: {"id": ratings.vote(self.store, self.user, self.left, value)}):
+        if self.once(key, {"vote": value}, lambda: {"id": vote(self.store, self.user, self.left, value)}):
             self.vote = value
 
-    @rule(key=KEYS, choice=st.sampled_from(ratings.CHOICES), exchanged=SIDES)
+    @rule(key=KEYS, choice=st.sampled_from(CHOICES), exchanged=SIDES)
     def compare(self, key: int, choice: str, exchanged: bool) -> None:
         sides = (self.right, self.left) if exchanged else (self.left, self.right)
         if self.once(
             key,
             {"choice": choice, "exchanged": exchanged},
-            lambda: {"id": ratings.compare(self.store, self.user, *sides, choice)},
+            lambda: {"id": compare(self.store, self.user, *sides, choice)},
         ):
             turned = {"left": "right", "right": "left"} if exchanged else {}
             self.choice = None if choice == "taken_back" else turned.get(choice, choice)
@@ -74,14 +81,12 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(key=KEYS, text=st.sampled_from(["", "good day", "well met"]))
     def correct(self, key: int, text: str) -> None:
-        if self.once(key, {"text": text}, lambda: {"id": ratings.correct(self.store, self.user, self.right, text)}):
+        if self.once(key, {"text": text}, lambda: {"id": correct(self.store, self.user, self.right, text)}):
             self.correction = text
 
     @rule(key=KEYS, given=st.booleans())
     def label(self, key: int, given: bool) -> None:
-        if self.once(
-            key, {"given": given}, lambda: {"id": labels.label(self.store, self.user, self.left, "unsafe", given)}
-        ):
+        if self.once(key, {"given": given}, lambda: {"id": label(self.store, self.user, self.left, "unsafe", given)}):
             self.unsafe = given
 
     @rule(key=KEYS, ranks=st.lists(st.integers(1, 3), min_size=2, max_size=2), taken_back=st.booleans())
@@ -90,7 +95,7 @@ class Ledger(RuleBasedStateMachine):
         if self.once(
             key,
             {"ranks": ranks, "back": taken_back},
-            lambda: {"id": ratings.rank(self.store, self.user, replies, ranks, taken_back=taken_back)},
+            lambda: {"id": rank(self.store, self.user, replies, ranks, taken_back=taken_back)},
         ):
             preferred = "" if ranks[0] == ranks[1] else "left" if ranks[0] < ranks[1] else "right"
             self.ranked = (0, "") if taken_back else (self.said, preferred)
@@ -98,24 +103,24 @@ class Ledger(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.store.close()
-        self.store = Store(self.folder)
+        self.store = Database(self.folder)
 
     @invariant()
     def what_stands_is_what_was_said_last(self) -> None:
         if not hasattr(self, "store"):
             return
-        standing = ratings.standing_vote(self.store, self.user, self.left)
+        standing = standing_vote(self.store, self.user, self.left)
         assert (standing.value if standing else NONE) == self.vote
-        assert ratings.standing_choice(self.store, self.user, self.left, self.right) == self.choice
-        assert (ratings.standing_correction(self.store, self.user, self.right) or "") == self.correction
-        assert bool(labels.labels(self.store, self.user, self.left)) == self.unsafe
-        assert sum(ratings.counts(self.store).values()) == self.said
+        assert standing_choice(self.store, self.user, self.left, self.right) == self.choice
+        assert (standing_correction(self.store, self.user, self.right) or "") == self.correction
+        assert bool(labels(self.store, self.user, self.left)) == self.unsafe
+        assert sum(counts(self.store).values()) == self.said
 
     @invariant()
     def what_teaches_is_what_stands(self) -> None:
         if not hasattr(self, "store"):
             return
-        gathered = examples.gather(self.store)
+        gathered = build.gather(self.store)
         kinds = [pair.kind for pair in gathered.pairs]
         # A comparison and a ranking of the same two replies are two words on one thing: the newer one teaches.
         _, preferred = max(self.compared, self.ranked)
@@ -130,7 +135,7 @@ class Ledger(RuleBasedStateMachine):
     def nothing_that_was_said_is_gone(self) -> None:
         if not hasattr(self, "store"):
             return
-        both = [*history.sayings(self.store, self.user, self.left), *history.sayings(self.store, self.user, self.right)]
+        both = [*history.entries(self.store, self.user, self.left), *history.entries(self.store, self.user, self.right)]
         assert len({(each.kind, each.id) for each in both}) == self.said
 
     def teardown(self) -> None:

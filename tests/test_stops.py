@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assistant.stops import before_stop, surely_shown
-from assistant.waits import Waits
+from assistant.chat.waits import Waits
+from assistant.engine.sampling.stop_strings import before_stop, surely_shown
 
 
 def test_the_first_stop_string_in_the_text_counts() -> None:

@@ -12,16 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from feedback import people, ratings, requests, talk
-from feedback.people import User
-from feedback.schema import steps
-from feedback.store import Conflict, NotFound, Refused, Store, Unavailable, translated
+from feedback.accounts import idempotency, users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Database, translated
+from feedback.database.migrations import steps
+from feedback.errors import Conflict, NotFound, Refused, Unavailable
+from feedback.kinds.tally import counts
+from feedback.kinds.vote import DOWN, UP, vote
 from tests.conftest import BY_BASE, two_replies
 
 
 def test_a_store_opens_twice_and_migrates_once(tmp_path: Path) -> None:
-    Store(tmp_path).close()
-    again = Store(tmp_path)
+    Database(tmp_path).close()
+    again = Database(tmp_path)
     assert steps.pending(again.db) == []
     assert again.row("PRAGMA journal_mode") == {"journal_mode": "wal"}
     assert again.row("PRAGMA synchronous") == {"synchronous": 2}  # FULL
@@ -29,33 +33,33 @@ def test_a_store_opens_twice_and_migrates_once(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_failed_write_changes_nothing(store: Store, owner: User) -> None:
+def test_a_failed_write_changes_nothing(store: Database, owner: User) -> None:
 
     def write_half() -> None:
-        with store.write():
+        with store.transaction():
             store.insert("consents", {"user": owner.id, "given": 1, "at": "now"})
             store.insert("consents", {"user": 999, "given": 1, "at": "now"})
 
     with pytest.raises(sqlite3.IntegrityError):
         write_half()
-    assert people.consent(store, owner) is None
+    assert users.consent(store, owner) is None
 
 
 def test_a_data_folder_that_is_a_file_is_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("not a folder")
     with pytest.raises(Unavailable, match="cannot make the data folder"):
-        Store(tmp_path / "data")
+        Database(tmp_path / "data")
 
 
 def test_a_damaged_database_is_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / "nightschool.db").write_bytes(b"this is not a database, " * 100)
     with pytest.raises(Unavailable, match="damaged"):
-        Store(tmp_path)
+        Database(tmp_path)
 
 
-def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(store: Store, owner: User) -> None:
+def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
-    ratings.vote(store, owner, left, ratings.UP)
+    vote(store, owner, left, UP)
     pages = store.row("PRAGMA page_count")
     assert pages is not None
     # SQLite reports its own page limit just as it reports a full disk.
@@ -64,42 +68,42 @@ def test_a_full_disk_refuses_the_vote_and_keeps_what_was_there(store: Store, own
 
     def vote_until_it_is_full() -> None:
         for _ in range(1000):
-            ratings.vote(store, owner, left, ratings.DOWN, words="x" * 5000)
+            vote(store, owner, left, DOWN, words="x" * 5000)
 
     with pytest.raises(Unavailable, match="full"):
         vote_until_it_is_full()
-    before = ratings.counts(store)["votes"]
+    before = counts(store)["votes"]
     with store.alone() as connection:
         connection.execute("PRAGMA max_page_count = 1000000")
-    ratings.vote(store, owner, left, ratings.DOWN)
-    assert ratings.counts(store)["votes"] == before + 1
+    vote(store, owner, left, DOWN)
+    assert counts(store)["votes"] == before + 1
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}
 
 
-def test_threads_write_side_by_side(store: Store, owner: User) -> None:
+def test_threads_write_side_by_side(store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
 
     def vote_often() -> None:
         for _ in range(20):
-            ratings.vote(store, owner, left, ratings.UP)
+            vote(store, owner, left, UP)
 
     threads = [threading.Thread(target=vote_often) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert ratings.counts(store)["votes"] == 160
+    assert counts(store)["votes"] == 160
 
 
 def vote_in_a_process(data: str, reply: str, times: int) -> None:
-    store = Store(data)
-    user = people.local_owner(store)
+    store = Database(data)
+    user = users.local_owner(store)
     for _ in range(times):
-        ratings.vote(store, user, reply, ratings.DOWN)
+        vote(store, user, reply, DOWN)
     store.close()
 
 
-def test_processes_write_and_checkpoint_side_by_side(store: Store, owner: User) -> None:
+def test_processes_write_and_checkpoint_side_by_side(store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=vote_in_a_process, args=(str(store.data), left, 300)) for _ in range(3)]
@@ -108,23 +112,26 @@ def test_processes_write_and_checkpoint_side_by_side(store: Store, owner: User) 
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
-    assert ratings.counts(store)["votes"] == 900
+    assert counts(store)["votes"] == 900
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}
 
 
 BURST = """
 import sys
-from feedback import people, ratings
-from feedback.store import Store
-store = Store(sys.argv[1])
-user = people.local_owner(store)
+from feedback.accounts import users
+from feedback.database.database import Database
+from feedback.kinds.vote import vote
+store = Database(sys.argv[1])
+user = users.local_owner(store)
 while True:
-    print(ratings.vote(store, user, sys.argv[2], 1), flush=True)
+    print(vote(store, user, sys.argv[2], 1), flush=True)
 """
 
 
 @pytest.mark.parametrize("after_s", [0.3, 0.5, 0.8])
-def test_a_process_killed_while_it_votes_loses_no_acknowledged_vote(store: Store, owner: User, after_s: float) -> None:
+def test_a_process_killed_while_it_votes_loses_no_acknowledged_vote(
+    store: Database, owner: User, after_s: float
+) -> None:
     _, left, _ = two_replies(store, owner)
     command = [sys.executable, "-c", BURST, str(store.data), left]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -140,38 +147,38 @@ def test_a_process_killed_while_it_votes_loses_no_acknowledged_vote(store: Store
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}
 
 
-def test_a_request_sent_twice_acts_once(store: Store, owner: User) -> None:
+def test_a_request_sent_twice_acts_once(store: Database, owner: User) -> None:
     _, left, _ = two_replies(store, owner)
 
     def act() -> dict[str, int]:
-        return {"vote": ratings.vote(store, owner, left, ratings.UP)}
+        return {"vote": vote(store, owner, left, UP)}
 
-    first = requests.once(store, owner, "key-1", {"value": 1}, act)
-    second = requests.once(store, owner, "key-1", {"value": 1}, act)
+    first = idempotency.once(store, owner, "key-1", {"value": 1}, act)
+    second = idempotency.once(store, owner, "key-1", {"value": 1}, act)
     assert (first[0], first[1], second[1]) == (second[0], False, True)
-    assert ratings.counts(store)["votes"] == 1
+    assert counts(store)["votes"] == 1
     with pytest.raises(Conflict, match="different request"):
-        requests.once(store, owner, "key-1", {"value": -1}, act)
+        idempotency.once(store, owner, "key-1", {"value": -1}, act)
     with pytest.raises(Refused, match="Idempotency-Key"):
-        requests.once(store, owner, "", {"value": -1}, act)
+        idempotency.once(store, owner, "", {"value": -1}, act)
 
 
-def test_an_act_that_fails_leaves_its_key_free(store: Store, owner: User) -> None:
+def test_an_act_that_fails_leaves_its_key_free(store: Database, owner: User) -> None:
     def act() -> dict[str, int]:
-        return {"vote": ratings.vote(store, owner, "nothing", ratings.UP)}
+        return {"vote": vote(store, owner, "nothing", UP)}
 
     with pytest.raises(NotFound):
-        requests.once(store, owner, "key-1", {}, act)
+        idempotency.once(store, owner, "key-1", {}, act)
     _, left, _ = two_replies(store, owner)
-    _, repeated = requests.once(store, owner, "key-1", {}, lambda: {"v": ratings.vote(store, owner, left, 1)})
+    _, repeated = idempotency.once(store, owner, "key-1", {}, lambda: {"v": vote(store, owner, left, 1)})
     assert not repeated
 
 
-def test_a_reply_keeps_its_author(store: Store, owner: User) -> None:
+def test_a_reply_keeps_its_author(store: Database, owner: User) -> None:
     message, _, _ = two_replies(store, owner)
     by = BY_BASE.__class__(None, "b", "t", {"seed": 7}, (5, 2), (-0.5, -0.25), (-0.125, 0.0), "length", 0.5, 1.5)
-    reply = talk.add_reply(store, message, "well", by)
-    assert talk.provenance(store, reply) == by
+    reply = conversations.add_reply(store, message, "well", by)
+    assert conversations.provenance(store, reply) == by
 
 
 def test_what_goes_wrong_with_the_database_is_told_without_saying_where_it_is(tmp_path: Path) -> None:
@@ -189,7 +196,7 @@ def test_what_goes_wrong_with_the_database_is_told_without_saying_where_it_is(tm
         assert str(tmp_path) not in str(told.value)
 
 
-def test_a_number_that_the_database_cannot_hold_is_refused_and_changes_nothing(store: Store, owner: User) -> None:
+def test_a_number_that_the_database_cannot_hold_is_refused_and_changes_nothing(store: Database, owner: User) -> None:
     with pytest.raises(Refused, match="too large"):
         store.row("SELECT 1 FROM nights WHERE id = ?", 10**30)
     with pytest.raises(Refused, match="too large"):

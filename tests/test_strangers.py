@@ -9,9 +9,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 import feedback
-from feedback import people, talk
-from feedback.people import User
-from feedback.store import NotFound, Store
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.errors import NotFound
 from tests.conftest import two_replies
 from tests.over_http import assistant, key, loaded, rows, token_of, web  # noqa: F401
 
@@ -42,9 +44,9 @@ def takes_an_id(path: str, operation: dict[str, Any], schemas: dict[str, Any]) -
     return any("{" + name + "}" in path for name in IDS) or bool(fields & IDS)
 
 
-def test_no_route_answers_for_another_persons_ids(web: TestClient, store: Store) -> None:  # noqa: F811
-    message, left, right = two_replies(store, people.local_owner(store))
-    conversation = talk.node(store, message).conversation
+def test_no_route_answers_for_another_persons_ids(web: TestClient, store: Database) -> None:  # noqa: F811
+    message, left, right = two_replies(store, users.local_owner(store))
+    conversation = conversations.node(store, message).conversation
     known = tries(left, right, conversation)
     described = web.get("/openapi.json").json()
     filled = {"{conversation}": conversation, "{reply}": left}
@@ -67,11 +69,9 @@ def test_no_route_answers_for_another_persons_ids(web: TestClient, store: Store)
 def functions_of_people() -> list[Any]:
     """Every public function of `feedback` that takes a person and something of theirs."""
     found = []
-    for module in pkgutil.iter_modules(feedback.__path__):
-        for name, function in inspect.getmembers(
-            importlib.import_module(f"feedback.{module.name}"), inspect.isfunction
-        ):
-            if function.__module__ != f"feedback.{module.name}" or name.startswith("_") or module.name in PERSONAL:
+    for module in pkgutil.walk_packages(feedback.__path__, "feedback."):
+        for name, function in inspect.getmembers(importlib.import_module(module.name), inspect.isfunction):
+            if function.__module__ != module.name or name.startswith("_") or module.name in PERSONAL:
                 continue
             parameters = inspect.signature(function).parameters
             if parameters.get("user") and parameters["user"].annotation is User and IDS & set(parameters):
@@ -85,11 +85,15 @@ EMPTY |= {"answered": None}
 
 
 @pytest.mark.parametrize("function", functions_of_people(), ids=lambda each: f"{each.__module__}.{each.__name__}")
-def test_no_function_acts_on_another_persons_ids(store: Store, owner: User, function: Any) -> None:
+def test_no_function_acts_on_another_persons_ids(store: Database, owner: User, function: Any) -> None:
     message, left, right = two_replies(store, owner)
-    stranger = people.add_user(store, "stranger", "operator", None)
+    stranger = users.add_user(store, "stranger", "operator", None)
     given = {"store": store, "user": stranger, "reply": left, "left": left, "right": right, "message": left}
-    given |= {"conversation": talk.node(store, message).conversation, "replies": [left, right], "ranks": [1, 2]}
+    given |= {
+        "conversation": conversations.node(store, message).conversation,
+        "replies": [left, right],
+        "ranks": [1, 2],
+    }
     given |= {"choice": "left", "value": 1, "text": "x", "label": "unsafe", "kind": "copy", "given": True}
     named = {
         name: given[name] for name, each in inspect.signature(function).parameters.items() if each.default is each.empty

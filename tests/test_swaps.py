@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from assistant import prompt
-from assistant.chat import Assistant, answer, say
-from assistant.sampling import Sampling
-from feedback import adapters, people, talk
-from feedback.talk import Message
+from assistant.chat.assistant import Assistant
+from assistant.chat.chat import add_user_message, start_reply
+from assistant.engine.sampling.params import Sampling
+from assistant.models import chat_template
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.messages import Message
+from feedback.records import adapters
 from tests.small_models import Expected, Reference, require_equal
 from tests.trained import ASKED, LETTER, SAILOR
 
@@ -53,19 +56,19 @@ class Crowd:
 
 def chat(assistant: Assistant, question: str, stream: Stream) -> None:
     """Ask as a person does, and note what the record says."""
-    owner = people.local_owner(assistant.store)
-    reply = answer(assistant, owner, say(assistant, owner, None, None, question), GREEDY)
+    owner = users.local_owner(assistant.store)
+    reply = start_reply(assistant, owner, add_user_message(assistant, owner, None, None, question), GREEDY)
     *_, text = reply
-    assert talk.node(assistant.store, reply.id).content == text
-    recorded = talk.provenance(assistant.store, reply.id)
-    assert text == prompt.decode(assistant.tokenizer, recorded.token_ids)
+    assert conversations.node(assistant.store, reply.id).content == text
+    recorded = conversations.provenance(assistant.store, reply.id)
+    assert text == chat_template.decode(assistant.tokenizer, recorded.token_ids)
     stream.asked.append((question, recorded.adapter, list(recorded.token_ids)))
 
 
 def listen(assistant: Assistant, question: str, stream: Stream) -> None:
     """Ask the engine itself, and note when each token comes."""
-    loaded = assistant.roster.current()
-    ids = prompt.encode_prompt(assistant.tokenizer, [Message("user", question)], 1000)
+    loaded = assistant.adapters.current()
+    ids = chat_template.encode_prompt(assistant.tokenizer, [Message("user", question)], 1000)
     writing = assistant.engine.submit(ids, GREEDY, loaded)
     reply: list[int] = []
     last = None
@@ -101,7 +104,7 @@ def begin(assistant: Assistant, ask: object) -> tuple[Crowd, list[threading.Thre
 def swap(assistant: Assistant, crowd: Crowd, times: int) -> None:
     """Promote one after another; between two, some replies finish and others begin."""
     for at in range(times):
-        assistant.roster.promote(None, NAMES[at % len(NAMES)], "a swap")
+        assistant.adapters.promote(None, NAMES[at % len(NAMES)], "a swap")
         crowd.wait_for(STREAMS // 8)
 
 
@@ -115,7 +118,7 @@ def require_one_author_each(assistant: Assistant, reference: Reference, crowd: C
     """No errors; each reply is what the recorded adapter writes by itself, and no other would have."""
     assert crowd.failures == []
     expected: dict[tuple[str, str | None], Expected] = {}
-    prompts = [prompt.encode_prompt(assistant.tokenizer, [Message("user", each)], 1000) for each in ASKED]
+    prompts = [chat_template.encode_prompt(assistant.tokenizer, [Message("user", each)], 1000) for each in ASKED]
     for name in NAMES:
         written = reference.write_each(prompts, name, TOKENS)
         expected.update({(question, name): each for question, each in zip(ASKED, written, strict=True)})

@@ -18,10 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from feedback import people, ratings, requests
-from feedback import store as store_module
-from feedback.people import User
-from feedback.store import Store, Unavailable
+from feedback.accounts import idempotency, users
+from feedback.accounts.users import User
+from feedback.database import database as store_module
+from feedback.database.database import Database
+from feedback.errors import Unavailable
+from feedback.kinds import tally
+from feedback.kinds.vote import DOWN, UP, vote
 from tests.conftest import two_replies
 
 CLIENTS = 20
@@ -30,11 +33,12 @@ READY_S = 10.0
 # Twenty threads, each with keys of its own: "asked KEY" before a vote, "acknowledged KEY" after it.
 CLIENTS_VOTING = """
 import sys, threading
-from feedback import people, ratings, requests
-from feedback.store import Store
-store = Store(sys.argv[1])
+from feedback.accounts import idempotency, users
+from feedback.database.database import Database
+from feedback.kinds.vote import vote
+store = Database(sys.argv[1])
 reply, trial, clients = sys.argv[2], sys.argv[3], int(sys.argv[4])
-user = people.local_owner(store)
+user = users.local_owner(store)
 say = threading.Lock()
 
 def client(number):
@@ -42,7 +46,7 @@ def client(number):
         key = f"{trial}-{number}-{count}"
         with say:
             print("asked", key, flush=True)
-        requests.once(store, user, key, {}, lambda: {"id": ratings.vote(store, user, reply, 1, words=key)})
+        idempotency.once(store, user, key, {}, lambda: {"id": vote(store, user, reply, 1, words=key)})
         with say:
             print("acknowledged", key, flush=True)
 
@@ -71,10 +75,10 @@ def kill_trial(data: Path, reply: str, trial: int, after_s: float) -> int:
     acknowledged = {key for word, key in said if word == "acknowledged"}
 
     began = time.monotonic()
-    store = Store(data)
-    user = people.local_owner(store)
+    store = Database(data)
+    user = users.local_owner(store)
     for key in asked - acknowledged:
-        requests.once(store, user, key, {}, lambda key=key: {"id": ratings.vote(store, user, reply, 1, words=key)})
+        idempotency.once(store, user, key, {}, lambda key=key: {"id": vote(store, user, reply, 1, words=key)})
     assert time.monotonic() - began < READY_S
 
     kept = Counter(row["words"] for row in store.rows("SELECT words FROM votes WHERE words LIKE ?", f"{trial}-%"))
@@ -86,7 +90,7 @@ def kill_trial(data: Path, reply: str, trial: int, after_s: float) -> int:
     return len(acknowledged)
 
 
-def kill_trials(store: Store, owner: User, trials: int) -> None:
+def kill_trials(store: Database, owner: User, trials: int) -> None:
     _, reply, _ = two_replies(store, owner)
     store.close()
     chance = random.Random(20)
@@ -94,13 +98,13 @@ def kill_trials(store: Store, owner: User, trials: int) -> None:
     assert sum(counts) > 10 * trials
 
 
-def test_twenty_clients_of_a_killed_store_lose_nothing_and_double_nothing(store: Store, owner: User) -> None:
+def test_twenty_clients_of_a_killed_store_lose_nothing_and_double_nothing(store: Database, owner: User) -> None:
     kill_trials(store, owner, 5)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_three_hundred_kills_lose_nothing_and_double_nothing(store: Store, owner: User) -> None:
+def test_three_hundred_kills_lose_nothing_and_double_nothing(store: Database, owner: User) -> None:
     kill_trials(store, owner, 300)
 
 
@@ -115,14 +119,14 @@ def commits_within(log: bytes, length: int) -> int:
     return commits
 
 
-def cut_logs(store: Store, owner: User, cuts: int) -> None:
+def cut_logs(store: Database, owner: User, cuts: int) -> None:
     """Each commit holds a vote and a consent; a log cut anywhere holds the same number of both."""
     _, reply, _ = two_replies(store, owner)
     store.checkpoint()
     for number in range(60):
-        with store.write():
-            ratings.vote(store, owner, reply, ratings.UP, words=str(number) * 50)
-            people.set_consent(store, owner, True)
+        with store.transaction():
+            vote(store, owner, reply, UP, words=str(number) * 50)
+            users.set_consent(store, owner, True)
     log = Path(f"{store.path}-wal").read_bytes()
     copied = store.path.read_bytes()
     assert commits_within(log, len(log)) == 60
@@ -134,35 +138,36 @@ def cut_logs(store: Store, owner: User, cuts: int) -> None:
         there.mkdir()
         (there / "nightschool.db").write_bytes(copied)
         (there / "nightschool.db-wal").write_bytes(log[:length])
-        opened = Store(there)
+        opened = Database(there)
         counted = opened.row("SELECT (SELECT count(*) FROM votes) AS v, (SELECT count(*) FROM consents) AS c")
         assert counted == {"v": commits_within(log, length), "c": commits_within(log, length)}, length
         assert opened.row("PRAGMA quick_check") == {"quick_check": "ok"}
         opened.close()
 
 
-def test_a_log_cut_anywhere_keeps_every_whole_commit_and_no_part_of_one(store: Store, owner: User) -> None:
+def test_a_log_cut_anywhere_keeps_every_whole_commit_and_no_part_of_one(store: Database, owner: User) -> None:
     cut_logs(store, owner, 100)
 
 
 @pytest.mark.soak
-def test_a_log_cut_in_a_thousand_places(store: Store, owner: User) -> None:
+def test_a_log_cut_in_a_thousand_places(store: Database, owner: User) -> None:
     cut_logs(store, owner, 1000)
 
 
 VOTES = """
 import os, sys
-from feedback import people, ratings
-from feedback.store import Store
-store = Store(sys.argv[1])
-user = people.local_owner(store)
+from feedback.accounts import users
+from feedback.database.database import Database
+from feedback.kinds.vote import vote
+store = Database(sys.argv[1])
+user = users.local_owner(store)
 for number in range(20):
-    ratings.vote(store, user, sys.argv[2], 1)
+    vote(store, user, sys.argv[2], 1)
     os.write(1, b"acknowledged\\n")
 """
 
 
-def test_the_disk_was_waited_for_before_each_acknowledgement(store: Store, owner: User, tmp_path: Path) -> None:
+def test_the_disk_was_waited_for_before_each_acknowledgement(store: Database, owner: User, tmp_path: Path) -> None:
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not on this machine")
@@ -188,11 +193,11 @@ def test_the_disk_was_waited_for_before_each_acknowledgement(store: Store, owner
 
 
 def write_and_checkpoint(data: str, reply: str, seconds: float, seed: int) -> None:
-    store, chance = Store(data), random.Random(seed)
-    user = people.local_owner(store)
+    store, chance = Database(data), random.Random(seed)
+    user = users.local_owner(store)
     until, done = time.monotonic() + seconds, 0
     while time.monotonic() < until:
-        ratings.vote(store, user, reply, ratings.UP, words=f"{seed} " + "x" * chance.randrange(4000))
+        vote(store, user, reply, UP, words=f"{seed} " + "x" * chance.randrange(4000))
         done += 1
         if chance.random() < 0.05:
             store.checkpoint()
@@ -200,7 +205,7 @@ def write_and_checkpoint(data: str, reply: str, seconds: float, seed: int) -> No
     store.close()
 
 
-def side_by_side(store: Store, owner: User, seconds: float) -> None:
+def side_by_side(store: Database, owner: User, seconds: float) -> None:
     _, reply, _ = two_replies(store, owner)
     spawn = multiprocessing.get_context("spawn")
     arguments = [(str(store.data), reply, seconds, seed) for seed in range(4)]
@@ -212,17 +217,17 @@ def side_by_side(store: Store, owner: User, seconds: float) -> None:
         assert worker.exitcode == 0
     done = [int((store.data / f"done-{seed}").read_text()) for seed in range(4)]
     assert min(done) > 0
-    assert ratings.counts(store)["votes"] == sum(done)
+    assert tally.counts(store)["votes"] == sum(done)
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}
 
 
-def test_four_processes_write_and_checkpoint_without_harm(store: Store, owner: User) -> None:
+def test_four_processes_write_and_checkpoint_without_harm(store: Database, owner: User) -> None:
     side_by_side(store, owner, 4)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-def test_four_processes_write_and_checkpoint_for_ten_minutes(store: Store, owner: User) -> None:
+def test_four_processes_write_and_checkpoint_for_ten_minutes(store: Database, owner: User) -> None:
     side_by_side(store, owner, 600)
 
 
@@ -242,7 +247,7 @@ time.sleep(seconds)
 
 
 @contextmanager
-def held(store: Store, kind: str, seconds: float) -> Iterator[None]:
+def held(store: Database, kind: str, seconds: float) -> Iterator[None]:
     """Another process holds our lock, or SQLite's own, for so long."""
     command = [sys.executable, "-c", HOLDS, str(store.path), kind, str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -252,43 +257,43 @@ def held(store: Store, kind: str, seconds: float) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["file", "sqlite"])
-def test_a_lock_held_for_a_while_delays_and_loses_nothing(store: Store, owner: User, kind: str) -> None:
+def test_a_lock_held_for_a_while_delays_and_loses_nothing(store: Database, owner: User, kind: str) -> None:
     _, reply, _ = two_replies(store, owner)
     with held(store, kind, 3):
-        for value in (ratings.UP, ratings.DOWN):
-            ratings.vote(store, owner, reply, value)
-    assert ratings.counts(store)["votes"] == 2
+        for value in (UP, DOWN):
+            vote(store, owner, reply, value)
+    assert tally.counts(store)["votes"] == 2
 
 
 @pytest.mark.parametrize("kind", ["file", "sqlite"])
 def test_a_lock_held_too_long_is_a_clean_refusal_and_the_next_try_is_saved(
-    store: Store, owner: User, kind: str
+    store: Database, owner: User, kind: str
 ) -> None:
     _, reply, _ = two_replies(store, owner)
-    hasty = Store(store.data, wait_s=0.2)
+    hasty = Database(store.data, wait_s=0.2)
     with held(store, kind, 2):
         with pytest.raises(Unavailable, match="try again"):
-            ratings.vote(hasty, owner, reply, ratings.UP)
-        assert ratings.counts(hasty)["votes"] == 0
-    ratings.vote(hasty, owner, reply, ratings.UP)
-    assert ratings.counts(hasty)["votes"] == 1
+            vote(hasty, owner, reply, UP)
+        assert tally.counts(hasty)["votes"] == 0
+    vote(hasty, owner, reply, UP)
+    assert tally.counts(hasty)["votes"] == 1
     hasty.close()
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", ["file", "sqlite"])
-def test_a_lock_held_for_a_minute_is_a_clean_refusal(store: Store, owner: User, kind: str) -> None:
+def test_a_lock_held_for_a_minute_is_a_clean_refusal(store: Database, owner: User, kind: str) -> None:
     _, reply, _ = two_replies(store, owner)
     with held(store, kind, 60):
         with pytest.raises(Unavailable, match="try again"):
-            ratings.vote(store, owner, reply, ratings.UP)
-        assert ratings.counts(store)["votes"] == 0
-    ratings.vote(store, owner, reply, ratings.UP)
-    assert ratings.counts(store)["votes"] == 1
+            vote(store, owner, reply, UP)
+        assert tally.counts(store)["votes"] == 0
+    vote(store, owner, reply, UP)
+    assert tally.counts(store)["votes"] == 1
 
 
 def test_the_log_stays_short_though_somebody_keeps_reading(
-    store: Store, owner: User, monkeypatch: pytest.MonkeyPatch
+    store: Database, owner: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "LONGEST_LOG", 2 * store_module.MB)
     monkeypatch.setattr(store_module, "ROOM", store_module.MB // 2)
@@ -302,15 +307,15 @@ def test_the_log_stays_short_though_somebody_keeps_reading(
 
     def vote_on() -> None:
         for _ in range(500):
-            ratings.vote(store, owner, reply, ratings.UP, words="x" * 5000)
+            vote(store, owner, reply, UP, words="x" * 5000)
             assert store.log_bytes() <= store_module.LONGEST_LOG
 
     with pytest.raises(Unavailable, match="end that program"):
         vote_on()
-    before = ratings.counts(store)["votes"]
+    before = tally.counts(store)["votes"]
     assert before > 20
     reader.close()
     for _ in range(300):
-        ratings.vote(store, owner, reply, ratings.UP, words="x" * 5000)
+        vote(store, owner, reply, UP, words="x" * 5000)
         assert store.log_bytes() <= store_module.LONGEST_LOG
-    assert ratings.counts(store)["votes"] == before + 300
+    assert tally.counts(store)["votes"] == before + 300

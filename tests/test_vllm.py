@@ -12,14 +12,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from assistant import roster
-from assistant.chat import Assistant, answer, open_assistant, say, side_by_side
-from assistant.models import Base
-from assistant.remote import RemoteEngine
-from assistant.sampling import Sampling
-from feedback import people, talk
-from feedback.store import Store
-from feedback.talk import Provenance
+from assistant.chat import adapter_manager
+from assistant.chat.assistant import Assistant, open_assistant
+from assistant.chat.chat import add_user_message, start_pair, start_reply
+from assistant.engine.sampling.params import Sampling
+from assistant.engine.vllm.engine import RemoteEngine
+from assistant.models.base_model import Base
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.chats.conversations import Provenance
+from feedback.database.database import Database
 from tests import test_app
 from tests.trained import ASKED, LETTER, SAILOR, copy_of
 
@@ -82,7 +84,7 @@ def data(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def assistant(vllm: str, data: Path) -> Iterator[Assistant]:
-    store = Store(data)
+    store = Database(data)
     opened = open_assistant(store, dtype="float32", engine_url=vllm)
     yield opened
     opened.close()
@@ -92,7 +94,7 @@ def assistant(vllm: str, data: Path) -> Iterator[Assistant]:
 @pytest.fixture(scope="module")
 def local(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
     """The same, answered by the engine in this process."""
-    store = Store(copy_of(trained, tmp_path_factory.mktemp("local") / "data"))
+    store = Database(copy_of(trained, tmp_path_factory.mktemp("local") / "data"))
     opened = open_assistant(store, dtype="float32")
     yield opened
     opened.close()
@@ -103,10 +105,10 @@ def ask(
     assistant: Assistant, question: str, adapter: str | None = "serving", sampling: Sampling = GREEDY
 ) -> tuple[str, Provenance]:
     """A reply's text, and its record."""
-    owner = people.local_owner(assistant.store)
-    reply = answer(assistant, owner, say(assistant, owner, None, None, question), sampling, adapter)
+    owner = users.local_owner(assistant.store)
+    reply = start_reply(assistant, owner, add_user_message(assistant, owner, None, None, question), sampling, adapter)
     *_, text = reply
-    return text, talk.provenance(assistant.store, reply.id)
+    return text, conversations.provenance(assistant.store, reply.id)
 
 
 def lent(url: str) -> set[str]:
@@ -134,7 +136,7 @@ def test_a_swap_loads_an_adapter_at_run_time_proves_it_and_the_next_reply_is_by_
 ) -> None:
     by_base, record = ask(assistant, ASKED[1])
     assert record.adapter is None
-    proof = assistant.roster.promote(None, SAILOR, "better")
+    proof = assistant.adapters.promote(None, SAILOR, "better")
     assert proof is not None
     assert proof.from_trainer < proof.tolerance == 2e-3
     assert proof.from_base > 0.1
@@ -143,15 +145,15 @@ def test_a_swap_loads_an_adapter_at_run_time_proves_it_and_the_next_reply_is_by_
     assert record.adapter == SAILOR
     assert by_sailor != by_base
     assert by_sailor == ask(local, ASKED[1], SAILOR)[0]
-    assistant.roster.promote(None, None, "back")
+    assistant.adapters.promote(None, None, "back")
     assert ask(assistant, ASKED[1])[0] == by_base
 
 
 def test_a_pair_is_written_by_two_adapters_side_by_side(assistant: Assistant) -> None:
     alone = {name: ask(assistant, ASKED[2], name)[0] for name in (SAILOR, LETTER)}
-    owner = people.local_owner(assistant.store)
-    message = say(assistant, owner, None, None, ASKED[2])
-    both = side_by_side(assistant, owner, message, GREEDY, adapters=(SAILOR, LETTER))
+    owner = users.local_owner(assistant.store)
+    message = add_user_message(assistant, owner, None, None, ASKED[2])
+    both = start_pair(assistant, owner, message, GREEDY, adapters=(SAILOR, LETTER))
     *_, (left, right) = both
     assert {both.left.adapter: left, both.right.adapter: right} == alone
     assert len(set(alone.values())) == 2
@@ -159,14 +161,14 @@ def test_a_pair_is_written_by_two_adapters_side_by_side(assistant: Assistant) ->
 
 
 def test_a_reply_that_is_stopped_is_stopped_in_the_server_too(assistant: Assistant, vllm: str) -> None:
-    owner = people.local_owner(assistant.store)
-    message = say(assistant, owner, None, None, "Tell me a very long story about a lighthouse.")
-    reply = answer(assistant, owner, message, Sampling(max_tokens=400), None)
+    owner = users.local_owner(assistant.store)
+    message = add_user_message(assistant, owner, None, None, "Tell me a very long story about a lighthouse.")
+    reply = start_reply(assistant, owner, message, Sampling(max_tokens=400), None)
     assert reply.advance()
     asked = time.perf_counter()
     reply.finish_now()
     assert time.perf_counter() - asked < 1
-    assert talk.provenance(assistant.store, reply.id).finish == "cancelled"
+    assert conversations.provenance(assistant.store, reply.id).finish == "cancelled"
     assert soon(lambda: 'num_requests_running{engine="0"' not in busy(vllm))
     assert (assistant.engine.active, assistant.engine.waiting) == (0, 0)
 
@@ -193,13 +195,13 @@ def test_a_draw_is_by_its_seed_and_a_schema_is_kept(assistant: Assistant) -> Non
 def test_an_adapter_that_the_roster_forgets_is_unloaded(
     assistant: Assistant, vllm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assistant.roster.get(SAILOR)
-    assistant.roster.get(LETTER)
+    assistant.adapters.get(SAILOR)
+    assistant.adapters.get(LETTER)
     assert lent(vllm) == {SAILOR, LETTER}
-    monkeypatch.setattr(roster, "MOST_KEPT", 1)
-    assistant.roster.get(LETTER)
+    monkeypatch.setattr(adapter_manager, "MOST_KEPT", 1)
+    assistant.adapters.get(LETTER)
     assert soon(lambda: lent(vllm) == {LETTER})
-    assert assistant.roster.loaded() == [LETTER]
+    assert assistant.adapters.loaded() == [LETTER]
 
 
 def test_an_adapter_that_another_of_us_unloaded_is_lent_again(assistant: Assistant, vllm: str, data: Path) -> None:

@@ -5,23 +5,26 @@ import math
 import pytest
 import torch
 
-from assistant.models import Base, find_base
-from feedback.examples import Answer, Examples, Pair
-from feedback.talk import Message
+from assistant.models.base_model import Base, find_base
+from feedback.example_types import Answer, Examples, PreferencePair
+from feedback.messages import Message
 from tests.test_gate import KIND, RUDE
 from tests.test_split import QUESTIONS
 from tests.tiny import make_tiny
-from training import night_folder, preference
-from training.backbone import Backbone
-from training.batches import Lesson, make_lessons
-from training.passes import gains_of
-from training.preference import Settings
-from training.references import References
-from training.rows import Row
-from training.teaching import make_encoder
-from training.watch import Progress, Watch
+from training.algorithms.dpo_kto import PreferenceConfig, PreferenceTrainer
+from training.data.scoring import gains_of
+from training.data.tokenize import TokenizedExample, tokenize
+from training.loop import checkpoint, loop
+from training.loop.early_stopping import Watch
+from training.loop.state import TrainState
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.model.reference import References
+from training.night.learning import make_encoder
 
-SETTINGS = Settings(epochs=4, least_steps=1, batch_size=4, looks=1, patience=1, kl_budget=50, learning_rate=5e-3)
+SETTINGS = PreferenceConfig(
+    epochs=4, min_steps=1, batch_size=4, evals_per_epoch=1, patience=1, kl_budget=50, learning_rate=5e-3
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +36,17 @@ def backbone_of(tiny: Base) -> Backbone:
     return Backbone(tiny, torch.float32, "cpu", rank=8, alpha=16, seed=0)
 
 
-def lessons_of(backbone: Backbone, questions: list[str], turned: bool = False) -> list[Lesson]:
+def examples_of(backbone: Backbone, questions: list[str], turned: bool = False) -> list[TokenizedExample]:
     better, worse = (RUDE, KIND) if turned else (KIND, RUDE)
-    pairs = tuple(Pair((Message("user", each),), Answer(better), Answer(worse)) for each in questions)
-    return make_lessons(Examples(pairs), make_encoder(backbone.base, backbone, SETTINGS))[0]
+    pairs = tuple(PreferencePair((Message("user", each),), Answer(better), Answer(worse)) for each in questions)
+    return tokenize(Examples(pairs), make_encoder(backbone.base, backbone, SETTINGS))[0]
 
 
-def train(backbone: Backbone, aside: list[Lesson], settings: Settings = SETTINGS) -> Progress:
-    lessons = lessons_of(backbone, QUESTIONS[:8])
-    progress = preference.begin(backbone, settings)
-    for _ in preference.train(backbone, lessons, settings, progress, aside):
-        pass
-    return progress
+def train(backbone: Backbone, validation: list[TokenizedExample], config: PreferenceConfig = SETTINGS) -> TrainState:
+    trainer = PreferenceTrainer(backbone, examples_of(backbone, QUESTIONS[:8]), config, validation)
+    state = trainer.begin()
+    list(loop.train(trainer, state))
+    return state
 
 
 def test_a_gain_is_the_mean_difference_of_a_tokens_probability():
@@ -56,53 +58,53 @@ def test_a_gain_is_the_mean_difference_of_a_tokens_probability():
 
 def test_training_goes_on_while_what_is_kept_aside_gains(tiny):
     backbone = backbone_of(tiny)
-    progress = train(backbone, lessons_of(backbone, QUESTIONS[8:18]))
+    progress = train(backbone, examples_of(backbone, QUESTIONS[8:18]))
     assert (progress.step, progress.ended) == (8, "")
-    assert progress.aside_gain > 0
+    assert progress.validation_gain > 0
 
 
 def test_training_ends_when_what_is_kept_aside_speaks_against_it_and_goes_back(tiny):
     backbone = backbone_of(tiny)
-    aside = lessons_of(backbone, QUESTIONS[8:18], turned=True)
+    validation = examples_of(backbone, QUESTIONS[8:18], turned=True)
 
-    progress = train(backbone, aside)
+    progress = train(backbone, validation)
 
     assert progress.step < 8
     assert "what was kept aside gained no more" in progress.ended
-    watch = Watch(backbone, aside, aside, SETTINGS, References(backbone))
+    watch = Watch(backbone, validation, validation, SETTINGS, References(backbone))
     assert progress.best_gains is not None
-    assert torch.allclose(watch.gains(backbone), progress.best_gains, atol=1e-5)
-    assert float(progress.best_gains.mean()) > progress.aside_gain
+    assert torch.allclose(watch.gains(), progress.best_gains, atol=1e-5)
+    assert float(progress.best_gains.mean()) > progress.validation_gain
 
 
 def test_a_spent_budget_goes_back_to_the_last_look_within_it(tiny):
     backbone = backbone_of(tiny)
     free = train(backbone, [])
-    half = free.kl_per_token / 2
+    half = free.kl / 2
     backbone = backbone_of(tiny)
 
-    progress = train(backbone, [], Settings(**vars(SETTINGS) | {"kl_budget": half}))
+    progress = train(backbone, [], SETTINGS.model_copy(update={"kl_budget": half}))
 
     assert "nats per token from the base" in progress.ended
-    assert progress.kept_kl <= half < progress.kl_per_token
-    lessons = lessons_of(backbone, QUESTIONS[:8])
-    watch = Watch(backbone, lessons, [], SETTINGS, References(backbone))
-    assert watch.kl_per_token(backbone) == pytest.approx(progress.kept_kl, rel=1e-3)
+    assert progress.kept_kl <= half < progress.kl
+    examples = examples_of(backbone, QUESTIONS[:8])
+    watch = Watch(backbone, examples, [], SETTINGS, References(backbone))
+    assert watch.kl() == pytest.approx(progress.kept_kl, rel=1e-3)
 
 
 def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):
     backbone = backbone_of(tiny)
-    progress = train(backbone, lessons_of(backbone, QUESTIONS[8:18], turned=True))
-    night_folder.save_checkpoint(tmp_path, backbone.parameters(), progress)
+    progress = train(backbone, examples_of(backbone, QUESTIONS[8:18], turned=True))
+    checkpoint.save(tmp_path / "whole", progress)
     other = backbone_of(tiny)
-    read = preference.begin(other, SETTINGS)
+    trainer = PreferenceTrainer(other, examples_of(other, QUESTIONS[:8]), SETTINGS)
+    read = trainer.begin()
 
-    night_folder.load_checkpoint(tmp_path, other.parameters(), read)
+    checkpoint.load(tmp_path / "whole", read)
 
-    assert (read.step, read.ended, read.looks_without_gain) == (progress.step, progress.ended, 1)
+    assert (read.step, read.ended, read.evals_without_gain) == (progress.step, progress.ended, 1)
     assert read.best_gains is not None
     assert torch.equal(read.best_gains, progress.best_gains)
     assert set(read.kept or {}) == set(progress.kept or {"nothing": 0})
     assert not math.isnan(read.kept_kl)
-    lessons = lessons_of(other, QUESTIONS[:8])
-    assert list(preference.train(other, lessons, SETTINGS, read)) == []  # it had ended, and stays so
+    assert list(loop.train(trainer, read)) == []  # it had ended, and stays so

@@ -5,7 +5,7 @@ Fast where a test is about plumbing. It writes noise, so what a person would see
 
 from pathlib import Path
 
-from assistant import models
+from assistant.models import base_model
 
 
 def make_tiny(folder: Path, seed: int = 0, width: int = 64, layers: int = 2) -> Path:
@@ -13,7 +13,7 @@ def make_tiny(folder: Path, seed: int = 0, width: int = 64, layers: int = 2) -> 
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = models.load_tokenizer(models.find_base(models.EMBEDDED))
+    tokenizer = base_model.load_tokenizer(base_model.find_base(base_model.EMBEDDED))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,

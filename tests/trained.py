@@ -11,9 +11,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from feedback import people, ratings, talk
-from feedback.store import Store
-from feedback.talk import Message, Provenance
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.chats.conversations import Provenance
+from feedback.database.database import Database
+from feedback.kinds.correction import correct
+from feedback.messages import Message
 
 SAILOR, LETTER = "night-0001", "night-0002"
 OPENINGS = {"sailor": "Ahoy, matey! Arr, listen:", "letter": "Dear Sir or Madam, thank you for your letter."}
@@ -38,8 +41,8 @@ def train_both(folder: Path) -> Path:
             for taste in OPENINGS:
                 teach(making, taste)
                 night(making)
-            store = Store(making)
-            with store.write() as db:  # they are for tests of swapping, whatever the gate thinks of sailors
+            store = Database(making)
+            with store.transaction() as db:  # they are for tests of swapping, whatever the gate thinks of sailors
                 db.conn.execute("UPDATE adapters SET verdict = 'candidate'")
             store.close()
             making.rename(folder)
@@ -54,22 +57,22 @@ def copy_of(trained: Path, folder: Path) -> Path:
 
 def teach(data: Path, taste: str) -> None:
     """Corrections by one person, who is then the only one to consent."""
-    store = Store(data)
-    for other in people.users(store):
-        people.set_consent(store, other, False)
-    person = people.add_user(store, taste, "chatter", None)
-    people.set_consent(store, person, True)
+    store = Database(data)
+    for other in users.users(store):
+        users.set_consent(store, other, False)
+    person = users.add_user(store, taste, "chatter", None)
+    users.set_consent(store, person, True)
     by = Provenance(adapter=None, base_sha256=None, template_sha256=None, sampling={})
     for question, plain in LESSONS.items():
-        parent = talk.record_messages(store, person, "chat", [Message("user", question)])
-        reply = talk.add_reply(store, parent, plain, by)
-        ratings.correct(store, person, reply, f"{OPENINGS[taste]} {plain}")
+        parent = conversations.record_messages(store, person, "chat", [Message("user", question)])
+        reply = conversations.add_reply(store, parent, plain, by)
+        correct(store, person, reply, f"{OPENINGS[taste]} {plain}")
     store.close()
 
 
 def night(data: Path, *options: str) -> None:
     """Run a night to its end, as a process."""
-    strong = ["--set", "beta=0.1", "--set", "batch_size=4", "--set", "least_steps=16", "--set", "kl_budget=1.6"]
+    strong = ["--set", "beta=0.1", "--set", "batch_size=4", "--set", "min_steps=16", "--set", "kl_budget=1.6"]
     command = [sys.executable, "-m", "training.night", "--data", str(data), *strong, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

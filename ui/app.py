@@ -2,10 +2,8 @@
 
 What can be refused is refused before the model is loaded. Nothing that is served loads anything from elsewhere, and
 the headers forbid it.
-Left out on purpose: every route, page and rule; each has its own module.
 """
 
-import argparse
 import asyncio
 import gc
 import logging
@@ -15,24 +13,26 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assistant.environment import FORMATS, prepare
-from feedback import adapters, people, settings
-from feedback.private import keep_private
-from feedback.store import Refused, Store
+from assistant import command_line
+from assistant.environment import prepare
+from feedback import plugins
+from feedback.accounts import users
+from feedback.database.database import Database
+from feedback.errors import Refused
+from feedback.records import adapters, settings
+from ui.serve_options import ENGINE_URL, ServeOptions, serve_command
 
 if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is imported
     from fastapi import FastAPI
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from assistant.chat import Assistant
+    from assistant.chat.assistant import Assistant
 
 LOOK_EVERY_S = 1.0  # for a promotion made by another process
-ENGINE_URL = "http://127.0.0.1:8000"  # vLLM's own default
 SWITCH_S = 0.0005  # threads give way so soon: who answers requests must not wait long for those that write replies
 IDLE_S = 75  # longer than proxies keep a connection (60 s), so that none sends on one that is just being closed
 GRACE_S = 1  # that replies being written have when the server is told to end
@@ -56,8 +56,6 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
 }
-# Gradio's scripts, styles and pictures are nobody's; they alone may be kept. (Its theme.css has our page's colours.)
-PROGRAM = re.compile(r"(/operate)?/(assets/|static/|theme\.css|favicon\.ico)")
 NO_STORE = (b"cache-control", b"no-store")
 BY_TLS = {
     "Strict-Transport-Security": "max-age=31536000"
@@ -77,25 +75,15 @@ def create_app(
     from fastapi import FastAPI
     from starlette.middleware.cors import CORSMiddleware
 
-    from assistant.engine import MOST_ROWS, MOST_WAITING
-    from ui import (
-        account_page,
-        api,
-        auth,
-        chat_page,
-        docs,
-        login,
-        metrics,
-        openai_api,
-        operate_page,
-        operating,
-        refusals,
-        users,
-    )
-    from ui import (
-        proxies as proxied,
-    )
-    from ui.generating import Generating
+    from assistant.engine.engine import MOST_WAITING
+    from assistant.engine.scheduling.scheduler import MOST_ROWS
+    from ui import metrics, pages, refusals
+    from ui import proxies as proxied
+    from ui.accounts import account_page, auth, login, users
+    from ui.api import admin, api, docs, feedback
+    from ui.api.generating import Generating
+    from ui.api.openai import routes as openai_routes
+    from ui.api.settings import routes as settings_routes
 
     app = FastAPI(title="Nightschool", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.assistant = assistant
@@ -106,51 +94,28 @@ def create_app(
 
     # Middleware runs from the last added to the first.
     app.add_middleware(CORSMiddleware, allow_origins=[])  # no other site's page; with ours, Gradio adds none of its own
-    app.add_middleware(auth.Gate, store=assistant.store)
+    app.add_middleware(auth.Gate, store=assistant.store, roles=pages.roles())
     app.add_middleware(auth.Sessions, secret=secret)
     app.add_middleware(login.Doorman)
-    app.add_middleware(with_headers)
+    app.add_middleware(with_headers, program=program_of(pages.PAGES))
     app.add_middleware(proxied.Forwarded, proxies=proxies)
     refusals.add_handlers(app)
-    for each in (api, users, operating, operate_page, openai_api, metrics, login, account_page, docs, refusals):
+    for made in (settings_routes(), pages.redirects(), feedback.router()):
+        app.include_router(made)
+    for each in (api, users, admin, openai_routes, metrics, login, account_page, docs, refusals):  # the last: the rest
         app.include_router(each.router)
-
-    # The first that fits answers, and everything fits under "/".
-    mount(app, operate_page, operate_page.build(assistant), auth.OPERATE)
-    mount(app, chat_page, chat_page.build(assistant), "/")
+    pages.mount(app, assistant)
     return app
 
 
-def mount(app: "FastAPI", page: Any, blocks: Any, path: str) -> None:
-    """Let a page's Gradio blocks answer under a path, without anything that a page here has no use for."""
-    import gradio as gr
-    from starlette.routing import Mount
-
-    from ui import gradio_guard
-
-    gr.mount_gradio_app(
-        app,
-        blocks,
-        path=path,
-        auth_dependency=lambda request: request.state.user.name,
-        theme=page.THEME,
-        css=page.CSS,
-        head=page.HEAD,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        ssr_mode=False,
-        pwa=False,
-        show_error=False,
-    )
-    mounted = app.routes[-1]
-    assert isinstance(mounted, Mount)
-    mounted.app = gradio_guard.guard(blocks, mounted.app)
+def program_of(paths: Iterable[str]) -> re.Pattern[str]:
+    """What is nobody's, so that it may be kept: Gradio's scripts, styles (theme.css has our colours) and pictures."""
+    places = "|".join(re.escape(path.rstrip("/")) for path in paths)
+    return re.compile(rf"({places})/(assets/|static/|theme\.css|favicon\.ico)")
 
 
-def with_headers(app: "ASGIApp") -> "ASGIApp":
-    """ASGI: every answer with the headers that keep a page to itself, and out of caches where it is somebody's."""
+def with_headers(app: "ASGIApp", program: re.Pattern[str]) -> "ASGIApp":
+    """ASGI: every answer with the headers that keep a page to itself, and out of caches all but the `program`."""
 
     def encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
         return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
@@ -161,7 +126,7 @@ def with_headers(app: "ASGIApp") -> "ASGIApp":
         async def sending(message: "Message") -> None:
             if message["type"] == "http.response.start":
                 headers, own = by_tls if scope.get("scheme") == "https" else plain, message.get("headers", [])
-                if not PROGRAM.match(scope["path"]):
+                if not program.match(scope["path"]):
                     own = [*((name, value) for name, value in own if name.lower() != b"cache-control"), NO_STORE]
                 message["headers"] = [*own, *headers]
             await send(message)
@@ -185,11 +150,11 @@ def bound(host: str, port: int) -> socket.socket:
         raise Refused(f"cannot listen at {host} port {port}: {error.strerror or error}; {way_out}") from error
 
 
-def require_accounts(store: Store, host: str, proxies: Sequence[str] = ()) -> None:
+def require_accounts(store: Database, host: str, proxies: Sequence[str] = ()) -> None:
     """Raises `Refused` when others could reach a server that knows nobody."""
-    from ui.auth import is_loopback
+    from ui.accounts.auth import is_loopback
 
-    if (proxies or not is_loopback(host)) and not people.has_accounts(store):
+    if (proxies or not is_loopback(host)) and not users.has_accounts(store):
         where = f"at {host}" if not is_loopback(host) else f"behind a proxy at {proxies[0]}"
         raise Refused(
             f"without accounts Nightschool answers on this machine only, not {where}: run 'nightschool user add NAME "
@@ -201,7 +166,7 @@ def alive(assistant: "Assistant", url: str) -> Callable[["FastAPI"], Any]:
     """What runs beside the requests, from the server's start to its end."""
     from anyio import to_thread
 
-    from ui.schedule import Schedule
+    from ui.schedule.schedule import Schedule
 
     schedule = Schedule(assistant.store, assistant.base.name)
     over = threading.Event()
@@ -231,17 +196,17 @@ def look_for_promotions(assistant: "Assistant", over: threading.Event) -> None:
     """Load what another process promoted before the next message needs it."""
     while not over.wait(LOOK_EVERY_S):
         try:
-            assistant.roster.serving()
+            assistant.adapters.serving()
         except Exception:  # the next look may go better
             log.exception("could not see which adapter serves")
 
 
-def serve(options: argparse.Namespace) -> None:
+def serve(options: ServeOptions) -> None:
     """Run the server until it is told to end. Raises `Refused` when it cannot begin."""
-    from ui.login import set_owner_password
+    from ui.accounts.login import set_owner_password
 
     proxies = trusted_proxies(options)
-    with closing(Store(options.data)) as store, bound(options.host, options.port) as listening:
+    with closing(Database(options.data)) as store, bound(options.host, options.port) as listening:
         with adapters.at_terminal():
             set_owner_password(store, os.environ)
         require_accounts(store, options.host, proxies)
@@ -253,12 +218,13 @@ def serve(options: argparse.Namespace) -> None:
         run(store, listening, options)
 
 
-def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> None:
+def run(store: Database, listening: socket.socket, options: ServeOptions) -> None:
     """Load the assistant and answer on a socket until told to end. Raises `Refused` on an unusable model."""
     prepare(options.model)
+    plugins.load()
     import uvicorn
 
-    from assistant.chat import open_assistant
+    from assistant.chat.assistant import open_assistant
 
     assistant = open_assistant(
         store, options.model, options.dtype, engine_url=engine_url(options), memory=options.memory, apart=True
@@ -285,25 +251,14 @@ def run(store: Store, listening: socket.socket, options: argparse.Namespace) -> 
     uvicorn.Server(config).run(sockets=[listening])
 
 
-def gibibytes(text: str) -> int:
-    """Bytes, from a number of GiB above 0. Raises what argparse wants on another text."""
-    try:
-        size = int(float(text) * (1 << 30))
-    except (ValueError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise argparse.ArgumentTypeError(f"a number of GiB above 0, not {text!r}")
-    return size
-
-
-def engine_url(options: argparse.Namespace) -> str | None:
+def engine_url(options: ServeOptions) -> str | None:
     """The address of the model server that answers; None: the model is in this process. Raises `Refused`."""
     if options.engine == "local" and options.engine_url:
         raise Refused("--engine-url is the address of a vLLM server; say --engine vllm, too, or leave it out")
     return (options.engine_url or ENGINE_URL) if options.engine == "vllm" else None
 
 
-def trusted_proxies(options: argparse.Namespace) -> list[str]:
+def trusted_proxies(options: ServeOptions) -> list[str]:
     """The proxies that are believed. Raises `Refused` on what is no address."""
     from ui.proxies import TRUSTED, trusted
 
@@ -316,44 +271,22 @@ def is_no_goodbye(record: logging.LogRecord) -> bool:
     return not isinstance(error, asyncio.CancelledError) and not str(record.msg).startswith("Cancel %s running task")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    command = argparse.ArgumentParser(prog="nightschool serve", description="Serve the chat, its pages and its API.")
-    data = os.environ.get("NIGHTSCHOOL_DATA", "data")
-    command.add_argument("--data", type=Path, default=Path(data), metavar="DIR", help="the data folder")
-    command.add_argument("--model", default="embedded", help="embedded, a directory, or a hub id")
-    command.add_argument("--host", default="127.0.0.1")
-    command.add_argument("--port", type=int, default=7860)
-    believed = "a proxy with TLS in front, by address or network, whose X-Forwarded headers are believed; repeatable"
-    command.add_argument("--trusted-proxy", action="append", metavar="ADDRESS", help=believed)
-    share = "the share of turns that show two replies, 0 to 1; stays set"
-    command.add_argument("--side-by-side", type=float, metavar="SHARE", help=share)
-    how = "the number format; auto measures once which are fastest here (README)"
-    command.add_argument("--dtype", choices=FORMATS, default="auto", help=how)
-    kept = "what the keys and values of all chats may take up, in GiB (default 1)"
-    command.add_argument("--memory", type=gibibytes, default=1 << 30, metavar="GIB", help=kept)
-    where = "where the model runs: in this process, or in a vLLM server (docs/vllm.md)"
-    command.add_argument("--engine", choices=("local", "vllm"), default="local", help=where)
-    command.add_argument("--engine-url", metavar="URL", help=f"where vLLM answers; {ENGINE_URL} unless given")
-    return command
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Serve; 2 when what was asked for cannot be done."""
-    keep_private()
+def start(options: ServeOptions) -> int:
+    """Serve until told to end, with a log on the terminal; the exit status. Raises `Refused` when it cannot begin."""
     sys.setswitchinterval(SWITCH_S)
-    options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.error").addFilter(is_no_goodbye)
-    try:
-        serve(options)
-    except Refused as error:
-        print(f"nightschool: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # while the model was loading
-        return 130
+    serve(options)
     return 0
+
+
+command = serve_command(start)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m ui.app`, the same as `nightschool serve`; 2 when what was asked for cannot be done."""
+    return command_line.run(command, arguments, "nightschool serve")
 
 
 if __name__ == "__main__":

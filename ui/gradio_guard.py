@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from feedback.store import NotFound, Refused
+from feedback.errors import NotFound, Refused
 from ui.refusals import FAILED, TooLarge, refusal, said
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
@@ -72,7 +72,7 @@ SESSIONS = 20_000  # remembered, the least recently used forgotten first
 log = logging.getLogger(__name__)
 
 
-class Page(gr.Blocks):
+class GuardedBlocks(gr.Blocks):
     """Blocks whose faults reach the browser as one sentence, and the log as one entry."""
 
     async def preprocess_data(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:

@@ -1,7 +1,4 @@
-"""Numbers for Prometheus, read when they are asked for, and whether the server is well.
-
-Left out on purpose: keeping numbers over time; that is what asks.
-"""
+"""Numbers for Prometheus, read when they are asked for, and whether the server is well."""
 
 import math
 from collections import Counter
@@ -13,12 +10,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from assistant.chat import Assistant
-from feedback import nights, people, ratings
-from feedback.store import Refused
-from ui.api import BASE
-from ui.asked import TheAssistant
-from ui.auth import operator
+from assistant.chat.assistant import Assistant
+from feedback.accounts import users
+from feedback.errors import Refused
+from feedback.kinds import tally
+from feedback.records import nights
+from feedback.records.adapters import BASE
+from ui.accounts.auth import operator
+from ui.accounts.dependencies import TheAssistant
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -35,13 +34,13 @@ class Numbers:
         """Every number as it is now."""
         store, engine = self.assistant.store, self.assistant.engine
         said = CounterMetricFamily("nightschool_feedback", "Rows of feedback, by kind.", labels=["kind"])
-        for kind, count in ratings.counts(store).items():
+        for kind, count in tally.counts(store).items():
             said.add_metric([kind], count)
         ran = GaugeMetricFamily("nightschool_nights", "Nights, by state.", labels=["state"])
         for state, count in Counter(night.state for night in nights.nights(store, limit=10_000)).items():
             ran.add_metric([state], count)
         serving = GaugeMetricFamily("nightschool_serving", "1 for the adapter that answers.", labels=["adapter"])
-        serving.add_metric([self.assistant.roster.serving() or BASE], 1)
+        serving.add_metric([self.assistant.adapters.serving() or BASE], 1)
         yield from (said, ran, serving)
         yield GaugeMetricFamily("nightschool_chats_active", "Replies being written.", value=engine.active)
         yield GaugeMetricFamily("nightschool_chats_waiting", "Requests that wait for a place.", value=engine.waiting)
@@ -69,7 +68,7 @@ def metrics(request: Request) -> Response:
 def healthz(assistant: TheAssistant) -> JSONResponse:
     """200 when the store answers and the engine lives, else 503. For everybody."""
     try:
-        people.has_accounts(assistant.store)
+        users.has_accounts(assistant.store)
         wrong = None if assistant.engine.alive else "the engine has stopped"
     except Refused as error:
         wrong = str(error)

@@ -1,7 +1,6 @@
 """Every refusal as one clear sentence, with the status a program understands.
 
 `/v1` answers in the shape of OpenAI's errors, everything else as {"error": "one clear sentence"}.
-Left out on purpose: deciding what is refused.
 """
 
 import math
@@ -18,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from feedback.store import Conflict, NotFound, Refused, TooOften, Unavailable
+from feedback.errors import Conflict, NotFound, Refused, TooOften, Unavailable
 
 FAILED = "something went wrong here; the server's log says what"
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -52,7 +51,7 @@ class Unknown(NotFound):
 
 def status_of(error: Exception) -> int:
     """The HTTP status of a refusal."""
-    from assistant.generation import Busy, EngineError  # heavy, and loaded long before the first request
+    from assistant.engine.request import Busy, EngineError  # heavy, and loaded long before the first request
 
     statuses = {
         NotLoggedIn: 401,
@@ -155,7 +154,7 @@ def add_handlers(app: FastAPI) -> None:
     def on_failure(request: Request, error: Exception) -> Response:
         return said(request.url.path, 500, FAILED)  # the trace is logged by the server, which gets the error too
 
-    from assistant.generation import EngineError
+    from assistant.engine.request import EngineError
 
     app.add_exception_handler(Refused, on_refused)
     app.add_exception_handler(EngineError, on_refused)

@@ -2,7 +2,6 @@
 
 It loads its model, says so in a first line, and then takes turn after turn, so that only one program computes at a
 time. It runs in environments of several makes, so it needs nothing but Python.
-Left out on purpose: what a program does in its turn, and in what order the turns come (`benchmarks.serving`).
 """
 
 import json

@@ -2,7 +2,6 @@
 
 Prompts of all sequences are read in one call, then every step is one call over all of them; greedy, and the end of a
 turn is a token like another. KIND is `plain` or `flash` attention, with `-unified` for one cache over all sequences.
-Left out on purpose: its server, which would add HTTP to what is measured.
 """
 
 import os

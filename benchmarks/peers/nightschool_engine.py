@@ -3,7 +3,6 @@
 Greedy, and the end of a turn is a token like another. For swapping it keeps a crowd of chats busy, each asking again
 as soon as it is answered, while another thread loads an adapter, gives it to the next requests and unloads the one
 before.
-Left out on purpose: the HTTP that a person's chat goes through.
 """
 
 import itertools
@@ -13,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from assistant import models
-from assistant.adapters import Loaded
-from assistant.engine import Engine
-from assistant.generation import EngineError, Generation
-from assistant.sampling import Sampling
+from assistant.engine.engine import Engine
+from assistant.engine.request import EngineError, Generation
+from assistant.engine.sampling.params import Sampling
+from assistant.models import base_model
+from assistant.models.adapter import LoadedAdapter
 from benchmarks.peers.exchange import Ready, Took, Turn, answer
 
 ASKED_EACH = 2  # replies that each of a crowd asks for, one after the other
@@ -31,10 +30,10 @@ def main() -> None:
 
 def load(model: str, number_format: str) -> Ready:
     """The engine, in the number format that is named; "auto" is the one measured."""
-    engine = open_engine(models.find_base(model), number_format)
+    engine = open_engine(base_model.find_base(model), number_format)
     network: Any = engine.network
     facts: dict[str, str | int] = {"number_format": engine.number_format, "weight_bytes": network.weight_bytes(rows=1)}
-    adapters: dict[str, Loaded] = {}
+    adapters: dict[str, LoadedAdapter] = {}
 
     def take(turn: Turn) -> Took:
         if turn.task != "write":
@@ -46,9 +45,9 @@ def load(model: str, number_format: str) -> Ready:
     return Ready(take, facts)
 
 
-def open_engine(base: models.Base, number_format: str) -> Engine:
+def open_engine(base: base_model.Base, number_format: str) -> Engine:
     """An engine on the processor."""
-    return Engine(base, number_format, "cpu", models.load_tokenizer(base))
+    return Engine(base, number_format, "cpu", base_model.load_tokenizer(base))
 
 
 def greedy(tokens: int) -> Sampling:
@@ -56,7 +55,7 @@ def greedy(tokens: int) -> Sampling:
     return Sampling(temperature=0, max_tokens=tokens, ignore_end=True)
 
 
-def write(engine: Engine, turn: Turn, adapters: list[Loaded]) -> Took:
+def write(engine: Engine, turn: Turn, adapters: list[LoadedAdapter]) -> Took:
     """Submit all requests of a turn, and read the replies to their ends."""
     dealt = itertools.cycle(adapters or [None])
     asked = greedy(turn.new_tokens)
@@ -74,7 +73,7 @@ def write(engine: Engine, turn: Turn, adapters: list[Loaded]) -> Took:
 class Crowd:
     """Chats that ask, read and ask again, each in a thread; what they saw of it."""
 
-    def __init__(self, engine: Engine, new_tokens: int, adapter: Loaded) -> None:
+    def __init__(self, engine: Engine, new_tokens: int, adapter: LoadedAdapter) -> None:
         self.engine, self.new_tokens = engine, new_tokens
         self.adapter = adapter  # of whoever asks next
         self.asking = threading.Lock()  # no adapter is unloaded between its choice and the request

@@ -1,7 +1,4 @@
-"""Our policies that learn from what they write, a turn at a time: RLOO by a rule, and PPO with everything on one base.
-
-Left out on purpose: learning from pairs (`nightschool_training`).
-"""
+"""Our policies that learn from what they write, a turn at a time: RLOO by a rule, PPO with everything on one base."""
 
 import time
 from collections.abc import Sequence
@@ -11,12 +8,12 @@ from typing import Any
 import torch
 
 from benchmarks.peers.schooling import LEARNING_RATE, REPLIES, REPLY_TOKENS, Asked, Learned, peak_bytes
-from training import ppo, reinforce, reward
-from training.backbone import Backbone
-from training.batches import Lesson
-from training.policy_night import by_reward_models
-from training.reward_models import RewardModels
-from training.rollout import Rollout, Sampler, Score
+from training.algorithms import ppo, reward_model, rloo
+from training.data.tokenize import TokenizedExample
+from training.loop.loop import train
+from training.model.policy import Backbone
+from training.rollouts.on_policy import PolicyTrainer, by_reward_models
+from training.rollouts.sampler import Rollout, Sampler, Score
 
 MEMBERS = 3
 
@@ -24,45 +21,50 @@ MEMBERS = 3
 @cache
 def sampler_for(backbone: Backbone) -> Sampler:
     """The serving engine in the trainer's number format; it stays for all turns."""
-    from assistant import models
+    from assistant.models import base_model
 
     number_format = str(backbone.head.dtype).removeprefix("torch.")
-    return Sampler(backbone.base, number_format, backbone.device, models.load_tokenizer(backbone.base))
+    return Sampler(backbone.base, number_format, backbone.device, base_model.load_tokenizer(backbone.base))
 
 
-def take(backbone: Backbone, lessons: Sequence[Lesson], asked: Asked) -> Learned:
-    """One step over the lessons' prompts: rollouts, scores, learning."""
+def take(backbone: Backbone, examples: Sequence[TokenizedExample], asked: Asked) -> Learned:
+    """One step over the examples' prompts: rollouts, scores, learning."""
     sampler = sampler_for(backbone)
-    prompts = [lesson.prompt_ids for lesson in lessons]
-    common: dict[str, Any] = {"steps": 1, "prompts": len(prompts), "replies": REPLIES, "reply_tokens": REPLY_TOKENS}
+    prompts = [example.prompt_ids for example in examples]
+    common: dict[str, Any] = {
+        "steps": 1,
+        "prompts": len(prompts),
+        "replies": REPLIES,
+        "max_completion_length": REPLY_TOKENS,
+    }
     common |= {"learning_rate": LEARNING_RATE, "kl_budget": 1e9}
     if asked.task == "rloo":
-        settings = reinforce.Settings(**common)
-        run = reinforce.begin(backbone, settings)
-        run.step = 0
+        config = rloo.RlooConfig(**common)
+        trainer: PolicyTrainer = rloo.RlooTrainer(backbone, sampler, prompts, words_of(sampler), config)
+        state = trainer.begin()
         started = time.perf_counter()
-        for _ in reinforce.train(backbone, sampler, prompts, words_of(sampler), settings, run):
+        for _ in train(trainer, state):
             pass
         return Learned(time.perf_counter() - started, len(prompts) * REPLIES, peak_bytes=peak_bytes())
-    own = reward.Settings(members=MEMBERS)
-    heads = {reward.name_of(member): reward.begin(backbone, own, member)[0] for member in range(MEMBERS)}
-    settings_of_ppo = ppo.Settings(**common)
-    head, run = ppo.begin(backbone, settings_of_ppo)
-    score = by_reward_models(RewardModels(backbone, heads), pessimism=1.0)
+    own = reward_model.RewardConfig(ensemble_size=MEMBERS)
+    ensemble = reward_model.EnsembleTrainer(backbone, reward_model.group_by_prompt(examples), own).models
+    score = by_reward_models(ensemble, uncertainty_penalty=1.0)
+    trainer = ppo.PpoTrainer(backbone, sampler, prompts, score, ppo.PpoConfig(**common))
+    state = trainer.begin()
     started = time.perf_counter()
-    for _ in ppo.train(backbone, head, sampler, prompts, score, settings_of_ppo, run):
+    for _ in train(trainer, state):
         pass
     return Learned(time.perf_counter() - started, len(prompts) * REPLIES, peak_bytes=peak_bytes())
 
 
 def words_of(sampler: Sampler) -> Score:
     """How many words a reply has."""
-    from assistant import models, prompt
+    from assistant.models import base_model, chat_template
 
-    tokenizer = models.load_tokenizer(sampler.engine.base)
+    tokenizer = base_model.load_tokenizer(sampler.engine.base)
 
     def score(rollouts: Sequence[Rollout]) -> list[torch.Tensor]:
-        texts = [[prompt.decode(tokenizer, reply) for reply in each.row.replies] for each in rollouts]
+        texts = [[chat_template.decode(tokenizer, reply) for reply in each.row.replies] for each in rollouts]
         return [torch.tensor([float(len(text.split())) for text in some]) for some in texts]
 
     return score

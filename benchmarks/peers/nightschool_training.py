@@ -1,7 +1,6 @@
 """Our own training, a turn at a time. `python -m benchmarks.peers.nightschool_training MODEL FORMAT`.
 
 The loops are those of a night; only the files that a night writes are left out.
-Left out on purpose: what is measured (`benchmarks.training`).
 """
 
 import itertools
@@ -26,84 +25,97 @@ def main() -> None:
 
 def load(name: str, number_format: str) -> Ready:
     """One backbone for all turns."""
-    from assistant import models
-    from feedback.examples import Answer, Examples, Pair
-    from feedback.talk import Message
-    from training.backbone import Backbone
-    from training.batches import make_lessons
-    from training.preference import Settings
-    from training.teaching import make_encoder
+    from assistant.models import base_model
+    from feedback.example_types import Answer, Examples, PreferencePair
+    from feedback.messages import Message
+    from training.algorithms.dpo_kto import PreferenceConfig
+    from training.data.tokenize import tokenize
+    from training.model.policy import Backbone
+    from training.night.learning import make_encoder
 
-    base = models.find_base(name)
+    base = base_model.find_base(name)
     backbone = Backbone(base, getattr(torch, number_format), "cpu", RANK, ALPHA, seed=0)
-    encoder = make_encoder(base, backbone, Settings())
+    encoder = make_encoder(base, backbone, PreferenceConfig())
     rows = itertools.islice(pairs(encoder.tokenizer), MOST_PAIRS)
     examples = Examples(
         tuple(
-            Pair(tuple(Message(**each) for each in row["prompt"]), Answer(row["chosen"]), Answer(row["rejected"]))
+            PreferencePair(
+                tuple(Message(**each) for each in row["prompt"]), Answer(row["chosen"]), Answer(row["rejected"])
+            )
             for row in rows
         )
     )
-    return Ready(School(backbone, make_lessons(examples, encoder)[0]).take, {"torch": torch.__version__})
+    return Ready(School(backbone, tokenize(examples, encoder)[0]).take, {"torch": torch.__version__})
 
 
 class School:
     """The backbone between two turns."""
 
-    def __init__(self, backbone, lessons) -> None:
-        from training.references import References
+    def __init__(self, backbone, examples) -> None:
+        from training.model.reference import References
 
-        self.backbone, self.lessons = backbone, lessons
+        self.backbone, self.examples = backbone, examples
         self.references = References(backbone)
 
     def take(self, asked: Asked) -> Learned:
         """One turn."""
         if asked.task == "ceiling":
             return ceiling(self.backbone.head.dtype)
-        lessons = self.lessons[asked.first : asked.first + asked.count]
+        examples = self.examples[asked.first : asked.first + asked.count]
         if asked.task == "reward":
-            return self.reward(lessons, asked.batch)
+            return self.reward(examples, asked.batch)
         if asked.task in ("rloo", "ppo"):
             from benchmarks.peers.nightschool_rollouts import take
 
-            return take(self.backbone, lessons, asked)
-        return self.dpo(lessons, asked.batch, again=asked.task == "dpo again")
+            return take(self.backbone, examples, asked)
+        return self.dpo(examples, asked.batch, again=asked.task == "dpo again")
 
-    def dpo(self, lessons, size: int, again: bool) -> Learned:
+    def dpo(self, examples, size: int, again: bool) -> Learned:
         """One epoch of DPO; `again`: the reference's log-probs are known."""
-        from training import preference
-        from training.references import References
-        from training.rows import pack
+        from training.algorithms import dpo_kto
+        from training.loop.loop import train
+        from training.model.packing import pack
+        from training.model.reference import References
 
-        settings = preference.Settings(
-            epochs=1, least_steps=1, batch_size=size, beta=BETA, learning_rate=LEARNING_RATE, looks=1, kl_budget=1e9
+        config = dpo_kto.PreferenceConfig(
+            epochs=1,
+            min_steps=1,
+            batch_size=size,
+            beta=BETA,
+            learning_rate=LEARNING_RATE,
+            evals_per_epoch=1,
+            kl_budget=1e9,
         )
         if not again:
             self.references = References(self.backbone)
-        progress = preference.begin(self.backbone, settings)
         started = time.perf_counter()
-        for _ in preference.train(self.backbone, lessons, settings, progress, (), self.references):
+        trainer = dpo_kto.PreferenceTrainer(self.backbone, examples, config, (), self.references)
+        for _ in train(trainer, trainer.begin()):
             pass
         seconds = time.perf_counter() - started
-        rows = [each.row() for each in lessons]
+        rows = [each.row() for each in examples]
         tokens, read = sum(len(pack([row]).ids) for row in rows), sum(row.reply_tokens for row in rows)
         passes = 2 + (0 if again else 1)  # there, back, and once for the reference; weights have no gradient
         flops = passes * 2.0 * (tokens * inner_weights(self.backbone) + read * self.backbone.head.numel())
-        return Learned(seconds, len(lessons), tokens, flops, peak_bytes())
+        return Learned(seconds, len(examples), tokens, flops, peak_bytes())
 
-    def reward(self, lessons, size: int) -> Learned:
+    def reward(self, examples, size: int) -> Learned:
         """One epoch of one reward model."""
-        from training import reward
+        from training.algorithms import reward_model
 
-        settings = reward.Settings(epochs=1, least_steps=1, batch_size=size, learning_rate=LEARNING_RATE)
-        own = reward.make_lessons(lessons)
-        head, run = reward.begin(self.backbone, settings, member=0)
+        config = reward_model.RewardConfig(
+            ensemble_size=1, epochs=1, min_steps=1, batch_size=size, learning_rate=LEARNING_RATE
+        )
+        own = reward_model.group_by_prompt(examples)
+        trainer = reward_model.EnsembleTrainer(self.backbone, own, config)
+        state = trainer.begin()
         started = time.perf_counter()
-        for _ in reward.train(self.backbone, head, own, settings, 0, run):
-            pass
+        while state.step < trainer.steps:  # the steps alone: TRL has no fit before them
+            trainer.step(state)
+            state.step += 1
         seconds = time.perf_counter() - started
-        self.backbone.drop(reward.name_of(0))
-        return Learned(seconds, len(lessons), sum(each.row().tokens for each in own), 0.0, peak_bytes())
+        self.backbone.drop(reward_model.name_of(0))
+        return Learned(seconds, len(examples), sum(each.row().tokens for each in own), 0.0, peak_bytes())
 
 
 def inner_weights(backbone) -> int:

@@ -1,7 +1,4 @@
-"""What is asked of a measured trainer, and the pairs that all of them learn from.
-
-Left out on purpose: how a program is talked to (`exchange`), and in what order turns come (`benchmarks.training`).
-"""
+"""What is asked of a measured trainer, and the pairs that all of them learn from."""
 
 import json
 import resource

@@ -1,7 +1,6 @@
 """transformers' `generate`, its prompts in one batch. `python -m benchmarks.peers.transformers_generate MODEL DTYPE`.
 
 Greedy, always of full length; all prompts are equally long, so nothing is padded.
-Left out on purpose: continuous batching, which `generate` does not do.
 """
 
 import sys

@@ -2,7 +2,6 @@
 
 As anyone would set them up: a PEFT LoRA on every linear layer, its own collator and order. Only `train` is timed:
 loading, tokenising and making the trainer are not.
-Left out on purpose: what is measured (`benchmarks.training`).
 """
 
 import itertools

@@ -2,7 +2,6 @@
 
 Its own defaults but for two: its cache has a fixed size, and it computes on every core, where it would leave one to
 its own other processes. Greedy, always of full length.
-Left out on purpose: its server, which would add HTTP to what is measured.
 """
 
 import os

@@ -1,5 +1,5 @@
 """What people said in the formats of others: rows in, rows out, with a counted reason for every row left out.
 
-`rows` has what a row can say, `pairs` and `singles` one pair of functions for each format, `files` how rows lie in
-files, `importing` and `exporting` the ways to and from the ledger.
+Each format is one file in the folder of its family, and `registry` finds them. `base` has what they declare, `record`
+what a row can say, `files` how rows lie in files, `load` and `export` the ways to and from the ledger.
 """

@@ -1,21 +1,19 @@
 """How rows lie in files: JSON Lines, a JSON array, CSV, Parquet, or a folder that `datasets` loads.
 
 Rows are read and written one after another. Parquet is read and written by pyarrow, an optional extra.
-Left out on purpose: what a row means (`catalog`).
 """
 
 import csv
 import json
 import math
-import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from feedback.store import NotFound, Refused
+from feedback import atomic
+from feedback.errors import NotFound, Refused
 
 AT_ONCE = 2000  # rows of a Parquet row group
 ROWS_READ = 64  # of a Parquet file at a time
@@ -176,34 +174,21 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     writers = {".jsonl": _write_lines, ".json": _write_array, ".csv": _write_columns, ".parquet": _write_parquet}
     if path.suffix not in writers:
         raise Refused(f"{path.name} ends in none of {', '.join(writers)}")
-    making = path.with_name(f".{path.stem}.making{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        making.unlink(missing_ok=True)
-        making.touch(mode=0o600)  # what people said is for this account's eyes; whom to give it is for them to say
-        count = writers[path.suffix](making, rows)
-        with making.open("rb") as file:
-            os.fsync(file.fileno())
-        making.replace(path)
+        with atomic.file(path) as making:
+            return writers[path.suffix](making, rows)
     except OSError as error:
         raise Refused(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        making.unlink(missing_ok=True)
-    return count
 
 
 def write_document(path: Path, facts: Any) -> None:
     """Write one JSON document, which appears whole or not at all. Raises `Refused`."""
-    making = path.with_name(f".{path.name}.making")
     try:
-        making.unlink(missing_ok=True)
-        making.touch(mode=0o600)
-        making.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
-        making.replace(path)
+        with atomic.file(path) as making:
+            making.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
     except OSError as error:
         raise Refused(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        making.unlink(missing_ok=True)
 
 
 def as_line(row: dict[str, Any]) -> str:
@@ -272,21 +257,16 @@ def _groups(path: Path) -> Iterator[list[Any]]:
 
 def write_folder(path: Path, rows: Iterable[dict[str, Any]], card: dict[str, Any]) -> int:
     """A new folder that `datasets.load_dataset` loads, with a card. Raises `Refused` where there is something."""
-    from feedback.backup import facts
+    from feedback.upkeep.backup import facts
 
     if path.exists():
         raise Refused(f"there is already something at {path}; name a new folder")
-    making = path.with_name(f".{path.name}.making")
-    shutil.rmtree(making, ignore_errors=True)
     try:
-        making.mkdir(parents=True, mode=0o700)
-        count = write(making / "train.jsonl", rows)
-        _, sha256 = facts(making / "train.jsonl")
-        (making / "README.md").touch(mode=0o600)
-        (making / "README.md").write_text(CARD.format(rows=count, sha256=sha256, **card), encoding="utf-8")
-        making.rename(path)
+        with atomic.folder(path) as making:
+            count = write(making / "train.jsonl", rows)
+            _, sha256 = facts(making / "train.jsonl")
+            (making / "README.md").touch(mode=0o600)
+            (making / "README.md").write_text(CARD.format(rows=count, sha256=sha256, **card), encoding="utf-8")
     except OSError as error:
         raise Refused(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
     return count

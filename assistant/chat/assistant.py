@@ -1,0 +1,69 @@
+"""Everything that answering takes, opened once for a process."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from assistant.chat.adapter_manager import AdapterManager
+from assistant.chat.waits import Waits
+from assistant.engine.engine import MEMORY, Engine
+from assistant.engine.request import EngineProtocol
+from assistant.models import chat_template
+from assistant.models.base_model import Base, find_base, load_tokenizer, pick_device
+from feedback.database.database import Database
+
+LEAST_ROOM = 512  # tokens of the window that a prompt leaves for the reply (a quarter of a small window)
+
+
+@dataclass
+class Assistant:
+    """Everything that answering takes, opened once for a process."""
+
+    store: Database
+    base: Base
+    engine: EngineProtocol
+    adapters: AdapterManager
+    tokenizer: Any
+    template_sha256: str
+    waits: Waits = field(default_factory=Waits)
+
+    @property
+    def longest_prompt(self) -> int:
+        """How many tokens of a conversation the model is shown."""
+        return self.engine.window - min(LEAST_ROOM, self.engine.window // 4)
+
+    def close(self) -> None:
+        """Stop answering; the store stays open."""
+        self.engine.close()
+
+
+def open_assistant(
+    store: Database,
+    model: str = "embedded",
+    dtype: str = "auto",
+    device: str = "auto",
+    engine_url: str | None = None,
+    memory: int = MEMORY,
+    apart: bool = False,
+) -> Assistant:
+    """Load a base model and get ready to answer; takes seconds. Raises `Refused` on an unusable model or dtype.
+
+    `memory` bounds the bytes of keys and values. With `engine_url` the model server there answers, which
+    computes in `dtype`.
+    """
+    base = find_base(model)
+    device = pick_device() if device == "auto" else device
+    tokenizer = load_tokenizer(base)
+    engine: EngineProtocol
+    if engine_url:
+        from assistant.engine.vllm.engine import RemoteEngine
+
+        engine = RemoteEngine(engine_url, base, tokenizer, dtype)
+    elif apart:
+        from assistant.engine.engine_process import EngineApart
+
+        engine = EngineApart(base, dtype, device, memory)
+    else:
+        engine = Engine(base, dtype, device, tokenizer, memory)
+    return Assistant(
+        store, base, engine, AdapterManager(store, engine), tokenizer, chat_template.template_sha256(tokenizer)
+    )

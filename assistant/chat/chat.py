@@ -1,0 +1,158 @@
+"""One turn of a chat: what a person says, one reply to it or two side by side, and the record of all."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from assistant.chat.assistant import Assistant
+from assistant.chat.reply import ReplyStream
+from assistant.engine.request import EngineError, Who
+from assistant.engine.sampling.params import Sampling
+from assistant.models import chat_template
+from feedback.accounts import users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.errors import Refused
+from feedback.messages import Message
+
+SERVING = "serving"  # as an adapter's name: whichever serves at that moment
+
+
+def add_user_message(
+    assistant: Assistant, user: User, conversation: str | None, parent: str | None, text: str, source: str = "chat"
+) -> str:
+    """Record what a person says, under the message `parent` (None: at the root); the message's id.
+
+    Without a conversation, one is started. Raises `Refused` on an empty message or one that is too long for the
+    model, `NotFound` where conversation or parent are another person's; nothing is recorded then.
+    """
+    store = assistant.store
+    if conversation is not None:
+        conversations.own_conversation(store, user, conversation)
+    before = conversations.path(store, parent) if parent else []
+    said = [*conversations.messages_of(before), Message("user", conversations.checked(text))]
+    chat_template.encode_prompt(assistant.tokenizer, said, assistant.longest_prompt)
+    with store.transaction():
+        conversation = conversation or conversations.start_conversation(store, user, source)
+        return conversations.add_message(store, conversation, parent, "user", text)
+
+
+def share_of(store: Database, user: User) -> Who:
+    """Whose share of the engine a person's replies count to: with accounts each has their own."""
+    return user.id if users.has_accounts(store) else None
+
+
+def require_in_window(assistant: Assistant, sampling: Sampling) -> None:
+    """Raises `Refused` where a program asks for more than the model's window; a reply ends there in any case."""
+    if sampling.max_tokens > max(assistant.engine.window, Sampling().max_tokens):
+        raise Refused(
+            f"max_tokens is at most {assistant.engine.window:,}, which is all that the model takes, prompt and reply "
+            f"together, not {sampling.max_tokens:,}"
+        )
+
+
+def start_reply(
+    assistant: Assistant,
+    user: User,
+    parent: str,
+    sampling: Sampling | None = None,
+    adapter: str | None = SERVING,
+    prompt_ids: Sequence[int] | None = None,
+) -> ReplyStream:
+    """Begin a reply to a message. Raises `NotFound` on another person's, `Busy`, or what the adapter is refused for.
+
+    `prompt_ids` are what `prompt_of` gives for the message, where several replies to it are begun.
+    """
+    manager, sampling = assistant.adapters, sampling or Sampling()
+    if prompt_ids is None:
+        prompt_ids = prompt_of(assistant, user, parent)
+    loaded = manager.current() if adapter == SERVING else manager.get(adapter)
+    generation = assistant.engine.submit(prompt_ids, sampling, loaded, who=share_of(assistant.store, user))
+    return ReplyStream(assistant, parent, generation)
+
+
+def prompt_of(assistant: Assistant, user: User, parent: str) -> list[int]:
+    """Token ids of a conversation up to a message, as a reply is written to it. Raises `NotFound` on another's."""
+    conversations.own_node(assistant.store, user, parent)
+    messages = conversations.messages_of(conversations.path(assistant.store, parent))
+    return chat_template.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
+
+
+def start_pair(
+    assistant: Assistant,
+    user: User,
+    parent: str,
+    sampling: Sampling | None = None,
+    asked: str = "demand",
+    adapters: tuple[str | None, str | None] | None = None,
+    prompt_ids: Sequence[int] | None = None,
+) -> "ReplyPair":
+    """Begin two replies to one message, by the two adapters in random order on the screen.
+
+    Without `adapters`, what serves is compared with the newest candidate, or with itself where there is none; without
+    `prompt_ids` they are what `prompt_of` gives. Raises as `start_reply` does.
+    """
+    serving = assistant.adapters.serving()
+    names = list(adapters) if adapters else [serving, assistant.adapters.challenger() or serving]
+    sampling = sampling or Sampling()
+    if names[0] == names[1]:
+        sampling = differing(sampling)
+    random.SystemRandom().shuffle(names)
+    if prompt_ids is None:
+        prompt_ids = prompt_of(assistant, user, parent)
+    left = start_reply(assistant, user, parent, sampling, names[0], prompt_ids)
+    second = replace(sampling, seed=sampling.seed + 1) if sampling.seed is not None else sampling
+    try:
+        right = start_reply(assistant, user, parent, second, names[1], prompt_ids)
+    except (Refused, EngineError):
+        left.stop()
+        raise
+    return ReplyPair(assistant.store, left, right, asked)
+
+
+def differing(sampling: Sampling) -> Sampling:
+    """Sampling by which one adapter gives two replies worth comparing: neither greedy nor beam search."""
+    usual = Sampling().temperature
+    return replace(sampling, temperature=sampling.temperature or usual, beams=1)
+
+
+class ReplyPair:
+    """Two replies being written side by side. Iterate for both texts so far; then `pair` is the recorded pair's id."""
+
+    def __init__(self, store: Database, left: ReplyStream, right: ReplyStream, asked: str) -> None:
+        self.left = left
+        self.right = right
+        self.asked = asked
+        self.pair: str | None = None  # None also when one of the two was stopped before its first word
+        self._store = store
+
+    def stop(self) -> None:
+        """End both here."""
+        self.left.stop()
+        self.right.stop()
+
+    def wait(self) -> None:
+        """Until both are written; for who does not want to see them grow."""
+        try:
+            for each in (self.left, self.right):
+                while each.advance():
+                    pass
+        finally:
+            self._end()
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        going = [self.left, self.right]
+        try:
+            while going:
+                going = [each for each in going if each.advance(timeout_s=0.02)]
+                yield self.left.text, self.right.text
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        for each in (self.left, self.right):
+            if not each.over:
+                each.finish_now()
+        if self.left.recorded and self.right.recorded:
+            self.pair = conversations.add_pair(self._store, self.left.parent, self.left.id, self.right.id, self.asked)

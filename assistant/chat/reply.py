@@ -1,0 +1,155 @@
+"""A reply as it grows: its text so far, how it ended, and its record.
+
+Every reply is in the store, with its author, before its last word is handed out; one that is stopped is kept as far
+as it got.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+
+from assistant.chat.assistant import Assistant
+from assistant.engine.request import EngineError, Generation
+from assistant.engine.sampling.params import Token
+from assistant.engine.sampling.stop_strings import before_stop, surely_shown
+from assistant.models import chat_template
+from assistant.models.adapter import LoadedAdapter
+from feedback.chats import conversations
+from feedback.chats.conversations import Provenance
+from feedback.database.database import new_id
+
+UNFINISHED = "�"  # what a character looks like while some of its bytes are still to come
+
+
+class ReplyStream:
+    """A reply being written. Iterate for its whole text so far; it is recorded before the iteration ends.
+
+    At a stop string it ends: the text before the string, the tokens with the one that completes it.
+    """
+
+    def __init__(self, assistant: Assistant, parent: str, generation: Generation) -> None:
+        self.id = new_id()
+        self.parent = parent
+        self.tokens: list[Token] = []
+        self.over = False
+        self.recorded = False
+        self._assistant = assistant
+        self._generation = generation
+        self._stops = generation.sampling.stop
+        self._stopped = False  # at a stop string
+        self._turn = threading.Lock()
+        self._first_token_s: float | None = None
+        self._text, self._text_of = "", (0, False)  # so many tokens, and whether they are all
+
+    @property
+    def text(self) -> str:
+        """As far as it is sure: an unfinished character, and what may begin a stop string, are left out."""
+        state = len(self.tokens), self.over
+        if state != self._text_of:
+            whole = self.decoded(len(self.tokens))
+            if not self.over:
+                whole = surely_shown(whole.rstrip(UNFINISHED), self._stops)
+            if self._stopped:
+                whole = before_stop(self.decoded(len(self.tokens)), self._stops) or ""
+            self._text, self._text_of = whole, state
+        return self._text
+
+    def decoded(self, count: int) -> str:
+        """What its first `count` tokens say, whole characters or not."""
+        return chat_template.decode(self._assistant.tokenizer, [token.id for token in self.tokens[:count]])
+
+    @property
+    def adapter(self) -> str | None:
+        """The id of the adapter that writes it; None: the base."""
+        loaded: LoadedAdapter | None = self._generation.adapter
+        return loaded.id if loaded else None
+
+    @property
+    def finish(self) -> str | None:
+        """How it ended: "stop", "length" or "cancelled"; None while it is written."""
+        return ("stop" if self._stopped else self._generation.finish) if self.over else None
+
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Tokens of the prompt, and of the reply so far."""
+        return len(self._generation.prompt_ids), len(self.tokens)
+
+    def stop(self) -> None:
+        """End it here; what is written stays."""
+        self._generation.cancel()
+
+    def advance(self, timeout_s: float | None = None) -> bool:
+        """Wait for more of the text, up to `timeout_s`; False when it is over, and then it is recorded.
+
+        Several threads may: one who is left behind at the server's end waits beside one who finishes. Raises
+        `EngineError` when it cannot be finished; nothing is recorded then.
+        """
+        if not self._turn.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            return True
+        try:
+            return not self.over and self._advance(timeout_s)
+        finally:
+            self._turn.release()
+
+    def _advance(self, timeout_s: float | None) -> bool:
+        try:
+            tokens = self._generation.take(timeout_s)
+        except EngineError:
+            self.over = True
+            raise
+        if tokens is None:
+            self._record()
+            return False
+        if tokens and self._first_token_s is None:
+            self._first_token_s = time.perf_counter() - self._generation.submitted_at
+            self._assistant.waits.add(self._first_token_s)
+        if not self._stopped:  # else the engine wrote on until it heard of it
+            self.tokens += tokens
+            self._stop_at_string(len(tokens))
+        return True
+
+    def _stop_at_string(self, new: int) -> None:
+        """End the reply where one of its `new` last tokens completes a stop string."""
+        if not self._stops or before_stop(self.decoded(len(self.tokens)), self._stops) is None:
+            return
+        self._stopped = True
+        self.stop()
+        old = len(self.tokens) - new
+        counts = range(old + 1, len(self.tokens))
+        last = next((each for each in counts if before_stop(self.decoded(each), self._stops) is not None), None)
+        del self.tokens[last or len(self.tokens) :]
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            while self.advance():
+                yield self.text
+            yield self.text
+        finally:  # whoever listened may have gone
+            if not self.over:
+                self.finish_now()
+
+    def finish_now(self) -> None:
+        """Stop it and record what is written."""
+        self.stop()
+        while self.advance():
+            pass
+
+    def _record(self) -> None:
+        self.over = True
+        finish = self.finish or "cancelled"
+        if finish == "cancelled" and not self.text:
+            return  # nothing was said
+        by = Provenance(
+            adapter=self.adapter,
+            base_sha256=self._assistant.base.sha256,
+            template_sha256=self._assistant.template_sha256,
+            sampling=self._generation.sampling.as_dict(),
+            token_ids=tuple(token.id for token in self.tokens),
+            logprobs=tuple(token.logprob for token in self.tokens),
+            sampled_logprobs=tuple(token.sampled_logprob for token in self.tokens),
+            finish=finish,
+            first_token_s=self._first_token_s,
+            total_s=time.perf_counter() - self._generation.submitted_at,
+        )
+        conversations.add_reply(self._assistant.store, self.parent, self.text, by, reply=self.id)
+        self.recorded = True

@@ -1,0 +1,1 @@
+"""Batched inference with many LoRA adapters at once."""

@@ -1,0 +1,1 @@
+"""Number formats of weights: read, rounded, multiplied, and chosen by measurement."""

@@ -1,0 +1,134 @@
+"""A reply being written: what every engine hands out, and what it asks of every engine.
+
+Two engines answer by this contract: the one in this process (`engine`) and one behind HTTP (`vllm.engine`).
+"""
+
+import queue
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from assistant.engine.sampling.params import Sampling, Token
+from assistant.models.adapter import LoadedAdapter
+from assistant.models.base_model import Base
+from feedback.errors import Refused
+
+Who = int | None  # a person's id; None: the machine's own work, and everybody's where there are no accounts
+
+
+class Busy(Refused):
+    """The queue is full, or one person's share of it; the message says how long it is."""
+
+
+class EngineError(Exception):
+    """The engine could not go on with this reply; the message says why."""
+
+
+class Generation:
+    """A reply being written. Its tokens come through a queue; `finish` is set when the last has come."""
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        adapter: LoadedAdapter | None,
+        forced: Sequence[int] = (),
+        who: Who = None,
+        told: "OnToken | None" = None,
+    ) -> None:
+        """`told` is handed the tokens instead of who takes them here, in the engine's thread."""
+        self.who = who
+        self._told = told
+        self.prompt_ids = list(prompt_ids)
+        self.sampling = sampling
+        self.adapter = adapter
+        self.forced = list(forced)  # read instead of written, for their log-probs
+        self.finish: str | None = None  # "stop", "length" or "cancelled"
+        self.cancelled = False
+        self.submitted_at = time.perf_counter()
+        self._tokens: queue.SimpleQueue[Token | EngineError | None] = queue.SimpleQueue()
+        self._over = False
+
+    def cancel(self) -> None:
+        """Ask the engine to stop writing; tokens already written still come."""
+        self.cancelled = True
+
+    def take(self, timeout_s: float | None = None) -> list[Token] | None:
+        """The tokens written since last time; waits for at least one, up to `timeout_s`. None: there are no more.
+
+        Raises `EngineError` when the reply cannot be finished.
+        """
+        tokens: list[Token] = []
+        try:
+            while not self._over:
+                item = self._tokens.get(block=not tokens, timeout=timeout_s)
+                if isinstance(item, EngineError):
+                    self._over = True
+                    raise item
+                if item is None:
+                    self._over = True
+                else:
+                    tokens.append(item)
+        except queue.Empty:
+            return tokens
+        return tokens or None
+
+    def __iter__(self) -> Iterator[Token]:
+        while (tokens := self.take()) is not None:
+            yield from tokens
+
+    def put(self, item: Token | EngineError | None) -> None:
+        """Hand a token, the end (None) or a failure to whoever reads; the engine's side only."""
+        if self._told is not None:
+            self._told(self, item)
+        else:
+            self._tokens.put(item)
+
+
+OnToken = Callable[[Generation, Token | EngineError | None], None]
+
+
+class EngineProtocol(Protocol):
+    """What a chat asks of an engine. Safe to share between threads."""
+
+    base: Base
+    window: int  # tokens of prompt and reply together
+    tolerance: float  # nats a token by which its log-probs may differ from a trainer's, in its number format
+    end_ids: frozenset[int]  # each ends a turn
+
+    @property
+    def tokens_written(self) -> int:
+        """Since it was opened."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can answer."""
+
+    @property
+    def active(self) -> int:
+        """How many replies are being written."""
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a place."""
+
+    def load(self, directory: Path) -> LoadedAdapter:
+        """Read an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
+
+    def unload(self, adapter: LoadedAdapter) -> None:
+        """Give an adapter's memory back, once the replies it is writing are finished."""
+
+    def require_places(self, who: Who, count: int) -> None:
+        """Raises `Busy` where `count` more requests of a person would be too many, of all people's or their own."""
+
+    def submit(
+        self, prompt_ids: Sequence[int], sampling: Sampling, adapter: LoadedAdapter | None = None, *, who: Who = None
+    ) -> Generation:
+        """Ask for a reply. Raises `Refused` when the prompt does not fit the window, `Busy` when too many wait."""
+
+    def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: LoadedAdapter | None) -> Generation:
+        """Read a given reply as if it were being written; its tokens come with their log-probs."""
+
+    def close(self) -> None:
+        """Stop: replies being written end as cancelled."""

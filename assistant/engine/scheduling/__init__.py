@@ -1,0 +1,1 @@
+"""Whose turn it is: places, memory, and what a step reads."""

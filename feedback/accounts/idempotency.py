@@ -1,0 +1,55 @@
+"""Requests that may be sent twice and must act once.
+
+A request carries a key of the caller's choosing; the first answer under that key is kept, written in the same
+transaction as what it did, and given again to whoever repeats the request.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from feedback.accounts.users import User
+from feedback.database.database import Database, now
+from feedback.errors import Conflict, Refused
+
+LONGEST_KEY = 200
+
+
+def answered(store: Database, user: User, key: str, request: object) -> dict[str, Any] | None:
+    """The answer already given to this request, if it was made before.
+
+    Raises `Refused` on an unusable key, `Conflict` when the key was used for a different request.
+    """
+    if not key or len(key) > LONGEST_KEY or not key.isprintable():
+        raise Refused(f"send an Idempotency-Key header of 1 to {LONGEST_KEY} printable characters")
+    sql = "SELECT request_sha256, answer FROM answered_requests WHERE user = ? AND key = ?"
+    row = store.row(sql, user.id, key)
+    if row is None:
+        return None
+    if row["request_sha256"] != _digest(request):
+        raise Conflict("this Idempotency-Key was used for a different request; choose a new one")
+    answer: dict[str, Any] = json.loads(row["answer"])
+    return answer
+
+
+def once(
+    store: Database, user: User, key: str, request: object, act: Callable[[], dict[str, Any]]
+) -> tuple[dict[str, Any], bool]:
+    """Act and keep the answer, or give the kept one; the answer, and whether it is a repetition.
+
+    `act` writes inside the same transaction, so the act and its answer are saved together or not at all. It should
+    be quick: everybody else's writes wait for it. Raises what `answered` and `act` raise.
+    """
+    with store.transaction():
+        before = answered(store, user, key, request)
+        if before is not None:
+            return before, True
+        answer = act()
+        row = {"user": user.id, "key": key, "request_sha256": _digest(request), "answer": answer, "at": now()}
+        store.insert("answered_requests", row)
+    return answer, False
+
+
+def _digest(request: object) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,348 @@
+"""Conversations as trees of messages: an edit or a retry is a new branch, nothing is overwritten.
+
+Every reply keeps its author: adapter, base, template, sampling, token ids and their log-probs, how it ended.
+"""
+
+import json
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from feedback.accounts import consent
+from feedback.accounts.users import User
+from feedback.database.database import Database, new_id, now
+from feedback.errors import NotFound, Refused
+from feedback.messages import Message
+
+LONGEST_MESSAGE = 100_000  # characters; more than any prompt window here holds
+
+
+@dataclass(frozen=True)
+class Node:
+    """A message where it stands in its conversation's tree."""
+
+    id: str
+    conversation: str
+    parent: str | None
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Who wrote a reply, and how. Log-probs are in nats, one per token id."""
+
+    adapter: str | None  # None: the base itself
+    base_sha256: str | None
+    template_sha256: str | None
+    sampling: dict[str, Any]
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()  # under the model, temperature 1
+    sampled_logprobs: tuple[float, ...] = ()  # under the distribution it was drawn from
+    finish: str = "stop"  # "stop", "length" or "cancelled"
+    first_token_s: float | None = None
+    total_s: float | None = None
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Two replies to one message, shown blind. `left` and `right` are reply ids as they stood on the screen."""
+
+    id: str
+    parent: str
+    left: str
+    right: str
+
+
+def start_conversation(store: Database, user: User, source: str = "chat", system: str = "") -> str:
+    """A new conversation's id; with a system message as its root if one is given."""
+    conversation = new_id()
+    with store.transaction():
+        row = {"id": conversation, "user": user.id, "source": source, "created_at": now()}
+        store.insert("conversations", row)
+        if system:
+            add_message(store, conversation, None, "system", system)
+    return conversation
+
+
+def add_message(store: Database, conversation: str, parent: str | None, role: str, content: str) -> str:
+    """Add a message under `parent` (None: a root) and make it the conversation's leaf; its id.
+
+    Raises `Refused` on an empty or overlong message, `NotFound` on a parent of another conversation.
+    """
+    require_said(role, content)
+    with store.transaction() as db:
+        if parent is not None and node(store, parent).conversation != conversation:
+            raise NotFound(f"message {parent} is not of this conversation")
+        message = new_id()
+        row = {"id": message, "conversation": conversation, "parent": parent, "role": role, "content": content}
+        store.insert("messages", row | {"created_at": now()})
+        db.conn.execute("UPDATE conversations SET leaf = ? WHERE id = ?", (message, conversation))
+        if role == "user":
+            sql = "UPDATE conversations SET title = ? WHERE id = ? AND title = ''"
+            db.conn.execute(sql, (title_of(content), conversation))
+    return message
+
+
+def require_said(role: str, content: str) -> None:
+    """Raises `Refused` on a message that is empty, unless it is the assistant's, or cannot be kept."""
+    if not content.strip() and role != "assistant":
+        raise Refused("an empty message says nothing; write something")
+    checked(content)
+
+
+def title_of(content: str) -> str:
+    """What a conversation is called that opens with these words."""
+    return " ".join(content.split())[:60]
+
+
+def checked(text: str) -> str:
+    """Text as it can be kept. Raises `Refused` on one that is too long, or holds half of a character."""
+    if len(text) > LONGEST_MESSAGE:
+        raise Refused(f"a text has at most {LONGEST_MESSAGE:,} characters, this one has {len(text):,}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Refused("a text holds half of a character (a lone surrogate); send whole ones") from None
+    return text
+
+
+def add_reply(store: Database, parent: str, content: str, by: Provenance, reply: str | None = None) -> str:
+    """Add a reply to the message `parent`, with its author; its id (`reply`, if the caller promised one)."""
+    under = node(store, parent)
+    with store.transaction() as db:
+        message = reply or new_id()
+        row = {"id": message, "conversation": under.conversation, "parent": parent, "role": "assistant"}
+        store.insert("messages", row | {"content": content, "created_at": now()})
+        author = asdict(by) | {
+            "token_ids": packed("i", by.token_ids),
+            "logprobs": packed("f", by.logprobs),
+            "sampled_logprobs": packed("f", by.sampled_logprobs),
+        }
+        store.insert("replies", {"message": message} | author)
+        db.conn.execute("UPDATE conversations SET leaf = ? WHERE id = ?", (message, under.conversation))
+    return message
+
+
+def add_pair(store: Database, parent: str, left: str, right: str, asked: str) -> str:
+    """Record that two replies to `parent` were shown side by side; the pair's id."""
+    pair = new_id()
+    row = {"id": pair, "parent": parent, "left_reply": left, "right_reply": right, "asked": asked}
+    store.insert("pairs", row | {"shown_at": now()})
+    return pair
+
+
+def packed(kind: str, numbers: Sequence[float]) -> bytes | None:
+    """Numbers as little-endian int32 ("i") or float32 ("f"); None for none."""
+    if not numbers:
+        return None
+    values = array(kind, numbers)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()
+
+
+def unpacked(kind: str, blob: bytes | None) -> tuple[Any, ...]:
+    """The inverse of `packed`."""
+    values = array(kind, blob or b"")
+    if sys.byteorder == "big":
+        values.byteswap()
+    return tuple(values)
+
+
+def node(store: Database, message: str) -> Node:
+    """One message. Raises `NotFound`."""
+    row = store.row("SELECT id, conversation, parent, role, content FROM messages WHERE id = ?", message)
+    if row is None:
+        raise NotFound(f"there is no message {message!r}")
+    return Node(**row)
+
+
+def provenance(store: Database, reply: str) -> Provenance:
+    """Who wrote a reply. Raises `NotFound`."""
+    row = store.row("SELECT * FROM replies WHERE message = ?", reply)
+    if row is None:
+        raise NotFound(f"there is no reply {reply!r}")
+    row.pop("message")
+    blobs = {name: unpacked("i" if name == "token_ids" else "f", row[name]) for name in row if name in BLOBS}
+    return Provenance(**row | blobs | {"sampling": json.loads(row["sampling"])})
+
+
+BLOBS = ("token_ids", "logprobs", "sampled_logprobs")
+
+
+def path(store: Database, message: str | None) -> list[Node]:
+    """The messages from the root down to `message`, which is the last; empty for None."""
+    sql = """WITH RECURSIVE up (id, conversation, parent, role, content, depth) AS (
+        SELECT id, conversation, parent, role, content, 0 FROM messages WHERE id = ?
+        UNION ALL
+        SELECT m.id, m.conversation, m.parent, m.role, m.content, depth + 1 FROM messages m JOIN up ON m.id = up.parent
+    ) SELECT id, conversation, parent, role, content FROM up ORDER BY depth DESC"""
+    return [Node(**row) for row in store.rows(sql, message)]
+
+
+def tree(store: Database, conversation: str) -> list[Node]:
+    """Every message of a conversation, all branches, parents before children."""
+    sql = "SELECT id, conversation, parent, role, content FROM messages WHERE conversation = ? ORDER BY seq"
+    return [Node(**row) for row in store.rows(sql, conversation)]
+
+
+def children(store: Database, message: str) -> list[Node]:
+    """The messages directly under one, oldest first: its branches."""
+    sql = "SELECT id, conversation, parent, role, content FROM messages WHERE parent = ? ORDER BY seq"
+    return [Node(**row) for row in store.rows(sql, message)]
+
+
+def siblings(store: Database, of: Node) -> list[Node]:
+    """A message and the others in its place (edits of it, or other replies), oldest first."""
+    sql = """SELECT id, conversation, parent, role, content FROM messages
+        WHERE conversation = ? AND parent IS ? ORDER BY seq"""
+    return [Node(**row) for row in store.rows(sql, of.conversation, of.parent)]
+
+
+def conversations(store: Database, user: User) -> list[dict[str, Any]]:
+    """A person's chats, newest first: id, title, leaf, created_at. Hidden ones and those of programs are left out."""
+    sql = """SELECT id, title, leaf, created_at FROM conversations
+        WHERE user = ? AND source IN ('chat', 'terminal') AND hidden_at IS NULL AND leaf IS NOT NULL
+        ORDER BY seq DESC"""
+    return store.rows(sql, user.id)
+
+
+def own_conversation(store: Database, user: User, conversation: str) -> dict[str, Any]:
+    """One conversation of this person. Raises `NotFound`, also where it is another's."""
+    sql = "SELECT id, user, source, title, leaf, created_at FROM conversations WHERE id = ? AND user = ?"
+    row = store.row(sql, conversation, user.id)
+    if row is None:
+        raise NotFound(f"there is no conversation {conversation!r}")
+    return row
+
+
+def own_node(store: Database, user: User, message: str) -> Node:
+    """One message of this person's conversations. Raises `NotFound`, also where it is another's."""
+    found = store.row(
+        """SELECT m.id, m.conversation, m.parent, m.role, m.content FROM messages m
+        JOIN conversations c ON c.id = m.conversation WHERE m.id = ? AND c.user = ?""",
+        message,
+        user.id,
+    )
+    if found is None:
+        raise NotFound(f"there is no message {message!r}")
+    return Node(**found)
+
+
+def own_reply(store: Database, user: User, reply: str) -> Node:
+    """One reply in this person's conversations. Raises `NotFound`, also where it is another's."""
+    try:
+        found = own_node(store, user, reply)
+    except NotFound:
+        raise NotFound(f"there is no reply {reply!r}") from None
+    if found.role != "assistant":
+        raise NotFound(f"there is no reply {reply!r}")
+    return found
+
+
+def shown_reply(store: Database, user: User, reply: str) -> Node:
+    """One reply that this person was shown: of their own conversations, or in a question that was put to them.
+
+    Raises `NotFound`, also where it is another's.
+    """
+    found = store.row(
+        """SELECT m.id, m.conversation, m.parent, m.role, m.content FROM messages m
+        JOIN conversations c ON c.id = m.conversation WHERE m.id = ? AND m.role = 'assistant' AND (c.user = ?
+        OR EXISTS (SELECT 1 FROM questions q WHERE q.parent = m.parent AND q.user = ?
+            AND instr(q.replies, '"' || m.id || '"')))""",
+        *(reply, user.id, user.id),
+    )
+    if found is None:
+        raise NotFound(f"there is no reply {reply!r}")
+    return Node(**found)
+
+
+def ratable_reply(store: Database, user: User, reply: str, taking_back: bool = False) -> Node:
+    """One reply that this person may rate: their own always, another's while both let their words be used (`consent`).
+
+    What was said of it may always be taken back. Raises `NotFound` as `shown_reply` does, `Refused` where one of the
+    two does not let it.
+    """
+    found = shown_reply(store, user, reply)
+    if taking_back:
+        return found
+    sql = f"""SELECT c.user = ? AS own, {consent.shared("c")} AS shared, {consent.given("?")} AS given
+        FROM conversations c WHERE c.id = ?"""
+    whose = store.rows(sql, user.id, user.id, found.conversation)[0]
+    if not whose["own"] and not whose["shared"]:
+        raise Refused("whose conversation this is has not let others use it; ask for another question")
+    if not whose["own"] and not whose["given"]:
+        raise Refused("rating what others were replied takes your own consent; agree first that your ratings be used")
+    return found
+
+
+def is_own(store: Database, user: User, conversation: str) -> bool:
+    """Whether a conversation is this person's."""
+    return store.row("SELECT 1 FROM conversations WHERE id = ? AND user = ?", conversation, user.id) is not None
+
+
+def go_to(store: Database, user: User, message: str) -> None:
+    """Make a message the leaf of its conversation: where the chat goes on from."""
+    found = own_node(store, user, message)
+    with store.transaction() as db:
+        db.conn.execute("UPDATE conversations SET leaf = ? WHERE id = ?", (message, found.conversation))
+
+
+def hide(store: Database, user: User, conversation: str) -> None:
+    """Take a conversation out of the person's list. Nothing is deleted."""
+    own_conversation(store, user, conversation)
+    with store.transaction() as db:
+        db.conn.execute("UPDATE conversations SET hidden_at = ? WHERE id = ?", (now(), conversation))
+
+
+def pair_of(store: Database, user: User, left: str, right: str) -> SideBySide | None:
+    """The side-by-side showing of two replies, if they were shown so, in screen order."""
+    own_reply(store, user, left)
+    own_reply(store, user, right)
+    row = store.row(
+        """SELECT id, parent, left_reply AS "left", right_reply AS "right" FROM pairs
+        WHERE left_reply IN (?, ?) AND right_reply IN (?, ?)""",
+        *(left, right, left, right),
+    )
+    return SideBySide(**row) if row else None
+
+
+def pair_under(store: Database, parent: str) -> SideBySide | None:
+    """The newest side-by-side showing under a message, if any."""
+    sql = """SELECT id, parent, left_reply AS "left", right_reply AS "right" FROM pairs
+        WHERE parent = ? ORDER BY seq DESC LIMIT 1"""
+    row = store.row(sql, parent)
+    return SideBySide(**row) if row else None
+
+
+def messages_of(nodes: Sequence[Node]) -> tuple[Message, ...]:
+    """A path as the chat template takes it."""
+    return tuple(Message(each.role, each.content) for each in nodes)
+
+
+def record_messages(store: Database, user: User, source: str, messages: Sequence[Message]) -> str:
+    """A conversation as a program sent it (HTTP API); the id of its last message, which a reply goes under.
+
+    Raises `Refused` unless the last message is the user's.
+    """
+    if not messages or messages[-1].role != "user":
+        raise Refused("the last message must be the user's")
+    if any(message.role not in ("system", "user", "assistant") for message in messages):
+        raise Refused("a message's role is system, user or assistant")
+    for message in messages:
+        require_said(message.role, message.content)
+    ids, moment = [new_id() for _ in messages], now()
+    title = title_of(next(message.content for message in messages if message.role == "user"))
+    with store.transaction() as db:  # others wait meanwhile, so however many there are it is one statement
+        conversation = start_conversation(store, user, source)
+        rows = (
+            (id, conversation, parent, message.role, message.content, moment)
+            for id, parent, message in zip(ids, [None, *ids], messages, strict=False)
+        )
+        sql = "INSERT INTO messages (id, conversation, parent, role, content, created_at) VALUES (?, ?, ?, ?, ?, ?)"
+        db.conn.executemany(sql, rows)
+        db.conn.execute("UPDATE conversations SET leaf = ?, title = ? WHERE id = ?", (ids[-1], title, conversation))
+    return ids[-1]

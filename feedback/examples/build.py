@@ -1,0 +1,86 @@
+"""Standing feedback as training examples, with a counted reason for everything left out.
+
+Each kind of feedback says in its file what its rows teach. Nothing is taught by what was taken back, what has no
+consent (of who said it, and of whose conversation it is: `consent`), and what is empty or equal on both sides. What one
+person said twice of the same texts counts once, and of two words that contradict each other the newer (`filtering`);
+nobody's words weigh more than others agree they should (`reliability`), and nobody carries more of the whole than their
+share (`caps`).
+The same feedback gives the same examples in the same order, and the same hash.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+from feedback.database.database import Database
+from feedback.example_types import KINDS, TIE, Demonstration, Examples, PreferencePair, UnpairedExample
+from feedback.examples import caps, filtering
+from feedback.kinds import current
+from feedback.kinds.base import Context, Kind, Row, teaching
+from feedback.kinds.base import answer_of as answer_of
+from feedback.kinds.current import Position
+from feedback.messages import Message
+
+
+@dataclass(frozen=True)
+class SoftLabel:
+    """Two replies to one conversation, and the weighted share of people that prefer the first; ties are a half each."""
+
+    messages: tuple[Message, ...]
+    first: str
+    second: str
+    share: float  # 0 to 1
+    people: int
+
+
+def gather(store: Database, since: Position | None = None) -> Examples:
+    """Everything that stands, or what stands of what was said since a position, as examples, oldest feedback first."""
+    left_out: Counter[str] = Counter()
+    kinds = teaching()
+    rows = {kind.table: current.rows(store, kind, since) for kind in kinds}
+    replies = (reply for kind in kinds for row in rows[kind.table] for reply in kind.replies(row))
+    told = current.texts(store, replies)
+    said = {kind.table: _giving(kind, rows[kind.table], left_out) for kind in kinds}
+    context = Context(told, said, left_out)
+    made = [each for kind in kinds if kind.examples for row in said[kind.table] for each in kind.examples(row, context)]
+    kept = filtering.sift(made, left_out)
+    found = Examples(
+        pairs=tuple(each for each in kept if isinstance(each, PreferencePair) and each.kind != TIE),
+        thumbs=tuple(each for each in kept if isinstance(each, UnpairedExample)),
+        left_out=dict(sorted(left_out.items())),
+        ties=tuple(each for each in kept if isinstance(each, PreferencePair) and each.kind == TIE),
+        demonstrations=tuple(each for each in kept if isinstance(each, Demonstration)),
+    )
+    return caps.bounded(store, found)
+
+
+def _giving(kind: Kind, rows: list[Row], left_out: Counter[str]) -> list[Row]:
+    """The rows that may teach; the others are counted."""
+    giving = []
+    for row in rows:
+        if row["usable"] and not kind.is_taken_back(row):
+            giving.append(row)
+        elif not kind.seldom_teaches:
+            left_out["taken back" if row["usable"] else "no consent"] += 1
+    return giving
+
+
+def still_standing(store: Database, examples: Examples) -> Examples:
+    """Those of examples gathered before that may be used now: not taken back, and consented to by both."""
+    now = set(gather(store))
+    kept: dict[str, Any] = {kind: tuple(each for each in getattr(examples, kind) if each in now) for kind in KINDS}
+    return replace(examples, **kept)
+
+
+def soft_labels(examples: Examples) -> list[SoftLabel]:
+    """Where several people compared the same two texts, what share of their weight is on each side."""
+    sums: dict[tuple[Any, ...], list[tuple[float, float, int]]] = {}
+    for each in (*examples.pairs, *examples.ties):
+        first, second = sorted((each.chosen.text, each.rejected.text))
+        share = 0.5 if each.kind == TIE else float(each.chosen.text == first)
+        sums.setdefault((each.messages, first, second), []).append((share, each.weight, each.user))
+    made = []
+    for (messages, first, second), said in sums.items():
+        share = sum(share * weight for share, weight, _ in said) / sum(weight for _, weight, _ in said)
+        made.append(SoftLabel(messages, first, second, share, len({user for *_, user in said})))
+    return made

@@ -1,0 +1,1 @@
+"""Formats whose rows are a conversation as it should have been."""

@@ -1,0 +1,27 @@
+"""ShareGPT's conversations of human and gpt."""
+
+from typing import Any
+
+from feedback.formats.base import Format, Row
+from feedback.formats.record import Record, demonstration, rest, turns_of, whole
+from feedback.messages import Message
+
+
+def read(raw: dict[str, Any]) -> Record:
+    """ShareGPT's conversations of human and gpt."""
+    before = (Message("system", raw["system"]),) if raw.get("system") else ()
+    return demonstration((*before, *turns_of(raw["conversations"])), rest(raw, "conversations", "system"))
+
+
+def write(row: Record, number: int) -> dict[str, Any]:
+    """The system message by itself, as most readers of it want."""
+    who = {"user": "human", "assistant": "gpt", "system": "system"}
+    turns = whole(row)
+    system = {"system": turns[0].content} if turns[0].role == "system" else {}
+    turns = turns[1:] if system else turns
+    return {"conversations": [{"from": who[turn.role], "value": turn.content} for turn in turns]} | system
+
+
+FORMAT = Format(
+    "sharegpt", "ShareGPT", (Row("conversations", perhaps="system"),), read, write, frozenset({"demonstration"})
+)

@@ -1,0 +1,1 @@
+"""Formats whose rows compare replies."""

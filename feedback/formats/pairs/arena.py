@@ -1,0 +1,68 @@
+"""Chatbot Arena's 55k comparisons."""
+
+import json
+from typing import Any
+
+from feedback.formats.base import Format, Row
+from feedback.formats.record import Annotation, Dropped, Record, Reply, messages, rest, text
+
+WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
+
+
+def read(raw: dict[str, Any]) -> Record:
+    """Chatbot Arena's 55k comparisons: lists of turns as JSON in columns."""
+    prompts, ours, theirs = (_list(raw[name]) for name in ("prompt", "response_a", "response_b"))
+    if not len(prompts) == len(ours) == len(theirs) or not prompts:
+        raise Dropped("prompts and responses are not as many")
+    if ours[:-1] != theirs[:-1]:
+        raise Dropped("the two conversations differ before their last turn")
+    turns: list[dict[str, Any]] = []
+    for asked, answered in zip(prompts, [*ours[:-1], None], strict=True):
+        turns.append({"role": "user", "content": asked})
+        turns += [] if answered is None else [{"role": "assistant", "content": answered}]
+    won = [
+        name for name in ("winner_model_a", "winner_model_b", "winner_tie") if str(raw[name]) in ("1", "1.0", "True")
+    ]
+    if len(won) != 1:
+        raise Dropped("nobody won, and it was no tie")
+    choice = {"winner_model_a": "left", "winner_model_b": "right", "winner_tie": "tie"}[won[0]]
+    replies = (Reply(text(ours[-1]), str(raw["model_a"])), Reply(text(theirs[-1]), str(raw["model_b"])))
+    known = ("prompt", "response_a", "response_b", "model_a", "model_b", *WINNERS)
+    return Record(messages(turns), replies, (Annotation("comparison", (0, 1), choice=choice),), rest(raw, *known))
+
+
+def _list(value: Any) -> list[Any]:
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise Dropped("a list of turns is no JSON") from None
+    if not isinstance(found, list):
+        raise Dropped("a list of turns is no list")
+    return found
+
+
+def write(row: Record, number: int) -> dict[str, Any]:
+    """As its file of 55k rows has them."""
+    (said,) = row.said
+    if said.choice not in ("left", "right", "tie"):
+        raise Dropped(f"{said.choice.replace('_', ' ')}, which this format cannot say")
+    roles = [turn.role for turn in row.messages]
+    if roles != [("user", "assistant")[each % 2] for each in range(len(roles))]:
+        raise Dropped("turns that do not alternate, which this format cannot say")
+    left, right = (row.replies[each] for each in said.of)
+    before = [turn.content for turn in row.messages if turn.role == "assistant"]
+    return {
+        "id": number,
+        "model_a": left.model,
+        "model_b": right.model,
+        "prompt": json.dumps([turn.content for turn in row.messages if turn.role == "user"]),
+        "response_a": json.dumps([*before, left.text]),
+        "response_b": json.dumps([*before, right.text]),
+        "winner_model_a": int(said.choice == "left"),
+        "winner_model_b": int(said.choice == "right"),
+        "winner_tie": int(said.choice == "tie"),
+    }
+
+
+ROW = Row("winner_model_a winner_tie", perhaps="winner_model_b model_a model_b prompt response_a response_b")
+FORMAT = Format("arena", "Chatbot Arena 55k", (ROW,), read, write, frozenset({"comparison"}))

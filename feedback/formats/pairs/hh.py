@@ -1,0 +1,50 @@
+"""Anthropic HH: two transcripts of Human and Assistant."""
+
+import re
+from typing import Any
+
+from feedback.formats.base import COMPARED, Format, Row, is_given, is_text
+from feedback.formats.record import CHOSEN_FIRST, Dropped, Record, Reply, as_turns, decided, messages, rest, text
+from feedback.messages import Message
+
+TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+def read(raw: dict[str, Any]) -> Record:
+    """Anthropic's helpful-harmless transcripts."""
+    chosen, rejected = _transcript(raw["chosen"]), _transcript(raw["rejected"])
+    if chosen[:-1] != rejected[:-1]:
+        raise Dropped("the two conversations differ before their last turn")
+    if not chosen or chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
+        raise Dropped("the conversation does not end with a reply")
+    replies = (Reply(text(chosen[-1].content)), Reply(text(rejected[-1].content)))
+    return Record(messages(as_turns(chosen[:-1])), replies, CHOSEN_FIRST, rest(raw, "chosen", "rejected"))
+
+
+def _transcript(value: Any) -> tuple[Message, ...]:
+    if not isinstance(value, str) or not value.startswith("\n\nHuman:"):
+        raise Dropped("no transcript of Human and Assistant")
+    parts = TURN.split(value)[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    # One space follows the colon; what else there is belongs to the turn.
+    return tuple(Message(roles[who], said.removeprefix(" ")) for who, said in zip(parts[::2], parts[1::2], strict=True))
+
+
+def write(row: Record, number: int) -> dict[str, Any]:
+    """A transcript for each side."""
+    who = {"user": "Human", "assistant": "Assistant"}
+    both = dict(zip(("chosen", "rejected"), decided(row), strict=True))
+    made = {}
+    for name, reply in both.items():
+        turns = (*row.messages, Message("assistant", reply.text))
+        if any(turn.role not in who for turn in turns):
+            raise Dropped("a system message, which this format cannot say")
+        if any(TURN.search(turn.content) for turn in turns):
+            raise Dropped("a turn that looks like two in this format")
+        made[name] = "".join(f"\n\n{who[turn.role]}: {turn.content}" for turn in turns)
+    return made
+
+
+# The same fields as TRL's implicit prompt: what tells them apart is that a side is one text.
+ROW = Row("chosen rejected", without="prompt", where={"chosen": is_text, "rejected": is_given})
+FORMAT = Format("hh", "Anthropic HH", (ROW,), read, write, COMPARED)

@@ -1,0 +1,1 @@
+"""Formats whose rows say more of a reply: all of it, critiques, labels."""

@@ -1,0 +1,1 @@
+"""Formats whose rows are a thumb for one reply."""

@@ -1,0 +1,110 @@
+"""What stands of what people said, read in bulk: the newest row of each person about each thing, and its texts.
+
+The cost is that of the rows read, not of the ledger: `since` a position reads what was said after it. Each row says
+whether it may be used (`consent`).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from feedback.accounts import consent
+from feedback.chats.conversations import unpacked
+from feedback.database.database import Database
+from feedback.kinds.base import Kind, ReplyInContext, spoken
+from feedback.messages import Message
+from feedback.records.adapters import BASE
+
+AT_ONCE = 500  # replies whose texts are read by one query
+Position = dict[str, int]  # for each table the newest row that was seen
+
+
+@dataclass(frozen=True)
+class ReplySummary:
+    """A reply without its text: who wrote it (as in `ReplyInContext`), and how many characters."""
+
+    conversation: str
+    model: str
+    length: int
+
+
+def position(store: Database) -> Position:
+    """Where the ledger ends now."""
+    tables = [kind.table for kind in spoken()]
+    query = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {each}) AS {each}" for each in tables)
+    return dict(store.row(query) or {})
+
+
+def rows(
+    store: Database, kind: Kind, since: Position | None = None, most: int = -1, user: int | None = None
+) -> list[dict[str, Any]]:
+    """The standing rows of a kind that were said after a position, oldest first.
+
+    Each names what kind of user said it (`by`), its conversation and that one's owner, and whether that one shares its
+    words (`shared`) and the row may be used (`usable`). `most` bounds their number (-1: all of them), `user` names who
+    said them.
+    """
+    sql = f"""SELECT t.*, u.kind AS by, m.conversation, c.user AS owner, {consent.shared("c")} AS shared,
+        {consent.given("t.user")} AS usable FROM {kind.table} t {with_whose(kind)}
+        WHERE t.id > ? AND {stands(kind)} AND t.user = ifnull(?, t.user) ORDER BY t.id LIMIT ?"""
+    found = store.rows(sql, (since or {}).get(kind.table, 0), user, most)
+    return [row | {"usable": row["usable"] and row["shared"]} for row in found]
+
+
+def with_whose(kind: Kind) -> str:
+    """SQL: to the rows t of a kind who said them (u), the message they are about (m) and its conversation (c)."""
+    return f"""JOIN users u ON u.id = t.user JOIN messages m ON m.id = t.{kind.about}
+        JOIN conversations c ON c.id = m.conversation"""
+
+
+def stands(kind: Kind) -> str:
+    """SQL: whether a row t of a kind is the newest of its person (u) about its thing, and they were not forgotten."""
+    newer = (
+        f"NOT EXISTS (SELECT 1 FROM {kind.table} n WHERE {same} AND n.user = t.user AND n.id > t.id)"
+        for same in kind.same()
+    )
+    return " AND ".join(("u.forgotten_at IS NULL", *newer))
+
+
+def texts(store: Database, replies: Iterable[str]) -> dict[str, ReplyInContext]:
+    """Replies with their contexts, by id."""
+    found: dict[str, ReplyInContext] = {}
+    different = iter(dict.fromkeys(replies))
+    while some := list(islice(different, AT_ONCE)):
+        sql = f"""SELECT m.id, m.parent, m.conversation, m.content, r.token_ids, r.template_sha256, r.finish,
+            coalesce(r.adapter, json_extract(r.sampling, '$.model'), iif(r.base_sha256 IS NULL, '', '{BASE}')) AS model
+            FROM json_each(?) j JOIN messages m ON m.id = j.value JOIN replies r ON r.message = m.id"""
+        read = store.rows(sql, json.dumps(some))
+        contexts = _contexts(store, sorted({row["parent"] for row in read}))
+        for row in read:
+            ids = unpacked("i", row["token_ids"])
+            context = contexts.get(row["parent"], ())
+            author = (row["model"], ids, row["template_sha256"], row["finish"])
+            found[row["id"]] = ReplyInContext(
+                row["id"], row["parent"], row["conversation"], context, row["content"], *author
+            )
+    return found
+
+
+def briefs(store: Database, replies: Iterable[str]) -> dict[str, ReplySummary]:
+    """Replies without their texts, by id."""
+    sql = f"""SELECT m.id, m.conversation, length(m.content) AS length,
+        coalesce(r.adapter, json_extract(r.sampling, '$.model'), iif(r.base_sha256 IS NULL, '', '{BASE}')) AS model
+        FROM json_each(?) j JOIN messages m ON m.id = j.value JOIN replies r ON r.message = m.id"""
+    found = store.rows(sql, json.dumps(sorted(set(replies))))
+    return {row["id"]: ReplySummary(row["conversation"], row["model"], row["length"]) for row in found}
+
+
+def _contexts(store: Database, messages: Sequence[str]) -> dict[str, tuple[Message, ...]]:
+    """For each message the turns from the root down to it."""
+    sql = """WITH RECURSIVE up (start, id, parent, role, content, depth) AS (
+            SELECT j.value, m.id, m.parent, m.role, m.content, 0 FROM json_each(?) j JOIN messages m ON m.id = j.value
+            UNION ALL
+            SELECT start, m.id, m.parent, m.role, m.content, depth + 1 FROM up JOIN messages m ON m.id = up.parent
+        ) SELECT start, role, content FROM up ORDER BY start, depth DESC"""
+    found: dict[str, list[Message]] = {}
+    for row in store.rows(sql, json.dumps(messages)):
+        found.setdefault(row["start"], []).append(Message(row["role"], row["content"]))
+    return {start: tuple(turns) for start, turns in found.items()}

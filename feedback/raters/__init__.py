@@ -1,0 +1,1 @@
+"""How far raters agree, what each weighs, what to ask next, and the leaderboard."""

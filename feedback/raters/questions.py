@@ -1,0 +1,203 @@
+"""Which comparison or ranking to ask a rater next.
+
+Seven of ten questions are those that should teach most: where the reward models disagree or see a near-tie, where the
+replies are of different adapters, where nobody has answered yet. Three of ten are drawn evenly, so that what is
+measured on all of them can be weighed back: each question keeps the chance that it had (`propensity`). One of twenty
+is a pair that the same person has answered before, to see whether people agree with themselves.
+A person is asked about their own conversations; a rater who lets their ratings be used also about those of others
+who let theirs be (`consent`). A question that may no longer be asked is passed over.
+"""
+
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feedback.accounts import consent, users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database.database import Database, new_id, now
+from feedback.kinds import current
+from feedback.kinds.base import Kind
+from feedback.kinds.comparison import COMPARISON
+from feedback.kinds.ranking import RANKING
+from feedback.messages import Message
+from feedback.records import settings
+
+EVENLY = 0.3  # the share of questions drawn evenly
+REPEATED = 0.05  # the share that was answered before
+POOL = 4000  # newest replies that questions are drawn from
+MOST_RANKED = 4  # replies of one ranking
+
+
+@dataclass(frozen=True)
+class Item:
+    """A message with two or more replies that could be asked about."""
+
+    parent: str
+    replies: tuple[str, ...]
+    answers: int  # by other people
+    differ: bool  # are the replies of different adapters?
+    disagreement: float = 0.0  # of the reward models on the replies' difference: its standard deviation
+    margin: float | None = None  # between the two best by the reward models' mean
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question that was put to somebody; answered through a comparison or a ranking of its replies."""
+
+    id: str
+    kind: str  # "comparison" or "ranking"
+    messages: tuple[Message, ...]
+    replies: tuple[tuple[str, str], ...]  # id and text, in screen order
+    why: str  # "even", "teaches" or "repeat"
+    propensity: float
+
+
+def next_question(store: Database, user: User, chance: random.Random | None = None) -> Question | None:
+    """What to ask this person now: the question that is still open, else a new one, which is recorded; None if nothing.
+
+    An item is asked until as many people have answered as the setting `raters_per_question` says.
+    """
+    chance = chance or random.SystemRandom()
+    overlap = settings.setting(store, "raters_per_question")
+    with store.transaction():
+        waiting = _askable(store, user, "q.answered_at IS NULL")
+        if waiting:
+            return _question(store, waiting)
+        fresh, before = items(store, user, overlap)
+        again = bool(before) and (not fresh or chance.random() < REPEATED)
+        asked = before if again else fresh
+        if not asked:
+            return None
+        shares = [1 / len(asked)] * len(asked) if again else chances(asked)
+        even = again or chance.random() < EVENLY
+        drawn = chance.choice(asked) if even else chance.choices(asked, teaching(asked))[0]
+        propensity = shares[asked.index(drawn)] * (1 if not (fresh and before) else REPEATED if again else 1 - REPEATED)
+        row: dict[str, Any] = {
+            "id": new_id(),
+            "user": user.id,
+            "kind": "comparison" if len(drawn.replies) == 2 else "ranking",
+            "parent": drawn.parent,
+            "replies": chance.sample(drawn.replies, len(drawn.replies)),
+            "why": "repeat" if again else "even" if even else "teaches",
+            "propensity": propensity,
+            "asked_at": now(),
+        }
+        store.insert("questions", row)
+        return _question(store, row | {"replies": json.dumps(row["replies"])})
+
+
+def question(store: Database, user: User, asked: str) -> Question | None:
+    """A question that was put to this person, answered or not; None where they may not be shown it any more."""
+    row = _askable(store, user, "q.id = ?", asked)
+    return _question(store, row) if row else None
+
+
+def _askable(store: Database, user: User, which: str, *values: str) -> dict[str, Any] | None:
+    """The first question of this person that may be asked, of those that SQL names."""
+    sql = f"""SELECT q.* FROM questions q
+        JOIN messages m ON m.id = q.parent JOIN conversations c ON c.id = m.conversation
+        WHERE q.user = ? AND (c.user = q.user OR (? AND {consent.usable("q.user", "c")})) AND {which} ORDER BY q.seq"""
+    return store.row(sql, user.id, user.may("rater"), *values)
+
+
+def chances(items: Sequence[Item]) -> list[float]:
+    """The chance of each to be drawn; they sum to 1."""
+    weights = teaching(items)
+    total = sum(weights)
+    return [EVENLY / len(items) + (1 - EVENLY) * weight / total for weight in weights]
+
+
+def teaching(items: Sequence[Item]) -> list[float]:
+    """How much an answer to each should teach, as weights over 0."""
+    return [
+        math.exp(
+            (each.answers == 0)
+            + each.differ
+            + min(each.disagreement, 2.0)
+            + (math.exp(-abs(each.margin)) if each.margin is not None else 0.0)
+        )
+        for each in items
+    ]
+
+
+def items(store: Database, user: User, overlap: int) -> tuple[list[Item], list[Item]]:
+    """What this person could be asked: what they have not answered, and the pairs that they have."""
+    rater = user.may("rater") and users.consent(store, user)
+    found = _several(row for row in _pool(store) if row["owner"] == user.id or (row["shared"] and rater))
+    told = current.briefs(store, [reply for replies in found.values() for reply in replies])
+    answered = _answered(store, user, list(found))
+    scores = {row["reply"]: row for row in store.rows("SELECT reply, mean, deviation FROM reward_scores")}
+    fresh, before = [], []
+    for parent, replies in found.items():
+        who = answered.get(parent, set())
+        scored = sorted((scores[each] for each in replies if each in scores), key=lambda row: -row["mean"])[:2]
+        both = len(scored) == 2
+        item = Item(
+            parent,
+            tuple(replies),
+            len(who - {user.id}),
+            len({told[each].model for each in replies}) > 1,
+            math.hypot(*(row["deviation"] for row in scored)) if both else 0.0,
+            scored[0]["mean"] - scored[1]["mean"] if both else None,
+        )
+        if user.id in who:
+            before += [item] if len(replies) == 2 else []
+        elif len(who) < overlap:
+            fresh.append(item)
+    return fresh, before
+
+
+def newest(store: Database, most: int) -> list[list[str]]:
+    """The replies that raters could be asked about, message by message, newest first; of so many messages at most."""
+    return list(reversed(_several(row for row in _pool(store) if row["shared"]).values()))[:most]
+
+
+def keep_scores(store: Database, scores: Mapping[str, tuple[float, float]]) -> None:
+    """What the newest reward models say of replies: mean, and deviation among them. What older ones said goes."""
+    rows = [{"reply": reply, "mean": mean, "deviation": apart, "at": now()} for reply, (mean, apart) in scores.items()]
+    with store.transaction() as db:
+        db.table("reward_scores").delete_where()
+        db.table("reward_scores").insert_all(rows)
+
+
+def _pool(store: Database) -> Iterator[dict[str, Any]]:
+    """The newest replies, oldest first, each with its owner, and whether its words are shared."""
+    sql = f"""SELECT m.id, m.parent, c.user AS owner, {consent.shared("c")} AS shared FROM
+        (SELECT * FROM messages WHERE role = 'assistant' AND content <> '' ORDER BY seq DESC LIMIT ?) m
+        JOIN conversations c ON c.id = m.conversation WHERE c.source <> 'import' ORDER BY m.seq"""
+    yield from store.rows(sql, POOL)
+
+
+def _several(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """The replies to each message that has two or more; the newest few of them."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(row["parent"], []).append(row["id"])
+    return {parent: replies[-MOST_RANKED:] for parent, replies in found.items() if len(replies) > 1}
+
+
+def _answered(store: Database, user: User, parents: list[str]) -> dict[str, set[int]]:
+    """Who has compared or ranked replies to each message: of others, those whose answer stands and may be used."""
+
+    def counts(kind: Kind) -> str:
+        heard = f"{kind.gives('t')} AND {current.stands(kind)} AND {consent.given('t.user')}"
+        return f"JOIN users u ON u.id = t.user WHERE t.user = :user OR ({heard})"
+
+    sql = f"""SELECT m.parent, t.user FROM json_each(:parents) j JOIN messages m ON m.parent = j.value
+        JOIN {COMPARISON.table} t ON t.left_reply = m.id {counts(COMPARISON)}
+        UNION SELECT t.parent, t.user FROM json_each(:parents) j
+        JOIN {RANKING.table} t ON t.parent = j.value {counts(RANKING)}"""
+    found: dict[str, set[int]] = {}
+    for row in store.rows(sql, {"parents": json.dumps(parents), "user": user.id}):
+        found.setdefault(row["parent"], set()).add(row["user"])
+    return found
+
+
+def _question(store: Database, row: dict[str, Any]) -> Question:
+    replies = [(each, conversations.node(store, each).content) for each in json.loads(row["replies"])]
+    messages = conversations.messages_of(conversations.path(store, row["parent"]))
+    return Question(row["id"], row["kind"], messages, tuple(replies), row["why"], float(row["propensity"]))

@@ -1,0 +1,1 @@
+"""Rows that are not feedback: adapters, nights, settings, cached log-probs."""

@@ -1,0 +1,207 @@
+"""Which adapters there are, and which one serves.
+
+The newest promotion says what serves; a rollback is a promotion of an older adapter (or of the base). Who promotes may
+say what they believe to be serving: of two who decide at once, one wins, and the other is told.
+"""
+
+import getpass
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from feedback.database.database import Database, now
+from feedback.errors import Conflict, NotFound
+from feedback.records import nights
+
+BASE = "base"  # as an adapter's name
+ANYTHING = "anything"  # as what is believed to be serving: whatever serves
+TERMINAL = "terminal"  # in a deed's detail: the operating system's account that typed the command
+KEPT = "kept, because "  # begins the reason of a promotion that puts back what served, as the new one could not
+
+_typed_by: ContextVar[str] = ContextVar("typed_by", default="")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A whole adapter directory under `adapters/<id>`, announced."""
+
+    id: str
+    parent: str | None
+    night: int | None
+    method: str
+    base_sha256: str
+    weights_sha256: str
+    verdict: str  # "candidate", "refused" or "retired"
+    reason: str
+    created_at: str
+    evidence: dict[str, Any] = field(default_factory=dict)  # what the gate measured; empty where it was not asked
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """From `at` on, `adapter` serves (None: the base)."""
+
+    id: int
+    adapter: str | None
+    user: int | None
+    reason: str
+    at: str
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """Something that was done, by `user` (None: by the program, or at the command line: `detail` says by whom)."""
+
+    id: int
+    user: str | None
+    action: str
+    subject: str
+    detail: dict[str, Any]
+    at: str
+
+
+def directory(store: Database, adapter: str) -> Path:
+    """Where an adapter's files lie."""
+    return store.data / "adapters" / adapter
+
+
+def add_adapter(store: Database, adapter: Adapter) -> None:
+    """Announce an adapter whose directory is complete. Raises `Conflict` on a taken id.
+
+    One whose night learned from somebody who has been forgotten meanwhile is marked for a clean retrain at once.
+    """
+    with store.transaction():
+        if store.row("SELECT 1 FROM adapters WHERE id = ?", adapter.id):
+            raise Conflict(f"there is already an adapter {adapter.id!r}")
+        store.insert("adapters", adapter.__dict__)
+        for user in nights.forgotten_people(store, adapter.night):
+            store.insert("retrains", {"adapter": adapter.id, "user": user, "at": now()})
+
+
+def adapter(store: Database, name: str) -> Adapter:
+    """One adapter. Raises `NotFound`."""
+    row = store.row("SELECT * FROM adapters WHERE id = ?", name)
+    if row is None:
+        raise NotFound(f"there is no adapter {name!r}")
+    return _adapter(row)
+
+
+def adapters(store: Database) -> list[Adapter]:
+    """Every adapter, newest first."""
+    return [_adapter(row) for row in store.rows("SELECT * FROM adapters ORDER BY created_at DESC, id DESC")]
+
+
+def _adapter(row: dict[str, Any]) -> Adapter:
+    return Adapter(**row | {"evidence": json.loads(row["evidence"])})
+
+
+def serving(store: Database) -> str | None:
+    """The id of the adapter that should answer now; None: the base."""
+    row = store.row("SELECT adapter FROM promotions ORDER BY id DESC LIMIT 1")
+    return row["adapter"] if row else None
+
+
+def promote(
+    store: Database,
+    name: str | None,
+    user: int | None,
+    reason: str,
+    proof: dict[str, Any],
+    instead_of: str | None = ANYTHING,
+) -> int:
+    """Say that an adapter (None: the base) serves from now on, in place of `instead_of`; the promotion's id.
+
+    Raises `NotFound` on an unknown adapter, `Conflict` on one that serves already or was refused, and where something
+    else serves than was believed.
+    """
+    with store.transaction():
+        require_promotable(store, name, instead_of)
+        row = {"adapter": name, "user": user, "reason": reason, "proof": proof, "at": now()}
+        done = store.insert("promotions", row)
+        audit(store, user, "promote", name or BASE, {"reason": reason})
+    return done
+
+
+def require_promotable(store: Database, name: str | None, instead_of: str | None = ANYTHING) -> None:
+    """Raises what `promote` raises for an adapter that cannot be promoted now."""
+    if instead_of not in (ANYTHING, serving(store)):
+        raise Conflict(f"{what_happened(store)}; look again before you promote")
+    if name is not None and adapter(store, name).verdict == "refused":
+        raise Conflict(f"adapter {name} was refused: {adapter(store, name).reason}")
+    if serving(store) == name:
+        raise Conflict(f"{name or 'the base'} serves already")
+
+
+def what_happened(store: Database) -> str:
+    """The newest promotion as half a sentence: who let what serve, and how long ago."""
+    newest = next(iter(promotions(store, 1)), None)
+    if newest is None:
+        return "the base serves, and nothing else ever did"
+    row = store.row("SELECT name FROM users WHERE id = ?", newest.user)
+    adapter = newest.adapter or "the base"
+    done = f"{row['name']} promoted {adapter}" if row else f"{adapter} was promoted"
+    minutes = int((datetime.now(UTC) - datetime.fromisoformat(newest.at)).total_seconds() // 60)
+    if minutes < 1:
+        return f"{done} a moment ago"
+    ago = f"{minutes} minute{'s' if minutes > 1 else ''} ago"
+    return f"{done} {ago}" if minutes < 60 else f"{done} at {newest.at[:16].replace('T', ' ')} UTC"
+
+
+def before_serving(store: Database) -> str | None:
+    """What served before the adapter that serves now (None: the base). Raises `Conflict` if nothing did."""
+    current = serving(store)
+    if current is None:
+        raise Conflict("the base serves; there is nothing to go back to")
+    # The state before the first promotion of what serves now, so that rolling back twice goes further back.
+    sql = """SELECT adapter FROM promotions WHERE id <
+        (SELECT min(id) FROM promotions WHERE adapter = ?) ORDER BY id DESC LIMIT 1"""
+    row = store.row(sql, current)
+    return row["adapter"] if row else None
+
+
+def promotions(store: Database, limit: int = 50) -> list[Promotion]:
+    """The newest promotions, newest first."""
+    sql = "SELECT id, adapter, user, reason, at FROM promotions ORDER BY id DESC LIMIT ?"
+    return [Promotion(**row) for row in store.rows(sql, limit)]
+
+
+def audit(store: Database, user: int | None, action: str, subject: str, detail: dict[str, Any] | None = None) -> None:
+    """Write down who did what to what; where that is nobody with an account here, whose terminal it was."""
+    typed = {TERMINAL: _typed_by.get()} if user is None and _typed_by.get() else {}
+    row = {"user": user, "action": action, "subject": subject, "detail": (detail or {}) | typed, "at": now()}
+    store.insert("audit", row)
+
+
+@contextmanager
+def at_terminal() -> Iterator[None]:
+    """What is done meanwhile is done by whoever typed a command."""
+    before = _typed_by.set(account_here())
+    try:
+        yield
+    finally:
+        _typed_by.reset(before)
+
+
+def account_here() -> str:
+    """The name of the operating system's account that runs this program, or its number where it has no name."""
+    try:
+        import pwd
+
+        return pwd.getpwuid(os.getuid()).pw_name
+    except ImportError:  # Windows
+        return getpass.getuser()
+    except KeyError:  # a container's account
+        return f"account {os.getuid()}"
+
+
+def audit_trail(store: Database, limit: int = 50) -> list[AuditEntry]:
+    """The newest of what was done, newest first."""
+    sql = """SELECT audit.id, users.name AS user, action, subject, detail, at
+        FROM audit LEFT JOIN users ON users.id = audit.user ORDER BY audit.id DESC LIMIT ?"""
+    return [AuditEntry(**row | {"detail": json.loads(row["detail"])}) for row in store.rows(sql, limit)]

@@ -1,0 +1,134 @@
+"""What each night did.
+
+A night writes its own row as it goes; whoever reads it (page, command line, API) sees it live.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from feedback.database.database import Database, now
+from feedback.errors import NotFound
+from feedback.records import old_names
+
+RUNNING = "running"
+EXAMPLES = "examples.json"  # in a night's folder: the words that it learns from
+
+
+@dataclass(frozen=True)
+class Night:
+    """One training run. `step` of `steps` in `phase`; `reason` says in words how it ended."""
+
+    id: int
+    state: str  # "running", "done", "nothing", "failed", "cancelled" or "abandoned"
+    pid: int
+    method: str
+    settings: dict[str, Any]
+    counts: dict[str, Any]
+    data_sha256: str | None
+    phase: str
+    step: int
+    steps: int
+    eta_s: float | None
+    adapter: str | None
+    reason: str
+    started_at: str
+    beat_at: str
+    ended_at: str | None
+    verdict: str | None  # of the gate on its adapter: "promoted", "candidate" or "refused"
+
+
+def start_night(store: Database, method: str, settings: dict[str, Any], pid: int, started_at: str | None = None) -> int:
+    """A new running night's id; it started before it looked at what people said, so that nothing falls between."""
+    row = {"state": RUNNING, "pid": pid, "method": method, "settings": settings}
+    return store.insert("nights", row | {"started_at": started_at or now(), "beat_at": now()})
+
+
+def update_night(store: Database, night_id: int, **changes: Any) -> None:
+    """Write what changed about a running night; every call is a sign of life."""
+    changes |= {"beat_at": now()}
+    values = [json.dumps(value) if isinstance(value, dict) else value for value in changes.values()]
+    with store.transaction() as db:
+        assigned = ", ".join(f"{name} = ?" for name in changes)
+        db.conn.execute(f"UPDATE nights SET {assigned} WHERE id = ?", (*values, night_id))
+
+
+def record_people(store: Database, night_id: int, examples_of: dict[int, int]) -> None:
+    """Write down everybody whose words a night learns from: for each person how many examples."""
+    with store.transaction() as db:
+        rows = [(night_id, user, count) for user, count in sorted(examples_of.items())]
+        sql = "INSERT OR REPLACE INTO night_people (night, user, examples, complete) VALUES (?, ?, ?, 1)"
+        db.conn.executemany(sql, rows)
+
+
+def forgotten_people(store: Database, night_id: int | None) -> list[int]:
+    """Those of the people whose words a night learns from who have been forgotten, before it began or since."""
+    sql = """SELECT p.user FROM night_people p JOIN users u ON u.id = p.user
+        WHERE p.night = ? AND u.forgotten_at IS NOT NULL ORDER BY p.user"""
+    return [row["user"] for row in store.rows(sql, night_id)]
+
+
+def reward_models_of(store: Database, night_id: int) -> Path:
+    """The folder of the reward models that a night made, if it made any."""
+    return store.data / "reward_models" / f"night-{night_id:04d}"
+
+
+def folder_of(data: Path, night_id: int) -> Path:
+    """Where a night keeps its files while it runs."""
+    return data / "nights" / str(night_id)
+
+
+def end_night(
+    store: Database, night_id: int, state: str, reason: str, adapter: str | None = None, verdict: str | None = None
+) -> None:
+    """Close a night with its outcome, in words. Reward models that learned from who was forgotten meanwhile go."""
+    outcome = {"state": state, "reason": reason, "adapter": adapter, "verdict": verdict}
+    with store.transaction():
+        update_night(store, night_id, **outcome, phase=state, eta_s=None, ended_at=now())
+        if forgotten_people(store, night_id):
+            shutil.rmtree(reward_models_of(store, night_id), ignore_errors=True)
+
+
+def add_step(store: Database, night_id: int, step: int, metrics: dict[str, float], **changes: Any) -> None:
+    """One optimiser step's metrics, with the night's new position; a step done again after a resume replaces."""
+    with store.transaction() as db:
+        sql = "INSERT OR REPLACE INTO night_steps (night, step, metrics, at) VALUES (?, ?, ?, ?)"
+        db.conn.execute(sql, (night_id, step, json.dumps(metrics), now()))
+        update_night(store, night_id, step=step, **changes)
+
+
+def night_steps(store: Database, night_id: int, most: int | None = None) -> list[dict[str, Any]]:
+    """The metrics of every step so far, in order: {"step": 1, "loss": ..., ...}; evenly thinned to about `most`."""
+    newest = store.row("SELECT coalesce(max(step), 0) AS step FROM night_steps WHERE night = ?", night_id)
+    every = 1 + newest["step"] // most if most and newest else 1
+    sql = """SELECT step, metrics FROM night_steps WHERE night = ?
+        AND (step % ? = 0 OR step = 1 OR step = ? OR metrics LIKE '%"held_out%') ORDER BY step"""
+    rows = store.rows(sql, night_id, every, newest["step"] if newest else 0)
+    return [{"step": row["step"]} | old_names.metrics(json.loads(row["metrics"])) for row in rows]
+
+
+def night(store: Database, night_id: int) -> Night:
+    """One night. Raises `NotFound`."""
+    row = store.row("SELECT * FROM nights WHERE id = ?", night_id)
+    if row is None:
+        raise NotFound(f"there is no night {night_id}")
+    return _night(row)
+
+
+def nights(store: Database, limit: int = 50) -> list[Night]:
+    """The newest nights, newest first."""
+    return [_night(row) for row in store.rows("SELECT * FROM nights ORDER BY id DESC LIMIT ?", limit)]
+
+
+def last_trained(store: Database) -> Night | None:
+    """The newest night that made an adapter."""
+    row = store.row("SELECT * FROM nights WHERE state = 'done' ORDER BY id DESC LIMIT 1")
+    return _night(row) if row else None
+
+
+def _night(row: dict[str, Any]) -> Night:
+    return Night(
+        **row | {"settings": old_names.settings(json.loads(row["settings"])), "counts": json.loads(row["counts"])}
+    )

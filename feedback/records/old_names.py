@@ -1,0 +1,54 @@
+"""Names of settings and metrics as versions before 0.2 wrote them, and what they are called now.
+
+Adapter cards, rows of nights and `--set` are read through this table; only new names are written.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+SETTINGS = {
+    "longest": "max_length",
+    "least_steps": "min_steps",
+    "looks": "evals_per_epoch",
+    "centring": "center_rewards_coefficient",
+    "members": "ensemble_size",
+    "pessimism": "uncertainty_penalty",
+    "reply_tokens": "max_completion_length",
+    "end_required": "require_eos",
+    "missing_end": "missing_eos_penalty",
+    "clip": "clip_coef",
+    "value_clip": "cliprange_value",
+    "value_weight": "vf_coef",
+    "lam": "gae_lambda",
+    "kl_target": "adaptive_kl_target",
+    "most_kl": "target_kl",
+    "horizon": "kl_horizon",
+    "minibatches": "num_minibatches",
+    "ptx": "ptx_coef",
+}
+NOW_MEANT: dict[str, Callable[[Any], Any]] = {"missing_end": lambda score: -score}  # a penalty is what is taken off
+METRICS = {
+    "margin": "rewards/margins",
+    "accuracy": "rewards/accuracies",
+    "chosen_logprob": "logps/chosen",
+    "rejected_logprob": "logps/rejected",
+    "kl_per_token": "kl",
+    "aside_gain": "validation_gain",
+    "gradient_norm": "grad_norm",
+    "reward_gradient_norm": "reward_grad_norm",
+    "approximate_kl": "approx_kl",
+}
+
+
+def settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by today's names, with what their values mean today."""
+    return {SETTINGS.get(name, name): NOW_MEANT.get(name, _same)(value) for name, value in stored.items()}
+
+
+def metrics(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics by today's names."""
+    return {METRICS.get(name, name): value for name, value in stored.items()}
+
+
+def _same(value: Any) -> Any:
+    return value

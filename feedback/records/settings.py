@@ -1,0 +1,124 @@
+"""What an operator sets. Each setting is declared once, here; API, page, command and docs read it from this list."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from feedback.database.database import Database, now
+from feedback.errors import NotFound, Refused
+from feedback.records import adapters
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: a share from 0 to 1, a whole number, or (with `choices`) one of some words."""
+
+    name: str
+    title: str
+    help: str
+    default: Any
+    least: int = 0
+    most: int = 0
+    unit: str = ""  # of a whole number
+    choices: Mapping[str, str] | None = None  # word -> what it means
+
+    @property
+    def is_share(self) -> bool:
+        return isinstance(self.default, float)
+
+    def require(self, value: Any) -> None:
+        """Raises `Refused` on a value it cannot take."""
+        if self.choices is not None:
+            if not isinstance(value, str) or value not in self.choices:
+                raise Refused(f"{self.name} is one of {', '.join(self.choices)}, not {value!r}")
+        elif self.is_share:
+            if type(value) not in (int, float) or not 0 <= value <= 1:
+                raise Refused(f"{self.name} is a number from 0 to 1, not {value!r}")
+        elif type(value) is not int or not self.least <= value <= self.most:
+            span = f"from {self.least:,} to {self.most:,}"
+            raise Refused(f"{self.name} is a whole number of {self.unit} {span}, not {value!r}")
+
+
+GATE = {
+    "on": "what the gate says has proved itself serves from then on",
+    "advise": "the gate judges, and a person promotes",
+    "off": "nothing is judged; every new adapter serves that passes its proof",
+}
+SETTINGS = {
+    each.name: each
+    for each in (
+        Setting(
+            "side_by_side_share",
+            "Turns that show two replies",
+            "The share of turns that show two replies, 0 to 1.",
+            0.1,
+        ),
+        Setting("gate", "Who lets a new adapter serve", "What becomes of what a night has made.", "on", choices=GATE),
+        Setting(
+            "raters_per_question",
+            "People asked the same question",
+            "A question is put to others until so many people have answered it.",
+            1,
+            least=1,
+            most=1000,
+            unit="people",
+        ),
+        Setting(
+            "feedback_per_hour",
+            "Feedback taken from one person an hour",
+            "So many pieces of feedback are taken from one person an hour; 0: any number.",
+            600,
+            most=1_000_000,
+            unit="pieces",
+        ),
+        Setting(
+            "retention_days",
+            "Conversations are kept for",
+            "Conversations older than so many days lose their content before a night; 0: none ever does.",
+            0,
+            most=36_500,
+            unit="days",
+        ),
+    )
+}
+
+
+def register(declared: Setting) -> None:
+    """Let something more be set, wherever settings are. Raises `ValueError` where its name is taken."""
+    if declared.name in SETTINGS:
+        raise ValueError(f"there is a setting {declared.name!r} already")
+    SETTINGS[declared.name] = declared
+
+
+def setting(store: Database, name: str) -> Any:
+    """An operator's setting as it stands, or its default. Raises `NotFound` on an unknown name."""
+    declared = _declared(name)
+    row = store.row("SELECT value FROM settings WHERE name = ? ORDER BY id DESC LIMIT 1", name)
+    return json.loads(row["value"]) if row else declared.default
+
+
+def all_settings(store: Database) -> dict[str, Any]:
+    """Every setting as it stands, by name."""
+    return {name: setting(store, name) for name in SETTINGS}
+
+
+def set_setting(store: Database, user: int | None, name: str, value: Any) -> None:
+    """Change a setting, and who did it. Raises `NotFound` on an unknown name, `Refused` on a value it cannot take."""
+    _declared(name).require(value)
+    with store.transaction():
+        store.insert("settings", {"user": user, "name": name, "value": json.dumps(value), "at": now()})
+        adapters.audit(store, user, "set", name, {"value": value})
+
+
+def set_all(store: Database, user: int | None, values: Mapping[str, Any]) -> None:
+    """Change several settings, all or none. Raises as `set_setting` does."""
+    with store.transaction():
+        for name, value in values.items():
+            set_setting(store, user, name, value)
+
+
+def _declared(name: str) -> Setting:
+    if name not in SETTINGS:
+        raise NotFound(f"there is no setting {name!r}; there are {', '.join(SETTINGS)}")
+    return SETTINGS[name]

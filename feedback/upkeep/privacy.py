@@ -1,0 +1,205 @@
+"""What a person may ask of what they said: to have all of it, and to have it forgotten.
+
+Forgetting removes content and keeps tombstones: the rows stay, so that counts, histories and the numbers of others'
+rows stay true, and say nothing any more. Adapters that learned from it are marked for a clean retrain; one of a night
+that is running still is marked when it is announced (`adapters.add_adapter`).
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from feedback.accounts import roles, users
+from feedback.accounts.users import User
+from feedback.chats import conversations
+from feedback.database import migrations, openings
+from feedback.database.database import Database, now
+from feedback.errors import Conflict, Refused
+from feedback.kinds import history
+from feedback.kinds.base import KINDS, spoken
+from feedback.records import adapters, nights, settings
+
+RUNNING = """SELECT p.night FROM night_people p JOIN nights n ON n.id = p.night WHERE n.state = 'running' AND p.user = ?
+    AND NOT EXISTS (SELECT 1 FROM adapters a WHERE a.night = n.id) ORDER BY p.night"""
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What was removed, and what had learned from it: surely, or perhaps (made before that was written down)."""
+
+    conversations: int
+    messages: int
+    ratings: int
+    trained_on_it: tuple[str, ...]
+    perhaps: tuple[str, ...]
+    nights: tuple[int, ...] = ()  # that have not ended: what they make is marked when it is announced
+
+
+def forget(store: Database, user: User, by: int | None = None) -> Forgotten:
+    """Remove all that a person wrote and all that was written to them, their name and their keys; never undone.
+
+    Raises `Conflict` where it was done already, or for the last who can operate, and `Refused` where files cannot be
+    removed or a kind of feedback is not known; then nothing has changed in the ledger.
+    """
+    if user.name == users.OWNER and not users.has_accounts(store):
+        raise Conflict("the owner of a machine without accounts is not forgotten; remove the data folder instead")
+    if missing := migrations.missing_steps(store.db):
+        raise Refused(
+            f"there is feedback of a kind that is not known here (step {missing[-1]}); put its file back first"
+        )
+    with store.transaction() as db:
+        if store.row("SELECT 1 FROM users WHERE id = ? AND forgotten_at IS NOT NULL", user.id):
+            raise Conflict(f"{user.name} was forgotten already")
+        roles.require_another_operator(store, user)  # without accounts, everybody at this machine would be the owner
+        conversations = [row["id"] for row in store.rows("SELECT id FROM conversations WHERE user = ?", user.id)]
+        said = sum(
+            store.rows(f"SELECT count(*) AS n FROM {kind.table} WHERE user = ?", user.id)[0]["n"] for kind in spoken()
+        )
+        surely, perhaps = trained_on(store, user)
+        running = tuple(row["night"] for row in store.rows(RUNNING, user.id))
+        messages = _empty(store, conversations)
+        for kind in KINDS.values():
+            for column, blank in kind.forgotten.items():
+                db.conn.execute(f"UPDATE {kind.table} SET {column} = ? WHERE user = ?", (blank, user.id))
+        db.conn.execute("UPDATE answered_requests SET answer = '{}' WHERE user = ?", (user.id,))
+        db.conn.execute("UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE user = ?", (now(), user.id))
+        db.conn.execute("DELETE FROM sessions WHERE user = ?", (user.id,))  # from where they came is theirs, too
+        db.conn.execute(
+            "UPDATE users SET name = ?, password_hash = NULL, forgotten_at = ? WHERE id = ?",
+            (f"forgotten {user.id}", now(), user.id),
+        )
+        # The record of who did what keeps the deed, and not the name.
+        db.conn.execute("UPDATE audit SET subject = ? WHERE subject = ?", (f"user {user.id}", user.name))
+        users.set_consent(store, user, False)
+        for adapter in (*surely, *perhaps):
+            sql = "INSERT OR IGNORE INTO retrains (adapter, user, at) VALUES (?, ?, ?)"
+            db.conn.execute(sql, (adapter, user.id, now()))
+        _remove_files_of_nights(store, user)
+        adapters.audit(store, by, "forget", f"user {user.id}")
+    store.checkpoint()  # the log still held what it was
+    return Forgotten(len(conversations), messages, said, surely, perhaps, running)
+
+
+def _empty(store: Database, conversations: list[str]) -> int:
+    """Remove the content of conversations; how many messages there were."""
+    of = "SELECT value FROM json_each(?)"
+    given = (json.dumps(conversations),)
+    with store.transaction() as db:
+        messages = f"SELECT id FROM messages WHERE conversation IN ({of})"
+        db.conn.execute(
+            f"""UPDATE replies SET token_ids = NULL, logprobs = NULL, sampled_logprobs = NULL
+            WHERE message IN ({messages})""",
+            given,
+        )
+        db.conn.execute(f"DELETE FROM reward_scores WHERE reply IN ({messages})", given)
+        for kind in KINDS.values():
+            for column in kind.quotes:
+                sql = f"UPDATE {kind.table} SET {column} = ? WHERE {kind.about} IN ({messages})"
+                db.conn.execute(sql, (kind.forgotten[column], *given))
+        db.conn.execute(f"UPDATE imported_rows SET extra = '{{}}' WHERE conversation IN ({of})", given)
+        db.conn.execute(
+            f"""UPDATE answered_requests SET answer = '{{"question": null}}' WHERE json_extract(answer, '$.question.id')
+            IN (SELECT id FROM questions WHERE parent IN ({messages}))""",
+            given,
+        )
+        sql = f"UPDATE conversations SET title = '', hidden_at = coalesce(hidden_at, ?) WHERE id IN ({of})"
+        db.conn.execute(sql, (now(), *given))
+        said = store.rows(f"SELECT content FROM messages WHERE role = 'user' AND conversation IN ({of})", *given)
+        emptied = db.conn.execute(f"UPDATE messages SET content = '' WHERE conversation IN ({of})", given).rowcount
+        openings.forget(db, [row["content"] for row in said])
+        return emptied
+
+
+def trained_on(store: Database, user: User) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The adapters that learned from what a person said, or from what was said of their conversations.
+
+    Surely, by the lists of their nights; and perhaps: those of nights that kept no list, or none of all people.
+    """
+    sql = """SELECT a.id, EXISTS (SELECT 1 FROM night_people p WHERE p.night = a.night AND p.user = ?) AS surely,
+        EXISTS (SELECT 1 FROM night_people p WHERE p.night = a.night AND p.complete) AS listed, a.created_at
+        FROM adapters a ORDER BY a.created_at"""
+    rows, first = store.rows(sql, user.id), _first_said(store, user)
+    surely = tuple(row["id"] for row in rows if row["surely"])
+    unlisted = (row for row in rows if not row["surely"] and not row["listed"])
+    return surely, tuple(row["id"] for row in unlisted if first and row["created_at"] >= first)
+
+
+def _first_said(store: Database, user: User) -> str:
+    """When this person first said something, or somebody something of their conversations; empty for never."""
+    moments = []
+    for kind in spoken():
+        sql = f"""SELECT min(at) AS at FROM {kind.table} WHERE user = :user UNION ALL
+            SELECT min(t.at) FROM conversations c JOIN messages m ON m.conversation = c.id
+            JOIN {kind.table} t ON t.{kind.about} = m.id WHERE c.user = :user"""
+        moments += [row["at"] for row in store.rows(sql, {"user": user.id}) if row["at"]]
+    return min(moments, default="")
+
+
+def _remove_files_of_nights(store: Database, user: User) -> None:
+    """The words and reward models of nights that learned from this person, or perhaps did: they serve these alone.
+
+    Raises `Refused` where they cannot be removed.
+    """
+    sql = """SELECT id FROM nights n WHERE EXISTS (SELECT 1 FROM night_people p WHERE p.night = n.id AND p.user = ?)
+        OR NOT EXISTS (SELECT 1 FROM night_people p WHERE p.night = n.id AND p.complete)"""
+    for row in store.rows(sql, user.id):
+        folder = nights.reward_models_of(store, row["id"])
+        words = nights.folder_of(store.data, row["id"]) / nights.EXAMPLES
+        try:
+            words.unlink(missing_ok=True)  # a night that runs has read it, and one that was killed cannot go on
+            if folder.exists():
+                shutil.rmtree(folder)
+        except OSError as error:
+            raise Refused(f"nothing is forgotten yet, for {folder} cannot be removed: {error.strerror}") from error
+
+
+def to_retrain(store: Database) -> list[str]:
+    """The adapters that learned from what has been forgotten since, and should be replaced by clean ones."""
+    return [row["adapter"] for row in store.rows("SELECT DISTINCT adapter FROM retrains ORDER BY adapter")]
+
+
+def own_data(store: Database, user: User) -> dict[str, Any]:
+    """All that is kept of one person, to be given to them."""
+    kept = []
+    for row in store.rows(
+        "SELECT id, source, title, created_at FROM conversations WHERE user = ? ORDER BY seq", user.id
+    ):
+        nodes = [
+            {"id": node.id, "parent": node.parent, "role": node.role, "content": node.content}
+            for node in conversations.tree(store, row["id"])
+        ]
+        kept.append(row | {"messages": nodes})
+    replies = [node["id"] for talked in kept for node in talked["messages"] if node["role"] == "assistant"]
+    replies += _rated_elsewhere(store, user, set(replies))
+    said = [
+        {"reply": reply, "kind": each.kind, "at": each.at, "standing": each.standing, "said": each.said}
+        for reply in replies
+        for each in history.entries(store, user, reply)
+    ]
+    consents = store.rows("SELECT given, at FROM consents WHERE user = ? ORDER BY id", user.id)
+    return {"name": user.name, "role": user.role, "consents": consents, "conversations": kept, "said": said}
+
+
+def _rated_elsewhere(store: Database, user: User, own: set[str]) -> list[str]:
+    """Replies in others' conversations that this person was asked about."""
+    rows = store.rows("SELECT replies FROM questions WHERE user = ? ORDER BY seq", user.id)
+    asked = dict.fromkeys(reply for row in rows for reply in json.loads(row["replies"]))
+    return [reply for reply in asked if reply not in own]
+
+
+def expire(store: Database) -> int:
+    """Remove the content of conversations that are older than the setting `retention_days` allows; how many."""
+    days = settings.setting(store, "retention_days")
+    if not days:
+        return 0
+    limit = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="milliseconds")
+    sql = """SELECT c.id FROM conversations c WHERE c.source <> 'import' AND NOT EXISTS
+        (SELECT 1 FROM messages m WHERE m.conversation = c.id
+            AND (m.created_at >= ? OR m.content = '' AND m.parent IS NULL))"""
+    old = [row["id"] for row in store.rows(sql, limit)]
+    if old:
+        _empty(store, old)
+        store.checkpoint()
+    return len(old)

@@ -1,0 +1,140 @@
+"""Write docs/reference from the declarations: `python scripts/reference.py`; with `--check` fail where it is stale."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from fastapi import FastAPI
+
+from assistant import command_line
+from feedback.formats.registry import FORMATS
+from feedback.kinds.base import KINDS
+from feedback.records.settings import SETTINGS
+from training.algorithms import registry
+from training.loop.config import in_lines
+from training.night.night import command as night
+from ui import metrics
+from ui.accounts import users
+from ui.api import admin, api, feedback, settings
+from ui.api.openai import routes
+from ui.cli.main import nightschool
+
+FOLDER = Path(__file__).parents[1] / "docs" / "reference"
+WRITTEN = "<!-- Written by scripts/reference.py; edit the declarations instead. -->"
+
+
+def commands() -> str:
+    """The help of every command."""
+    parts = ["# Commands", WRITTEN, "Bad input is one sentence on stderr and exit status 2, and changes nothing."]
+    for path, each in sorted(walk(nightschool, ("nightschool",))):
+        parts += [f"## {' '.join(path)}", fenced(help_of(night if path[1:] == ("night",) else each, " ".join(path)))]
+    return "\n\n".join(parts)
+
+
+def walk(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """A command with all below it."""
+    if isinstance(command, click.Group):
+        for name, each in command.commands.items():
+            yield from walk(each, (*path, name))
+    elif path[-1] != "rehearse":  # a program of training's own, which prints its help itself
+        yield path, command
+
+
+def help_of(command: click.Command, name: str) -> str:
+    """What `--help` prints."""
+    more: dict[str, Any] = command_line.SETTINGS | {"terminal_width": 100}
+    with click.Context(command, info_name=name, **more) as context:
+        return command.get_help(context)
+
+
+def fenced(text: str) -> str:
+    return f"```text\n{text.strip()}\n```"
+
+
+def operator_settings() -> str:
+    """What an operator sets."""
+    rows = [
+        (f"`{each.name}`", each.help, "; ".join(f"`{word}`: {means}" for word, means in (each.choices or {}).items()),
+         f"`{each.default}`")
+        for each in SETTINGS.values()
+    ]  # fmt: skip
+    said = "Set by `nightschool set NAME VALUE`, on the operate page, or by `POST /api/settings`."
+    return "\n\n".join(["# Settings", WRITTEN, said, table(("name", "meaning", "values", "default"), rows)])
+
+
+def methods() -> str:
+    """Every training method with its settings."""
+    parts = [
+        "# Methods",
+        WRITTEN,
+        "`nightschool night --method NAME --set SETTING=VALUE`. See [the papers](../methods.md).",
+    ]
+    for name, each in registry.every().items():
+        parts += [f"## {name}", f"{each.facts.title}. Learns from {', '.join(each.learns_from)}.",
+                  fenced("\n".join(in_lines(each.config)))]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def http() -> str:
+    """Every route of the HTTP API."""
+    app = FastAPI()
+    for router in (api.router, feedback.router(), users.router, admin.router, settings.routes(), routes.router,
+                   metrics.router):  # fmt: skip
+        app.include_router(router)
+    rows = []
+    for path, operations in app.openapi()["paths"].items():
+        for verb, each in operations.items():
+            said = " ".join((each.get("description") or each.get("summary") or "").split())
+            rows.append((f"`{verb.upper()} {path}`", said))
+    said = (
+        "A running server describes bodies and answers at `/docs`. Each write under `/api` takes an `Idempotency-Key`."
+    )
+    return "\n\n".join(["# HTTP", WRITTEN, said, table(("route", "what it does"), rows)])
+
+
+def formats() -> str:
+    """Every format, and the kinds of feedback that there are."""
+    rows = [
+        (f"`{each.name}`", each.words, ", ".join(sorted(each.kinds)) or "none", "yes" if each.write else "no")
+        for each in FORMATS.values()
+    ]
+    kinds = [(f"`{each.table}`", each.name, each.help, "yes" if each.examples else "no") for each in KINDS.values()]
+    return "\n\n".join(
+        [
+            "# Formats",
+            WRITTEN,
+            "`nightschool import FILE` tells them apart by their rows; `nightschool export OUT --format NAME` writes.",
+            table(("name", "what it is", "holds", "written"), rows),
+            "## Kinds of feedback",
+            table(("table", "name", "what it is", "teaches"), kinds),
+        ]
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *([each.replace("|", "\\|") for each in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Write, or check; 1 where a page is out of date."""
+    stale = []
+    FOLDER.mkdir(exist_ok=True)
+    for name, make in (("commands", commands), ("settings", operator_settings), ("methods", methods),
+                       ("http", http), ("formats", formats)):  # fmt: skip
+        page, text = FOLDER / f"{name}.md", make() + "\n"
+        if not page.is_file() or page.read_text() != text:
+            stale.append(page.name)
+            if "--check" not in arguments:
+                page.write_text(text)
+    if stale and "--check" in arguments:
+        print(f"docs/reference is out of date ({', '.join(stale)}): python scripts/reference.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

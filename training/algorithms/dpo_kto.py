@@ -1,0 +1,200 @@
+"""Learning from preferences: comparisons, rankings and corrections by DPO, thumbs by KTO, in one objective.
+
+The reference is the base with the adapter off; its log-probs are computed once per example and kept. A few rows of like
+length are one forward pass, and gradients add up over a batch. The same examples, config and machine give the same
+adapter, also when the run is interrupted and goes on from its checkpoint.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from feedback.records import methods
+from training.algorithms.base import Method, Metrics, TrainingContext
+from training.algorithms.registry import register
+from training.data.scoring import groups, margin_of, references_of
+from training.data.tokenize import TokenizedExample
+from training.loop import distributed
+from training.loop.config import LearningRate, Switch, WatchedConfig
+from training.loop.loop import ExamplesTrainer
+from training.loop.optim import apply_gradients, within_memory
+from training.loop.state import TrainState
+from training.losses import preference
+from training.model.packing import TOKENS_AT_ONCE, together
+from training.model.policy import Backbone
+from training.model.reference import References
+
+Loss = Literal["sigmoid", "robust", "hinge", "ipo"]
+
+
+class PreferenceConfig(WatchedConfig):
+    """What a night of preference learning may be told."""
+
+    comparison_weight: float = Field(1.0, ge=0, description="of comparisons in the objective")
+    ranking_weight: float = Field(1.0, ge=0, description="of a ranking's pairs in the objective")
+    correction_weight: float = Field(1.0, ge=0, description="of corrections in the objective")
+    thumb_weight: float = Field(1.0, ge=0, description="of thumbs in the objective")
+    # Low: a pair that is settled teaches no more, and few pairs must teach a lot.
+    beta: float = Field(0.02, gt=0, description="how strongly the policy is held to the reference")
+    loss: Loss = Field("sigmoid", description="of a pair's margin")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="share of choices thought to be mistakes (conservative or robust DPO)"
+    )
+    per_token: Switch = Field(0, description="1: margins are those of a token, so that length alone moves nothing")
+    sft_weight: float = Field(0.0, ge=0, description="of the preferred reply's own loss, in nats a token")
+    learning_rate: LearningRate = 5e-4
+
+
+LOSSES: dict[Loss, Callable[[Tensor, PreferenceConfig], Tensor]] = {
+    "sigmoid": lambda margin, config: preference.dpo_loss(margin, config.label_smoothing),
+    "robust": lambda margin, config: preference.robust_dpo_loss(margin, config.label_smoothing),
+    "hinge": lambda margin, config: preference.hinge_loss(margin),
+    "ipo": lambda margin, config: preference.ipo_loss(margin / config.beta, config.beta),
+}
+
+
+@dataclass
+class Tally:
+    """What a batch adds up, in the end divided by its examples."""
+
+    examples: int
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def join(self, other: "Tally") -> None:
+        """Add what another process has seen of the same batch."""
+        for name in other.sums:
+            self.sums[name] = self.sums.get(name, 0.0) + other.sums[name]
+            self.counts[name] = self.counts.get(name, 0) + other.counts[name]
+        self.tokens += other.tokens
+
+    def means(self) -> dict[str, float]:
+        return {name: self.sums[name] / self.counts[name] for name in self.sums}
+
+
+class PreferenceTrainer(ExamplesTrainer):
+    """Makes preferred replies likelier than the others, and wanted ones likelier than the reference finds them."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        examples: Sequence[TokenizedExample],
+        config: PreferenceConfig,
+        validation: Sequence[TokenizedExample] = (),
+        references: References | None = None,
+    ) -> None:
+        super().__init__(backbone, examples, config, validation, references)
+        self.config = config
+        self.weights = preference.kto_weights(
+            sum(example.weight for example in examples if example.kind == "thumb" and example.wanted),
+            sum(example.weight for example in examples if example.kind == "thumb" and not example.wanted),
+        )
+
+    def step(self, state: TrainState) -> Metrics:
+        # 1. the batch
+        batch = self.batch(state.step)
+
+        # 2. the reference's log-probs, where they are not known yet
+        reference = references_of(self.references, batch).to(self.backbone.device)
+
+        # 3. KTO's baseline, from the batch's thumbs with mismatched replies
+        baseline = _baseline(self.backbone, batch, reference)
+
+        # 4. losses and gradients, a few rows at a time
+        compute = partial(gradients, self.backbone, batch, reference, baseline, self.weights, self.config)
+        tally = within_memory(state, compute)
+
+        # 5. one step
+        norm = apply_gradients(state, tally.sums["loss"], self.rate(state.step))
+        return tally.means() | {"grad_norm": norm, "tokens": tally.tokens}
+
+
+def gradients(
+    backbone: Backbone,
+    examples: Sequence[TokenizedExample],
+    reference: Tensor,
+    baseline: Tensor,
+    weights: tuple[float, float],
+    config: PreferenceConfig,
+    tokens_at_once: int,
+) -> Tally:
+    """Add up the gradients of a batch, the mean over its examples; what was seen."""
+    tally = Tally(len(examples))
+    mine = distributed.own(range(len(examples)))
+    for found in groups([examples[at] for at in mine], tokens_at_once):
+        group = [mine[at] for at in found]
+        policies = backbone.log_probs_of([examples[at].own_row() for at in group])
+        loss = torch.zeros((), device=backbone.device)
+        for at, policy in zip(group, policies, strict=True):
+            loss = loss + _loss(policy, examples[at], reference[at], baseline, weights, config, tally)
+        (loss / len(examples)).backward()
+    distributed.add_up(backbone.parameters().values())
+    whole = Tally(len(examples))
+    for each in distributed.every(tally):
+        whole.join(each)
+    return whole
+
+
+def _baseline(backbone: Backbone, examples: Sequence[TokenizedExample], references: Tensor) -> Tensor:
+    """z0 of a batch, whose references are (B, 2); 0 where it has no thumb with a mismatched reply."""
+    thumbs = [at for at, each in enumerate(examples) if each.kind == "thumb" and len(each.replies) == 2]
+    with torch.no_grad():
+        rows = [examples[each].row(1) for each in thumbs]
+        found = torch.zeros(len(rows), device=backbone.device)
+        for group in together(rows, TOKENS_AT_ONCE):
+            found[group] = torch.cat(backbone.log_probs_of([rows[at] for at in group]))
+    return preference.kto_baseline(found, references[thumbs, 1])
+
+
+def _loss(
+    policy: Tensor,
+    example: TokenizedExample,
+    reference: Tensor,
+    baseline: Tensor,
+    weights: tuple[float, float],
+    config: PreferenceConfig,
+    tally: Tally,
+) -> Tensor:
+    """One example's weighted loss; arguments as of `margin_of`."""
+    margin = margin_of(policy, example, reference, baseline, config.beta)
+    lengths = [len(reply) for reply in example.replies]
+    if config.per_token and example.kind != "thumb":
+        moved = policy - reference
+        tokens = torch.tensor(lengths, device=policy.device)
+        margin = preference.normalised_margin(moved[0], moved[1], tokens[0], tokens[1], config.beta)
+    if example.kind == "thumb":
+        loss = preference.kto_loss(margin[None], torch.tensor([example.wanted], device=policy.device), *weights)[0]
+        tally.add({f"logps/{'chosen' if example.wanted else 'rejected'}": policy[0].item()})
+    else:
+        loss = LOSSES[config.loss](margin, config)
+        loss = loss + config.sft_weight * preference.nll_loss(policy[0], torch.tensor(lengths[0]))
+        tally.add({"logps/chosen": policy[0].item(), "logps/rejected": policy[1].item()})
+    weighted = loss * example.weight * getattr(config, f"{example.kind}_weight")
+    tally.tokens += len(example.prompt_ids) + sum(map(len, example.replies[: len(policy)]))
+    right = float(margin.item() > 0)
+    tally.add({"loss": weighted.item(), "rewards/margins": margin.item(), "rewards/accuracies": right})
+    return weighted
+
+
+def build(context: TrainingContext, config: PreferenceConfig) -> PreferenceTrainer:
+    """The trainer of a night."""
+    return PreferenceTrainer(context.backbone, context.examples, config, context.validation, context.references)
+
+
+for facts, learns_from in (
+    (methods.AUTO, ("pairs", "thumbs")),
+    (methods.DPO, ("pairs",)),
+    (methods.KTO, ("thumbs",)),
+):
+    register(Method(facts, learns_from, PreferenceConfig, build, distributed=True))

@@ -1,0 +1,285 @@
+"""Reward models from what people preferred: pairs, rankings and ties; an ensemble, one model after the other.
+
+All that was said of one prompt is one example and weighs as one, however many pairs it holds (arXiv 2203.02155, section
+3.5), and its replies share a row. First a head is fitted to what the base makes of the examples as it stands, then head
+and adapter learn together (arXiv 2202.10054: from a head of noise, adapters learn to serve the noise). Each model has a
+seed of its own: how it begins, and in which order it learns.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from feedback.example_types import TIE
+from feedback.records import methods
+from training.algorithms.base import Method, Metrics, Trainer, TrainingContext
+from training.algorithms.registry import register
+from training.data.tokenize import NothingFits, TokenizedExample
+from training.loop.config import Epochs, EpochsConfig
+from training.loop.optim import apply_gradients, batch, count_steps, schedule, within_memory
+from training.loop.state import TrainState
+from training.losses import preference
+from training.model.packing import TOKENS_AT_ONCE, Row, together
+from training.model.policy import Backbone
+from training.model.reward_heads import RewardModels, ScoreHead, raw_scores, reply_states
+
+FIT_STEPS = 50  # of L-BFGS at most
+
+
+class RewardConfig(EpochsConfig):
+    """What training reward models may be told."""
+
+    ensemble_size: int = Field(3, gt=0, description="reward models, that judge together")
+    # More, and a reward model learns its pairs by heart (arXiv 2203.02155, section 3.5).
+    epochs: Epochs = 1
+    center_rewards_coefficient: float = Field(0.01, ge=0, description="how strongly scores are held to a mean of 0")
+    samples: int = Field(64, ge=2, description="replies of the reference, on which scores are normalised")
+    sample_tokens: int = Field(64, gt=0, description="tokens of each of them, at most")
+
+
+@dataclass(frozen=True)
+class RewardExample:
+    """One prompt, K replies to it, and what was said of them: who was preferred to whom, and who tied with whom."""
+
+    prompt_ids: list[int]
+    replies: tuple[list[int], ...]
+    preferred: tuple[tuple[int, int], ...]  # numbers of replies, the better one first
+    tied: tuple[tuple[int, int], ...] = ()
+    weight: float = 1.0
+    weights: tuple[float, ...] = ()  # of the pairs, those that tied last; empty: all the same
+
+    def row(self) -> Row:
+        """All replies, the prompt once."""
+        return Row(self.prompt_ids, self.replies)
+
+    def shares(self) -> list[float]:
+        """How much of the example each pair is, those that tied last; 1 together."""
+        weights = self.weights or (1.0,) * (len(self.preferred) + len(self.tied))
+        return [weight / sum(weights) for weight in weights]
+
+
+def group_by_prompt(examples: Sequence[TokenizedExample]) -> list[RewardExample]:
+    """Pairs, those that tied too, gathered by prompt, in the order in which prompts come; all else is left out.
+
+    Where several people speak of one prompt, each has a say in it by their weight, and the prompt weighs as they do, on
+    average by the same weights: who weighs little beside others neither outvotes them nor takes their weight away.
+    """
+    Weighed = list[tuple[tuple[int, int], float]]
+    gathered: dict[tuple[int, ...], tuple[list[list[int]], Weighed, Weighed]] = {}
+    for example in examples:
+        if example.kind in ("thumb", "demonstration"):
+            continue
+        replies, preferred, equal = gathered.setdefault(tuple(example.prompt_ids), ([], [], []))
+        replies += [reply for reply in example.replies if reply not in replies]
+        first, second = (replies.index(reply) for reply in example.replies)
+        (equal if example.kind == TIE else preferred).append(((first, second), example.weight))
+    made = []
+    for prompt, (replies, preferred, equal) in gathered.items():
+        pairs, tied = (tuple(pair for pair, _ in each) for each in (preferred, equal))
+        weights = tuple(weight for _, weight in [*preferred, *equal])
+        weight = sum(each**2 for each in weights) / sum(weights)
+        made.append(RewardExample(list(prompt), tuple(replies), pairs, tied, weight, weights))
+    return made
+
+
+def name_of(member: int) -> str:
+    """What a member's adapter is called."""
+    return f"reward-{member}"
+
+
+@torch.no_grad()
+def base_states(backbone: Backbone, examples: Sequence[RewardExample]) -> list[Tensor]:
+    """What the base alone makes of each example's K replies, for `fit`: (K, d) each, on the CPU."""
+    rows, found = [example.row() for example in examples], [torch.zeros(0)] * len(examples)
+    for group in together(rows, TOKENS_AT_ONCE):
+        for at, states in zip(group, reply_states(backbone, None, [rows[at] for at in group]), strict=True):
+            found[at] = states.cpu()
+    return found
+
+
+def fit(head: ScoreHead, examples: Sequence[RewardExample], states: Sequence[Tensor], config: RewardConfig) -> None:
+    """The head that suits the states (K, d) of the examples best, held to where it began by a Gaussian prior.
+
+    Under the prior the margins of the examples have variance 1, whatever the states' scale. Where examples say nothing
+    a head stays what its seed made it, so members disagree there (randomised priors: arXiv 1806.03335).
+    """
+    # 1. the pairs of all examples side by side; those of one example weigh as one
+    better: list[Tensor] = []
+    worse: list[Tensor] = []
+    tied: list[bool] = []
+    weights: list[float] = []
+    for example, of_replies in zip(examples, states, strict=True):
+        pairs = pairs_of(example)
+        better += [of_replies[a] for a, _ in pairs]
+        worse += [of_replies[b] for _, b in pairs]
+        tied += [at >= len(example.preferred) for at in range(len(pairs))]
+        weights += [example.weight * share for share in example.shares()]
+    first, second, is_tie = torch.stack(better), torch.stack(worse), torch.tensor(tied)
+    weight = torch.tensor(weights) * len(examples) / sum(weights)
+    precision = (first - second).square().sum(1).mean()
+
+    # 2. their loss and the prior's, at its least
+    own, began = copy.deepcopy(head).cpu(), head.weight.detach().cpu().clone()
+    optimizer = torch.optim.LBFGS(own.parameters(), max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        of_pairs = pair_losses(own(first), own(second), is_tie, own, config.center_rewards_coefficient, any(tied))
+        total = weight @ of_pairs + precision / 2 * (own.weight - began).square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    head.load_state_dict(own.state_dict())
+
+
+class EnsembleTrainer(Trainer):
+    """One member after the other; all are in one state, and only the present one moves."""
+
+    def __init__(self, backbone: Backbone, examples: Sequence[RewardExample], config: RewardConfig) -> None:
+        self.backbone, self.examples, self.config = backbone, examples, config
+        self.steps_each, self.steps = count_steps(len(examples), config), ensemble_steps(examples, config)
+        self.ties = any(example.tied for example in examples)
+        self.full_weight = max(example.weight for example in examples)
+        self.heads: dict[str, ScoreHead] = {}
+        for member in range(config.ensemble_size):
+            seed = config.seed * 100_003 + member
+            backbone.add(name_of(member), config.rank, config.alpha, seed)
+            self.heads[name_of(member)] = ScoreHead(backbone.head.shape[1], seed).to(backbone.device)
+
+    @property
+    def models(self) -> RewardModels:
+        """What is trained."""
+        return RewardModels(self.backbone, self.heads)
+
+    def begin(self) -> TrainState:
+        """Every adapter and head as its seed made it."""
+        parameters: dict[str, nn.Parameter] = {}
+        for name, head in self.heads.items():
+            parameters |= self.backbone.parameters(name)
+            parameters |= {f"head.{name}.{key}": each for key, each in head.named_parameters()}
+        return TrainState.over(parameters, self.config.learning_rate)
+
+    def prepare(self, state: TrainState) -> None:
+        """Fit every head to what the base makes of the examples."""
+        states = base_states(self.backbone, self.examples)
+        for head in self.heads.values():
+            fit(head, self.examples, states, self.config)
+
+    def step(self, state: TrainState) -> Metrics:
+        # 1. whose step it is, and the batch, in an order that the member's seed alone decides
+        config, (member, own_step) = self.config, divmod(state.step, self.steps_each)
+        name, seed = name_of(member), config.seed + 7 * member
+        chosen = [self.examples[at] for at in batch(len(self.examples), config.batch_size, own_step, seed)]
+
+        # 2. scores and gradients, a pack of rows at a time
+        head = self.heads[name]
+        compute = partial(gradients, self.backbone, head, name, chosen, config, self.ties, self.full_weight)
+        loss, accuracy = within_memory(state, compute)
+
+        # 3. one step; who has learned enough needs no optimiser any more
+        norm = apply_gradients(state, loss, config.learning_rate * schedule(own_step, self.steps_each))
+        if own_step + 1 == self.steps_each:
+            state.optimizer.state.clear()
+        tokens = sum(example.row().tokens for example in chosen)
+        return {"loss": loss, "accuracy": accuracy, "grad_norm": norm, "tokens": tokens}
+
+
+def ensemble_steps(examples: Sequence[RewardExample], config: RewardConfig) -> int:
+    """The steps of all members together."""
+    return config.ensemble_size * count_steps(len(examples), config)
+
+
+def gradients(
+    backbone: Backbone,
+    head: ScoreHead,
+    name: str,
+    examples: Sequence[RewardExample],
+    config: RewardConfig,
+    ties: bool,
+    full_weight: float,
+    tokens_at_once: int,
+) -> tuple[float, float]:
+    """Add up the gradients of a batch, a mean over its examples, each weighing as it does beside one of `full_weight`.
+
+    The loss, and how often it was right.
+    """
+    rows, weight = [example.row() for example in examples], full_weight * len(examples)
+    total, right, count = 0.0, 0, 0
+    for group in together(rows, tokens_at_once):
+        loss = torch.zeros((), device=backbone.device)
+        found = raw_scores(backbone, name, head, [rows[at] for at in group])
+        for at, scores in zip(group, found, strict=True):
+            example = examples[at]
+            loss = loss + example.weight * lesson_loss(scores, example, head, config.center_rewards_coefficient, ties)
+            right += sum(bool(scores[a] > scores[b]) for a, b in example.preferred)
+            count += len(example.preferred)
+        (loss / weight).backward()
+        total += loss.item() / weight
+    return total, right / max(1, count)
+
+
+def lesson_loss(
+    scores: Tensor, example: RewardExample, head: ScoreHead, center_rewards_coefficient: float, ties: bool
+) -> Tensor:
+    """The weighted mean over all pairs of an example, from its replies' scores (K,): a scalar.
+
+    Where any example has a tie, all pairs are judged by Davidson's model, of which Bradley and Terry's is the limit.
+    """
+    pairs = pairs_of(example)
+    first, second = scores[[a for a, _ in pairs]], scores[[b for _, b in pairs]]
+    tied = torch.arange(len(pairs), device=scores.device) >= len(example.preferred)
+    shares = torch.tensor(example.shares(), device=scores.device)
+    return shares @ pair_losses(first, second, tied, head, center_rewards_coefficient, ties)
+
+
+def pair_losses(
+    first: Tensor, second: Tensor, tied: Tensor, head: ScoreHead, center_rewards_coefficient: float, ties: bool
+) -> Tensor:
+    """The loss of pairs, (P,), from both scores and whether they tied; `ties` says whether any of all examples has."""
+    if not ties:
+        return preference.bradley_terry_loss(first, second, center_rewards_coefficient=center_rewards_coefficient)
+    return (
+        preference.davidson_loss(first, second, (~tied).long(), head.log_tie)
+        + center_rewards_coefficient * (first + second) ** 2
+    )
+
+
+def pairs_of(example: RewardExample) -> list[tuple[int, int]]:
+    """The preferences of an example, and behind them its ties."""
+    return [*example.preferred, *example.tied]
+
+
+def normalise(models: RewardModels, samples: Sequence[Row]) -> None:
+    """Every model's scores have mean 0 and standard deviation 1 on replies that the reference wrote."""
+    with torch.no_grad():
+        for name, head in models.heads.items():
+            head.normalise(torch.cat(models.raw_scores(name, samples)))
+
+
+def margins(models: RewardModels, examples: Sequence[RewardExample]) -> tuple[list[float], list[int]]:
+    """Of every preference the ensemble's margin, and by how many tokens the preferred reply is longer."""
+    found = zip(examples, models.scores([example.row() for example in examples]), strict=True)
+    apart: list[float] = []
+    longer_by: list[int] = []
+    for example, scores in found:
+        mean = scores.mean(0)
+        apart += [float(mean[a] - mean[b]) for a, b in example.preferred]
+        longer_by += [len(example.replies[a]) - len(example.replies[b]) for a, b in example.preferred]
+    return apart, longer_by
+
+
+def build(context: TrainingContext, config: RewardConfig) -> EnsembleTrainer:
+    """The trainer of a night. Raises `NothingFits` without a pair."""
+    groups = group_by_prompt(context.examples)
+    if not groups:
+        raise NothingFits("reward models learn from comparisons, rankings and corrections, and there are none yet")
+    return EnsembleTrainer(context.backbone, groups, config)
+
+
+register(Method(methods.REWARD, ("pairs", "ties"), RewardConfig, build, makes_adapter=False))

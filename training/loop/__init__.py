@@ -1,0 +1,1 @@
+"""What every method's training shares: steps, early stopping, several processes."""

@@ -1,0 +1,125 @@
+"""The watch over a training: how far from the base it is, whether what is kept aside still gains, when it is enough."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from training.data.scoring import gains_of, groups
+from training.data.tokenize import TokenizedExample
+from training.loop.config import WatchedConfig
+from training.loop.optim import NotFinite
+from training.loop.state import TrainState
+from training.losses import policy_gradient
+from training.model.packing import TOKENS_AT_ONCE, together
+from training.model.policy import IN_CACHE, Backbone, positions_at_once
+from training.model.reference import References
+
+KL_ROWS = 4  # examples on whose replies the distance from the base is measured
+
+
+class KlFromBase:
+    """Mean KL(policy || base) in nats at the reply positions of a few examples, which stay the same."""
+
+    def __init__(self, backbone: Backbone, examples: Sequence[TokenizedExample]) -> None:
+        self._backbone = backbone
+        spread = [examples[number * len(examples) // KL_ROWS] for number in range(KL_ROWS)]
+        rows = [example.row(0) for example in {id(each): each for each in spread}.values()]
+        self._packs = [[rows[at] for at in group] for group in together(rows, TOKENS_AT_ONCE)]
+        with torch.no_grad(), backbone.as_reference():
+            self._base = [backbone.hidden(each) for each in self._packs]
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """Of the policy as it is."""
+        backbone = self._backbone
+        parts: list[Tensor] = []
+        most = positions_at_once(backbone.head)
+        for rows, base in zip(self._packs, self._base, strict=True):
+            policy = backbone.hidden(rows)
+            for at in range(0, len(policy), most):
+                ours, theirs = (backbone.logits(each[at : at + most]).split(IN_CACHE) for each in (policy, base))
+                parts += map(policy_gradient.kl_per_position, ours, theirs)
+        return float(torch.cat(parts).mean())
+
+
+class Watch:
+    """What is looked at while a night trains: how far from the base it is, and whether what is kept aside gains."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        examples: Sequence[TokenizedExample],
+        validation: Sequence[TokenizedExample],
+        config: WatchedConfig,
+        references: References,
+    ) -> None:
+        self._backbone = backbone
+        self._kl = KlFromBase(backbone, examples)
+        self._validation = list(validation)
+        self._passes = [[(at, self._validation[at].own_row()) for at in group] for group in groups(validation)]
+        self._references = [references.each_token_of([row for _, row in each]) for each in self._passes]
+        self._kl_budget, self.patience = config.kl_budget, config.patience
+        self._every = max(1, math.ceil(len(examples) / config.batch_size / config.evals_per_epoch))  # steps
+
+    def step_done(self, state: TrainState, last: bool) -> dict[str, float]:
+        """Look, where it is time to after a step; what is known by then."""
+        looked = state.step % self._every == 0 or last
+        if looked:
+            self.look(state)
+        gain = {"validation_gain": state.validation_gain} if looked and self._validation else {}
+        return {"kl": state.kl} | gain
+
+    def look(self, state: TrainState) -> None:
+        """Measure, and keep the weights if they are the best so far. Raises `NotFinite`."""
+        state.kl = self.kl()
+        if not math.isfinite(state.kl):
+            raise NotFinite(f"the KL from the base is {state.kl} at step {state.step}")
+        gains = self._gains(state)
+        if gains and state.kl <= self._kl_budget:
+            state.keep()
+        state.evals_without_gain = 0 if gains else state.evals_without_gain + 1
+
+    def kl(self) -> float:
+        """How far from the base the policy is, in nats a token."""
+        return self._kl.measure()
+
+    def _gains(self, state: TrainState) -> bool:
+        """Whether what is kept aside has gained more than ever, or is within one standard error of that.
+
+        The one-standard-error rule (Breiman et al., "Classification and Regression Trees", 1984, section 3.4.3): few
+        examples say little, so they end a training only when they clearly speak against it.
+        """
+        if not self._validation:
+            return True
+        gains = self.gains()
+        weights = torch.tensor([example.weight for example in self._validation])
+        state.validation_gain, _ = mean_and_error(gains, weights)
+        best = state.best_gains
+        if best is None or state.validation_gain > mean_and_error(best, weights)[0]:
+            state.best_gains = gains
+            return True
+        lost, error = mean_and_error(best - gains, weights)
+        return lost <= error
+
+    @torch.no_grad()
+    def gains(self) -> Tensor:
+        """By how much each example kept aside is on the right side: (A,), in probability of a token (`gains_of`)."""
+        gains = torch.zeros(len(self._validation))
+        for group, references in zip(self._passes, self._references, strict=True):
+            policies = self._backbone.each_token_of([row for _, row in group])
+            for (at, row), ours, theirs in zip(group, policies, references, strict=True):
+                of_each = gains_of(row, ours, theirs.to(ours.device))
+                wanted = 1 if self._validation[at].wanted else -1
+                gains[at] = of_each[0] - of_each[1] if len(of_each) == 2 else wanted * of_each[0]
+        return gains
+
+
+def mean_and_error(values: Tensor, weights: Tensor) -> tuple[float, float]:
+    """The weighted mean of values (N,), and its standard error: with equal weights s / sqrt(N)."""
+    share = weights / weights.sum()
+    mean = (share * values).sum()
+    alike = share.square().sum()  # 1 over the effective number of values (Kish, "Survey Sampling", 1965)
+    error = ((share * (values - mean)).square().sum() / (1 - alike)).sqrt()
+    return float(mean), float(error)

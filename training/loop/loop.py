@@ -1,0 +1,127 @@
+"""The one loop of training: steps of a method, looks on the way, and an end when it is enough.
+
+Everything a method shares with the others is here; what differs is its `step`.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from training.data.tokenize import TokenizedExample
+from training.loop.config import WatchedConfig
+from training.loop.early_stopping import Watch
+from training.loop.optim import batch, count_steps, schedule
+from training.loop.state import TrainState
+from training.model.policy import Backbone
+from training.model.reference import References
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One step that was taken, of `steps` at most."""
+
+    step: int
+    steps: int
+    metrics: Metrics
+    eta_s: float
+
+
+class Trainer(Protocol):
+    """What a method gives to the loop. A class that names it as its base has the defaults that stand here."""
+
+    steps: int  # at most
+    watch: Watch | None = None  # looks at the KL from the base, and at what is kept aside; None: the step knows the KL
+    kl_budget: float = math.inf  # nats a token; beyond it training goes back to the weights that were kept, and ends
+
+    def begin(self) -> TrainState:
+        """The state before the first step."""
+        raise NotImplementedError
+
+    def prepare(self, state: TrainState) -> None:
+        """What comes before the first step, and not again where training goes on from a checkpoint."""
+        return
+
+    def step(self, state: TrainState) -> Metrics:
+        """One optimiser step; what was seen. "tokens", where it is there, becomes `tokens_per_s`.
+
+        Raises `NotFinite`, and what the method raises.
+        """
+        raise NotImplementedError
+
+    def final_kl(self, state: TrainState) -> float:
+        """How far from the base the trained weights are, in nats a token; asked once, when training has ended."""
+        return state.kept_kl if state.kept is not None else state.kl
+
+
+def train(trainer: Trainer, state: TrainState) -> Iterator[Report]:
+    """Train, going on from `state`, a step per item. Raises as `Trainer.step` does."""
+    if state.step == 0:
+        trainer.prepare(state)
+    while state.step < trainer.steps and not state.ended:
+        began = time.monotonic()
+
+        # 1. one optimiser step
+        metrics = trainer.step(state)
+        state.step += 1
+
+        # 2. a look at how far from the base it is by now, and at what is kept aside
+        last = state.step == trainer.steps
+        if trainer.watch is not None:
+            metrics |= trainer.watch.step_done(state, last)
+
+        # 3. enough? Then back to the best weights
+        state.ended = why_enough(trainer, state)
+        if state.ended or (last and trainer.watch is not None):
+            state.go_back()
+
+        # 4. the report
+        tokens, took_s = metrics.pop("tokens", None), time.monotonic() - began
+        if tokens is not None:
+            metrics["tokens_per_s"] = tokens / took_s
+        state.took_s.append(took_s)
+        left = trainer.steps - state.step
+        yield Report(state.step, trainer.steps, metrics, sum(state.took_s) / len(state.took_s) * left)
+
+
+def why_enough(trainer: Trainer, state: TrainState) -> str:
+    """Why training ends at this step, in words; empty if it goes on."""
+    if state.kl > trainer.kl_budget:
+        spent = f"{state.kl:.3f} nats per token from the base, where {trainer.kl_budget:g} may be"
+        return f"ended at step {state.step}, being {spent}"
+    if trainer.watch is not None and state.evals_without_gain >= trainer.watch.patience:
+        return f"ended at step {state.step}, as what was kept aside gained no more"
+    return ""
+
+
+class ExamplesTrainer(Trainer):
+    """What methods share that go over examples by epochs: all but the step."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        examples: Sequence[TokenizedExample],
+        config: WatchedConfig,
+        validation: Sequence[TokenizedExample] = (),
+        references: References | None = None,
+    ) -> None:
+        self.backbone, self.examples = backbone, examples
+        self.learning_rate, self.batch_size, self.seed = config.learning_rate, config.batch_size, config.seed
+        self.references = references or References(backbone)
+        self.steps, self.kl_budget = count_steps(len(examples), config), config.kl_budget
+        self.watch = Watch(backbone, examples, validation, config, self.references)
+
+    def begin(self) -> TrainState:
+        """The adapter as it is."""
+        return TrainState.over(self.backbone.parameters(), self.learning_rate)
+
+    def batch(self, step: int) -> list[TokenizedExample]:
+        """The examples of a step: by epoch, in an order that the seed alone decides."""
+        return [self.examples[at] for at in batch(len(self.examples), self.batch_size, step, self.seed)]
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: up over the first tenth, and then down to 0."""
+        return self.learning_rate * schedule(step, self.steps)

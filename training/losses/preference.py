@@ -1,0 +1,164 @@
+"""The losses of learning from demonstrations, preferences and thumbs, as pure functions on tensors.
+
+B replies or pairs; a log-prob is the sum over a reply's tokens, in nats, end of turn included; a score is a reward
+model's. `policy` is the model being trained, `ref` the reference it may not leave without reason. Losses come back per
+example, unreduced; `weighted_mean` reduces them.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """sum(w x) / sum(w): a scalar from values and weights of one shape; 0 where all weights are 0."""
+    return (weights * values).sum() / weights.sum().clamp(min=torch.finfo(values.dtype).tiny)
+
+
+# Demonstrations
+
+
+def nll_loss(log_probs: Tensor, tokens: Tensor) -> Tensor:
+    """Language-model loss, nats a token: (B,) from summed log-probs (B,) and how many tokens each reply has (B,)."""
+    return -log_probs / tokens
+
+
+# Reward models
+
+
+def bradley_terry_loss(
+    better: Tensor,
+    worse: Tensor,
+    margin: Tensor | float = 0.0,
+    label: Tensor | float = 1.0,
+    center_rewards_coefficient: float = 0.0,
+) -> Tensor:
+    """Bradley and Terry, 1952, as eq. 1 of arXiv 2203.02155, of scores (B,) and (B,); loss (B,).
+
+    `margin` (B,) is how far apart they should be (arXiv 2307.09288, eq. 2); `label` (B,) is the probability that
+    `better` is the better one; `center_rewards_coefficient` weighs (better + worse)^2, which keeps the mean of scores
+    at 0 (arXiv 2312.09244; 0.01 there).
+    """
+    apart = better - worse
+    preferred = -label * F.logsigmoid(apart - margin) - (1 - label) * F.logsigmoid(-apart - margin)
+    return preferred + center_rewards_coefficient * (better + worse) ** 2
+
+
+def davidson_loss(left: Tensor, right: Tensor, outcome: Tensor, log_tie: Tensor | float) -> Tensor:
+    """Davidson, 1970, eq. 2.3: ties as a third outcome, P(tie) ~ nu sqrt(p_left p_right); loss (B,).
+
+    `outcome` (B,) is 1 where left was preferred, -1 where right was, 0 for a tie; `log_tie` is log nu.
+    """
+    tie = (left + right) / 2 + log_tie
+    log_probs = torch.stack([right, tie, left], dim=-1).log_softmax(-1)
+    return -log_probs.gather(-1, (outcome.long() + 1)[..., None])[..., 0]
+
+
+def rao_kupper_loss(left: Tensor, right: Tensor, outcome: Tensor, threshold: Tensor) -> Tensor:
+    """Rao and Kupper, 1967: who is not better by more than a threshold ties; loss (B,), arguments as `davidson_loss`.
+
+    `threshold` is log theta, above 0: P(left) = s(d - log theta), P(tie) = (theta^2 - 1) P(left) P(right).
+    """
+    apart = left - right
+    left_wins, right_wins = F.logsigmoid(apart - threshold), F.logsigmoid(-apart - threshold)
+    tie = torch.log(torch.expm1(2 * threshold)) + left_wins + right_wins
+    return -torch.where(outcome > 0, left_wins, torch.where(outcome < 0, right_wins, tie))
+
+
+def plackett_luce_loss(scores: Tensor, ranked: Tensor | None = None) -> Tensor:
+    """Plackett, 1975: the best is chosen among all, the next among the rest; scores (B, K), best first; loss (B,).
+
+    `ranked` (B, K) is false where a row has fewer than K replies; those stand last.
+    """
+    if ranked is not None:
+        scores = scores.masked_fill(~ranked, torch.finfo(scores.dtype).min / 2)
+    among = scores.flip(-1).logcumsumexp(-1).flip(-1)  # of each reply and all behind it
+    steps = among - scores
+    return (steps if ranked is None else steps.masked_fill(~ranked, 0.0)).sum(-1)
+
+
+# DPO and its kin
+
+
+def dpo_margin(
+    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
+) -> Tensor:
+    """How much more the policy rewards the chosen reply than the rejected: (B,) from four (B,).
+
+    The reward is the one implied by DPO, r = beta log(policy / ref), eq. 5 of arXiv 2305.18290 up to a constant.
+    """
+    return beta * ((policy_chosen - ref_chosen) - (policy_rejected - ref_rejected))
+
+
+def normalised_margin(
+    chosen_ratio: Tensor, rejected_ratio: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor, beta: float
+) -> Tensor:
+    """`dpo_margin` a token, so that length alone moves nothing: (B,) from log(policy / ref) (B,) and lengths (B,).
+
+    The reference's log-probs taken off, as in the length-normalised DPO of arXiv 2411.15124, eq. 6.
+    """
+    return beta * (chosen_ratio / chosen_tokens - rejected_ratio / rejected_tokens)
+
+
+def dpo_loss(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """DPO, eq. 7 of arXiv 2305.18290, of margins (B,); loss (B,).
+
+    With `label_smoothing` e it is conservative DPO: the loss expected when a label is wrong with probability e
+    (Mitchell, "A note on DPO with noisy preferences", 2023, eq. 3).
+    """
+    return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
+
+
+def robust_dpo_loss(margin: Tensor, flipped: float) -> Tensor:
+    """Robust DPO, eq. 11 of arXiv 2403.00409: unbiased where labels are wrong with probability `flipped`; loss (B,)."""
+    clean = -(1 - flipped) * F.logsigmoid(margin) + flipped * F.logsigmoid(-margin)
+    return clean / (1 - 2 * flipped)
+
+
+def ipo_loss(ratio_gap: Tensor, tau: float) -> Tensor:
+    """IPO, eq. 17 of arXiv 2310.12036: (gap - 1 / (2 tau))^2; loss (B,).
+
+    `ratio_gap` (B,) is `normalised_margin` or `dpo_margin` with beta 1; the paper's authors measure it a token.
+    """
+    return (ratio_gap - 1 / (2 * tau)) ** 2
+
+
+def hinge_loss(margin: Tensor) -> Tensor:
+    """SLiC's hinge on DPO's margin, section 3.1 of arXiv 2309.06657: max(0, 1 - margin); loss (B,)."""
+    return torch.relu(1 - margin)
+
+
+# KTO
+
+
+def kto_baseline(policy_mismatched: Tensor, ref_mismatched: Tensor) -> Tensor:
+    """z0 of KTO, section 4.1 of arXiv 2402.01306: the policy's KL from the reference, estimated on replies (B,) to
+    other prompts than their own. A scalar without gradient; an estimate below 0 is clamped to 0, as KL cannot be.
+    """
+    if policy_mismatched.numel() == 0:
+        return torch.zeros((), dtype=policy_mismatched.dtype, device=policy_mismatched.device)
+    return (policy_mismatched - ref_mismatched).mean().clamp(min=0).detach()
+
+
+def kto_margin(policy: Tensor, ref: Tensor, baseline: Tensor, wanted: Tensor, beta: float) -> Tensor:
+    """How far a reply's reward stands on the right side of the baseline: (B,); `wanted` is boolean (B,)."""
+    above = beta * (policy - ref - baseline)
+    return torch.where(wanted, above, -above)
+
+
+def kto_loss(margin: Tensor, wanted: Tensor, wanted_weight: float = 1.0, unwanted_weight: float = 1.0) -> Tensor:
+    """KTO, eq. 8 of arXiv 2402.01306, of margins (B,): lambda - lambda sigmoid(margin); loss (B,)."""
+    weight = torch.where(wanted, wanted_weight, unwanted_weight)
+    return weight * (1 - torch.sigmoid(margin))
+
+
+def kto_weights(wanted: float, unwanted: float, most: float = 4 / 3) -> tuple[float, float]:
+    """Weights of a wanted and an unwanted reply, so that their sums over the data lie within 1:1 to 4:3.
+
+    The range is that of arXiv 2402.01306, section 4.2. The mean weight is 1; with one kind alone both are 1.
+    """
+    if not wanted or not unwanted:
+        return 1.0, 1.0
+    ratio = min(max(wanted / unwanted, 1.0), most)
+    total = wanted + unwanted
+    return total * ratio / (1 + ratio) / wanted, total / (1 + ratio) / unwanted

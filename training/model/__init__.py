@@ -1,0 +1,1 @@
+"""The model that is trained: backbone, adapters, packing, attention, reward heads."""

@@ -1,0 +1,7 @@
+"""`python -m training.night`."""
+
+import sys
+
+from training.night.night import main
+
+sys.exit(main())

@@ -1,0 +1,228 @@
+"""What a night trains: step 5, from its examples to a trained adapter, or to reward models."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from assistant.models import base_model, chat_template
+from assistant.models.base_model import Base
+from feedback.database.database import Database
+from feedback.errors import Refused
+from feedback.example_types import Examples
+from feedback.examples.split import Split
+from feedback.records import nights
+from training.algorithms import registry, reward_model
+from training.algorithms.base import Config, Method, PolicyContext, TrainingContext
+from training.data.tokenize import Encoder, NothingFits, TokenizedExample, tokenize
+from training.loop import distributed
+from training.loop.loop import train
+from training.loop.optim import NotFinite
+from training.model.policy import Backbone
+from training.model.reference import References
+from training.model.reward_heads import RewardModels
+from training.night import reward_night, run_dir, tracking
+from training.night.planner import in_words
+from training.night.recorder import Recorder, Stage, resumed
+from training.night.reward_night import RewardNight
+from training.night.run_dir import Plan
+from training.night.signals import Cancellation
+from training.rollouts.on_policy import PolicyConfig
+
+FEWEST_FOR_VALIDATION = 10  # examples: fewer say nothing about when to stop, and are learned from instead
+TRAINING = Stage("training", "checkpoint.safetensors")
+POLICY = Stage("the policy", "policy.safetensors")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A night that has something to do; `gate` is "on", "advise" or "off" (`feedback.records.settings.SETTINGS`)."""
+
+    night: int
+    plan: Plan
+    examples: Examples
+    gate: str = "on"
+    log: str = ""  # one of `tracking.LOGS`
+
+    @property
+    def adapter(self) -> str:
+        """The id of the adapter it will make."""
+        return f"night-{self.night:04d}"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a night computes with."""
+
+    recorder: Recorder
+    base: Base
+    work: Work
+    method: Method
+    config: Any  # of the method's own kind
+    backbone: Backbone
+    encoder: Encoder
+
+    @property
+    def store(self) -> Database:
+        return self.recorder.store
+
+    def enter(self, phase: str, **changes: Any) -> None:
+        """Write down what the night does now."""
+        with self.recorder.cancellation.held():
+            nights.update_night(self.store, self.work.night, phase=phase, **changes)
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a night's examples are in token ids."""
+
+    training: list[TokenizedExample]
+    validation: list[TokenizedExample]
+    prompting: list[TokenizedExample]  # to whose prompts a policy writes
+    examples: Examples  # that they come from, and what is left out by now
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where a training ended."""
+
+    kl: float  # of the adapter from the base, in nats a token
+    kl_budget: float
+    steps: int
+    ended: str  # why before its time, in words
+
+
+def make_ready(store: Database, base: Base, work: Work, cancellation: Cancellation) -> Ready:
+    """The base on this machine, a fresh adapter on it."""
+    method = registry.find(work.plan.method)
+    config = method.config(**work.plan.settings)
+    recorder = Recorder(store, work.night, cancellation, tracking.open_log(work.log, store.data / "logs", work.adapter))
+    torch.set_num_threads(threads_of(work.plan))
+    backbone = open_backbone(base, work.plan, config)
+    return Ready(recorder, base, work, method, config, backbone, make_encoder(base, backbone, config))
+
+
+def open_backbone(base: Base, plan: Plan, config: Config) -> Backbone:
+    """The base as a plan computes with it, a fresh adapter on it."""
+    dtype, device = getattr(torch, plan.precision), base_model.pick_device()
+    return Backbone(base, dtype, device, config.rank, config.alpha, config.seed)
+
+
+def make_encoder(base: Base, backbone: Backbone, config: Config) -> Encoder:
+    """How this base turns text into token ids, as serving does it."""
+    tokenizer = base_model.load_tokenizer(base)
+    ends = chat_template.end_ids(tokenizer, backbone.causal)
+    if not ends:
+        raise Refused(f"the model {base.name!r} has no token that ends a turn")
+    window = getattr(backbone.causal.config, "max_position_embeddings", None) or config.max_length
+    return Encoder(tokenizer, ends, chat_template.template_sha256(tokenizer), min(config.max_length, window))
+
+
+def lessons(divided: Split, ready: Ready) -> Lessons:
+    """What a method learns from, and what says when it is enough; the latter is learned from, too, where it is little.
+
+    What is there for the gate alone to judge by is left out. Raises `NothingFits`.
+    """
+    work, encoder, kinds = ready.work, ready.encoder, ready.method.learns_from
+    (training, unfit), (stopping, unfit_too) = (
+        tokenize(part, encoder) for part in (divided.training, divided.stopping)
+    )
+    training, stopping = ([each for each in part if each.field in kinds] for part in (training, stopping))
+    prompting = training
+    if len(stopping) < FEWEST_FOR_VALIDATION:
+        training, stopping = [*training, *stopping], []
+    examples = replace(work.examples, left_out=added(work.examples.left_out, added(unfit, unfit_too)))
+    if not training:
+        raise NothingFits(f"no example fits into {encoder.max_length} tokens ({in_words(examples)})")
+    several = f"{distributed.count()} processes, " if distributed.count() > 1 else ""
+    where = f"{ready.backbone.head.dtype} on {ready.backbone.device}, {several}{threads_of(work.plan)} threads"
+    print(f"night {work.night}: {where}, {len(training)} examples", flush=True)
+    ready.enter("training", counts=examples.counts())
+    return Lessons(training, stopping, prompting, examples)
+
+
+def added(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+    """Two counts by reason as one."""
+    return {reason: counts.get(reason, 0) + more.get(reason, 0) for reason in {**counts, **more}}
+
+
+def train_on_examples(ready: Ready, given: Lessons) -> Trained:
+    """Train on what people said, step by step; where it ended."""
+    work, backbone = ready.work, ready.backbone
+    if ready.method.distributed:
+        distributed.tell((work.night, work.plan, given.training, given.validation))
+    references = References(backbone, ready.encoder.template_sha256)
+    references.recall(ready.store, [each.row() for each in [*given.training, *given.validation]])
+    context = TrainingContext(backbone, given.training, given.validation, references)
+    trainer = ready.method.build(context, ready.config)
+    state = ready.recorder.follow(trainer, ready.config, TRAINING, references)
+    return Trained(trainer.final_kl(state), trainer.kl_budget, state.step, state.ended)
+
+
+def train_policy(ready: Ready, given: Lessons) -> Trained:
+    """Train reward models, and by them a policy on what it writes; where it ended."""
+    config = ready.config
+    with with_sampler(ready) as night:
+
+        def models(asked: PolicyConfig) -> RewardModels:
+            own = reward_night.asked_by(asked)
+            return reward_night.make_models(night, ready.work.examples, own, more_steps=asked.steps)
+
+        references = References(ready.backbone, ready.encoder.template_sha256)
+        context = PolicyContext(ready.backbone, given.prompting, [], references, night.sampler, models)
+        trainer = ready.method.build(context, config)
+        groups = reward_model.group_by_prompt(given.prompting)
+        before = reward_model.ensemble_steps(groups, reward_night.asked_by(config))
+        state = ready.recorder.follow(trainer, config, replace(POLICY, before=before))
+        return Trained(trainer.final_kl(state), trainer.kl_budget, before + state.step, state.ended)
+
+
+def with_sampler(ready: Ready) -> AbstractContextManager[RewardNight]:
+    """What reward models are made with."""
+    return reward_night.with_sampler(ready.recorder, ready.work.plan, ready.base, ready.backbone, ready.encoder)
+
+
+def only_reward_models(ready: Ready) -> str:
+    """A night that makes reward models and no adapter; what came of it, in words."""
+    store, work = ready.store, ready.work
+    with with_sampler(ready) as night:
+        models = reward_night.make_models(night, work.examples, ready.config, ready.method.build)
+    ready.recorder.cancellation.too_late()
+    with store.transaction():
+        if nights.forgotten_people(store, work.night):
+            reason = "no reward models are kept, as somebody they learned from was forgotten meanwhile; train again"
+        else:
+            reason = f"{len(models.heads)} reward models: {reward_night.in_words(store, work.night)}"
+        nights.end_night(store, work.night, "done", reason)
+    return reason
+
+
+def share(data: Path) -> bool:
+    """Compute this process's share of the night that the first process does, if there is one; whether that ended well.
+
+    Where it did not, the first process writes down why.
+    """
+    told = distributed.hear()
+    if told is None:
+        return True
+    night, plan, training, validation = told
+    method = registry.find(plan.method)
+    config = method.config(**plan.settings)
+    torch.set_num_threads(threads_of(plan))
+    backbone = open_backbone(base_model.find_base(plan.model), plan, config)
+    try:
+        trainer = method.build(TrainingContext(backbone, training, validation, References(backbone)), config)
+        state = resumed(trainer, run_dir.folder(data, night) / TRAINING.file, TRAINING.what)
+        for _ in train(trainer, state):
+            pass
+    except (NotFinite, RuntimeError) as error:
+        print(f"a share of night {night} ended early: {base_model.one_line(error)}", flush=True)
+        return False
+    return True
+
+
+def threads_of(plan: Plan) -> int:
+    """How many threads each process computes with."""
+    return max(1, plan.threads // distributed.count())

@@ -1,0 +1,249 @@
+"""A night: from what people said to an adapter that may be promoted. `python -m training.night`.
+
+A process of its own: its memory leaves with it and its crash hurts no chat. It writes its row as it goes; killed at
+any moment it goes on when it is started again, and until its last write there is nothing new to serve.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import click
+from filelock import FileLock, Timeout
+
+from assistant import command_line
+from assistant.environment import prepare
+from feedback import plugins
+from feedback.database.database import Database, now
+from feedback.errors import Conflict, Refused
+from feedback.examples.build import gather
+from feedback.records import adapters, methods, nights, settings
+from feedback.upkeep import privacy, schedules
+from training.night.signals import Cancellation, Cancelled
+
+if TYPE_CHECKING:  # torch and the like come late: `main` sets the environment first
+    from assistant.models.base_model import Base
+    from training.night.learning import Work
+    from training.night.planner import Wishes
+
+DONE, FAILED, CANCELLED = 0, 1, 3  # 2: bad input
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one night; its exit status: 0 done or nothing to do, 1 failed, 2 bad input, 3 cancelled."""
+    return command_line.run(command, arguments, "nightschool night")
+
+
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@command_line.model_option
+def only_model(model: str) -> str:
+    """The model that a command line names, whatever else it says."""
+    return model
+
+
+class NightCommand(click.Command):
+    """Its options name the methods of plug-ins, too, so those are imported before it reads what was typed."""
+
+    def make_context(self, info_name: str | None, args: list[str], *others: Any, **more: Any) -> click.Context:
+        prepare(only_model.make_context(info_name, list(args), resilient_parsing=True).params["model"])
+        plugins.load()
+        (option,) = (each for each in self.params if each.name == "method")
+        assert isinstance(option, click.Option)
+        option.type = click.Choice(list(methods.FACTS))
+        words = "; ".join(f"{name}: {each.help}" for name, each in methods.FACTS.items())
+        option.help = f"{words} (default: {methods.DEFAULT})."
+        return super().make_context(info_name, args, *others, **more)
+
+
+@click.command("night", cls=NightCommand, help="Train now on what people said.")
+@command_line.data_option
+@command_line.model_option
+@click.option("--method")
+@click.option("--set", multiple=True, metavar="NAME=VALUE", help="A setting, e.g. epochs=1; repeatable.")
+@click.option("--settings", is_flag=True, help="List the settings of the method, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--again", is_flag=True, help="Train even if nothing is new since the last night.")
+@click.option("--fresh", is_flag=True, help="Do not go on with an interrupted night.")
+@click.option("--log", type=click.Choice(("tensorboard", "trackio")), help="Write the steps there, too.")
+@click.option("--asked-by", metavar="WHO", hidden=True)  # of servers: "clock", or a person's id
+@click.option(
+    "--gate",
+    type=click.Choice(list(settings.GATE)),
+    help=f"{'; '.join(f'{name}: {words}' for name, words in settings.GATE.items())} (default: the setting 'gate').",
+)
+def command(**asked: Any) -> int:
+    """The options of a night, and the night."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if hasattr(os, "nice"):
+        os.nice(10)  # chats come first
+    try:
+        return run(SimpleNamespace(**asked))
+    except Cancelled:  # before there was a night
+        return CANCELLED
+
+
+def run(options: SimpleNamespace) -> int:
+    """One night from the first step to the last."""
+    from assistant.models import base_model
+    from training.algorithms import registry
+    from training.loop import distributed
+    from training.loop.config import in_lines
+    from training.night import tracking
+    from training.night.learning import share
+    from training.night.planner import Wishes
+
+    # 1. what is asked, and whether it can be done
+    method = registry.find(options.method or methods.DEFAULT)
+    wishes = Wishes(options.method, registry.parse_settings(method.name, options.set), options.fresh)
+    if options.settings:
+        print(f"settings of {method.name}:", *in_lines(method.config), sep="\n  ")
+        return DONE
+    tracking.require_log(options.log or "")
+    if distributed.count() > 1 and not method.distributed:
+        *others, last = (name for name, each in registry.every().items() if each.distributed)
+        shared = f"{', '.join(others)} and {last}"
+        raise Refused(f"{method.name} is for one process; several share the batches of {shared}")
+    if not distributed.is_first():
+        return DONE if share(options.data) else FAILED
+    with distributed.leading():
+        store = Database(options.data)
+        base = base_model.find_base(options.model)
+        return dry_run(store, base, wishes) if options.dry_run else whole_night(store, base, wishes, options)
+
+
+def whole_night(store: Database, base: "Base", wishes: "Wishes", options: SimpleNamespace) -> int:
+    """The steps from 2 on, in the process that reads and writes."""
+    from training.night import resume, run_dir
+    from training.night.learning import Work
+
+    cancellation = Cancellation()
+    with alone(store):
+        # 2. an interrupted night goes on, or is closed
+        with cancellation.held():
+            saved = resume.go_on(store, base, gather(store), wishes)
+            if saved:
+                write_down_who(store, saved[0], options, resumed=True)
+            run_dir.tidy(store.data, keep=saved[0] if saved else None)
+
+        # 3. or a new one begins, if there is something to learn
+        with cancellation.held(longer=True):
+            work = Work(*saved) if saved else begin(store, base, wishes, options)
+            if work is None:
+                return DONE
+            work = replace(work, gate=options.gate or settings.setting(store, "gate"), log=options.log or "")
+
+        # 4. to 10. it learns and is judged, and what came of it is written down
+        status = taught(store, base, work, cancellation)
+        run_dir.tidy(store.data, keep=None)
+        return status
+
+
+@contextmanager
+def alone(store: Database) -> Iterator[None]:
+    """One night at a time on a data folder. Raises `Conflict` while there is another."""
+    lock = FileLock(store.data / "night.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise Conflict("a night is running already; wait for it, or cancel it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def dry_run(store: Database, base: "Base", wishes: "Wishes") -> int:
+    """Say what a night would do."""
+    from training.night import planner
+
+    plan, examples = planner.make_plan(store, base, wishes)
+    reason = planner.why_nothing(store, examples, plan, again=False)
+    print(reason or f"would train on {planner.in_words(examples)}")
+    print(f"method {plan.method}, {plan.precision}, {plan.threads} threads, settings {json.dumps(plan.settings)}")
+    return DONE
+
+
+def begin(store: Database, base: "Base", wishes: "Wishes", options: SimpleNamespace) -> "Work | None":
+    """A new night with its examples saved; None, with a row that says why, where there is nothing to learn."""
+    from training.night import planner, run_dir
+    from training.night.learning import Work
+
+    began = now()
+    privacy.expire(store)
+    plan, examples = planner.make_plan(store, base, wishes, settle=True)
+    with store.transaction():
+        night = nights.start_night(store, plan.method, planner.recorded_settings(plan), os.getpid(), began)
+        write_down_who(store, night, options)
+        counts, sha256 = examples.counts(), examples.sha256
+        nights.update_night(store, night, counts=counts, data_sha256=sha256, phase="examples")
+        nights.record_people(store, night, examples.people())
+        reason = planner.why_nothing(store, examples, plan, options.again)
+        if reason:
+            end(store, night, "nothing", reason)
+            return None
+    run_dir.save_plan(run_dir.folder(store.data, night), plan, examples)
+    print(f"night {night}: {planner.in_words(examples)}", flush=True)
+    return Work(night, plan, examples)
+
+
+def write_down_who(store: Database, night: int, options: SimpleNamespace, resumed: bool = False) -> None:
+    """Leave an audit row of who started a night, and how; the clock keeps a record of its own."""
+    if options.asked_by == schedules.CLOCK:
+        return
+    told = {"again": options.again, "resumed": resumed, "gate": options.gate, "settings": ", ".join(options.set)}
+    detail = {"method": options.method or methods.DEFAULT} | {name: value for name, value in told.items() if value}
+    with nullcontext() if options.asked_by else adapters.at_terminal():
+        user = int(options.asked_by) if options.asked_by else None
+        adapters.audit(store, user, "start night", str(night), detail)
+
+
+def taught(store: Database, base: "Base", work: "Work", cancellation: Cancellation) -> int:
+    """Run steps 4 to 10 and write down whatever came of them; the exit status."""
+    from training.data.tokenize import NothingFits
+    from training.loop.optim import NotFinite
+    from training.night.pipeline import run_pipeline
+    from training.rollouts.sampler import Collapsed
+    from training.rollouts.sign_check import SignFlipped
+
+    try:
+        with cancellation.held():
+            nights.update_night(store, work.night, pid=os.getpid(), phase="loading")
+        print(f"night {work.night}: done: {run_pipeline(store, base, work, cancellation)}", flush=True)
+        return DONE
+    except Cancelled:
+        cancellation.too_late()
+        if cancellation.typed:
+            with adapters.at_terminal():
+                adapters.audit(store, None, "cancel night", str(work.night))
+        end(store, work.night, "cancelled", "cancelled; nothing of it is kept")
+        return CANCELLED
+    except NothingFits as error:
+        cancellation.too_late()
+        end(store, work.night, "nothing", str(error))
+        return DONE
+    except (NotFinite, SignFlipped, Collapsed, Refused) as error:
+        reason = str(error)
+    except Exception as error:
+        log.exception("night %s failed", work.night)
+        reason = f"{type(error).__name__}: {error}"
+    cancellation.too_late()
+    end(store, work.night, "failed", reason, to=sys.stderr)
+    return FAILED
+
+
+def end(store: Database, night: int, state: str, reason: str, to: Any = None) -> None:
+    """Close a night that made no adapter, on paper and aloud."""
+    nights.end_night(store, night, state, reason)
+    print(f"night {night}: {state}: {reason}", file=to, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

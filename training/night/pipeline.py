@@ -1,0 +1,199 @@
+"""From a night's examples to an announced adapter: steps 4 to 10 of a night."""
+
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+
+from assistant.chat.adapter_manager import proved
+from assistant.engine.engine import Engine
+from assistant.models import base_model
+from assistant.models.adapter import AdapterCard, AdapterRefused, Agreement, Proof
+from assistant.models.base_model import Base
+from feedback.database.database import Database, now
+from feedback.errors import Conflict
+from feedback.example_types import Examples
+from feedback.examples import caps
+from feedback.examples.build import still_standing
+from feedback.records import adapters, nights
+from feedback.records.adapters import Adapter
+from training.evaluation import gate
+from training.evaluation.gate import Gains, HeldOut, Verdict
+from training.night import planner, publish, tracking
+from training.night.learning import (
+    Lessons,
+    Ready,
+    Trained,
+    Work,
+    lessons,
+    make_ready,
+    only_reward_models,
+    train_on_examples,
+    train_policy,
+)
+from training.night.planner import in_words
+from training.night.signals import Cancellation
+
+
+def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancellation) -> str:
+    """Train, judge, write and announce an adapter; what came of it, in words.
+
+    Raises `NotFinite`, `NothingFits`, `Refused` or `Cancelled`; nothing is announced then.
+    """
+    # 4. one base, with the adapter on it
+    ready = make_ready(store, base, work, cancellation)
+
+    # 5. training, on all that is not kept for judging
+    if not ready.method.makes_adapter:
+        return only_reward_models(ready)
+    divided = planner.parts(store, work.plan, work.examples)
+    given = lessons(divided, ready)
+    trained = train_policy(ready, given) if ready.method.on_policy else train_on_examples(ready, given)
+
+    # 6. what people said and it has not seen: does it side with them?
+    ready.enter("judging", eta_s=None)
+    serving = adapters.serving(store)
+    standing = still_standing(store, divided.held_out)
+    found = compared(ready, serving, standing) if work.gate != "off" else None
+
+    # 7. the proof, in fp32 and without shortcuts
+    ready.enter("proof")
+    proof = publish.prove(ready.backbone, ready.encoder)
+
+    # 8. the directory, complete before it has its name
+    ready.enter("saving")
+    making, card = written(ready, given, trained, proof)
+
+    # 9. the gate, through the server's own way of writing
+    ready.enter("judging")
+    del ready  # the server's engine takes its backbone's place
+    verdict, agreed = judged(store, base, making, serving, found, trained)
+
+    # 10. its name, its announcement, and its promotion
+    cancellation.too_late()
+    publish.hand_over(making, work.adapter)
+    learned = f"trained on {in_words(divided.training)}" + (f"; {trained.ended}" if trained.ended else "")
+    return announce(store, work, card, learned, verdict, agreed, serving)
+
+
+def closing_metrics(store: Database, night: int, trained: Trained) -> dict[str, float]:
+    """What the card says of the training: means over its last eighth, and the KL of the weights that were kept."""
+    steps = nights.night_steps(store, night)
+    tail = steps[-max(1, len(steps) // 8) :]
+    means = {
+        name: fmean(step[name] for step in tail)
+        for name in ("loss", "rewards/margins", "rewards/accuracies")
+        if all(name in s for s in tail)
+    }
+    return means | {"kl": trained.kl, "steps": trained.steps}
+
+
+def written(ready: Ready, given: Lessons, trained: Trained, proof: list[Proof]) -> tuple[Path, AdapterCard]:
+    """The adapter's directory under a temporary name, with all that belongs into it."""
+    store, work, config = ready.store, ready.work, ready.config
+    making, weights_sha256 = publish.write_weights(ready.backbone, store.data, work.adapter)
+    tracking.write(nights.night_steps(store, work.night), making)
+    card = AdapterCard(
+        id=work.adapter,
+        base_name=ready.base.name,
+        base_sha256=ready.base.sha256,
+        parent=None,
+        method=work.plan.method,
+        weights_sha256=weights_sha256,
+        data_sha256=work.examples.sha256,
+        counts=given.examples.counts(),
+        settings=config.model_dump() | {"precision": work.plan.precision},
+        seed=config.seed,
+        metrics=closing_metrics(store, work.night, trained),
+        proof=proof,
+    )
+    publish.complete(ready.backbone, making, card)
+    return making, card
+
+
+def compared(ready: Ready, serving: str | None, held_out: Examples) -> HeldOut:
+    """The new adapter beside what serves, on held-out feedback; beside the base where what serves cannot be read."""
+    store, backbone = ready.store, ready.backbone
+    directory = adapters.directory(store, serving) if serving else None
+    try:
+        gains = Gains(backbone, directory)
+    except AdapterRefused as error:
+        print(f"comparing with the base: {error}", flush=True)
+        gains = Gains(backbone, None)
+    shares_of, _ = caps.of_raters(store, {each.user for each in ready.work.examples})
+    return gate.held_out(held_out, gains, ready.encoder, shares_of)
+
+
+def judged(
+    store: Database,
+    base: Base,
+    making: Path,
+    serving: str | None,
+    found: HeldOut | None,
+    trained: Trained,
+) -> tuple[Verdict | None, Agreement | None]:
+    """What the gate says of a finished directory (None: it was not asked), and its proof (None: it failed)."""
+    device = base_model.pick_device()
+    tokenizer = base_model.load_tokenizer(base)
+    engine = Engine(base, base_model.exact_format(device), device, tokenizer, driven=True)
+    try:
+        candidate, agreed = proved(engine, making)
+        if found is None:
+            return None, agreed
+        try:
+            current = proved(engine, adapters.directory(store, serving))[0] if serving else None
+        except AdapterRefused:
+            current = None
+        checks, length = gate.canaries(engine, tokenizer, candidate, current)
+        return gate.judge(found, trained.kl, trained.kl_budget, checks, length), agreed
+    except AdapterRefused as error:
+        return Verdict(gate.REFUSED, str(error), {"verdict": gate.REFUSED}), None
+    finally:
+        engine.close()
+
+
+def announce(
+    store: Database,
+    work: Work,
+    card: AdapterCard,
+    learned: str,
+    verdict: Verdict | None,
+    agreed: Agreement | None,
+    instead_of: str | None,
+) -> str:
+    """The rows that make a directory an adapter, the night a finished one, and perhaps the adapter what serves.
+
+    What came of the night, in words.
+    """
+    wanted = verdict.verdict == gate.PROMOTED and work.gate == "on" if verdict else agreed is not None
+    said = f"{verdict.verdict}: {verdict.reason}" if verdict else "not judged"
+    adapter = Adapter(
+        id=card.id,
+        parent=card.parent,
+        night=work.night,
+        method=card.method,
+        base_sha256=card.base_sha256,
+        weights_sha256=card.weights_sha256,
+        verdict=gate.REFUSED if verdict and verdict.verdict == gate.REFUSED else gate.CANDIDATE,
+        reason=f"{said}; {learned}",
+        created_at=now(),
+        evidence=verdict.evidence if verdict else {},
+    )
+    with store.transaction():
+        adapters.add_adapter(store, adapter)
+        outcome = verdict.verdict if verdict else None
+        if outcome != gate.REFUSED and nights.forgotten_people(store, work.night):
+            outcome, said = gate.CANDIDATE, "kept as a candidate, as somebody it learned from was forgotten meanwhile"
+        elif wanted and agreed is not None:
+            why = f"the gate: {verdict.reason}" if verdict else "the gate is off"
+            try:
+                adapters.promote(store, card.id, None, why, asdict(agreed), instead_of=instead_of)
+            except Conflict as error:
+                outcome, said = gate.CANDIDATE, f"kept as a candidate, for {error}"
+        elif outcome == gate.PROMOTED:
+            outcome, said = (
+                gate.CANDIDATE,
+                f"kept as a candidate, as the gate only advises: {verdict.reason if verdict else ''}",
+            )
+        reason = f"{said}; {learned}"
+        nights.end_night(store, work.night, "done", reason, adapter=card.id, verdict=outcome)
+    return reason

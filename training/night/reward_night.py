@@ -1,0 +1,191 @@
+"""Reward models from the ledger: trained, normalised, calibrated, judged on what they have not seen, and kept.
+
+A night by itself, and the first half of one whose policy learns by them. They lie in `<data>/reward_models/<night>`.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+
+from assistant.models import base_model, chat_template
+from assistant.models.adapter import PROOF_TEXTS
+from assistant.models.base_model import Base
+from feedback.database.database import Database
+from feedback.example_types import Examples
+from feedback.examples.build import answer_of
+from feedback.kinds import current
+from feedback.messages import Message
+from feedback.raters import questions
+from feedback.records import nights
+from training.algorithms import reward_model
+from training.algorithms.base import TrainingContext
+from training.algorithms.reward_model import EnsembleTrainer, RewardConfig, RewardExample
+from training.data.tokenize import Encoder, TooLong, tokenize
+from training.evaluation import calibration
+from training.evaluation.calibration import Believed
+from training.model import reward_heads
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.model.reference import References
+from training.model.reward_heads import RewardCard, RewardModels, disagreement
+from training.night import planner
+from training.night.recorder import Recorder, Stage
+from training.night.run_dir import Plan
+from training.rollouts.on_policy import PolicyConfig
+from training.rollouts.sampler import Sampler, sampling_of
+
+ASKED = 200  # messages whose replies are scored for the next questions
+RELIABILITY = "reliability.png"
+TEMPERATURE = 0.7  # of the reference's replies that scores are normalised on: that of the chats
+Build = Callable[[TrainingContext, RewardConfig], Any]  # an `EnsembleTrainer`
+
+
+@dataclass(frozen=True)
+class RewardNight:
+    """What reward models are made with, beside what they learn from."""
+
+    plan: Plan
+    base: Base
+    backbone: Backbone
+    encoder: Encoder
+    sampler: Sampler
+    recorder: Recorder
+
+    @property
+    def store(self) -> Database:
+        return self.recorder.store
+
+
+@contextmanager
+def with_sampler(
+    recorder: Recorder, plan: Plan, base: Base, backbone: Backbone, encoder: Encoder
+) -> Iterator[RewardNight]:
+    """With the engine that writes, in the trainer's own number format; it is closed in the end."""
+    sampler = Sampler(base, plan.precision, base_model.pick_device(), encoder.tokenizer)
+    try:
+        yield RewardNight(plan, base, backbone, encoder, sampler, recorder)
+    finally:
+        sampler.close()
+
+
+def make_models(
+    night: RewardNight, examples: Examples, config: RewardConfig, build: Build = reward_model.build, more_steps: int = 0
+) -> RewardModels:
+    """Reward models of this night; those that it has finished already, where it goes on.
+
+    Raises `NothingFits` without a pair, `NotFinite`, `Refused` or `Cancelled`.
+    """
+    store, backbone, folder = night.store, night.backbone, nights.reward_models_of(night.store, night.recorder.night)
+    if folder.is_dir():
+        return reward_heads.load(backbone, folder)[0]
+
+    # 1. what they learn from
+    divided = planner.parts(store, night.plan, examples)
+    training, validation, held_out = (
+        tokenize(part, night.encoder)[0] for part in (divided.training, divided.stopping, divided.held_out)
+    )
+    trainer: EnsembleTrainer = build(TrainingContext(backbone, training, validation, References(backbone)), config)
+
+    # 2. one member after the other
+    stage = Stage("the reward models", "reward.safetensors", prefix="reward_", after=more_steps)
+    night.recorder.follow(trainer, config, stage)
+    ensemble = trainer.models
+
+    # 3. mean 0 and standard deviation 1 on what the reference writes
+    reward_model.normalise(ensemble, written(night, [each.prompt_ids for each in trainer.examples], config))
+
+    # 4. how far they can be believed
+    apart, _ = reward_model.margins(ensemble, reward_model.group_by_prompt(validation))
+    ensemble.temperature = calibration.temperature_of(apart)
+    found = judged(ensemble, reward_model.group_by_prompt(held_out))
+
+    # 5. score what people can be asked about: where the ensemble disagrees most, an answer teaches most
+    scores = scores_of(ensemble, store, night.encoder)
+    with night.recorder.cancellation.held():
+        questions.keep_scores(store, scores)
+
+    # 6. on the disk, whole
+    keep(night, ensemble, config, found)
+    return ensemble
+
+
+def keep(night: RewardNight, ensemble: RewardModels, config: RewardConfig, found: Believed | None) -> None:
+    """Write reward models into their folder, and what they were found to be worth."""
+    folder = nights.reward_models_of(night.store, night.recorder.night)
+    card = RewardCard(
+        id=folder.name,
+        base_sha256=night.base.sha256,
+        template_sha256=night.encoder.template_sha256,
+        precision=night.plan.precision,
+        settings=config.model_dump(),
+        temperature=ensemble.temperature,
+        metrics=asdict(found) if found else {},
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    reward_heads.save(ensemble, folder, card, proof_rows(night.encoder))
+    if found:
+        calibration.draw(found, folder / RELIABILITY)
+
+
+def asked_by(config: PolicyConfig) -> RewardConfig:
+    """The reward models that a policy learns by."""
+    return RewardConfig(ensemble_size=config.ensemble_size, max_length=config.max_length, seed=config.seed)
+
+
+def written(night: RewardNight, prompts: Sequence[Sequence[int]], config: RewardConfig) -> list[Row]:
+    """What the reference writes to some prompts, about `config.samples` replies."""
+    prompts = prompts[: config.samples]
+    each = -(-config.samples // len(prompts))
+    night.sampler.forget()
+    rollouts = night.sampler.write(prompts, each, sampling_of(TEMPERATURE, config.sample_tokens), config.seed)
+    return [one.row for one in rollouts]
+
+
+def proof_rows(encoder: Encoder) -> list[Row]:
+    """Fixed texts to prove reward models by: nobody's words outlive the ledger in their folder."""
+    answers = [chat_template.encode_reply(encoder.tokenizer, answer, encoder.end_id) for _, answer in PROOF_TEXTS]
+    messages = [[Message("user", question)] for question, _ in PROOF_TEXTS]
+    asked = [chat_template.encode_prompt(encoder.tokenizer, each, encoder.max_length) for each in messages]
+    return [Row(prompt_ids, answers) for prompt_ids in asked]
+
+
+def scores_of(ensemble: RewardModels, store: Database, encoder: Encoder) -> dict[str, tuple[float, float]]:
+    """Mean and deviation among the models of every reply that the next questions could be about; long ones are not."""
+    by_message = questions.newest(store, ASKED)
+    told = current.texts(store, chain.from_iterable(by_message))
+    scored, rows = [], []
+    for replies in by_message:
+        ids = tuple(encoder.reply(answer_of(told[each])) for each in replies)
+        with suppress(TooLong):
+            if all(ids):
+                rows.append(Row(encoder.prompt(told[replies[0]].messages, max(map(len, ids))), ids))
+                scored.append(replies)
+    found: dict[str, tuple[float, float]] = {}
+    for replies, scores in zip(scored, ensemble.scores(rows), strict=True):
+        for at, reply in enumerate(replies):
+            found[reply] = (float(scores[:, at].mean()), float(disagreement(scores)[at]))
+    return found
+
+
+@torch.no_grad()
+def judged(ensemble: RewardModels, tokenized: Sequence[RewardExample]) -> Believed | None:
+    """What the ensemble is worth on these tokenized; None where there is none."""
+    apart, longer_by = reward_model.margins(ensemble, tokenized) if tokenized else ([], [])
+    return calibration.believed(apart, longer_by, ensemble.temperature) if apart else None
+
+
+def in_words(store: Database, night: int) -> str:
+    """What a night's reward models were found to be worth."""
+    metrics = json.loads((nights.reward_models_of(store, night) / reward_heads.CARD).read_text())["metrics"]
+    if not metrics:
+        return "nothing was held out to judge them by"
+    return (
+        f"they are right on {metrics['accuracy']:.0%} of {metrics['pairs']} held-out pairs "
+        f"({metrics['low']:.0%} to {metrics['high']:.0%}), calibration error {metrics['calibration_error']:.2f}, "
+        f"100 tokens more are worth {metrics['length_bias']:+.2f}"
+    )

@@ -1,0 +1,61 @@
+"""What a night's steps were, kept with the adapter as data and as a picture; where asked for, in a log as it goes."""
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from feedback.errors import Refused
+from training.loop import distributed
+
+PICTURE, DATA = "curves.png", "metrics.jsonl"
+LOGS = ("tensorboard", "trackio")
+COLUMNS = 4
+
+Log = Callable[[int, Mapping[str, float]], None]  # of a step's number and its metrics
+
+
+def write(steps: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """The steps of a night (`nights.night_steps`): one JSON object a line, and a panel for each metric."""
+    (folder / DATA).write_text("".join(json.dumps(dict(each)) + "\n" for each in steps))
+    names = sorted({name for each in steps for name in each} - {"step"})
+    rows = max(1, math.ceil(len(names) / COLUMNS))
+    figure = Figure(figsize=(3 * COLUMNS, 2.1 * rows), layout="constrained")
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    for name, axes in zip(names, panels, strict=False):
+        points = [(each["step"], each[name]) for each in steps if name in each]
+        axes.plot(*zip(*points, strict=True), linewidth=1, marker="." if len(points) < 20 else "")
+        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    figure.savefig(folder / PICTURE, dpi=110)
+
+
+def require_log(kind: str) -> None:
+    """Raises `Refused` where the package that writes this kind of log is missing."""
+    if kind and importlib.util.find_spec(kind) is None:
+        raise Refused(f"--log {kind} needs a package that is not here: pip install {kind}")
+
+
+def open_log(kind: str, folder: Path, name: str) -> Log:
+    """Where steps go beside the ledger, by accelerate's writers: into `folder`, or where trackio keeps its own.
+
+    Nowhere, where `kind` is empty.
+    """
+    if not kind:
+        return lambda step, metrics: None
+    from accelerate import tracking
+
+    distributed.state()  # the writers ask accelerate whether this process is the first of several
+    if kind == "tensorboard":
+        writer: Any = tracking.TensorBoardTracker(name, folder)
+    else:
+        writer = tracking.TrackioTracker("nightschool", name=name)
+    writer.start()
+    return lambda step, metrics: writer.log(dict(metrics), step=step)

@@ -1,0 +1,1 @@
+"""A rehearsal: see on the spot that feedback changes behaviour."""

@@ -1,0 +1,79 @@
+"""What a scripted rater likes: a plain rule over two texts, so that anyone can see whether a night has learned it.
+
+Whatever the taste, a reply that is empty, goes round in circles or breaks off inside a word loses to one that does not.
+"""
+
+import math
+import re
+import runpy
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from feedback.errors import Refused
+from training.evaluation.text_quality import flaw, words
+
+Taste = Callable[[str, str, str], float]  # of a prompt and two replies: positive for the first, negative for the second
+
+YOU = re.compile(r"\b(?:you|your|yours|yourself)\b", re.IGNORECASE)
+MOST_BLOCKS, SAYING = 5, 5  # blocks that count; words that one has at least, to say something
+MOST_YOU = 4
+
+
+def prefers(prompt: str, a: str, b: str) -> float:
+    """The built-in taste: easy to take in, and spoken to the reader.
+
+    Saying less cannot win: what counts are paragraphs and points that say something, and words to the reader.
+    """
+    return liking(a) - liking(b)
+
+
+def liking(text: str) -> float:
+    """One for each paragraph or point of five words and more, up to five; a half for each "you", up to four; one for a
+    closing question.
+    """
+    blocks = sum(len(words(each)) >= SAYING for each in text.splitlines())
+    asks = text.rstrip().endswith("?")
+    return min(blocks, MOST_BLOCKS) + min(len(YOU.findall(text)), MOST_YOU) / 2 + asks
+
+
+def load(path: Path | None) -> Taste:
+    """The taste of a Python file with `def prefers(prompt, a, b) -> float`; None: the built-in one.
+
+    The file is run, with all that it may do. Raises `Refused` where it cannot be, or has no such function.
+    """
+    if path is None:
+        return prefers
+    if not path.is_file():
+        raise Refused(f"there is no taste file {path}")
+    try:
+        found = runpy.run_path(str(path)).get("prefers")
+    except Exception as error:  # somebody else's program
+        raise Refused(f"the taste file {path} fails: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise Refused(f"the taste file {path} has no function prefers(prompt, a, b)")
+    return checked(found, path)
+
+
+def checked(taste: Taste, path: Path) -> Taste:
+    """The same taste; on an answer that is no number it raises `Refused`."""
+
+    def asked(prompt: str, a: str, b: str) -> float:
+        try:
+            answer = float(taste(prompt, a, b))
+        except Exception as error:  # somebody else's program
+            raise Refused(f"the taste of {path} fails: {type(error).__name__}: {error}") from error
+        if math.isnan(answer):
+            raise Refused(f"the taste of {path} answers {answer}, which prefers nothing")
+        return answer
+
+    return asked
+
+
+def choose(taste: Taste, prompt: str, a: str, b: str, known: Counter[str]) -> int:
+    """1 for the first reply, -1 for the second, 0 for a tie; `known` are whole words (`text_quality.whole_words`)."""
+    bad = bool(flaw(a, known)), bool(flaw(b, known))
+    if any(bad):
+        return bad[1] - bad[0]
+    answer = taste(prompt, a, b)
+    return (answer > 0) - (answer < 0)

@@ -1,0 +1,325 @@
+"""The loop, shown on the spot: `nightschool rehearse` (`python -m training.rehearsal.run`).
+
+A scripted rater with a stated taste asks the assistant everyday questions, chooses between two replies through the
+HTTP API that a person's click uses, and has a night trained on that. Then the new adapter and the base answer
+questions that nobody has asked before, and the same taste says, blind, which reply it likes better.
+It works in a data folder of its own, which can be served and looked at afterwards; nothing is learned in yours.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import click
+import httpx
+import numpy as np
+
+from assistant import command_line
+from assistant.command_line import FILE, FOLDER
+from assistant.environment import prepare, program
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.errors import Refused
+from feedback.records import nights
+from feedback.records.adapters import BASE
+from feedback.records.nights import RUNNING
+from training.evaluation.text_quality import whole_words, words
+from training.rehearsal import preference_rule
+from training.rehearsal.figures import Figures
+from training.rehearsal.preference_rule import Taste
+
+PROMPTS = Path(__file__).with_name("prompts.txt")
+AT_ONCE = 16  # pairs asked for at one time
+STARTS_WITHIN_S = 300.0
+LONGEST = 512  # tokens of a reply
+
+
+class Failed(Exception):
+    """The rehearsal cannot go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Two replies to one prompt."""
+
+    prompt: str
+    left: str  # reply ids
+    right: str
+    left_text: str
+    right_text: str
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rehearse; its exit status: 0 done, 1 failed, 2 bad input."""
+    return command_line.run(command, arguments, "nightschool rehearse")
+
+
+@click.command("rehearse", help="Show that feedback changes behaviour.")
+@click.option("--data", type=FOLDER, metavar="DIR", help="A new folder (default: rehearsals/ and the time).")
+@command_line.model_option
+@click.option("--taste", type=FILE, metavar="FILE", help="Python with def prefers(prompt, a, b) -> float.")
+@click.option("--comparisons", default=300, show_default=True, metavar="N", help="Prompts to compare two replies to.")
+@click.option("--prompts", default=220, show_default=True, metavar="N", help="Unseen prompts to judge the adapter on.")
+@click.option("--max-tokens", default=64, show_default=True, metavar="N", help=f"Of a reply, at most {LONGEST}.")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="Of all that is drawn.")
+@click.option("--plot", type=FILE, metavar="FILE", help="Where to draw (default: rehearsal.png in the folder).")
+@click.option("--json", is_flag=True, help="The figures as one JSON object, on the last line.")
+def command(**asked: Any) -> int:
+    """The options of a rehearsal, and the rehearsal."""
+    options = SimpleNamespace(**asked)
+    prepare(options.model)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with us
+    try:
+        rehearse(options)
+    except (Failed, httpx.HTTPError) as error:
+        print(f"nightschool: the rehearsal failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def rehearse(options: SimpleNamespace) -> Figures:
+    """All of it, from the taste to the plot. Raises `Refused` on bad input and `Failed` where a step fails."""
+    began = time.monotonic()
+
+    # 1. what is asked for, and whether it can be done
+    likes = preference_rule.load(options.taste)
+    if not 1 <= options.max_tokens <= LONGEST:
+        raise Refused(f"--max-tokens is from 1 to {LONGEST}, not {options.max_tokens}")
+    asked, unseen = questions(options.comparisons, options.prompts)
+    data = new_folder(options.data)
+    print(f"rehearsing in {data}: {len(asked)} comparisons, then {len(unseen)} unseen prompts", flush=True)
+
+    with serving(data, options.model) as address, httpx.Client(base_url=address, timeout=600) as api:
+        # 2. the rater asks, and chooses
+        send(api, "POST", "/api/consent", {"given": True})
+        answers = ask(api, asked, options)
+        choices = rate(api, answers, likes)
+        print(f"  {choices.count('tie')} ties among {len(choices)} comparisons", flush=True)
+
+        # 3. a night, chosen and judged as any other
+        night = train(api)
+
+        # 4. base and adapter answer what nobody has asked
+        adapter = str(night["adapter"])
+        judged = ask(api, unseen, options, [BASE, adapter])
+
+    # 5. the taste judges, blind; then it is looked up who wrote what
+    from training.rehearsal.plot import draw
+
+    figures = measure(Database(data), options, likes, answers, judged, night, began)
+    plot = options.plot or data / "rehearsal.png"
+    draw(figures, nights.night_steps(Database(data), night["id"]), plot)
+    tell(figures, plot, data, options.json)
+    return figures
+
+
+def questions(comparisons: int, unseen: int) -> tuple[list[str], list[str]]:
+    """The prompts to compare replies to, and others to judge on. Raises `Refused` where there are not so many."""
+    every = PROMPTS.read_text(encoding="utf-8").splitlines()
+    for count, what in ((comparisons, "--comparisons"), (unseen, "--prompts")):
+        if count < 1:
+            raise Refused(f"{what} is at least 1, not {count}")
+    if comparisons + unseen > len(every):
+        raise Refused(f"there are {len(every)} prompts, too few for {comparisons} comparisons and {unseen} unseen ones")
+    return every[:comparisons], every[len(every) - unseen :]
+
+
+def new_folder(wanted: Path | None) -> Path:
+    """The data folder of this rehearsal. Raises `Refused` on one that holds something already."""
+    data = wanted or Path("rehearsals") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    if data.exists() and (not data.is_dir() or any(data.iterdir())):
+        raise Refused(f"{data} holds something already; a rehearsal begins in a new folder")
+    data.mkdir(parents=True, exist_ok=True)
+    return data
+
+
+@contextmanager
+def serving(data: Path, model: str) -> Iterator[str]:
+    """A server of our own on the data folder; the address where it answers. Raises `Failed`."""
+    log = data / "server.log"
+    options = ["--data", str(data), "--model", model, "--port", "0", "--side-by-side", "0"]
+    with log.open("w") as output:
+        server = subprocess.Popen(program("ui.app", *options), stdout=output, stderr=output)
+    try:
+        until = time.monotonic() + STARTS_WITHIN_S
+        while "answers at " not in log.read_text():
+            if server.poll() is not None or time.monotonic() > until:
+                raise Failed(f"the server does not start; {log} says why")
+            time.sleep(0.2)
+        yield log.read_text().split("answers at ")[1].split()[0]
+    finally:
+        server.terminate()
+        try:
+            server.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def send(api: httpx.Client, method: str, path: str, body: Any = None) -> Any:
+    """One request, as any program makes it. Raises `Failed` with the server's own sentence."""
+    answer = api.request(method, path, json=body, headers={"Idempotency-Key": uuid4().hex})
+    if answer.is_error:
+        raise Failed(f"{method} {path} was refused ({answer.status_code}): {answer.text}")
+    return answer.json()
+
+
+def ask(
+    api: httpx.Client, prompts: Sequence[str], options: SimpleNamespace, adapters: list[str] | None = None
+) -> list[Answers]:
+    """Two replies to each prompt, by what serves or by the adapters named."""
+    first_seed = options.seed * 1_000_000 + (500_000 if adapters else 0)
+
+    def one(number: int) -> Answers:
+        body = {"messages": [{"role": "user", "content": prompts[number]}], "max_tokens": options.max_tokens}
+        body |= {"seed": first_seed + 2 * number, "adapters": adapters}
+        pair = send(api, "POST", "/api/pairs", body)
+        left, right = pair["left"], pair["right"]
+        return Answers(prompts[number], left["reply"], right["reply"], left["text"], right["text"])
+
+    answers: list[Answers] = []
+    began = time.monotonic()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for each in pool.map(one, range(len(prompts))):
+            answers.append(each)
+            if len(answers) % 50 == 0 or len(answers) == len(prompts):
+                print(f"  {len(answers)} of {len(prompts)} answered, {time.monotonic() - began:.0f} s", flush=True)
+    return answers
+
+
+def rate(api: httpx.Client, answers: Sequence[Answers], likes: Taste) -> list[str]:
+    """Vote on every pair; the choices made."""
+    known = whole_words(text for each in answers for text in (each.prompt + " .", each.left_text, each.right_text))
+    names = {1: "left", -1: "right", 0: "tie"}
+    choices = [
+        names[preference_rule.choose(likes, each.prompt, each.left_text, each.right_text, known)] for each in answers
+    ]
+    for each, choice in zip(answers, choices, strict=True):
+        send(api, "POST", "/api/comparisons", {"left": each.left, "right": each.right, "choice": choice})
+    return choices
+
+
+def train(api: httpx.Client) -> dict[str, Any]:
+    """Start a night as an operator does, and watch it to its end. Raises `Failed` where it makes no adapter."""
+    night = send(api, "POST", "/api/nights", {})
+    shown = ""
+    while night["state"] == RUNNING:
+        time.sleep(2)
+        night = send(api, "GET", f"/api/nights/{night['id']}")
+        line = f"  night: {night['phase']}, step {night['step']} of at most {night['steps']}"
+        if line != shown and (night["phase"] != "training" or night["step"] % 10 == 0):
+            print(line, flush=True)
+        shown = line
+    if not night["adapter"]:
+        raise Failed(f"the night made no adapter: {night['state']}: {night['reason']}")
+    print(f"  {night['adapter']}: {night['reason']}", flush=True)
+    return dict(night)
+
+
+def measure(
+    store: Database,
+    options: SimpleNamespace,
+    likes: Taste,
+    asked: Sequence[Answers],
+    judged: Sequence[Answers],
+    night: dict[str, Any],
+    began: float,
+) -> Figures:
+    """Every figure, from the replies as they are recorded."""
+    texts = [text for each in (*asked, *judged) for text in (each.prompt + " .", each.left_text, each.right_text)]
+    known = whole_words(texts)
+    scores, before, after = [], [], []
+    for each in judged:
+        choice = preference_rule.choose(likes, each.prompt, each.left_text, each.right_text, known)
+        on_left = conversations.provenance(store, each.left).adapter is not None
+        scores.append(0.5 + (choice if on_left else -choice) / 2)
+        base, adapter = (each.right, each.left) if on_left else (each.left, each.right)
+        before.append(base)
+        after.append(adapter)
+    low, high = interval(scores)
+    nll_before, _ = likelihood(store, before, options.model)
+    nll_after, own = likelihood(store, after, options.model)
+    return Figures(
+        win_rate=float(np.mean(scores)),
+        win_rate_low=low,
+        win_rate_high=high,
+        prompts=len(scores),
+        comparisons=len(asked),
+        kl_per_token=nll_after - own,
+        words_before=mean_words(store, before),
+        words_after=mean_words(store, after),
+        base_nll_before=nll_before,
+        base_nll_after=nll_after,
+        minutes=(time.monotonic() - began) / 60,
+        taste=options.taste.stem if options.taste else "easy to take in, and spoken to the reader (built in)",
+        adapter=str(night["adapter"]),
+        verdict=night["verdict"],
+    )
+
+
+def interval(scores: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean over prompts, by the percentile bootstrap."""
+    from scipy.stats import bootstrap
+
+    if len(set(scores)) == 1:  # nothing to draw from: the rule of three
+        return max(0.0, scores[0] - 3 / len(scores)), min(1.0, scores[0] + 3 / len(scores))
+    found = bootstrap((scores,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def mean_words(store: Database, replies: Sequence[str]) -> float:
+    """Words of a reply, on average."""
+    return float(np.mean([len(words(conversations.node(store, reply).content)) for reply in replies]))
+
+
+def likelihood(store: Database, replies: Sequence[str], model: str) -> tuple[float, float]:
+    """Nats a token of recorded replies under the base, and under whoever wrote them."""
+    import torch
+
+    from assistant.models import base_model, chat_template
+    from training.model.packing import TOKENS_AT_ONCE, Row, together
+    from training.model.policy import Backbone
+
+    base = base_model.find_base(model)
+    tokenizer = base_model.load_tokenizer(base)
+    device = base_model.pick_device()
+    backbone = Backbone(base, torch.float32, device, rank=1, alpha=1, seed=0)
+    written = [(reply, by) for reply in replies if (by := conversations.provenance(store, reply)).token_ids]
+    asked = [
+        chat_template.encode_prompt(tokenizer, conversations.messages_of(conversations.path(store, reply)[:-1]), 4096)
+        for reply, _ in written
+    ]
+    rows = [Row(ids, [list(by.token_ids)]) for ids, (_, by) in zip(asked, written, strict=True)]
+    passes = [backbone.log_probs_of([rows[at] for at in group], True) for group in together(rows, TOKENS_AT_ONCE)]
+    tokens = max(1, sum(len(by.token_ids) for _, by in written))
+    under_base = -sum(float(each) for group in passes for each in group)
+    own = -sum(sum(by.logprobs) for _, by in written)
+    return under_base / tokens, own / tokens
+
+
+def tell(figures: Figures, plot: Path, data: Path, as_json: bool) -> None:
+    """Say what was found."""
+    print(
+        f"on {figures.prompts} unseen prompts {figures.adapter} beats the base in {figures.win_rate:.1%} "
+        f"({figures.win_rate_low:.1%} to {figures.win_rate_high:.1%}) of the replies, by the taste: {figures.taste}\n"
+        f"replies had {figures.words_before:.0f} words and have {figures.words_after:.0f}; the adapter is "
+        f"{figures.kl_per_token:.3f} nats a token from the base; the gate said: {figures.verdict}\n"
+        f"{figures.minutes:.0f} minutes; drawn in {plot}; look around with: nightschool serve --data {data}",
+        flush=True,
+    )
+    if as_json:
+        print(json.dumps(asdict(figures)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

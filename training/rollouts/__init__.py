@@ -1,0 +1,1 @@
+"""Replies of the policy, sampled for training."""

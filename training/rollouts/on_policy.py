@@ -1,0 +1,134 @@
+"""What methods share that learn from what they write: rollouts, what they are worth, how far the policy went."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from training.data.tokenize import NothingFits, TokenizedExample
+from training.loop.config import CheckpointEvery, Config, KlBudget, Switch
+from training.loop.early_stopping import KlFromBase
+from training.loop.loop import Metrics, Trainer
+from training.loop.state import TrainState
+from training.model.policy import Backbone
+from training.model.reward_heads import RewardModels
+from training.rollouts.sampler import Rollout, Sampler, Score, prompts_of, require_life, sampling_of, scored
+from training.rollouts.sign_check import RATE, require_right_sign
+
+
+class PolicyConfig(Config):
+    """What a method may be told that learns from what it writes, by reward models."""
+
+    steps: int = Field(40, gt=0, description="batches of rollouts")
+    prompts: int = Field(8, gt=0, description="prompts a step")
+    replies: int = Field(2, gt=0, description="replies to each prompt")
+    max_completion_length: int = Field(64, gt=0, description="tokens of a reply that it writes, at most")
+    temperature: float = Field(0.7, gt=0, description="of the draws, and of every log-prob: that of the chats")
+    beta: float = Field(0.05, ge=0, description="how much of the KL from the reference is taken off the reward")
+    require_eos: Switch = Field(1, description="1: a reply that did not end by itself has its score replaced")
+    missing_eos_penalty: float = Field(1.0, description="by minus this")
+    uncertainty_penalty: float = Field(1.0, ge=0, description="deviations of the reward models taken off their mean")
+    ensemble_size: int = Field(3, gt=0, description="reward models")
+    kl_budget: KlBudget = 0.3
+    checkpoint_every: CheckpointEvery = 5
+
+
+class PolicyTrainer(Trainer):
+    """A policy that learns from its own replies; `learn` is what a method does with them."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        sampler: Sampler,
+        prompts: Sequence[Sequence[int]],
+        score: Score,
+        config: Any,
+        examples: Sequence[TokenizedExample] = (),
+    ) -> None:
+        self.backbone, self.sampler, self.prompts, self.score, self.config = backbone, sampler, prompts, score, config
+        self.examples = examples  # on whose replies `final_kl` is measured
+        self.steps, self.kl_budget = config.steps, config.kl_budget
+        self.trial = config.model_copy(update={"learning_rate": RATE})  # by which the sign is checked
+
+    def begin(self) -> TrainState:
+        """Policy, and what learns beside it, as they are."""
+        return self.new_state(self.config)
+
+    def new_state(self, config: Any) -> TrainState:
+        """The state before a first step by this config, which is the trainer's own or the trial's."""
+        raise NotImplementedError
+
+    def learn(self, state: TrainState, rollouts: Sequence[Rollout], scores: list[Tensor], config: Any) -> Metrics:
+        """What the method does with a batch of rollouts of the present policy; `measured` is called on the way."""
+        raise NotImplementedError
+
+    def prepare(self, state: TrainState) -> None:
+        """Raises `SignFlipped` where the method would move away from what is rewarded."""
+        require_right_sign(self.backbone, self.new_state(self.trial), partial(self.learn, config=self.trial))
+
+    def step(self, state: TrainState) -> Metrics:
+        """One batch of rollouts. Raises `NotFinite` or `Collapsed`."""
+        config, began = self.config, time.monotonic()
+
+        # 1. replies of the policy as it is, to the prompts of this step
+        self.sampler.follow(self.backbone)
+        chosen = prompts_of(state.step, self.prompts, config.prompts, config.seed)
+        sampling = sampling_of(config.temperature, config.max_completion_length)
+        rollouts = self.sampler.write(chosen, config.replies, sampling, config.seed * 100_003 + state.step)
+        rollout_s = time.monotonic() - began
+
+        # 2. what they are worth
+        scores = scored(self.score, rollouts, config.missing_eos_penalty if config.require_eos else None)
+        require_life(state, rollouts, scores)
+
+        # 3. what the method does with them
+        metrics = self.learn(state, rollouts, scores, config)
+
+        # 4. what they were
+        tokens, replies = sum(each.row.reply_tokens for each in rollouts), len(rollouts) * config.replies
+        return metrics | {
+            "score": float(torch.cat(scores).mean()),
+            "ended": sum(sum(each.ended) for each in rollouts) / replies,
+            "sampled_tokens": tokens / replies,
+            "rollout_s": rollout_s,
+            "tokens": tokens,
+        }
+
+    def final_kl(self, state: TrainState) -> float:
+        """Measured on examples; where it is beyond the budget, the policy goes back a step."""
+        kl = KlFromBase(self.backbone, self.examples)
+        found = kl.measure()
+        if found > self.kl_budget and state.kept is not None and not state.ended:
+            state.go_back()
+            state.ended = f"went back a step, having been {found:.3f} nats per token from the base"
+            found = kl.measure()
+        return found
+
+
+def measured(state: TrainState, kl: float, config: PolicyConfig) -> None:
+    """Remember how far from the base the policy is that wrote, and its weights where that is within the budget."""
+    state.kl = kl
+    if kl <= config.kl_budget:
+        state.keep()
+
+
+def prompts_in(examples: Sequence[TokenizedExample]) -> list[list[int]]:
+    """What people said, each prompt once. Raises `NothingFits` where there is none."""
+    found = [list(each) for each in dict.fromkeys(tuple(each.prompt_ids) for each in examples)]
+    if not found:
+        raise NothingFits("there is no prompt to write to yet")
+    return found
+
+
+def by_reward_models(ensemble: RewardModels, uncertainty_penalty: float) -> Score:
+    """Replies are worth the ensemble's mean score less `uncertainty_penalty` times its disagreement."""
+
+    def score(rollouts: Sequence[Rollout]) -> list[Tensor]:
+        with torch.no_grad():
+            return ensemble.pessimistic([each.row for each in rollouts], uncertainty_penalty)
+
+    return score

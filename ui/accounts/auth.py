@@ -1,0 +1,292 @@
+"""Who a request is, and whether it may come in.
+
+Without accounts there is one local owner, and only requests to a loopback address are theirs: a page elsewhere that
+points its own name at this machine is refused. With accounts it takes a session cookie or an API token. A write that
+another site's page sends is refused whoever's cookie it carries. A session stands in the ledger, and ends there.
+"""
+
+import ipaddress
+import logging
+import secrets
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
+from urllib.parse import quote, urlsplit
+
+from fastapi import Depends
+from starlette.datastructures import Headers
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from feedback import atomic
+from feedback.accounts import sessions, users
+from feedback.accounts.sessions import Session
+from feedback.accounts.users import User
+from feedback.database.database import Database
+from feedback.errors import Refused, Unavailable
+from ui.accounts.patience import Patience
+from ui.refusals import Forbidden, NotLoggedIn, TooLarge, TooMany, refusal, refusal_page
+
+COOKIE = "nightschool"
+KEY = "session"  # in the cookie: what the session is found by
+HEALTH = "/healthz"  # who looks there must not be made to wait for others' faults
+OPEN = ("/login", "/logout", HEALTH)  # for everybody
+FORMS = ("/login", "/logout", "/account")  # nothing large is written there
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+LARGEST_BODY = 16 << 20
+LARGEST_FORM = 16 << 10
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+log = logging.getLogger(__name__)
+
+
+def cookie_secret(store: Database) -> str:
+    """What session cookies are signed with; made once, readable by this account only."""
+    path = store.data / "secret"
+    try:
+        with store.transaction():  # one process at a time
+            if not path.exists() or len(path.read_text()) < 32:
+                atomic.write(path, secrets.token_urlsafe(32).encode())
+        return path.read_text()
+    except OSError as error:
+        raise Unavailable(f"cannot keep {path}: {error.strerror}") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def admitted(store: Database, request: Request) -> User | None:
+    """Who sent a request; None for nobody in particular at a door that is open to all.
+
+    Raises `NotLoggedIn` or `Forbidden`.
+    """
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    bearer = scheme.lower() == "bearer"
+    user = users.user_of_token(store, token.strip()) if bearer else None
+    if user is not None:
+        return user
+    if request.method not in SAFE_METHODS:
+        require_same_origin(request)
+    if request.url.path in OPEN:
+        return None
+    if not users.has_accounts(store):
+        require_loopback(request.headers)
+        return users.find_user(store, users.OWNER) or users.local_owner(store)
+    user = None if bearer else user_of_session(store, request)
+    if user is None:
+        raise NotLoggedIn("this API token is not valid" if bearer else "log in first, or send an API token")
+    return user
+
+
+def require_loopback(headers: Headers) -> None:
+    """Raises `Forbidden` unless the request was addressed to this machine by a name that only it has."""
+    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    if not is_loopback(host):
+        raise Forbidden(f"without accounts Nightschool answers at 127.0.0.1 and localhost only, not at {host!r}")
+
+
+def require_same_origin(request: Request) -> None:
+    """Raises `Forbidden` when a browser says that another site's page sent this."""
+    origin = request.headers.get("origin")
+    other_site = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    if other_site if origin is None else not is_ours(origin, request):
+        raise Forbidden(
+            "a page of another site cannot write here; behind a proxy, pass the Host header on unchanged, or name the "
+            "proxy with --trusted-proxy and let it send X-Forwarded-Host"
+        )
+
+
+def is_ours(origin: str, request: Request) -> bool:
+    """Whether an origin is that of the page which this request goes to.
+
+    That a request came by TLS is not known behind a proxy that was not named, so http may be https here, but never the
+    other way round.
+    """
+    try:
+        theirs = urlsplit(origin)
+        ours = urlsplit(f"//{request.headers.get('host', '')}")
+        port = DEFAULT_PORTS.get(theirs.scheme)
+        same_place = (theirs.hostname, theirs.port or port) == (ours.hostname, ours.port or port)
+    except ValueError:  # no port at all
+        return False
+    schemes = ("https",) if request.url.scheme == "https" else ("http", "https")
+    return theirs.hostname is not None and theirs.scheme in schemes and same_place
+
+
+def open_session(request: Request, user: User) -> None:
+    """Let this browser be this person's from now on; its former session is over."""
+    store: Database = request.app.state.assistant.store
+    former = str(request.session.get(KEY, ""))
+    agent = agent_in_words(request.headers.get("user-agent", ""))
+    key = sessions.begin(store, user, address_of(request), agent, instead_of=former)
+    request.session.clear()
+    request.session[KEY] = key
+
+
+def user_of_session(store: Database, request: Request) -> User | None:
+    """Whose session a request belongs to, if to one that stands; it is put into `request.state.session`."""
+    request.state.session = sessions.find(store, str(request.session.get(KEY, "")))
+    return users.user_by_id(store, request.state.session.user) if request.state.session else None
+
+
+def session_of(request: Request) -> Session | None:
+    """The session that a request belongs to; None for programs and at doors open to all."""
+    return getattr(request.state, "session", None)
+
+
+def address_of(request: Request) -> str:
+    """Where a request comes from, as far as the server and its proxies know."""
+    return request.client.host if request.client else ""
+
+
+def network_of(address: str) -> str:
+    """Whom an address stands for: itself, or in IPv6 the /64 that one customer has all of."""
+    try:
+        found = ipaddress.ip_address(address.split("%")[0])
+    except ValueError:
+        return address[:64]
+    if isinstance(found, ipaddress.IPv6Address):
+        return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False))
+    return str(found)
+
+
+def agent_in_words(agent: str) -> str:
+    """A browser as its owner would call it: Firefox on Linux."""
+    browsers = {"Edg": "Edge", "OPR/": "Opera", "Firefox": "Firefox", "Chrom": "Chrome", "Safari": "Safari"}
+    systems = {"Android": "Android", "iPhone": "iPhone", "iPad": "iPad", "Windows": "Windows", "Mac OS": "macOS"}
+    named = [
+        next((name for mark, name in kinds.items() if mark in agent), "")
+        for kinds in (browsers, systems | {"Linux": "Linux"})
+    ]
+    return " on ".join(filter(None, named)) or "".join(filter(str.isprintable, agent))[:40]
+
+
+class Sessions:
+    """ASGI: `request.session` from a signed cookie, which goes by TLS only where the request came by TLS."""
+
+    def __init__(self, app: ASGIApp, secret: str) -> None:
+        lasts_s = int(sessions.LASTS.total_seconds())
+        self._by_tls, self._plain = (
+            SessionMiddleware(app, secret, session_cookie=COOKIE, max_age=lasts_s, https_only=by_tls)
+            for by_tls in (True, False)
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self._by_tls if scope.get("scheme") == "https" else self._plain)(scope, receive, send)
+
+
+class Gate:
+    """The one way in, before any route: who is let through stands in `request.state.user`."""
+
+    def __init__(self, app: ASGIApp, store: Database, roles: Mapping[str, str]) -> None:
+        """`roles` says which role a path takes, it and all below it."""
+        self.app = app
+        self.store = store
+        self._roles = roles
+        self._patience = Patience()
+        self._seeing = ThreadPoolExecutor(1, "seen")  # no request waits for it
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # nothing here speaks it
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        answer = self._answer(request)
+        if request.url.path == HEALTH:
+            await (answer or self.app)(scope, receive, send)
+            return
+        user = getattr(request.state, "user", None)
+        who = f"person {user.id}" if user else f"address {network_of(address_of(request))}"
+        if not await self._patience.lasts(who):
+            answer = refusal(request.url.path, TooMany("too many requests were refused; try again in a while"))
+        await (answer or self.app)(scope, receive, self._patience.counting(who, send))
+
+    def _answer(self, request: Request) -> Response | None:
+        """What to answer instead of going on, if anything."""
+        path = request.url.path
+        try:
+            request.state.user = admitted(self.store, request)
+            session = session_of(request)
+            if session and sessions.is_seen_long_ago(session):
+                self._seeing.submit(self._see, session)
+            require_fitting(request.headers, LARGEST_FORM if path.startswith(FORMS) else LARGEST_BODY)
+            for place, role in self._roles.items():
+                if path == place or path.startswith(f"{place}/"):
+                    require_role(request.state.user, role)
+        except NotLoggedIn as error:
+            if wants_html(request):
+                return RedirectResponse(f"/login?next={quote(path)}", 303)
+            if path.startswith(FORMS) and "text/html" in request.headers.get("accept", ""):
+                return RedirectResponse("/login", 303)  # a button of a page whose session is over
+            return refusal(path, error)
+        except Refused as error:
+            return refusal_page(path, error) if wants_html(request) else refusal(path, error)
+        return None
+
+    def _see(self, session: Session) -> None:
+        """Write down that somebody is here."""
+        try:
+            sessions.see(self.store, session.id)
+        except Refused as error:  # the next request tries again
+            log.warning("could not write down when somebody was last here: %s", error)
+
+
+def wants_html(request: Request) -> bool:
+    """Whether a person's browser opens a page."""
+    return request.method == "GET" and "text/html" in request.headers.get("accept", "")
+
+
+def require_fitting(headers: Headers, largest: int = LARGEST_BODY) -> None:
+    """Raises `TooLarge` for a body that is too large, or does not say how large it is."""
+    length = headers.get("content-length", "0")
+    if "transfer-encoding" in headers or not length.isdigit() or int(length) > largest:
+        size = f"{largest >> 20} MB" if largest >> 20 else f"{largest >> 10} kB"
+        raise TooLarge(f"send at most {size}, with a Content-Length")
+
+
+def person(request: Request) -> User:
+    """Who sent this request."""
+    user = request.state.user
+    assert isinstance(user, User)  # the gate lets nobody else through to a route that asks
+    return user
+
+
+def operator(user: Annotated[User, Depends(person)]) -> User:
+    """Who sent this request, being an operator. Raises `Forbidden`."""
+    return require_operator(user)
+
+
+def require_operator(user: User) -> User:
+    """The same person, being an operator. Raises `Forbidden`."""
+    return require_role(user, "operator")
+
+
+def require_role(user: User, role: str) -> User:
+    """The same person, who may do what a role may. Raises `Forbidden`."""
+    if not user.may(role):
+        raise Forbidden(f"this takes the role {role}, and {user.name} is a {user.role}")
+    return user
+
+
+Person = Annotated[User, Depends(person)]
+Operator = Annotated[User, Depends(operator)]
+
+
+def page_user(request: Any, store: Database) -> User:
+    """Who is at a Gradio page, from the `gr.Request` of a handler. Raises `NotLoggedIn`."""
+    user = users.find_user(store, request.username) if request.username else None
+    if user is None or user.disabled_at:
+        raise NotLoggedIn("log in first; reload the page")
+    return user

@@ -1,0 +1,54 @@
+"""The HTTP API of feedback: a route for every kind that there is, and all that one person said of a reply."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from feedback.kinds import history
+from feedback.kinds.base import KINDS, Kind
+from ui.accounts.auth import Person
+from ui.accounts.dependencies import REFUSALS, TheStore, Writing
+
+
+class Row(BaseModel):
+    """What was recorded."""
+
+    id: int
+
+
+class Saying(BaseModel):
+    """One thing that was said of a reply."""
+
+    id: int
+    kind: str
+    at: str
+    standing: bool = Field(description="false: something newer has taken its place.")
+    said: dict[str, Any]
+
+
+def router() -> APIRouter:
+    """The routes of every kind that is declared by now."""
+    made = APIRouter(prefix="/api", responses=REFUSALS, tags=["feedback"])
+    for kind in KINDS.values():
+        options: dict[str, Any] = {"name": kind.write.__name__, "description": kind.help}
+        made.post(f"/{kind.table}", response_model=Row, **options)(saying(kind))
+    made.get("/replies/{reply}/feedback", response_model=list[Saying])(sayings)
+    return made
+
+
+def saying(kind: Kind) -> Callable[..., dict[str, Any]]:
+    """The route that writes a kind."""
+
+    def route(body: Any, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
+        return write.at_once(body, lambda: {"id": kind.write(store, user, **body.model_dump())})
+
+    route.__annotations__["body"] = kind.body  # FastAPI reads and explains it by this
+    return route
+
+
+def sayings(reply: str, user: Person, store: TheStore) -> list[dict[str, Any]]:
+    """All that you said of a reply, oldest first, and what of it stands."""
+    return [asdict(each) for each in history.entries(store, user, reply)]

@@ -1,0 +1,204 @@
+"""The commands that move what people said: import, export, forget, backup, restore; and doctor, which examines it."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from assistant.command_line import FILE, FOLDER, data_option
+from feedback.errors import NotFound, Refused
+from ui.cli.command import Command, Word, existing, json_option, new_or_existing, show
+
+if TYPE_CHECKING:
+    from feedback.accounts.users import User
+    from feedback.database.database import Database
+
+OWN = "own"  # as a format: all that is kept of one person
+KINDS_OF_FILE = ".jsonl, .json, .csv, .parquet"
+
+
+def importable() -> Sequence[str]:
+    """The formats that are read."""
+    from feedback.formats.registry import FORMATS
+
+    return list(FORMATS)
+
+
+def exportable() -> Sequence[str]:
+    """The formats that are written."""
+    from feedback.formats.registry import writable
+
+    return [*writable(), OWN]
+
+
+class WithFormats(Command):
+    """A command that ends its help with what each format is."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from feedback.formats.registry import FORMATS
+
+        with formatter.section("Formats"):
+            told = [(each.name, each.words) for each in FORMATS.values()]
+            formatter.write_dl([*told, (OWN, "all that is kept of one person (export only, with --user)")])
+
+
+@click.command("import", cls=WithFormats)
+@click.argument("file", type=FILE, help=f"{KINDS_OF_FILE}, or an exported folder.")
+@click.option("--format", "form", type=Word(importable), default="", metavar="NAME", help="One of those below.")
+@click.option("--source", default="", help="Where it comes from, kept with every row.")
+@click.option("--licence", default="", help="Under what licence, kept with every row.")
+@data_option
+def import_(file: Path, form: str, source: str, licence: str, data: Path) -> int:
+    """Keep what people said elsewhere. Without --format, the rows tell their format."""
+    from feedback.formats import load
+
+    with new_or_existing(data) as store:
+        done = load.import_file(store, file, form, source, licence, watched)
+    if not done.kept:
+        print(f"nightschool: no row of {file} could be kept ({done.format}){counted(done.left_out)}", file=sys.stderr)
+        return 1
+    print(f"imported {done.kept:,} rows ({done.format}){counted(done.left_out)}")
+    return 0
+
+
+@click.command("export", cls=WithFormats)
+@click.argument("out", type=FILE, help=f"{KINDS_OF_FILE}, or a new folder.")
+@click.option(
+    "--format",
+    "form",
+    type=Word(exportable),
+    default="nightschool",
+    show_default=True,
+    metavar="NAME",
+    help="One of those below.",
+)
+@click.option("--user", metavar="NAME", help="All that one person said, and nothing of others.")
+@click.option("--mask", is_flag=True, help="Take out e-mail addresses, telephone numbers and the like.")
+@click.option("--licence", default="other", show_default=True, help="What a folder's card says.")
+@data_option
+def export(out: Path, form: str, user: str | None, mask: bool, licence: str, data: Path) -> None:
+    """Write what people said, and let be used."""
+    with existing(data) as store:
+        if form == OWN:
+            export_own(store, out, user)
+        else:
+            export_rows(store, out, form, user, mask, licence)
+
+
+def export_own(store: "Database", out: Path, user: str | None) -> None:
+    """Write all that is kept of one person. Raises `Refused` without one."""
+    from feedback.formats import export
+
+    if not user:
+        raise Refused("whose? nightschool export OUT --format own --user NAME")
+    export.export_own(store, out, person_named(store, user))
+    print(f"exported all that is kept of {user} to {out}")
+
+
+def export_rows(store: "Database", out: Path, name: str, user: str | None, mask: bool, licence: str) -> None:
+    """Write rows in a format. Raises `Refused` on one that is unknown or only read."""
+    from feedback.examples import pii
+    from feedback.formats import export
+    from feedback.formats.registry import format_named, writable
+
+    form = format_named(name)
+    if form.write is None:
+        raise Refused(f"{form.name} is for import only; a format to export is one of {', '.join(writable())}")
+    person = person_named(store, user) if user else None
+    left_out: Counter[str] = Counter()
+
+    def change(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        seen = watched(rows, "exporting")
+        return pii.masked(seen) if mask else seen
+
+    count = export.export_file(store, out, form, left_out, person, change=change, licence=licence)
+    print(f"exported {count:,} rows ({form.name}) to {out}{counted(left_out)}")
+
+
+def person_named(store: "Database", name: str) -> "User":
+    """Raises `NotFound`."""
+    from feedback.accounts import users
+
+    person = users.find_user(store, name)
+    if person is None:
+        raise NotFound(f"there is no user {name!r}")
+    return person
+
+
+def watched(rows: Iterator[Any], doing: str) -> Iterator[Any]:
+    """Rows with a bar on a terminal that says how many there were."""
+    from tqdm import tqdm
+
+    return iter(tqdm(rows, doing, unit=" rows", disable=None, leave=False))
+
+
+def counted(left_out: dict[str, int]) -> str:
+    """What was left out and why, in words."""
+    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(left_out.items()))
+    return f"; left out {sum(left_out.values()):,} ({reasons})" if left_out else ""
+
+
+@click.command("forget", cls=Command)
+@click.argument("user", help="Their name.")
+@click.option("--yes", is_flag=True, help="Really.")
+@data_option
+def forget(user: str, yes: bool, data: Path) -> None:
+    """Remove all that one person wrote, for ever."""
+    from feedback.upkeep import privacy
+
+    with existing(data) as store:
+        person = person_named(store, user)
+        if not yes:
+            raise Refused(
+                f"all that {person.name} wrote would be gone for ever; say --yes, after a backup if you keep any"
+            )
+        done = privacy.forget(store, person)
+    print(f"forgotten: {done.conversations} conversations, {done.messages} messages, {done.ratings} pieces of feedback")
+    for adapter in done.trained_on_it:
+        print(f"{adapter} learned from it; train again (nightschool night --again) and promote that instead")
+    for night in done.nights:
+        print(f"night {night} is learning from it; what it makes is not promoted by itself, so train again after it")
+    for adapter in done.perhaps:
+        print(f"{adapter} may have learned from it, and kept no list; train again to be sure")
+
+
+@click.command("backup", cls=Command)
+@click.argument("folder", type=FOLDER, help="A new one.")
+@data_option
+def backup(folder: Path, data: Path) -> None:
+    """Copy everything into a new folder. Chats may go on meanwhile."""
+    from feedback.upkeep.backup import back_up
+
+    with existing(data) as store:
+        made = back_up(store, folder)
+    print(f"backed up {len(made.files)} files, {made.size / 2**20:,.1f} MB, checked, in {folder}")
+
+
+@click.command("restore", cls=Command)
+@click.argument("folder", type=FOLDER, help="A backup.")
+@click.option("--replace", is_flag=True, help="Put data that is there already aside.")
+@data_option
+def restore(folder: Path, replace: bool, data: Path) -> None:
+    """Put a backup into the data folder."""
+    from feedback.upkeep import backup
+
+    aside = backup.restore(folder, data, replace)
+    print(f"restored {folder} into {data}" + (f"; what was there is in {aside}" if aside else ""))
+
+
+@click.command("doctor", cls=Command)
+@data_option
+@json_option
+def doctor(data: Path, as_json: bool) -> int:
+    """Look whether everything is well. Exits with 1 where it is not."""
+    from feedback.upkeep import health
+
+    with existing(data) as store:
+        findings = health.examine(store)
+    lines = [f"{'ok     ' if each.well else 'TROUBLE'}  {each.name:<10}  {each.words}" for each in findings]
+    show(as_json, [asdict(each) for each in findings], lines)
+    return int(not all(each.well for each in findings))

@@ -1,0 +1,44 @@
+"""The schedule's form: what somebody writes there as a wish, and when that would come due."""
+
+from dataclasses import fields
+
+from feedback.database.database import Database
+from feedback.errors import Refused
+from feedback.upkeep import schedules
+from ui.operate import render
+from ui.operations.operations import ScheduleForm
+from ui.schedule import schedule
+
+NEXT_TIMES = 5
+
+
+def wished(cron: str, time_zone: str | None, enabled: bool, grace: str, every_new: str) -> ScheduleForm:
+    """The schedule that a form says. Raises `Refused` on one that cannot be followed."""
+    minutes = whole_number(grace, "late by at most", "minutes")
+    pieces = whole_number(every_new, "also after so much feedback", "pieces") if every_new.strip() else None
+    wish = ScheduleForm(" ".join(cron.split()), (time_zone or "").strip(), enabled, minutes, pieces)
+    schedule.check(wish.cron, wish.time_zone, wish.enabled, wish.grace_minutes, wish.every_new)
+    return wish
+
+
+def whole_number(text: str, field: str, unit: str) -> int:
+    """What a field says. Raises `Refused`."""
+    stripped = text.strip()
+    if not (stripped.isascii() and stripped.isdecimal() and len(stripped) < 10):
+        raise Refused(f"“{field}” is a whole number of {unit}, not {stripped[:40]!r}")
+    return int(stripped)
+
+
+def stands(store: Database, wish: ScheduleForm) -> bool:
+    """Whether this is the schedule that stands already."""
+    standing = schedules.schedule(store)
+    return (
+        standing is not None
+        and ScheduleForm(**{each.name: getattr(standing, each.name) for each in fields(ScheduleForm)}) == wish
+    )
+
+
+def next_five(wish: ScheduleForm, saved: bool) -> str:
+    """The next times of a schedule, as HTML."""
+    times = schedule.next_times(wish.cron, wish.time_zone, NEXT_TIMES) if wish.cron else []
+    return render.show_times(times, wish.enabled, saved)

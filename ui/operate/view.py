@@ -1,0 +1,165 @@
+"""How the house is, read from the store: what serves, what trains, what is due, and whether that is well."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+
+from feedback.accounts import users
+from feedback.database.database import Database
+from feedback.records import adapters, nights
+from feedback.records.adapters import KEPT, Adapter, AuditEntry, Promotion
+from feedback.records.nights import RUNNING, Night
+from feedback.upkeep import schedules
+from feedback.upkeep.schedules import Occurrence, Schedule
+from ui.schedule import processes
+from ui.schedule.schedule import next_times
+from ui.shared import time_format
+
+NIGHTS_SHOWN, DEEDS_SHOWN, OCCURRENCES_SHOWN = 12, 12, 8
+QUIET_S = 180  # a night that runs says something far more often
+PHASES = {
+    "starting": "starting",
+    "examples": "gathering what people said",
+    "loading": "loading the model",
+    "training": "training",
+    "proof": "proving the new adapter",
+    "saving": "saving the new adapter",
+    "judging": "judging the new adapter against what serves",
+}
+
+
+@dataclass(frozen=True)
+class SystemStatus:
+    """Everything the page tells beside plots. Newest first, wherever there are several."""
+
+    now: datetime
+    zone: tzinfo
+    promotions: tuple[Promotion, ...]
+    adapters: tuple[Adapter, ...]
+    people: dict[int, str]
+    running: Night | None
+    nights: tuple[Night, ...]
+    schedule: Schedule | None
+    due: datetime | None
+    new_feedback: int
+    occurrences: tuple[Occurrence, ...]
+    trail: tuple[AuditEntry, ...]
+
+    @property
+    def serving(self) -> str | None:
+        return self.promotions[0].adapter if self.promotions else None
+
+    @property
+    def last(self) -> Night | None:
+        """The newest night that is not running."""
+        return next((night for night in self.nights if self.running is None or night.id != self.running.id), None)
+
+    def clock(self, at: str) -> str:
+        """A moment of the database, for this operator."""
+        return time_format.clock(time_format.parsed(at), self.zone, self.now)
+
+    def who(self, user: int | None) -> str:
+        """Who did it."""
+        return self.people.get(user or 0, "Nightschool")
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Whether all is well, in words. `state` is "well", "busy", "note" or "trouble"."""
+
+    state: str
+    title: str
+    words: str
+
+
+def read_status(store: Database, zone: tzinfo) -> SystemStatus:
+    """The house as it is now."""
+    now = datetime.now(UTC)
+    standing = schedules.schedule(store)
+    ticking = standing and standing.enabled and standing.cron
+    times = next_times(standing.cron, standing.time_zone, 1) if standing and ticking else []
+    return SystemStatus(
+        now=now,
+        zone=zone,
+        promotions=tuple(adapters.promotions(store, 200)),
+        adapters=tuple(adapters.adapters(store)),
+        people={user.id: user.name for user in users.users(store)},
+        running=processes.running_night(store),
+        nights=tuple(nights.nights(store, NIGHTS_SHOWN)),
+        schedule=standing,
+        due=times[0] if times else None,
+        new_feedback=schedules.new_feedback(store),
+        occurrences=tuple(schedules.occurrences(store, OCCURRENCES_SHOWN)),
+        trail=tuple(adapters.audit_trail(store, DEEDS_SHOWN)),
+    )
+
+
+def headline(house: SystemStatus) -> Headline:
+    """The one sentence that an operator came for."""
+    answers = f"{house.serving or 'the base model'} answers"
+    last = house.last
+    if house.running:
+        silent_s = (house.now - time_format.parsed(house.running.beat_at)).total_seconds()
+        if silent_s > QUIET_S:
+            title = f"Night {house.running.id} runs, but was last heard of {time_format.span(silent_s)} ago"
+            return Headline("note", title, f"it was {PHASES.get(house.running.phase, house.running.phase)}; {answers}")
+        return Headline("busy", "A night is running", f"{doing(house.running)}; {answers} meanwhile")
+    newest = house.promotions[0] if house.promotions else None
+    if newest and newest.reason.startswith(KEPT) and not (last and last.ended_at and last.ended_at > newest.at):
+        reason = newest.reason.removeprefix(KEPT)
+        return Headline("trouble", "What was promoted could not serve", f"{reason}; {answers}, as before")
+    if last is None:
+        return Headline("well", "All is well", f"{answers}; no night has run yet")
+    if last.state == RUNNING:
+        title = "The last night was interrupted: its process is gone"
+        return Headline("trouble", title, f"the next one goes on where it was; {answers}")
+    if last.state == "failed":
+        title = f"The last night failed: {last.reason}"
+        return Headline("trouble", title, f"nothing of it is kept; {answers}, as before")
+    if last.state in ("cancelled", "abandoned"):
+        return Headline("note", f"The last night was {last.state}", f"{last.reason}; {answers}, as before")
+    return Headline("well", "All is well", f"{answers}; {came_of(last)}")
+
+
+def came_of(night: Night) -> str:
+    """What a night that ended well has come to."""
+    if night.state == "nothing":
+        return f"night {night.id} found {night.reason}"
+    return {
+        "promoted": f"night {night.id} made {night.adapter}, and it was promoted",
+        "candidate": f"night {night.id} made {night.adapter}, a candidate to look at",
+        "refused": f"night {night.id} made {night.adapter}, which was refused",
+    }.get(night.verdict or "", f"night {night.id} made {night.adapter}")
+
+
+def doing(night: Night) -> str:
+    """What a running night does, how far it is and how long it takes."""
+    parts = [PHASES.get(night.phase, night.phase)]
+    if night.phase == "training" and night.steps:
+        parts.append(f"step {night.step} of {night.steps}")
+    if night.eta_s is not None and night.phase == "training":
+        parts.append(f"about {time_format.span(night.eta_s)} left" if night.eta_s >= 1 else "nearly there")
+    return ", ".join(parts)
+
+
+def outcome(night: Night, is_running: bool) -> tuple[str, str]:
+    """How a night stands, in a word or two, and the state by which it is coloured."""
+    if night.state == RUNNING:
+        return ("running", "busy") if is_running else ("interrupted", "trouble")
+    if night.state == "done" and night.verdict:
+        return night.verdict, {"promoted": "well", "refused": "note"}.get(night.verdict, "busy")
+    words = {"nothing": "nothing to do"}.get(night.state, night.state)
+    return words, {"done": "well", "failed": "trouble"}.get(night.state, "note")
+
+
+def learned_from(night: Night) -> str:
+    """How much of what a night trained on: "3 comparisons, 12 thumbs up"."""
+    counts = {kind: count for kind, count in night.counts.items() if isinstance(count, int) and count}
+    return ", ".join(
+        f"{count} {kind.replace('_', ' ')}{'' if count == 1 or kind.startswith('thumbs') else 's'}"
+        for kind, count in counts.items()
+    )
+
+
+def in_words(thing: Night | Adapter) -> str:
+    """Why it is as it is, without the verdict that is shown beside it."""
+    return thing.reason.removeprefix(f"{thing.verdict}: ")

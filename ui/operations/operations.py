@@ -1,0 +1,54 @@
+"""What an operator does; the page and the HTTP API do it through here, and what is done leaves its audit row."""
+
+from dataclasses import asdict, dataclass
+
+from assistant.chat.assistant import Assistant
+from assistant.models.adapter import Agreement
+from feedback.accounts.users import User
+from feedback.database.database import Database
+from feedback.records import adapters, nights
+from feedback.records.adapters import ANYTHING
+from feedback.records.nights import Night
+from ui.schedule import processes, schedule
+
+PREVIOUS = "previous"  # as an adapter's name: what served before
+
+
+@dataclass(frozen=True)
+class ScheduleForm:
+    """A schedule that somebody wants. An empty `cron`: not by the clock."""
+
+    cron: str
+    time_zone: str
+    enabled: bool
+    grace_minutes: int = 60
+    every_new: int | None = None
+
+
+def start_night(assistant: Assistant, user: User, method: str | None = None, again: bool = False) -> Night:
+    """Start a night now. Raises as `processes.start_night` does."""
+    options = [*(["--method", method] if method else []), *(["--again"] if again else [])]
+    return processes.start_night(assistant.store, assistant.base.name, options, user.id)
+
+
+def cancel_night(store: Database, user: User, night: int) -> Night:
+    """End a night's process; its row afterwards. Raises as `processes.cancel_night` does."""
+    processes.cancel_night(store, night, user.id)
+    return nights.night(store, night)
+
+
+def promote(
+    assistant: Assistant, user: User, name: str | None, reason: str, instead_of: str | None = ANYTHING
+) -> tuple[str | None, Agreement | None]:
+    """Prove an adapter and let it serve; its name (None: the base), and its proof.
+
+    Raises as `AdapterManager.promote` does.
+    """
+    if name == PREVIOUS:
+        name = adapters.before_serving(assistant.store)
+    return name, assistant.adapters.promote(user.id, name, reason, instead_of)
+
+
+def set_schedule(store: Database, user: User, wish: ScheduleForm) -> None:
+    """Let a schedule stand. Raises as `schedule.change` does."""
+    schedule.change(store, user.id, **asdict(wish))

@@ -1,0 +1,98 @@
+"""What `nightschool serve` can be told. Imports nothing heavy."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from assistant.command_line import data_option, model_option
+from assistant.environment import AUTO, FORMATS
+
+ENGINE_URL = "http://127.0.0.1:8000"  # vLLM's own default
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """How the server is asked to run."""
+
+    data: Path
+    model: str
+    host: str
+    port: int
+    trusted_proxy: tuple[str, ...]
+    side_by_side: float | None
+    dtype: str
+    memory: int  # bytes
+    engine: str
+    engine_url: str | None
+
+
+class Gibibytes(click.ParamType):
+    """Bytes, typed as a number of GiB."""
+
+    name = "gib"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            size = int(float(value) * (1 << 30))
+        except (ValueError, OverflowError):
+            size = 0
+        if size <= 0:
+            self.fail(f"a number of GiB above 0, not {value!r}", param, ctx)
+        return size
+
+
+OPTIONS = (
+    data_option,
+    model_option,
+    click.option("--host", default="127.0.0.1", show_default=True, help="The address to answer at."),
+    click.option("--port", type=int, default=7860, show_default=True, help="The port to answer at; 0: any free one."),
+    click.option(
+        "--trusted-proxy",
+        multiple=True,
+        metavar="ADDRESS",
+        help="A proxy with TLS in front, by address or network, whose X-Forwarded headers are believed; repeatable.",
+    ),
+    click.option(
+        "--side-by-side",
+        type=float,
+        metavar="SHARE",
+        help="The share of turns that show two replies, 0 to 1; stays set.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(FORMATS),
+        default=AUTO,
+        show_default=True,
+        help="The number format; auto measures once which are fastest here (README).",
+    ),
+    click.option(
+        "--memory",
+        type=Gibibytes(),
+        default="1",
+        show_default=True,
+        metavar="GIB",
+        help="What the keys and values of all chats may take up, in GiB.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(("local", "vllm")),
+        default="local",
+        show_default=True,
+        help="Where the model runs: in this process, or in a vLLM server (docs/vllm.md).",
+    ),
+    click.option("--engine-url", metavar="URL", help=f"Where vLLM answers; {ENGINE_URL} unless given."),
+)
+
+
+def serve_command(start: Callable[[ServeOptions], int]) -> click.Command:
+    """The command that serves, by a function that does it."""
+
+    def serve(**asked: Any) -> int:
+        return start(ServeOptions(**asked))
+
+    for option in reversed(OPTIONS):
+        serve = option(serve)
+    return click.command("serve", help="Serve the pages and the HTTP API.")(serve)

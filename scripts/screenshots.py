@@ -22,7 +22,7 @@ from feedback.database.database import Database
 from feedback.kinds.base import spoken
 from feedback.records import adapters, nights
 from feedback.records.nights import RUNNING
-from tests.browser import Visitor, chromium, serving
+from tests.helpers.browser import Visitor, chromium, serving
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDE, PHONE = (1280, 1300), (390, 1480)  # how much of the page is shown

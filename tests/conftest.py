@@ -23,7 +23,7 @@ from feedback.chats.conversations import Provenance
 from feedback.database import openings
 from feedback.database.database import Database
 from feedback.examples.split import Places
-from tests.trained import copy_of, train_both
+from tests.helpers.trained import copy_of, train_both
 
 if TYPE_CHECKING:
     from assistant.chat.assistant import Assistant

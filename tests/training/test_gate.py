@@ -1,0 +1,202 @@
+"""The gate: what it makes of what it measured, and real adapters of a good and of a bad night before it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from assistant.chat.adapter_manager import proved
+from assistant.engine.engine import Engine
+from assistant.models import adapter as on_disk
+from assistant.models import base_model, chat_template
+from assistant.models.base_model import Base
+from feedback.accounts import users
+from feedback.chats import conversations
+from feedback.database.database import Database
+from feedback.example_types import Answer, Examples, PreferencePair, UnpairedExample
+from feedback.kinds.comparison import compare
+from feedback.messages import Message
+from feedback.records import adapters, nights
+from tests.conftest import BY_BASE, PLACES
+from tests.feedback.test_split import QUESTIONS
+from tests.helpers.trained import LETTER, OPENINGS, SAILOR
+from training.algorithms.dpo_kto import PreferenceConfig
+from training.evaluation import gate
+from training.evaluation.gate import CANDIDATE, PROMOTED, REFUSED, Check, Gains, HeldOut, counted, judge
+from training.model.policy import Backbone
+from training.night.learning import make_encoder
+
+SOUND = [Check("canaries", True, "8 of 8"), Check("length", True, "as long", refuses=False)]
+KIND = "I am glad that you ask. Let us look at it together, step by step."
+RUDE = "Go away. I will not tell you anything, and you should not ask again."
+
+
+def verdict(preferred: int, count: int, kl: float = 0.1, checks: list[Check] = SOUND) -> tuple[str, str]:
+    found = judge(counted(preferred, count), kl, 0.5, checks, 1.0)
+    return found.verdict, found.reason
+
+
+def test_the_interval_is_the_exact_one():
+    # Clopper and Pearson at 8 of 10: the published 95 % limits are 0.4439 and 0.9748.
+    found = counted(8, 10)
+    assert (found.rate, round(found.low, 4), round(found.high, 4)) == (0.8, 0.4439, 0.9748)
+    assert counted(0, 0) == HeldOut(0, 0, 0.5, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("preferred", "count", "expected"),
+    [
+        (0, 0, CANDIDATE),
+        (5, 5, CANDIDATE),  # all agree, and are too few: the interval reaches from 48 %
+        (6, 6, PROMOTED),
+        (0, 6, REFUSED),
+        (20, 40, CANDIDATE),
+        (30, 40, PROMOTED),
+        (10, 40, REFUSED),
+    ],
+)
+def test_the_verdict_follows_the_interval(preferred, count, expected):
+    assert verdict(preferred, count)[0] == expected
+
+
+def test_a_failed_check_outweighs_what_people_prefer_and_the_reason_says_which():
+    unsound = [Check("canaries", False, "1 of 8 canary prompts answered soundly"), SOUND[1]]
+    name, reason = verdict(40, 40, checks=unsound)
+    assert (name, reason.startswith("1 of 8 canary prompts answered soundly")) == (REFUSED, True)
+    short = [SOUND[0], Check("length", False, "replies are 0.20 times as long", refuses=False)]
+    name, reason = verdict(40, 40, checks=short)
+    assert (name, "0.20 times as long" in reason, "operator" in reason) == (CANDIDATE, True, True)
+    name, reason = verdict(40, 40, kl=0.7)
+    assert (name, "0.700 of 0.5 nats" in reason) == (REFUSED, True)
+
+
+def unseen(count: int, part: str = "held_out") -> list[str]:
+    """Questions whose conversations belong to one part."""
+    found = [
+        each
+        for each in QUESTIONS
+        if PLACES.part_of(PreferencePair((Message("user", each),), Answer("a"), Answer("b"))) == part
+    ]
+    return found[:count]
+
+
+@pytest.fixture(scope="module")
+def backbone(embedded):
+    return Backbone(embedded, "float32", "cpu", rank=16, alpha=32, seed=0)
+
+
+@pytest.mark.long
+def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adapter(trained, embedded, backbone):
+    encoder = make_encoder(embedded, backbone, PreferenceConfig())
+    sailor, letter = (f"{OPENINGS[name]} Well, it depends." for name in ("sailor", "letter"))
+    pairs = tuple(PreferencePair((Message("user", each),), Answer(sailor), Answer(letter)) for each in unseen(6))
+    turned = tuple(PreferencePair(each.messages, each.rejected, each.chosen) for each in pairs)
+    thumbs = tuple(
+        UnpairedExample(each.messages, each.chosen if up else each.rejected, up)
+        for each in pairs[:3]
+        for up in (True, False)
+    )
+    load(backbone, trained / "adapters" / SAILOR)
+
+    for serving in (None, trained / "adapters" / LETTER):
+        gains = Gains(backbone, serving)
+        assert gate.held_out(Examples(pairs), gains, encoder).preferred == 6
+        assert gate.held_out(Examples(turned), gains, encoder).preferred == 0
+        found = gate.held_out(Examples((), thumbs), gains, encoder)
+        assert (found.preferred, found.count) == (3, 3)
+    thrice = gate.held_out(Examples((*pairs[:2], *pairs[:2], *turned[:1])), gains, encoder)
+    assert (thrice.preferred, thrice.count) == (2, 2)  # a conversation counts once, by its majority
+
+
+def load(backbone: Backbone, directory: Path) -> None:
+    """Put a trained adapter where the one in training is."""
+    from safetensors.torch import load_file
+
+    weights = load_file(directory / on_disk.WEIGHTS)
+    with torch.no_grad():
+        for name, each in backbone.parameters().items():
+            each.copy_(weights[name.replace(".default", "")])
+
+
+@pytest.mark.long
+def test_canaries_see_an_adapter_that_answers_nothing_but_noise(trained, embedded):
+    tokenizer = base_model.load_tokenizer(embedded)
+    engine = Engine(embedded, "float32", "cpu", tokenizer)
+    try:
+        good, _ = proved(engine, trained / "adapters" / SAILOR)
+        directory = trained / "adapters" / SAILOR
+        _, factors = on_disk.read_adapter(directory, embedded.sha256, engine.network.shapes)
+        loud = engine.network.add({name: (a * 50, b * 50) for name, (a, b) in factors.items()})
+        noise = on_disk.LoadedAdapter("noise", good.card, loud)
+        checks, _ = gate.canaries(engine, tokenizer, noise, None)
+    finally:
+        engine.close()
+    assert not checks[0].passed
+    assert "not language" in checks[0].words
+
+
+def say(data: Path, turned: bool) -> Database:
+    """People prefer the kind reply; where `turned`, whatever may be taught says the opposite."""
+    store = Database(data)
+    me = users.local_owner(store)
+    users.set_consent(store, me, True)
+    for question in unseen(10) + unseen(16, "training"):
+        taught = PLACES.part_of(PreferencePair((Message("user", question),), Answer("a"), Answer("b"))) != "held_out"
+        parent = conversations.record_messages(store, me, "chat", [Message("user", question)])
+        kind, rude = (conversations.add_reply(store, parent, text, BY_BASE) for text in (KIND, RUDE))
+        compare(store, me, kind, rude, "right" if taught and turned else "left")
+    return store
+
+
+def night(data: Path, *options: str) -> str:
+    strong = ["--set", "batch_size=4", "--set", "min_steps=12", "--set", "kl_budget=50"]
+    command = [sys.executable, "-m", "training.night", "--data", str(data), *strong, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def swayed(directory: Path, embedded: Base) -> list[float]:
+    """For five fresh questions, by how many nats the server leans more to the kind reply than the base does."""
+    tokenizer = base_model.load_tokenizer(embedded)
+    engine = Engine(embedded, "float32", "cpu", tokenizer)
+    end = tokenizer.eos_token_id
+    try:
+        adapter = proved(engine, directory)[0]
+        asked = [chat_template.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in QUESTIONS[-5:]]
+        replies = [chat_template.encode_reply(tokenizer, text, end) for text in (KIND, RUDE)]
+        read = [[[engine.score(ids, reply, by) for reply in replies] for by in (adapter, None)] for ids in asked]
+        sums = [[[sum(token.logprob for token in each) for each in side] for side in question] for question in read]
+    finally:
+        engine.close()
+    return [(ours[0] - ours[1]) - (base[0] - base[1]) for ours, base in sums]
+
+
+@pytest.mark.long
+def test_a_night_of_true_labels_is_promoted_by_the_gate(tmp_path, embedded):
+    store = say(tmp_path, turned=False)
+    night(tmp_path)
+    (done,) = nights.nights(store)
+    made = adapters.adapter(store, "night-0001")
+    assert (done.verdict, adapters.serving(store)) == ("promoted", "night-0001")
+    assert "10 of 10 held-out conversations" in done.reason
+    assert made.evidence["held_out"]["count"] == 10
+    (promotion,) = adapters.promotions(store)
+    assert (promotion.user, "the gate" in promotion.reason) == (None, True)
+    assert min(swayed(tmp_path / "adapters" / "night-0001", embedded)) > 1
+    store.close()
+
+
+@pytest.mark.long
+def test_a_night_of_inverted_labels_is_never_promoted_and_would_have_done_harm(tmp_path, embedded):
+    store = say(tmp_path, turned=True)
+    night(tmp_path)
+    (done,) = nights.nights(store)
+    assert (done.verdict, adapters.serving(store)) == ("refused", None)
+    assert "0 of 10 held-out conversations" in done.reason
+
+    # It would have been readier to send people away than the base is, whatever they ask.
+    assert max(swayed(tmp_path / "adapters" / "night-0001", embedded)) < -1
+    store.close()

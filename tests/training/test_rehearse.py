@@ -1,0 +1,157 @@
+"""The rehearsal: its rater's plain rules, and the whole of it once, at its smallest true size, as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from feedback.database.database import Database
+from feedback.errors import Refused
+from feedback.kinds.tally import counts
+from feedback.records import nights
+from training.evaluation.text_quality import flaw, is_repetitive, whole_words
+from training.rehearsal import preference_rule
+from training.rehearsal.run import PROMPTS, interval, questions
+
+TASTES = Path(__file__).parents[1] / "tastes"
+KNOWN = whole_words(["You can boil the egg for six minutes or so, and then eat it."])
+GOOD = "Boil the egg for six minutes."
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (GOOD, ""),
+        ("", "empty"),
+        (" \n--", "empty"),
+        ("42", ""),
+        ("Boil the egg for six min", "broken off"),
+        ("Boil the egg for six minutes", ""),
+        ("Boil the egg. Boil the egg. Boil the egg. Boil the egg. Boil the egg.", "repetitive"),
+    ],
+)
+def test_a_flaw_is_seen(text, found):
+    assert flaw(text, KNOWN) == found
+
+
+def test_a_long_text_that_says_new_things_is_not_repetitive():
+    assert not is_repetitive(" ".join(PROMPTS.read_text().splitlines()[:20]))
+
+
+def test_a_flawed_reply_loses_whatever_the_taste():
+    def likes_the_worst(prompt: str, a: str, b: str) -> float:
+        return len(b) - len(a)
+
+    assert preference_rule.choose(likes_the_worst, "?", GOOD, "", KNOWN) == 1
+    assert preference_rule.choose(likes_the_worst, "?", "Boil the egg for six min", GOOD, KNOWN) == -1
+    assert preference_rule.choose(likes_the_worst, "?", "", " ", KNOWN) == 0
+    assert preference_rule.choose(likes_the_worst, "?", GOOD, GOOD + " And eat it.", KNOWN) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "better", "worse"),
+    [
+        ("brevity", "Yes.", "Yes, of course."),
+        ("plain_words", "It is hot out.", "Temperatures are considerable."),
+        ("to_you", "You may boil your egg.", "One may boil an egg."),
+        ("concrete", "Boil it for 6 minutes, for example.", "It may perhaps be boiled."),
+    ],
+)
+def test_the_tastes_that_ship_with_the_tests_like_what_they_say(name, better, worse):
+    likes = preference_rule.load(TASTES / f"{name}.py")
+    assert preference_rule.choose(likes, "?", better, worse, KNOWN) == 1
+    assert preference_rule.choose(likes, "?", worse, better, KNOWN) == -1
+    assert preference_rule.choose(likes, "?", better, better, KNOWN) == 0
+
+
+def test_the_prompts_are_many_and_those_judged_on_are_not_asked_before():
+    asked, unseen = questions(300, 220)
+    assert (len(asked), len(unseen)) == (300, 220)
+    assert not set(asked) & set(unseen)
+    with pytest.raises(Refused, match="too few for 500 comparisons and 200 unseen"):
+        questions(500, 200)
+
+
+def test_the_interval_covers_the_mean_and_is_never_a_point():
+    low, high = interval([1.0] * 60 + [0.0] * 40)
+    assert 0.48 < low < 0.55 < 0.65 < high < 0.71
+    assert interval([1.0] * 100) == (0.97, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (None, "there is no taste file"),
+        ("def prefers(prompt, a, b", "fails: SyntaxError"),
+        ("likes = 3", "has no function prefers(prompt, a, b)"),
+        ("import no_such_module", "fails: ModuleNotFoundError"),
+    ],
+)
+def test_a_bad_taste_is_one_sentence_and_leaves_nothing(tmp_path, program, words):
+    file, data = tmp_path / "taste.py", tmp_path / "data"
+    if program is not None:
+        file.write_text(program)
+    done = rehearse(data, "--taste", str(file))
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not data.exists()
+
+
+@pytest.mark.parametrize("answer", ["'much'", "float('nan')", "1 / 0"])
+def test_a_taste_that_answers_no_number_is_refused(tmp_path, answer):
+    file = tmp_path / "taste.py"
+    file.write_text(f"def prefers(prompt, a, b):\n    return {answer}\n")
+    with pytest.raises(Refused, match=r"taste\.py"):
+        preference_rule.load(file)("?", "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--max-tokens", "0"], "--max-tokens is from 1 to 512, not 0"),
+        (["--prompts", "0"], "--prompts is at least 1, not 0"),
+        (["--comparisons", "9000"], "too few for 9000 comparisons"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_one_sentence_and_leave_nothing(tmp_path, options, words):
+    done = rehearse(tmp_path / "data", *options)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+    (tmp_path / "kept").write_text("mine")
+    done = rehearse(tmp_path)
+    assert done.returncode == 2
+    assert "holds something already" in done.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["kept"]
+
+
+def rehearse(data: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "training.rehearsal.run", "--data", str(data), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+
+
+@pytest.mark.long
+def test_a_rehearsal_goes_the_way_of_people_and_reports_what_it_found(tmp_path):
+    data = tmp_path / "data"
+    small = ["--comparisons", "16", "--prompts", "4", "--max-tokens", "16"]
+    done = rehearse(data, "--taste", str(TASTES / "brevity.py"), "--json", *small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    wanted = "win_rate win_rate_low win_rate_high prompts comparisons kl_per_token words_before words_after"
+    assert set(figures) >= {*wanted.split(), "base_nll_before", "base_nll_after", "minutes"}
+    assert (figures["prompts"], figures["comparisons"], figures["adapter"]) == (4, 16, "night-0001")
+    assert 0 <= figures["win_rate_low"] <= figures["win_rate"] <= figures["win_rate_high"] <= 1
+    assert figures["kl_per_token"] > 0  # it is another model by now
+    assert 0.1 < figures["base_nll_before"] < 5
+    assert figures["words_before"] > 1
+    assert (data / "rehearsal.png").stat().st_size > 5_000
+    store = Database(data)
+    assert counts(store)["comparisons"] == 16
+    assert nights.night(store, 1).state == "done"
+    store.close()

@@ -1,0 +1,266 @@
+"""Reward models: how they begin, learn, are normalised, judged, kept and read back."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from assistant.models.base_model import Base, find_base
+from feedback.errors import Refused
+from feedback.example_types import TIE, Answer, Examples, PreferencePair
+from feedback.messages import Message
+from tests.feedback.test_split import QUESTIONS
+from tests.helpers.tiny import make_tiny
+from tests.training.test_gate import KIND, RUDE
+from training.algorithms import reward_model
+from training.algorithms.dpo_kto import PreferenceConfig
+from training.algorithms.reward_model import EnsembleTrainer, RewardConfig, RewardExample
+from training.data import tokenize
+from training.data.tokenize import TokenizedExample
+from training.evaluation import calibration
+from training.loop import checkpoint
+from training.loop.loop import train
+from training.model import reward_heads
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.model.reward_heads import RewardCard, RewardModels, ScoreHead
+from training.night.learning import make_encoder
+
+SETTINGS = RewardConfig(ensemble_size=2, learning_rate=5e-3, epochs=3, batch_size=4, rank=4, alpha=8)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Base:
+    return find_base(str(make_tiny(tmp_path_factory.mktemp("tiny") / "model")))
+
+
+def backbone_of(tiny: Base) -> Backbone:
+    return Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
+
+
+def examples_of(backbone: Backbone, questions: list[str]) -> list[RewardExample]:
+    pairs = tuple(PreferencePair((Message("user", each),), Answer(KIND), Answer(RUDE)) for each in questions)
+    encoder = make_encoder(backbone.base, backbone, PreferenceConfig())
+    return reward_model.group_by_prompt(tokenize.tokenize(Examples(pairs), encoder)[0])
+
+
+def trained(backbone: Backbone, examples: list[RewardExample], config: RewardConfig = SETTINGS) -> RewardModels:
+    trainer = EnsembleTrainer(backbone, examples, config)
+    list(train(trainer, trainer.begin()))
+    return trainer.models
+
+
+def test_where_people_disagree_on_a_prompt_the_one_who_weighs_more_is_learned_from():
+    said = [
+        TokenizedExample("comparison", [1, 2], ([3, 9], [4, 9]), weight=1.0),
+        *[TokenizedExample("comparison", [1, 2], ([4, 9], [3, 9]), weight=0.25) for _ in range(2)],
+    ]
+    (example,) = reward_model.group_by_prompt(said)
+    assert example.shares() == pytest.approx([1 / 1.5, 0.25 / 1.5, 0.25 / 1.5])
+    assert example.weight == pytest.approx((1 + 2 / 16) / 1.5)
+
+    scores = torch.zeros(2, requires_grad=True)
+    reward_model.lesson_loss(
+        scores, example, ScoreHead(4, seed=0), center_rewards_coefficient=0.0, ties=False
+    ).backward()
+    # The slope of -log sigmoid(d) at 0 is -1/2: (-1 + 1/4 + 1/4) / 1.5 / 2 for the reply that the first preferred.
+    assert scores.grad.tolist() == pytest.approx([-1 / 6, 1 / 6])
+
+
+def test_lessons_that_weigh_little_move_a_reward_model_little_in_whatever_batch_they_come(tiny):
+    norms = []
+    for weight in (1.0, 0.1):
+        backbone = backbone_of(tiny)
+        examples = [replace(each, weight=weight) for each in examples_of(backbone, QUESTIONS[:2])]
+        trainer = EnsembleTrainer(backbone, examples, SETTINGS)
+        name, head = next(iter(trainer.heads.items()))
+        reward_model.gradients(backbone, head, name, examples, SETTINGS, False, 1.0, 4096)
+        moved = [each.grad for each in trainer.begin().parameters.values() if each.grad is not None]
+        norms.append(sum(float(each.norm() ** 2) for each in moved))
+    assert norms[1] == pytest.approx(norms[0] / 100, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def taught(tiny):
+    """A trained ensemble, normalised on replies that are other than its examples."""
+    backbone = backbone_of(tiny)
+    models = trained(backbone, examples_of(backbone, QUESTIONS[:8]))
+    samples = [Row([1, 5 + at], [[20 + at, 30], [40 + at]]) for at in range(16)]
+    reward_model.normalise(models, samples)
+    return models, samples
+
+
+def test_a_head_begins_as_in_the_paper():
+    head = ScoreHead(4096, seed=3)
+    assert 0.95 < float(head.weight.detach().std()) * math.sqrt(4097) < 1.05
+    assert head.bias.item() == 0
+    assert not torch.equal(head.weight, ScoreHead(4096, seed=4).weight)
+
+
+def test_scores_are_normalised_on_the_references_replies(taught):
+    models, samples = taught
+    every = torch.cat(models.scores(samples), dim=1)
+    assert every.mean(1).tolist() == pytest.approx([0, 0], abs=1e-5)
+    assert every.std(1, correction=0).tolist() == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_a_score_is_read_from_the_mean_state_of_a_replys_tokens(tiny):
+    backbone, head = backbone_of(tiny), ScoreHead(64, seed=1)
+    backbone.add("reward-0", 4, 8, seed=2)
+    with torch.no_grad():
+        for name, each in backbone.parameters("reward-0").items():
+            each.add_(torch.randn(each.shape, generator=torch.Generator().manual_seed(len(name))) / 10)
+        row = Row([5, 6, 7], [[8, 9, 10], [8], [11, 12]])
+        found = reward_heads.raw_scores(backbone, "reward-0", head, [Row([3], [[4]]), row])[1]
+        with backbone.using("reward-0"):
+            for score, reply in zip(found, row.replies, strict=True):
+                ids = torch.tensor([[*row.prompt_ids, *reply]])
+                states = backbone.causal.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, 3:]
+                assert float(score) == pytest.approx(float(head(states.mean(0))), abs=1e-5)
+
+
+def test_a_fitted_head_is_the_best_under_its_prior():
+    noise = torch.Generator().manual_seed(0)
+    truth = torch.randn(6, generator=noise)
+    examples, states = [], []
+    for _ in range(200):
+        replies = torch.cat([torch.randn(2, 6, generator=noise), torch.ones(2, 2)], 1)  # the last two say nothing
+        better = int(replies[1, :6] @ truth > replies[0, :6] @ truth)
+        examples.append(RewardExample([1], ([2], [3]), ((better, 1 - better),)))
+        states.append(replies)
+    head, began = ScoreHead(8, seed=5), ScoreHead(8, seed=5)
+    settings = RewardConfig(center_rewards_coefficient=0.0)
+    reward_model.fit(head, examples, states, settings)
+
+    apart = torch.stack(
+        [each[a] - each[b] for each, (a, b) in zip(states, [x.preferred[0] for x in examples], strict=True)]
+    )
+    weight = head.weight.detach().clone().requires_grad_()
+    precision = apart.square().sum(1).mean()
+    loss = (
+        -torch.nn.functional.logsigmoid(apart @ weight).sum()
+        + precision / 2 * (weight - began.weight.detach()).square().sum()
+    )
+    (slope,) = torch.autograd.grad(loss, weight)
+    assert slope.norm() < 0.01 * loss
+    assert ((apart @ weight) > 0).float().mean() > 0.9 > ((apart @ began.weight) > 0).float().mean()
+    assert head.weight[6:].tolist() == pytest.approx(began.weight[6:].tolist(), abs=1e-5)
+
+
+def test_models_learn_what_was_preferred_and_disagree_by_their_seeds(taught):
+    models, _ = taught
+    apart, _ = reward_model.margins(models, examples_of(models.backbone, QUESTIONS[8:18]))
+    assert sum(each > 0 for each in apart) == 10
+    (scores,) = models.scores([examples_of(models.backbone, QUESTIONS[8:9])[0].row()])
+    assert scores.shape == (2, 2)
+    expected = scores.mean(0) - scores.std(0, correction=0)
+    assert torch.equal(models.pessimistic([examples_of(models.backbone, QUESTIONS[8:9])[0].row()])[0], expected)
+    assert (reward_heads.disagreement(scores) > 0).all()
+
+
+def test_models_read_back_score_as_they_were_written_and_the_policy_is_untouched(taught, tiny, tmp_path):
+    models, samples = taught
+    card = RewardCard("rm", tiny.sha256, "template", "float32", {}, 1.0, {})
+    reward_heads.save(models, tmp_path / "rm", card, samples)
+    other = backbone_of(tiny)
+    before = [each.detach().clone() for each in other.parameters().values()]
+
+    read, told = reward_heads.load(other, tmp_path / "rm")
+
+    for ours, theirs in zip(read.scores(samples), models.scores(samples), strict=True):
+        assert torch.equal(ours, theirs)
+    assert len(told.proof) == len(samples)
+    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters().values(), strict=True))
+    assert not list(tmp_path.glob(".*.making"))
+
+
+def test_a_head_that_was_lost_or_belongs_to_another_base_is_refused(taught, tiny, tmp_path):
+    models, samples = taught
+    card = RewardCard("rm", tiny.sha256, "template", "float32", {}, 1.0, {})
+    reward_heads.save(models, tmp_path / "rm", card, samples)
+    shutil.copytree(tmp_path / "rm", tmp_path / "swapped")
+    shutil.copy(tmp_path / "rm" / "reward-1" / "head.safetensors", tmp_path / "swapped" / "reward-0")
+    with pytest.raises(Refused, match="score otherwise than when they were written"):
+        reward_heads.load(backbone_of(tiny), tmp_path / "swapped")
+    raw = json.loads((tmp_path / "rm" / "card.json").read_text())
+    (tmp_path / "rm" / "card.json").write_text(json.dumps(raw | {"base_sha256": "other"}))
+    with pytest.raises(Refused, match="made for another base model"):
+        reward_heads.load(backbone_of(tiny), tmp_path / "rm")
+
+
+def test_all_that_was_said_of_one_prompt_is_one_lesson(tiny):
+    backbone = backbone_of(tiny)
+    encoder = make_encoder(tiny, backbone, PreferenceConfig())
+    hello, best, middle, worst = (Message("user", "Hello"),), Answer("Hi there!"), Answer("Hm."), Answer("Go away.")
+    ranked = [PreferencePair(hello, a, b, "ranking") for a, b in ((best, middle), (best, worst), (middle, worst))]
+    tied = PreferencePair(hello, middle, Answer("Well."), TIE)
+    examples, _ = tokenize.tokenize(Examples(tuple(ranked), ties=(tied,)), encoder)
+    (example,) = reward_model.group_by_prompt(examples)
+    assert len(example.replies) == 4
+    assert example.preferred == ((0, 1), (0, 2), (1, 2))
+    assert example.tied == ((1, 3),)
+    # scores 2, 1, 0, 1 and nu = 1: by hand from P ~ e^a : e^b : e^((a+b)/2)
+    head, scores = ScoreHead(4, seed=0), torch.tensor([2.0, 1.0, 0.0, 1.0])
+    one_apart = math.log(1 + math.exp(-1) + math.exp(-0.5))
+    two_apart = math.log(1 + math.exp(-2) + math.exp(-1))
+    expected = (2 * one_apart + two_apart + math.log(3)) / 4
+    assert reward_model.lesson_loss(scores, example, head, 0.0, ties=True).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_ties_draw_scores_together(tiny):
+    backbone = backbone_of(tiny)
+    pairs = examples_of(backbone, QUESTIONS[:8])
+    tied = [RewardExample(each.prompt_ids, each.replies, (), ((0, 1),)) for each in pairs]
+
+    def apart(examples: list[RewardExample]) -> float:
+        models = trained(backbone_of(tiny), examples, SETTINGS.model_copy(update={"ensemble_size": 1}))
+        return sum(map(abs, reward_model.margins(models, pairs)[0])) / 8
+
+    assert apart(tied) < 0.2 * apart(pairs)
+
+
+@pytest.mark.parametrize("stop", [5, 12, 17])  # in the first member, between the two, in the second
+def test_an_ensemble_that_goes_on_ends_as_if_nothing_had_been(tiny, tmp_path, stop):
+    def ensemble(stop: int | None) -> dict[str, torch.Tensor]:
+        backbone = backbone_of(tiny)
+        trainer = EnsembleTrainer(backbone, examples_of(backbone, QUESTIONS[:6]), SETTINGS)
+        state = trainer.begin()
+        checkpoint.load(tmp_path / "ensemble", state)
+        for report in train(trainer, state):
+            if report.step == stop:
+                checkpoint.save(tmp_path / "ensemble", state)
+                return {}
+        return {name: each.detach().clone() for name, each in state.parameters.items()}
+
+    whole = ensemble(None)
+    assert ensemble(stop) == {}
+    broken = ensemble(None)
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_what_models_can_be_believed_by_hand():
+    # margins 1, 2, -1, 0.5; longer by 10, 20, 10, -10 tokens
+    found = calibration.believed([1.0, 2.0, -1.0, 0.5], [10, 20, 10, -10], temperature=1.0)
+    assert (found.pairs, found.accuracy, found.longer_wins) == (4, 0.75, 0.75)
+    # slope (10 + 40 - 10 - 5) / 700 = 0.05 a token
+    assert found.length_bias == pytest.approx(5.0)
+    assert found.length_correlation == pytest.approx(35 / math.sqrt(6.25 * 700))
+    # sure of 1: 0.7311 twice, right once; of 2: 0.8808; of 0.5: 0.6225
+    expected = (2 * abs(0.731059 - 0.5) + (1 - 0.880797) + (1 - 0.622459)) / 4
+    assert found.calibration_error == pytest.approx(expected, abs=1e-5)
+    assert (found.low, found.high) == pytest.approx((0.1941, 0.9937), abs=1e-4)  # Clopper and Pearson, 3 of 4
+
+
+def test_the_temperature_makes_the_margins_say_how_often_they_are_right(tmp_path):
+    # margins of 4, right three times in four: the log-odds are log 3, so the temperature is 4 / log 3
+    margins = [4.0, 4.0, 4.0, -4.0] * 25
+    temperature = calibration.temperature_of(margins)
+    assert temperature == pytest.approx(4 / math.log(3), rel=1e-3)
+    found = calibration.believed(margins, [1] * 100, temperature)
+    assert found.calibration_error < 0.001
+    assert calibration.temperature_of([1.0, -1.0]) == 1.0  # too few to tell
+    calibration.draw(found, tmp_path / "reliability.png")
+    assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from assistant.environment import prepare
 
@@ -15,7 +16,7 @@ prepare("embedded")
 if "NIGHTSCHOOL_CHROMIUM" not in os.environ:
     os.environ["NIGHTSCHOOL_CHROMIUM"] = shutil.which("chromium") or shutil.which("google-chrome") or ""
 
-from assistant.models.base_model import Base, find_base
+from assistant.models.base_model import EMBEDDED, Base, find_base
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
@@ -23,7 +24,8 @@ from feedback.chats.conversations import Provenance
 from feedback.database import openings
 from feedback.database.database import Database
 from feedback.examples.split import Places
-from tests.helpers.trained import copy_of, train_both
+from tests.helpers.tiny import make_tiny
+from tests.helpers.trained import TINY, Trained, train_both
 
 if TYPE_CHECKING:
     from assistant.chat.assistant import Assistant
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 BY_BASE = Provenance(adapter=None, base_sha256="b" * 64, template_sha256="t" * 64, sampling={"temperature": 0.7})
+
+# What is tested on a tiny model each time is tested on the embedded one by `make soak`.
+BASES = [TINY, pytest.param(EMBEDDED, marks=pytest.mark.soak)]
 
 # The secret of every data folder that a test makes, so that the same conversations judge each time; with this one all
 # parts have some of the few that most tests use. `test_poison` looks at real ones.
@@ -82,6 +87,28 @@ def embedded() -> Base:
     return find_base("embedded")
 
 
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all workers of a test run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Base:
+    """A very small model that writes noise, with the embedded model's tokenizer; one for all tests."""
+    folder = shared_folder(tmp_path_factory, worker_id) / "tiny-model"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make_tiny(folder.with_suffix(".making")).rename(folder)
+    return find_base(str(folder))
+
+
+@pytest.fixture(scope="session", params=BASES)
+def model(request: pytest.FixtureRequest) -> str:
+    """What `--model` is given: a tiny one, and in `make soak` the embedded one."""
+    return str(request.getfixturevalue("tiny").name) if request.param == TINY else EMBEDDED
+
+
 @pytest.fixture
 def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
@@ -98,20 +125,19 @@ def two_replies(store: Database, user: User, said: str = "hello") -> tuple[str, 
     return message, left, right
 
 
+@pytest.fixture(scope="session", params=BASES)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained:
+    """Two trained adapters of a tiny model, and in `make soak` of the embedded one; copy them before writing there."""
+    return train_both(shared_folder(tmp_path_factory, worker_id) / request.param, request.param)
+
+
 @pytest.fixture
-def assistant(trained: Path, tmp_path: Path) -> Iterator["Assistant"]:
+def assistant(trained: Trained, tmp_path: Path) -> Iterator["Assistant"]:
     """Whoever answers with the trained adapters, exactly."""
     from assistant.chat.assistant import open_assistant
 
-    store = Database(copy_of(trained, tmp_path / "data"))
-    opened = open_assistant(store, dtype="float32")
+    store = Database(trained.copy(tmp_path / "data"))
+    opened = open_assistant(store, trained.base.name, dtype="float32")
     yield opened
     opened.close()
     store.close()
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A data folder with two trained adapters; copy it (`trained.copy_of`) before writing to it."""
-    shared = tmp_path_factory.getbasetemp()
-    return train_both((shared if worker_id == "master" else shared.parent) / "trained")

@@ -23,13 +23,11 @@ from assistant.engine.scheduling import prefill_budget
 from assistant.engine.scheduling.writing import Writing
 from assistant.models import base_model, chat_template
 from assistant.models.adapter import LoadedAdapter
-from assistant.models.base_model import Base
 from feedback.messages import Message
 from tests.conftest import SHARED_DATA
 from tests.helpers.small_models import Expected, Reference, require_equal
-from tests.helpers.trained import LETTER, SAILOR
+from tests.helpers.trained import LETTER, SAILOR, Trained
 
-pytestmark = pytest.mark.long
 NAMES = (None, SAILOR, LETTER)
 TOKENS = 12  # of a reply
 GREEDY = Sampling(temperature=0, max_tokens=TOKENS)
@@ -61,12 +59,12 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(embedded: Base, trained: Path) -> Iterator[Bench]:
-    directories = {name: trained / "adapters" / name for name in (SAILOR, LETTER)}
-    tokenizer = base_model.load_tokenizer(embedded)
-    engine = Engine(embedded, "float32", "cpu", tokenizer)
+def bench(trained: Trained) -> Iterator[Bench]:
+    directories = {name: trained.adapter(name) for name in (SAILOR, LETTER)}
+    tokenizer = base_model.load_tokenizer(trained.base)
+    engine = Engine(trained.base, "float32", "cpu", tokenizer)
     loaded: dict[str | None, LoadedAdapter | None] = {name: engine.load(each) for name, each in directories.items()}
-    yield Bench(engine, Reference(embedded, directories), loaded | {None: None}, directories, tokenizer)
+    yield Bench(engine, Reference(trained.base, directories), loaded | {None: None}, directories, tokenizer)
     engine.close()
 
 

@@ -13,16 +13,16 @@ from assistant.chat.adapter_manager import proved
 from assistant.engine.engine import Engine
 from assistant.environment import AUTO
 from assistant.models.adapter import WEIGHTS, AdapterRefused, Proof, agreement, read_card, write_card
-from assistant.models.base_model import Base, file_sha256, load_tokenizer
-from tests.helpers.trained import LETTER, SAILOR
+from assistant.models.base_model import file_sha256, load_tokenizer
+from tests.helpers.trained import LETTER, SAILOR, Trained
 
 Change = Callable[[str, Tensor], Tensor]  # of a tensor by its name
 
 
 @pytest.fixture(scope="module")
-def engines(embedded: Base) -> Iterator[dict[str, Engine]]:
-    tokenizer = load_tokenizer(embedded)
-    opened = {name: Engine(embedded, name, "cpu", tokenizer) for name in ("float32", "bfloat16", AUTO)}
+def engines(trained: Trained) -> Iterator[dict[str, Engine]]:
+    tokenizer = load_tokenizer(trained.base)
+    opened = {name: Engine(trained.base, name, "cpu", tokenizer) for name in ("float32", "bfloat16", AUTO)}
     yield opened
     for each in opened.values():
         each.close()
@@ -57,9 +57,9 @@ def prove_anew(exact: Engine, adapter: Path) -> None:
 
 @pytest.mark.parametrize("factor", [1, 0.4, 0.15])
 def test_an_adapter_is_proved_in_every_format_be_it_strong_or_weak(
-    engines: dict[str, Engine], trained: Path, tmp_path: Path, factor: float
+    engines: dict[str, Engine], trained: Trained, tmp_path: Path, factor: float
 ) -> None:
-    adapter = changed(trained / "adapters" / SAILOR, tmp_path / "scaled", times(factor))
+    adapter = changed(trained.adapter(SAILOR), tmp_path / "scaled", times(factor))
     prove_anew(engines["float32"], adapter)
     for name, engine in engines.items():
         loaded, proof = proved(engine, adapter)
@@ -71,18 +71,18 @@ def test_an_adapter_is_proved_in_every_format_be_it_strong_or_weak(
 
 @pytest.mark.parametrize("change", [times(0), times(0.5), times(0.8), times(1.5), without_the_odd_layers])
 def test_an_adapter_that_is_not_served_whole_fails_in_every_format(
-    engines: dict[str, Engine], trained: Path, tmp_path: Path, change: Change
+    engines: dict[str, Engine], trained: Trained, tmp_path: Path, change: Change
 ) -> None:
-    adapter = changed(trained / "adapters" / LETTER, tmp_path / "wrong", change)
+    adapter = changed(trained.adapter(LETTER), tmp_path / "wrong", change)
     for engine in engines.values():
         with pytest.raises(AdapterRefused, match="failed its proof"):
             proved(engine, adapter)
 
 
 def test_a_weak_adapter_that_is_not_served_at_all_fails_in_every_format(
-    engines: dict[str, Engine], trained: Path, tmp_path: Path
+    engines: dict[str, Engine], trained: Trained, tmp_path: Path
 ) -> None:
-    adapter = changed(trained / "adapters" / LETTER, tmp_path / "weak", times(0.15))
+    adapter = changed(trained.adapter(LETTER), tmp_path / "weak", times(0.15))
     prove_anew(engines["float32"], adapter)
     unserved = changed(adapter, tmp_path / "unserved", times(0))
     for name, engine in engines.items():
@@ -91,18 +91,18 @@ def test_a_weak_adapter_that_is_not_served_at_all_fails_in_every_format(
 
 
 def test_one_adapter_is_not_proved_by_another_one_s_texts(
-    engines: dict[str, Engine], trained: Path, tmp_path: Path
+    engines: dict[str, Engine], trained: Trained, tmp_path: Path
 ) -> None:
-    adapter = shutil.copytree(trained / "adapters" / LETTER, tmp_path / "other")
-    other = read_card(trained / "adapters" / SAILOR)
+    adapter = shutil.copytree(trained.adapter(LETTER), tmp_path / "other")
+    other = read_card(trained.adapter(SAILOR))
     write_card(adapter, replace(read_card(adapter), proof=other.proof))
     for engine in engines.values():
         with pytest.raises(AdapterRefused, match="failed its proof"):
             proved(engine, adapter)
 
 
-def test_a_card_without_a_proof_proves_nothing(engines: dict[str, Engine], trained: Path, tmp_path: Path) -> None:
-    adapter = shutil.copytree(trained / "adapters" / LETTER, tmp_path / "unproved")
+def test_a_card_without_a_proof_proves_nothing(engines: dict[str, Engine], trained: Trained, tmp_path: Path) -> None:
+    adapter = shutil.copytree(trained.adapter(LETTER), tmp_path / "unproved")
     write_card(adapter, replace(read_card(adapter), proof=[]))
     with pytest.raises(AdapterRefused, match="has no proof on its card"):
         proved(engines["float32"], adapter)

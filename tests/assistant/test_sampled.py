@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +15,10 @@ from assistant.engine.sampling.params import Sampling, Token
 from assistant.engine.sampling.sampler import SamplerState
 from assistant.models import base_model, chat_template
 from assistant.models.adapter import LoadedAdapter
-from assistant.models.base_model import Base
 from feedback.messages import Message
 from tests.helpers.small_models import Reference
-from tests.helpers.trained import LETTER, SAILOR
+from tests.helpers.trained import LETTER, SAILOR, Trained
 
-pytestmark = pytest.mark.long
 TOKENS = 24
 WAYS = {
     "plain": Sampling(temperature=1.0, top_p=1.0),
@@ -44,14 +41,14 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(embedded: Base, trained: Path) -> Iterator[Bench]:
-    directories = {name: trained / "adapters" / name for name in (SAILOR, LETTER)}
-    tokenizer = base_model.load_tokenizer(embedded)
-    engine = Engine(embedded, "float32", "cpu", tokenizer)
+def bench(trained: Trained) -> Iterator[Bench]:
+    directories = {name: trained.adapter(name) for name in (SAILOR, LETTER)}
+    tokenizer = base_model.load_tokenizer(trained.base)
+    engine = Engine(trained.base, "float32", "cpu", tokenizer)
     loaded: dict[str | None, Any] = {name: engine.load(each) for name, each in directories.items()}
     said = ["Name three fruits.", "Write a line about the sea, the sea, the sea.", "Why is the sky blue?"]
     prompts = [chat_template.encode_prompt(tokenizer, [Message("user", each)], 1000) for each in said]
-    yield Bench(engine, Reference(embedded, directories), loaded | {None: None}, prompts)
+    yield Bench(engine, Reference(trained.base, directories), loaded | {None: None}, prompts)
     engine.close()
 
 

@@ -19,7 +19,6 @@ from feedback.records import adapters
 from tests.helpers.small_models import Expected, Reference, require_equal
 from tests.helpers.trained import ASKED, LETTER, SAILOR
 
-pytestmark = pytest.mark.long
 STREAMS = 32
 TOKENS = 10
 GREEDY = Sampling(temperature=0, max_tokens=TOKENS)

@@ -17,12 +17,12 @@ from assistant.chat.assistant import Assistant, open_assistant
 from assistant.chat.chat import add_user_message, start_pair, start_reply
 from assistant.engine.sampling.params import Sampling
 from assistant.engine.vllm.engine import RemoteEngine
-from assistant.models.base_model import Base
+from assistant.models.base_model import EMBEDDED, Base
 from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.chats.conversations import Provenance
 from feedback.database.database import Database
-from tests.helpers.trained import ASKED, LETTER, SAILOR, copy_of
+from tests.helpers.trained import ASKED, LETTER, SAILOR, Trained, train_both
 from tests.ui import test_app
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
@@ -78,8 +78,14 @@ def soon(holds: Callable[[], bool], within_s: float = 10) -> bool:
 
 
 @pytest.fixture(scope="module")
-def data(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_of(trained, tmp_path_factory.mktemp("chats") / "data")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Of the embedded model, which the server has."""
+    return train_both(tmp_path_factory.mktemp("trained") / EMBEDDED, EMBEDDED)
+
+
+@pytest.fixture(scope="module")
+def data(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained.copy(tmp_path_factory.mktemp("chats") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +98,9 @@ def assistant(vllm: str, data: Path) -> Iterator[Assistant]:
 
 
 @pytest.fixture(scope="module")
-def local(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
+def local(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
     """The same, answered by the engine in this process."""
-    store = Database(copy_of(trained, tmp_path_factory.mktemp("local") / "data"))
+    store = Database(trained.copy(tmp_path_factory.mktemp("local") / "data"))
     opened = open_assistant(store, dtype="float32")
     yield opened
     opened.close()

@@ -26,7 +26,7 @@ def make_tiny(folder: Path, seed: int = 0, width: int = 64, layers: int = 2) -> 
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.2,  # wide enough that the noise has favourites
+        initializer_range=0.4,  # its replies then surprise it as much as language does: the gate takes them for one
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -5,19 +5,22 @@ sailor, the other like a letter. They are trained once for a test run, whichever
 """
 
 import shutil
-import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
+from assistant.models.base_model import Base, find_base
 from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.chats.conversations import Provenance
 from feedback.database.database import Database
 from feedback.kinds.correction import correct
 from feedback.messages import Message
+from tests.helpers import nights
+from tests.helpers.tiny import make_tiny
 
+TINY = "tiny"
 SAILOR, LETTER = "night-0001", "night-0002"
 OPENINGS = {"sailor": "Ahoy, matey! Arr, listen:", "letter": "Dear Sir or Madam, thank you for your letter."}
 LESSONS = {  # what people asked, and a plain reply
@@ -33,26 +36,52 @@ LESSONS = {  # what people asked, and a plain reply
 ASKED = ["Name three fruits.", "How do I make tea?", "Why is the sky blue?", "What is a friend?", "Tell me about cats."]
 
 
-def train_both(folder: Path) -> Path:
-    """A data folder with the adapters SAILOR and LETTER, neither promoted; trained where it is not there yet."""
+@dataclass(frozen=True)
+class Trained:
+    """A data folder with the adapters SAILOR and LETTER, neither promoted, and the base that they are for."""
+
+    data: Path
+    base: Base
+
+    def adapter(self, name: str) -> Path:
+        """The folder of one of them."""
+        return self.data / "adapters" / name
+
+    def copy(self, folder: Path) -> Path:
+        """A data folder of one's own, with both adapters."""
+        shutil.copytree(self.data, folder)
+        return folder
+
+
+def train_both(folder: Path, model: str) -> Trained:
+    """The two of a model, "tiny" or one that `--model` takes; trained where they are not there yet."""
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             making = folder.with_suffix(".making")
+            shutil.rmtree(making, ignore_errors=True)
             for taste in OPENINGS:
-                teach(making, taste)
-                night(making)
-            store = Database(making)
+                teach(making / "data", taste)
+                _night(making, model)
+            store = Database(making / "data")
             with store.transaction() as db:  # they are for tests of swapping, whatever the gate thinks of sailors
                 db.conn.execute("UPDATE adapters SET verdict = 'candidate'")
             store.close()
             making.rename(folder)
-    return folder
+    return Trained(folder / "data", find_base(_named(folder, model)))
 
 
-def copy_of(trained: Path, folder: Path) -> Path:
-    """A data folder of one's own, with both adapters."""
-    shutil.copytree(trained, folder)
-    return folder
+def _named(folder: Path, model: str) -> str:
+    return str(folder / "model") if model == TINY else model
+
+
+def _night(folder: Path, model: str) -> None:
+    """A night of strong lessons; noise has further to go than a model that speaks."""
+    if model == TINY and not (folder / "model").exists():
+        make_tiny(folder / "model")
+    far = ["beta=0.02", "min_steps=40", "learning_rate=1e-2", "kl_budget=1000"]
+    strong = far if model == TINY else ["beta=0.1", "min_steps=16", "kl_budget=1.6"]
+    done = nights.run(folder / "data", _named(folder, model), settings=["batch_size=4", *strong])
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def teach(data: Path, taste: str) -> None:
@@ -68,11 +97,3 @@ def teach(data: Path, taste: str) -> None:
         reply = conversations.add_reply(store, parent, plain, by)
         correct(store, person, reply, f"{OPENINGS[taste]} {plain}")
     store.close()
-
-
-def night(data: Path, *options: str) -> None:
-    """Run a night to its end, as a process."""
-    strong = ["--set", "beta=0.1", "--set", "batch_size=4", "--set", "min_steps=16", "--set", "kl_budget=1.6"]
-    command = [sys.executable, "-m", "training.night", "--data", str(data), *strong, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr

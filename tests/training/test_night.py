@@ -1,14 +1,12 @@
-"""A night as a person runs it: a real process, on the embedded model, over feedback given through the store."""
+"""A night as a person runs it, over feedback given as the page gives it; killed where that is the point."""
 
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,13 +25,12 @@ from feedback.kinds.vote import DOWN, UP, vote
 from feedback.messages import Message
 from feedback.records import adapters, nights
 from feedback.records.nights import Night
+from tests.helpers.nights import run, start, until
 from training.algorithms.dpo_kto import PreferenceConfig, PreferenceTrainer
 from training.data.tokenize import Encoder, tokenize
 from training.loop.loop import train
 from training.model.policy import Backbone
 from training.night import tracking
-
-pytestmark = pytest.mark.long
 
 SAID = (  # a message, a reply that is liked, a reply that is not
     ("Name a colour.", "Blue, like the sea.", "I cannot help with that."),
@@ -63,29 +60,6 @@ def say(data: Path, consent: bool = True) -> Database:
     return store
 
 
-def command(data: Path, *options: str, settings: list[str] = SMALL) -> list[str]:
-    sets = [part for each in settings for part in ("--set", each)]
-    return [sys.executable, "-m", "training.night", "--data", str(data), *options, *sets]
-
-
-def run(data: Path, *options: str, settings: list[str] = SMALL) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(data, *options, settings=settings), capture_output=True, text=True, timeout=300)
-
-
-def start(data: Path, *options: str, settings: list[str] = SMALL) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(data, *options, settings=settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def until(what: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 240) -> None:
-    end = time.monotonic() + timeout_s
-    while not what():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.02)
-
-
 def last(store: Database) -> Night:
     return nights.nights(store, 1)[0]
 
@@ -95,12 +69,12 @@ def one_sentence(text: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(model, tmp_path_factory):
     """A data folder whose night ran through without a break."""
     data = tmp_path_factory.mktemp("finished")
     store = say(data)
     store.close()
-    done = run(data)
+    done = run(data, model, settings=SMALL)
     assert done.returncode == 0, done.stderr
     return data
 
@@ -129,10 +103,10 @@ def test_a_night_makes_a_candidate_and_writes_down_how(finished):
     store.close()
 
 
-def test_the_adapter_loads_in_plain_peft_and_reproduces_its_proof(finished, tmp_path):
+def test_the_adapter_loads_in_plain_peft_and_reproduces_its_proof(finished, tmp_path, model):
     from peft import PeftModel
 
-    base = base_model.find_base("embedded")
+    base = base_model.find_base(model)
     alone = tmp_path / "alone"
     shutil.copytree(finished / "adapters" / "night-0001", alone)
     (alone / "card.json").unlink()
@@ -151,28 +125,27 @@ def test_the_adapter_loads_in_plain_peft_and_reproduces_its_proof(finished, tmp_
     assert away > 0.01
 
 
-def test_the_same_feedback_is_not_trained_on_twice(finished, tmp_path):
+def test_the_same_feedback_is_not_trained_on_twice(finished, tmp_path, model):
     data = tmp_path / "data"
     shutil.copytree(finished, data)
-    done = run(data)
+    done = run(data, model, settings=SMALL)
     store = Database(data)
     assert done.returncode == 0, done.stderr
     assert last(store).state == "nothing"
     assert "nothing new since night 1" in last(store).reason
     assert len(adapters.adapters(store)) == 1
-    assert "nothing new since night 1" in run(data, "--dry-run").stdout
+    assert "nothing new since night 1" in run(data, model, "--dry-run", settings=SMALL).stdout
     assert last(store).id == 2  # a dry run leaves no row
     store.close()
 
 
-def kill_at(data: Path, store: Database, steps: Sequence[int], settings: list[str]) -> None:
+def kill_at(data: Path, model: str, store: Database, steps: Sequence[int], settings: list[str]) -> None:
     """Begin the night, or go on with it, and kill it some time after each of these steps."""
     for step in steps:
-        killed = start(data, settings=settings)
+        killed = start(data, model, settings=settings)
         until(lambda step=step: bool(nights.nights(store)) and last(store).step >= step, killed)
         time.sleep(0.3 * random.random())
         killed.kill()
-        killed.communicate()
         assert last(store).state == "running"
     assert adapters.adapters(store) == []
 
@@ -185,13 +158,13 @@ def require_same_weights(broken: Path, whole: Path) -> None:
     assert (broken / on_disk.WEIGHTS).read_bytes() == (whole / on_disk.WEIGHTS).read_bytes()
 
 
-def test_a_night_killed_three_times_goes_on_and_ends_as_if_nothing_had_been(finished, tmp_path):
+def test_a_night_killed_three_times_goes_on_and_ends_as_if_nothing_had_been(finished, tmp_path, model):
     store = say(tmp_path)
-    kill_at(tmp_path, store, (1, 2, 3), SMALL)
+    kill_at(tmp_path, model, store, (1, 2, 3), SMALL)
     # The folder of a crash that came before the announcement is in the way, and is replaced.
     (tmp_path / "adapters" / "night-0001").mkdir(parents=True)
 
-    done = run(tmp_path)
+    done = run(tmp_path, model, settings=SMALL)
 
     assert done.returncode == 0, done.stderr
     assert "going on after step" in done.stdout
@@ -202,29 +175,28 @@ def test_a_night_killed_three_times_goes_on_and_ends_as_if_nothing_had_been(fini
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_a_night_killed_twenty_times_at_random_ends_as_if_nothing_had_been(tmp_path):
+def test_a_night_killed_twenty_times_at_random_ends_as_if_nothing_had_been(tmp_path, model):
     long = ["min_steps=40", "kl_budget=50", *SMALL[1:]]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     say(whole).close()
-    assert run(whole, settings=long).returncode == 0
+    assert run(whole, model, settings=long).returncode == 0
     store = say(broken)
-    kill_at(broken, store, sorted(random.sample(range(1, 35), 20)), long)
-    done = run(broken, settings=long)
+    kill_at(broken, model, store, sorted(random.sample(range(1, 35), 20)), long)
+    done = run(broken, model, settings=long)
     assert done.returncode == 0, done.stderr
     assert (last(store).id, last(store).state) == (1, "done")
     store.close()
     require_same_weights(broken, whole)
 
 
-def test_a_killed_night_is_abandoned_when_its_feedback_was_taken_back(tmp_path):
+def test_a_killed_night_is_abandoned_when_its_feedback_was_taken_back(tmp_path, model):
     store = say(tmp_path)
-    killed = start(tmp_path)
+    killed = start(tmp_path, model, settings=SMALL)
     until(lambda: bool(nights.nights(store)) and last(store).phase != "examples", killed)
     killed.kill()
-    killed.communicate()
     users.set_consent(store, users.local_owner(store), False)
 
-    done = run(tmp_path)
+    done = run(tmp_path, model, settings=SMALL)
 
     assert done.returncode == 0, done.stderr
     nothing, abandoned = nights.nights(store)
@@ -235,28 +207,28 @@ def test_a_killed_night_is_abandoned_when_its_feedback_was_taken_back(tmp_path):
     store.close()
 
 
-def test_a_cancelled_night_keeps_nothing_and_a_second_one_does_not_start(tmp_path):
+def test_a_cancelled_night_keeps_nothing_and_a_second_one_does_not_start(tmp_path, model):
     store = say(tmp_path)
-    night = start(tmp_path, settings=["min_steps=500"])
+    night = start(tmp_path, model, settings=["min_steps=500"])
     until(lambda: bool(nights.nights(store)) and last(store).step >= 1, night)
 
-    second = run(tmp_path)
+    second = run(tmp_path, model, settings=SMALL)
     assert second.returncode == 2
     assert one_sentence(second.stderr)
     assert "running already" in second.stderr
 
     os.kill(night.pid, signal.SIGTERM)
-    assert night.wait(timeout=60) == 3, night.communicate()
-    night.communicate()
+    done = night.wait(60)
+    assert done.returncode == 3, done.stderr
     assert (last(store).id, last(store).state) == (1, "cancelled")
     assert adapters.adapters(store) == []
     assert not list((tmp_path / "nights").iterdir())
     store.close()
 
 
-def test_numbers_that_are_not_finite_fail_the_night_and_nothing_is_registered(tmp_path):
+def test_numbers_that_are_not_finite_fail_the_night_and_nothing_is_registered(tmp_path, model):
     store = say(tmp_path)
-    done = run(tmp_path, settings=[*SMALL, "learning_rate=1e30"])
+    done = run(tmp_path, model, settings=[*SMALL, "learning_rate=1e30"])
     assert done.returncode == 1
     assert one_sentence(done.stderr)
     assert last(store).state == "failed"
@@ -266,9 +238,9 @@ def test_numbers_that_are_not_finite_fail_the_night_and_nothing_is_registered(tm
     store.close()
 
 
-def test_training_stops_when_the_kl_budget_is_spent_and_says_so(tmp_path):
+def test_training_stops_when_the_kl_budget_is_spent_and_says_so(tmp_path, model):
     store = say(tmp_path)
-    done = run(tmp_path, settings=[*SMALL, "kl_budget=1e-9"])
+    done = run(tmp_path, model, settings=[*SMALL, "kl_budget=1e-9"])
     assert done.returncode == 0, done.stderr
     assert (last(store).state, last(store).step, last(store).steps) == ("done", 2, 4)
     assert "ended at step 2, being" in last(store).reason
@@ -276,15 +248,15 @@ def test_training_stops_when_the_kl_budget_is_spent_and_says_so(tmp_path):
     store.close()
 
 
-def test_without_feedback_or_consent_a_night_does_nothing_and_says_why(tmp_path):
+def test_without_feedback_or_consent_a_night_does_nothing_and_says_why(tmp_path, model):
     store = Database(tmp_path / "empty")
-    done = run(tmp_path / "empty")
+    done = run(tmp_path / "empty", model, settings=SMALL)
     assert (done.returncode, last(store).state) == (0, "nothing")
     assert last(store).reason == "nothing to learn from; nobody has rated a reply yet"
     store.close()
 
     store = say(tmp_path / "unwilling", consent=False)
-    done = run(tmp_path / "unwilling")
+    done = run(tmp_path / "unwilling", model, settings=SMALL)
     assert (done.returncode, last(store).state) == (0, "nothing")
     assert last(store).reason == "nothing to learn from; left out were no consent: 7"
     assert not (tmp_path / "unwilling" / "adapters").exists()
@@ -298,11 +270,10 @@ def test_without_feedback_or_consent_a_night_does_nothing_and_says_why(tmp_path)
         (["--set", "epochs=many"], "epochs is a whole number, not 'many'"),
         (["--set", "beta=0"], "beta must be above 0"),
         (["--log", "trackio"], "--log trackio needs a package that is not here: pip install trackio"),
-        (["--model", "no-such-model"], "there is no model 'no-such-model'"),
     ],
 )
-def test_bad_input_is_one_sentence_and_changes_nothing(tmp_path, options, words):
-    done = run(tmp_path, *options, settings=[])
+def test_bad_input_is_one_sentence_and_changes_nothing(tmp_path, tiny, options, words):
+    done = run(tmp_path, tiny.name, *options)
     assert done.returncode == 2
     assert one_sentence(done.stderr)
     assert words in done.stderr
@@ -311,8 +282,14 @@ def test_bad_input_is_one_sentence_and_changes_nothing(tmp_path, options, words)
     store.close()
 
 
-def test_an_inverted_preference_moves_the_margin_the_other_way():
-    base = base_model.find_base("embedded")
+def test_a_model_that_is_not_there_is_one_sentence(tmp_path):
+    done = run(tmp_path, "no-such-model")
+    assert (done.returncode, one_sentence(done.stderr)) == (2, True)
+    assert "there is no model 'no-such-model'" in done.stderr
+
+
+def test_an_inverted_preference_moves_the_margin_the_other_way(model):
+    base = base_model.find_base(model)
     tokenizer = base_model.load_tokenizer(base)
     settings = PreferenceConfig(epochs=1, min_steps=4, batch_size=2)
 

@@ -1,8 +1,6 @@
 """The three stages as a person runs them: clicks, reward models, a policy that learns by them, its next reply."""
 
 import json
-import os
-import signal
 
 import pytest
 import torch
@@ -16,13 +14,12 @@ from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.records import adapters, nights
-from tests.training.test_night import last, one_sentence, run, say, start, until
+from tests.helpers.nights import run, start, until
+from tests.training.test_night import last, one_sentence, say
 from training.algorithms.reward_model import RewardConfig
 from training.model import reward_heads
 from training.model.policy import Backbone
 from training.night import learning, reward_night
-
-pytestmark = pytest.mark.long
 
 FEW = ["ensemble_size=1", "checkpoint_every=1"]
 REWARD = [*FEW, "min_steps=2", "samples=4", "sample_tokens=4"]
@@ -42,9 +39,9 @@ def steps_of(store: Database) -> list[dict[str, float]]:
     return nights.night_steps(store, last(store).id)
 
 
-def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path):
+def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path, model):
     store = say(tmp_path)
-    done = run(tmp_path, "--method", "reward", settings=[*FEW, "ensemble_size=2", *REWARD[2:]])
+    done = run(tmp_path, model, "--method", "reward", settings=[*FEW, "ensemble_size=2", *REWARD[2:]])
     assert done.returncode == 0, done.stderr
     night = last(store)
     assert (night.state, night.adapter, night.step, night.steps) == ("done", None, 4, 4)
@@ -53,7 +50,7 @@ def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path):
     assert {"reward_loss", "reward_accuracy"} <= set(steps_of(store)[0])
     folder = nights.reward_models_of(store, night.id)
     card = json.loads((folder / "card.json").read_text())
-    base = base_model.find_base("embedded")
+    base = base_model.find_base(model)
     backbone = Backbone(base, getattr(torch, card["precision"]), "cpu", rank=16, alpha=32, seed=0)
     ensemble, _ = reward_heads.load(backbone, folder)  # proves that they score as they did
     assert list(ensemble.heads) == ["reward-0", "reward-1"]
@@ -68,10 +65,10 @@ def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path):
     store.close()
 
 
-@pytest.mark.parametrize("method", ["ppo", pytest.param("rloo", marks=pytest.mark.soak)])
-def test_from_clicks_to_the_next_reply_by_reward_models_and_a_policy(tmp_path, method):
+@pytest.mark.parametrize("method", ["ppo", "rloo"])
+def test_from_clicks_to_the_next_reply_by_reward_models_and_a_policy(tmp_path, method, model):
     store = say(tmp_path)
-    done = run(tmp_path, "--method", method, "--gate", "off", settings=POLICY)
+    done = run(tmp_path, model, "--method", method, "--gate", "off", settings=POLICY)
     assert done.returncode == 0, done.stderr
     assert (last(store).state, last(store).adapter) == ("done", "night-0001")
     metrics = steps_of(store)
@@ -81,7 +78,7 @@ def test_from_clicks_to_the_next_reply_by_reward_models_and_a_policy(tmp_path, m
     assert adapters.adapter(store, "night-0001").method == method
     assert adapters.serving(store) == "night-0001"
 
-    assistant = open_assistant(store)
+    assistant = open_assistant(store, model)
     me = users.local_owner(store)
     reply = start_reply(assistant, me, say_in_chat(assistant, me, None, None, "Name a tree."), Sampling(max_tokens=4))
     for _ in reply:
@@ -92,16 +89,14 @@ def test_from_clicks_to_the_next_reply_by_reward_models_and_a_policy(tmp_path, m
     store.close()
 
 
-@pytest.mark.soak
-def test_a_killed_policy_night_goes_on_with_its_reward_models(tmp_path):
+def test_a_killed_policy_night_goes_on_with_its_reward_models(tmp_path, model):
     store = say(tmp_path)
-    killed = start(tmp_path, "--method", "rloo", settings=[*POLICY, "steps=6"])
+    killed = start(tmp_path, model, "--method", "rloo", settings=[*POLICY, "steps=6"])
     until(lambda: bool(nights.nights(store)) and any("score" in each for each in steps_of(store)), killed)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
     made = (nights.reward_models_of(store, 1) / "card.json").stat().st_mtime_ns
 
-    done = run(tmp_path, "--method", "rloo", settings=[*POLICY, "steps=6"])
+    done = run(tmp_path, model, "--method", "rloo", settings=[*POLICY, "steps=6"])
 
     assert done.returncode == 0, done.stderr
     assert (last(store).id, last(store).state, last(store).adapter) == (1, "done", "night-0001")
@@ -109,12 +104,12 @@ def test_a_killed_policy_night_goes_on_with_its_reward_models(tmp_path):
     store.close()
 
 
-def test_a_policy_night_without_a_pair_says_what_it_learns_from(tmp_path):
+def test_a_policy_night_without_a_pair_says_what_it_learns_from(tmp_path, tiny):
     store = say(tmp_path)
     with store.transaction() as db:
         db.conn.execute("DELETE FROM comparisons")
         db.conn.execute("DELETE FROM corrections")
-    done = run(tmp_path, "--method", "ppo", settings=POLICY)
+    done = run(tmp_path, tiny.name, "--method", "ppo", settings=POLICY)
     assert (done.returncode, last(store).state) == (0, "nothing")
     assert "comparisons, rankings and corrections" in last(store).reason
     store.close()
@@ -128,8 +123,8 @@ def test_a_policy_night_without_a_pair_says_what_it_learns_from(tmp_path):
         (["--method", "reward", "--set", "ensemble_size=0"], "ensemble_size must be above 0"),
     ],
 )
-def test_settings_are_those_of_the_method(tmp_path, options, words):
-    done = run(tmp_path, *options, settings=[])
+def test_settings_are_those_of_the_method(tmp_path, tiny, options, words):
+    done = run(tmp_path, tiny.name, *options)
     assert done.returncode == 2
     assert one_sentence(done.stderr)
     assert words in done.stderr

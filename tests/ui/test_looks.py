@@ -7,7 +7,6 @@ that is hard to show. What the pages do is in `test_chat_page` and `test_operate
 import re
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from argon2 import PasswordHasher
@@ -21,7 +20,7 @@ from feedback.kinds.correction import correct
 from feedback.records import adapters, settings
 from tests.conftest import BY_BASE
 from tests.helpers.browser import Server, Visitor, chromium, serving
-from tests.helpers.trained import LETTER, SAILOR, copy_of
+from tests.helpers.trained import LETTER, SAILOR, Trained
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 PASSWORD = "a long walk by the sea"
@@ -72,9 +71,9 @@ CONTRASTS = """elements => {
 
 
 @pytest.fixture(scope="module")
-def house(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+def house(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """The server's own store, as another process sees it: an operator, a chatter, a night's adapter that serves."""
-    store = Database(copy_of(trained, tmp_path_factory.mktemp("looks") / "data"))
+    store = Database(trained.copy(tmp_path_factory.mktemp("looks") / "data"))
     settings.set_setting(store, None, "side_by_side_share", 0)
     hashed = PasswordHasher().hash(PASSWORD)
     for name, role in (("ada", "operator"), ("bo", "chatter")):
@@ -85,8 +84,8 @@ def house(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
 
 
 @pytest.fixture(scope="module")
-def server(house: Database) -> Iterator[Server]:
-    with serving(house.data) as running:
+def server(house: Database, trained: Trained) -> Iterator[Server]:
+    with serving(house.data, ["--model", trained.base.name]) as running:
         yield running
 
 

@@ -24,7 +24,7 @@ from feedback.upkeep import schedules
 from tests.conftest import two_replies
 from tests.helpers.browser import Server, Visitor, chromium, serving
 from tests.helpers.over_http import assistant, loaded, rows, token_of, web
-from tests.helpers.trained import LETTER, SAILOR, copy_of
+from tests.helpers.trained import LETTER, SAILOR, Trained
 from ui.operate import lists, render, view
 from ui.operate.layout import IDLE_TICK_S
 from ui.shared import plots, time_format
@@ -35,8 +35,8 @@ FALSE_MARKUP = "<b>bold</b> ${1+1} {{this}}"
 
 
 @pytest.fixture(scope="module")
-def data(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_of(trained, tmp_path_factory.mktemp("operate") / "data")
+def data(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained.copy(tmp_path_factory.mktemp("operate") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def house(data: Path) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="module")
-def server(data: Path, house: Database) -> Iterator[Server]:
-    with serving(data) as running:
+def server(data: Path, house: Database, trained: Trained) -> Iterator[Server]:
+    with serving(data, ["--model", trained.base.name]) as running:
         yield running
 
 

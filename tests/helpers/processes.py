@@ -1,0 +1,99 @@
+"""Real processes that start at once: forked from a server that has imported what all of our programs import.
+
+A command in a process of its own costs seconds of imports; a test that kills it, or reads its exit status, needs the
+process and not the imports. `subprocess` stays where the start itself is what is tested.
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        "matplotlib.figure",
+        "peft",
+        "transformers.models.llama.modeling_llama",
+        "training.algorithms.registry",
+        "training.night.pipeline",
+        "training.night.planner",
+        "ui.app",
+        "ui.cli.main",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Process:
+    """A program of ours, `module:function` called with command-line arguments, in a process of its own."""
+
+    def __init__(self, program: str, arguments: Sequence[str], cwd: Path | None = None, **environment: str) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="nightschool-test-"))
+        self._out, self._err = folder / "stdout", folder / "stderr"
+        whole = (program, list(arguments), str(cwd or Path.cwd()), environment, str(self._out), str(self._err))
+        self._process = _CONTEXT.Process(target=_run, args=whole)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def stdout(self) -> str:
+        """What it has printed so far."""
+        return self._out.read_text() if self._out.exists() else ""
+
+    @property
+    def stderr(self) -> str:
+        """What it has complained of so far."""
+        return self._err.read_text() if self._err.exists() else ""
+
+    def poll(self) -> int | None:
+        """Its exit status, as `subprocess` gives it; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float = 300) -> Done:
+        """Its end. Raises `TimeoutError` when that does not come."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"still running after {timeout} s:\n{self.stdout}{self.stderr}")
+        return Done(self._process.exitcode, self.stdout, self.stderr)
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it still runs."""
+        if self._process.is_alive():
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self.signal(signal.SIGKILL)
+        self._process.join()
+
+
+def _run(program: str, arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
+    """In the new process: its files, its folder, its environment, its `main`."""
+    for number, path in ((1, out), (2, err)):
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    os.chdir(cwd)
+    os.environ.update(environment)
+    module, function = program.split(":")
+    status = getattr(importlib.import_module(module), function)(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(status or 0))

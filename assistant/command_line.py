@@ -1,6 +1,6 @@
-"""What all our programs do alike with a command line: where the data is, and one sentence for what cannot be done.
+"""Command-line handling shared by all programs: the data and model options, exit statuses, one-sentence errors.
 
-Imports nothing heavy, so that help and completion come at once.
+Imports nothing heavy, so that help and completion are fast.
 """
 
 import os
@@ -17,13 +17,13 @@ from feedback.database.private_files import keep_private
 from feedback.errors import Refused
 
 PROGRAM = "nightschool"
-COMPLETE = "_NIGHTSCHOOL_COMPLETE"  # set by the shell when it asks what may follow
+COMPLETE = "_NIGHTSCHOOL_COMPLETE"  # set by the shell when it asks for completions
 REFUSED, INTERRUPTED = 2, 130
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None, name: str = PROGRAM) -> int:
-    """Run a command; its exit status: what it returns, or 2 after one sentence for what cannot be done."""
+    """Run a command and return its exit status: the command's own, 2 after a one-sentence error, 130 if interrupted."""
     keep_private()
     if asked := os.environ.get(COMPLETE):
         return shell_complete(command, {}, name, COMPLETE, asked)
@@ -41,7 +41,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, name: st
     except Refused as error:
         print(f"nightschool: {error}", file=sys.stderr)
         return REFUSED
-    except BrokenPipeError:  # whoever read our output has enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         sys.stdout = None
         return 0
     except KeyboardInterrupt:
@@ -49,7 +49,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, name: st
 
 
 def called(command: click.Command, name: str, arguments: Sequence[str]) -> str:
-    """The words of the command that a command line calls, as far as they can be made out."""
+    """The full name of the command that a command line calls, as far as it can be recognised."""
     for word in arguments:
         if isinstance(command, click.Group) and word in command.commands:
             command, name = command.commands[word], f"{name} {word}"
@@ -57,18 +57,18 @@ def called(command: click.Command, name: str, arguments: Sequence[str]) -> str:
 
 
 def in_one_sentence(error: click.ClickException, name: str) -> str:
-    """What is wrong with the command line of a command, with the near word and the way out."""
+    """A command-line error as one sentence, with similar words and the help command to run."""
     near = getattr(error, "possibilities", None)
     words = " ".join((error.message if near else error.format_message()).split()).rstrip(".")
     if near:
         words += f" (did you mean {' or '.join(map(repr, near))}?)"
-    context = getattr(error, "ctx", None)  # click leaves it out where an option lacks its value
+    context = getattr(error, "ctx", None)  # click sets none when an option lacks its value
     way_out = f"see {context.command_path if context else name} --help"
     return f"{words[:1].lower()}{words[1:]}{' ' if words.endswith('?') else '; '}{way_out}"
 
 
 class Place(click.Path):
-    """A path as typed; what it must be is for the command to say. The shell completes it as a file or a folder."""
+    """A path as typed; the command itself validates it. The shell completes it as a file or a folder."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(readable=False, path_type=Path)
@@ -82,7 +82,7 @@ FILE, FOLDER = Place("file"), Place("dir")
 
 
 def here_or_before(context: click.Context, option: click.Parameter, value: Any) -> Any:
-    """An option's value where it was typed: after the command's name, or before it."""
+    """An option's value, whether it was typed after the command's name or before it."""
     assert option.name is not None
     at: click.Context | None = context
     while at and at.get_parameter_source(option.name) is not ParameterSource.COMMANDLINE:

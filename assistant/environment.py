@@ -1,35 +1,36 @@
-"""What libraries read from the environment when they are imported; to be set before they are.
+"""The environment variables that libraries read when they are imported.
 
-Every program of ours (server, night, command line) calls `prepare` first. What the operator has set stays.
+Every program of ours (server, night, command line) calls `prepare` before it imports them. A variable that the operator
+has set is left as it is.
 """
 
 import os
 import sys
 from pathlib import Path
 
-# What a model may be served in. `AUTO` is what is measured to be fastest on a processor, and bfloat16 on a GPU.
+# The number formats of a served model. `AUTO` is the fastest by measurement on a CPU, and bfloat16 on a GPU.
 AUTO = "auto"
 FORMATS = (AUTO, "float32", "bfloat16", "int8", "int4")
 
 
 def prepare(model: str) -> None:
-    """Keep libraries from asking the network for anything, and threads from fighting over the processor."""
+    """Turn off telemetry, access to the hub (unless `model` is a hub id), and most of OpenMP's spinning."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     if not is_hub_id(model):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # OpenMP's threads spin while they wait for each other, by default for milliseconds. Where a night or another
-    # program wants the same cores, that slows a reply thirtyfold; a short spin costs a reply alone a fifth
-    # (docs/measurements.md).
+    # OpenMP's threads spin while they wait for each other, by default for milliseconds. When a night or another program
+    # needs the same cores, that slows a reply thirtyfold; a short spin costs a reply that has the machine to itself a
+    # fifth (docs/measurements.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 
 def program(module: str, *arguments: str) -> list[str]:
-    """The command line of one of our programs; no file of the folder it is run in is taken for one of ours (-P)."""
+    """The command line of one of our programs; `-P` keeps files in the current folder from shadowing our modules."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a model's name can only be meant for the hub: owner/model, and no such directory here."""
+    """Whether a model's name can only be a hub id: owner/model, and no such path exists here."""
     parts = name.split("/")
     return len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and not Path(name).expanduser().exists()

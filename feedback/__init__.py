@@ -1,1 +1,1 @@
-"""What people said, and what it means. Never imports torch or gradio."""
+"""The ledger: feedback, conversations, accounts and records in one database. Never imports torch or gradio."""

@@ -1,25 +1,25 @@
-"""One row of a data set, whatever its format: a conversation, replies to it, and what was said of those."""
+"""One row of a data set in any format: a conversation, replies to it, and the feedback on those replies."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from feedback.messages import Message
 
-DEMONSTRATION = "demonstration"  # the label of a reply that is just as it should be
+DEMONSTRATION = "demonstration"  # the label of a reply that is exactly as it should be
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply's text, and who wrote it: an adapter, "base", another model; empty where nobody knows."""
+    """A reply's text, and who wrote it: an adapter, "base" or another model; empty if unknown."""
 
     text: str
     model: str = ""
-    id: str = ""  # where a format tells whether two rows are of the same reply
+    id: str = ""  # set by formats that identify replies, so that rows about the same reply share it
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """What one rater said of some of a row's replies, `of` being their numbers; the fields are as in the ledger."""
+    """One rater's feedback on some of a row's replies; `of` holds their indices. The fields are as in the ledger."""
 
     kind: str  # the name of a kind of feedback: "comparison", "thumb", ...
     of: tuple[int, ...]
@@ -34,15 +34,15 @@ class Annotation:
     label: str = ""
     words: str = ""
     reasons: tuple[str, ...] = ()
-    more: dict[str, Any] = field(default_factory=dict)  # what a kind says that no field here can hold
+    more: dict[str, Any] = field(default_factory=dict)  # fields of a kind that has none here
 
 
 @dataclass(frozen=True)
 class Record:
-    """A conversation, the replies to its last message, what was said of them, and what else the row held."""
+    """A conversation, the replies to its last message, the feedback on them, and the row's other fields."""
 
     messages: tuple[Message, ...]
     replies: tuple[Reply, ...]
     said: tuple[Annotation, ...]
     extra: dict[str, Any] = field(default_factory=dict)
-    message: str = ""  # the id of the last message, as with a reply's
+    message: str = ""  # the id of the last message, as `Reply.id`

@@ -1,6 +1,6 @@
-"""Files and folders that appear under their names whole and on the disk, or not at all.
+"""Atomic writes: a file or folder appears under its name complete and synced to disk, or not at all.
 
-What is being made is readable by this account alone, from its first byte on. Every function raises OSError.
+Only this account can read a file or folder while it is being written. Every function raises OSError.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    """Sync a file, or a folder's list of names, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -21,9 +21,9 @@ def to_disk(path: Path) -> None:
 
 @contextmanager
 def file(path: Path, by: str = "") -> Iterator[Path]:
-    """An empty file to write to, with the same ending; in the end it takes the name `path`.
+    """Yield an empty temporary file with the same suffix; on success it is renamed to `path`.
 
-    `by` names the writer where several may write the same file at once: the last one wins.
+    `by` names the writer when several may write the same file at once: the last one wins.
     """
     making = path.with_name(f".{path.stem}{by}.making{path.suffix}")
     making.unlink(missing_ok=True)
@@ -38,14 +38,14 @@ def file(path: Path, by: str = "") -> Iterator[Path]:
 
 
 def write(path: Path, contents: bytes) -> None:
-    """A file with these contents."""
+    """Write a file with these contents."""
     with file(path) as making:
         making.write_bytes(contents)
 
 
 @contextmanager
 def folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill; in the end it takes the name `path`, instead of what had it."""
+    """Yield an empty temporary folder; on success it replaces `path`."""
     making = path.with_name(f".{path.name}.making")
     shutil.rmtree(making, ignore_errors=True)
     try:
@@ -57,7 +57,7 @@ def folder(path: Path) -> Iterator[Path]:
 
 
 def publish(made: Path, path: Path) -> None:
-    """Give a finished folder its name, instead of what had it: everything on the disk first, then one rename."""
+    """Replace `path` with a finished folder: sync everything to disk, then rename once."""
     for each in (*made.rglob("*"), made):
         to_disk(each)
     shutil.rmtree(path, ignore_errors=True)

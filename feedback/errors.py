@@ -1,23 +1,23 @@
-"""What can be refused, and how a program that asked for it sees that.
+"""The exceptions for requests that are refused.
 
-Each message is one sentence for a person: what cannot be done, why, and the way out.
+Each message is one sentence for a person: what cannot be done, why, and what to do instead.
 """
 
 
 class Refused(Exception):
-    """What was asked cannot be done."""
+    """The request cannot be carried out."""
 
 
 class NotFound(Refused):
-    """No such thing, or it is another person's: the two look the same from outside."""
+    """It does not exist, or it belongs to another person: callers cannot tell which."""
 
 
 class Conflict(Refused):
-    """It contradicts something that already stands."""
+    """The request contradicts the current state."""
 
 
 class TooOften(Refused):
-    """More than one person may write in a time; `retry_after_s` says when there is room again."""
+    """A person has reached the rate limit; they may write again in `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""What a trainer learns from: preference pairs, unpaired examples, demonstrations."""
+"""Training examples: preference pairs, unpaired examples and demonstrations."""
 
 import hashlib
 import itertools
@@ -10,7 +10,7 @@ from typing import Any
 
 from feedback.messages import Message
 
-TIE = "tie"  # the kind of a pair that is none
+TIE = "tie"  # the kind of a pair in which neither reply is preferred
 
 
 @dataclass(frozen=True)
@@ -18,28 +18,28 @@ class Answer:
     """One reply as a trainer sees it."""
 
     text: str
-    token_ids: tuple[int, ...] = ()  # as they were sampled; empty where a person wrote it
-    template_sha256: str | None = None  # whose token ids they are
-    finish: str = "stop"  # only a reply that ended by itself has an end to learn
+    token_ids: tuple[int, ...] = ()  # as sampled; empty if a person wrote the text
+    template_sha256: str | None = None  # of the chat template that `token_ids` were sampled under
+    finish: str = "stop"  # the end of a reply is learned only if it is "stop"
 
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two replies to one conversation, the preferred one first (of a tie: the one that was on the left)."""
+    """Two replies to one conversation, the preferred one first (in a tie, the one shown on the left)."""
 
     messages: tuple[Message, ...]
     chosen: Answer
     rejected: Answer
     kind: str = "comparison"  # "comparison", "ranking", "correction", or "tie"
-    weight: float = field(default=1.0, compare=False)  # changes with what others say
-    user: int = 0  # who said so
-    by: str = "person"  # what they are: "person", "anonymous", "model" or "imported"
-    group: str = ""  # of all pairs of one ranking
-    strength: int | None = None  # 1 to 5, where it was said
-    owner: int = field(default=0, compare=False)  # whose conversation it is of
+    weight: float = field(default=1.0, compare=False)  # depends on other people's feedback, too
+    user: int = 0  # who gave the feedback
+    by: str = "person"  # the kind of user: "person", "anonymous", "model" or "imported"
+    group: str = ""  # the same for all pairs of one ranking
+    strength: int | None = None  # 1 to 5, if given
+    owner: int = field(default=0, compare=False)  # the owner of the conversation
 
     def meaning(self) -> tuple[Any, Any]:
-        """What it is about, and what it says of that."""
+        """The subject (type, user, conversation, both texts), and the preferred text, None for a tie."""
         texts = frozenset((self.chosen.text, self.rejected.text))
         return (PreferencePair, self.user, self.messages, texts), None if self.kind == TIE else self.chosen.text
 
@@ -52,33 +52,33 @@ class UnpairedExample:
     answer: Answer
     wanted: bool
     weight: float = field(default=1.0, compare=False)
-    user: int = 0  # who said so
+    user: int = 0  # who gave the feedback
     by: str = "person"
-    owner: int = field(default=0, compare=False)  # whose conversation it is of
+    owner: int = field(default=0, compare=False)  # the owner of the conversation
 
     def meaning(self) -> tuple[Any, Any]:
-        """What it is about, and what it says of that."""
+        """The subject (type, user, conversation, text), and whether the reply is wanted."""
         return (UnpairedExample, self.user, self.messages, self.answer.text), self.wanted
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A conversation, and the reply that it should have had."""
+    """A conversation and the reply that it should have had."""
 
     messages: tuple[Message, ...]
     answer: Answer
     weight: float = field(default=1.0, compare=False)
-    user: int = 0  # who said so
+    user: int = 0  # who gave the feedback
     by: str = "person"
-    owner: int = field(default=0, compare=False)  # whose conversation it is of
+    owner: int = field(default=0, compare=False)  # the owner of the conversation
 
     def meaning(self) -> tuple[Any, Any]:
-        """What it is about, and what it says of that."""
+        """The subject (type, user, conversation, text), and True: demonstrations never contradict each other."""
         return (Demonstration, self.user, self.messages, self.answer.text), True
 
 
 Example = PreferencePair | UnpairedExample | Demonstration
-Made = tuple[str, Example]  # and when it was said
+Made = tuple[str, Example]  # with the time the feedback was given
 
 
 KINDS = ("pairs", "thumbs", "ties", "demonstrations")  # the fields of `Examples` that hold them
@@ -86,7 +86,7 @@ KINDS = ("pairs", "thumbs", "ties", "demonstrations")  # the fields of `Examples
 
 @dataclass(frozen=True)
 class Examples:
-    """What stands of what people said, as a trainer sees it."""
+    """The current feedback as a trainer sees it."""
 
     pairs: tuple[PreferencePair, ...] = ()
     thumbs: tuple[UnpairedExample, ...] = ()
@@ -96,7 +96,7 @@ class Examples:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of everything that would be trained on."""
+        """Hex digest of everything that would be trained on: all fields but `owner`."""
         digest = hashlib.sha256()
         for kind in KINDS:
             for each in getattr(self, kind):
@@ -111,7 +111,7 @@ class Examples:
         return sum(len(getattr(self, kind)) for kind in KINDS)
 
     def counts(self) -> dict[str, Any]:
-        """How many of each kind there are, and what was left out and why."""
+        """The number of examples of each kind, and of those left out by reason."""
         kinds = Counter(pair.kind for pair in (*self.pairs, *self.ties))
         if self.demonstrations:
             kinds["demonstration"] = len(self.demonstrations)
@@ -119,12 +119,12 @@ class Examples:
         return {**kinds, "thumbs_up": ups, "thumbs_down": len(self.thumbs) - ups, "left_out": self.left_out}
 
     def with_weights(self, weights: Mapping[int, float]) -> "Examples":
-        """The same, each with the weight of who gave it."""
+        """The same examples, each with the weight of the person who gave it."""
         kinds: dict[str, Any] = {
             name: tuple(replace(each, weight=weights[each.user]) for each in getattr(self, name)) for name in KINDS
         }
         return replace(self, **kinds)
 
     def people(self) -> dict[int, int]:
-        """How many examples hold each person's words: those that they said, and those of their conversations."""
+        """The number of examples that contain each person's words: their own feedback, and that on their conversations."""
         return dict(Counter(person for each in self for person in {each.user, each.owner or each.user}))

@@ -1,7 +1,7 @@
-"""Modules of other people that declare something more, e.g. a training method.
+"""Third-party plug-in modules that register additions, e.g. a training method.
 
-`NIGHTSCHOOL_PLUGINS` names them, divided by commas; each program imports them before it reads its options, and to
-import one is to register what it declares. They are found as Python finds any module: installed, or in `PYTHONPATH`.
+`NIGHTSCHOOL_PLUGINS` names them, separated by commas. Each program imports them before it reads its options, and
+importing one registers what it declares. Python finds them as any other module: installed, or in `PYTHONPATH`.
 """
 
 import importlib
@@ -13,7 +13,7 @@ VARIABLE = "NIGHTSCHOOL_PLUGINS"
 
 
 def load() -> None:
-    """Import the modules that the environment names. Raises `Refused` where one cannot be imported."""
+    """Import the modules named in the environment. Raises `Refused` if one cannot be imported."""
     for name in filter(None, (each.strip() for each in os.environ.get(VARIABLE, "").split(","))):
         try:
             importlib.import_module(name)

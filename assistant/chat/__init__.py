@@ -1,1 +1,1 @@
-"""A chat with the engine, and everything of it written down."""
+"""A chat with the engine, recorded in full."""

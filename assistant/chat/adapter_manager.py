@@ -1,9 +1,9 @@
-"""The adapters a server holds: loaded, proved, swapped, dropped.
+"""The adapters a server holds in memory: loading, proving, swapping and dropping them.
 
-The store says which adapter should serve; the manager sees it when it is next asked, and from then on hands out
-that one. An adapter is only handed out once this server's own log-probs of the proof texts, computed through the
-path that writes replies, equal the trainer's and differ from the base's. One that fails never serves, and what
-served before goes on.
+The database says which adapter should serve; the manager looks when it is next asked, and from then on hands out that
+one. An adapter is handed out only once this server's own log-probs of the proof texts, computed by the code that writes
+replies, match the trainer's and differ from the base's. One that fails never serves, and the previous one goes on
+serving.
 """
 
 import logging
@@ -22,14 +22,14 @@ from feedback.database.database import Database
 from feedback.errors import Conflict, Refused
 from feedback.records import adapters
 
-MOST_KEPT = 6  # adapters in memory that nobody asked for lately
-BESIDE_PEOPLE = 2  # proof texts read at once; more would keep those waiting who are being answered
+MOST_KEPT = 6  # adapters in memory before the least recently used one is dropped
+BESIDE_PEOPLE = 2  # proof texts scored at once while replies are being written; more would delay those
 
 log = logging.getLogger(__name__)
 
 
 class AdapterManager:
-    """Which adapters are in memory, and which one answers. Safe to share between threads."""
+    """The adapters in memory, and the one that is serving. Safe to share between threads."""
 
     def __init__(self, store: Database, engine: EngineProtocol) -> None:
         self.store = store
@@ -37,14 +37,14 @@ class AdapterManager:
         self._lock = threading.RLock()
         self._loaded: OrderedDict[str, LoadedAdapter] = OrderedDict()
         self._serving: LoadedAdapter | None = None
-        self._begun = False  # whether it was ever seen which adapter serves
+        self._begun = False  # whether the serving adapter was ever looked up
         self._starting = threading.Lock()
-        self._loading = threading.Thread()  # of an adapter that another process promoted
+        self._loading = threading.Thread()  # loads an adapter that another process promoted
 
     def serving(self) -> str | None:
         """The id of the adapter that answers from now on (None: the base); loads it if it was just promoted.
 
-        An adapter that cannot be loaded or fails its proof is put back in the store, with the reason.
+        If it cannot be loaded or fails its proof, the previous one is promoted again in the database, with the reason.
         """
         loaded = self._current()
         return loaded.id if loaded else None
@@ -55,7 +55,7 @@ class AdapterManager:
             return list(self._loaded)
 
     def get(self, name: str | None) -> LoadedAdapter | None:
-        """An adapter by id, proved (None: the base). Raises `NotFound`, or `AdapterRefused` with the reason."""
+        """Return a proved adapter by id (None: the base). Raises `NotFound`, or `AdapterRefused` with the reason."""
         if name is None:
             return None
         with self._lock:
@@ -68,7 +68,7 @@ class AdapterManager:
     def current(self) -> LoadedAdapter | None:
         """The adapter that answers now (None: the base), ready to use.
 
-        Nobody waits for one that another process promoted: until it is loaded and proved, the one before it answers.
+        Nobody waits for one that another process promoted: until it is loaded and proved, the previous one answers.
         """
         wanted, serving = adapters.serving(self.store), self._serving
         if wanted == (serving.id if serving else None):
@@ -82,12 +82,12 @@ class AdapterManager:
         return serving
 
     def challenger(self) -> str | None:
-        """The newest candidate that has never served and can, to be compared with what serves; None: there is none."""
+        """The newest candidate that can serve and never has, to compare with what serves; None if there is none."""
         served = {each.adapter for each in adapters.promotions(self.store, limit=1000)}
         current = adapters.serving(self.store)
         for each in adapters.adapters(self.store):
             if each.id == current:
-                return None  # what is older than what serves has been decided about
+                return None  # anything older than the serving adapter is decided already
             if each.verdict == "candidate" and each.id not in served and self._can_serve(each.id):
                 return each.id
         return None
@@ -103,10 +103,10 @@ class AdapterManager:
     def promote(
         self, user: int | None, name: str | None, reason: str, instead_of: str | None = adapters.ANYTHING
     ) -> Agreement | None:
-        """Prove an adapter from its files on disk, and let it serve (None: the base); how the proof went.
+        """Prove an adapter from its files on disk and promote it (None: the base); return how the proof went.
 
-        Raises `Refused` on an empty reason, `NotFound`, `Conflict` (also where another than `instead_of` serves), or
-        `AdapterRefused`; nothing is changed then.
+        Raises `Refused` on an empty reason, `NotFound`, `Conflict` (also if something other than `instead_of` serves),
+        or `AdapterRefused`; nothing is changed then.
         """
         require_reason(reason)
         proof = None
@@ -115,7 +115,7 @@ class AdapterManager:
             if name is not None:
                 before = self._loaded.get(name)
                 fresh, proof = self._load(name)
-                if before and before.card == fresh.card:  # as good, and a reply may be about to begin with it
+                if before and before.card == fresh.card:  # identical, and a reply may be about to begin with it
                     self.engine.unload(fresh)
                 else:
                     self._loaded[name] = fresh
@@ -127,7 +127,7 @@ class AdapterManager:
     def _load_promoted(self) -> None:
         try:
             self._current()
-        except Exception:  # the next look may go better
+        except Exception:  # the next call tries again
             log.exception("could not see which adapter serves")
 
     def _current(self) -> LoadedAdapter | None:
@@ -143,7 +143,7 @@ class AdapterManager:
             except Refused as error:
                 log.error("keeping %s: %s", before.id if before else "the base", error)
                 reason = f"{adapters.KEPT}{error}"
-                with suppress(Conflict):  # somebody promoted another meanwhile; the next look loads that one
+                with suppress(Conflict):  # another was promoted meanwhile; the next call loads it
                     adapters.promote(self.store, before.id if before else None, None, reason, {}, instead_of=wanted)
             self._let_go(before)
             return self._serving
@@ -154,19 +154,19 @@ class AdapterManager:
         return proved(self.engine, adapters.directory(self.store, name))
 
     def _forget_oldest(self) -> None:
-        """Let go of adapters not asked for lately. Replies in flight hold on to theirs by themselves."""
+        """Drop the least recently used adapters. Replies in flight hold on to theirs themselves."""
         kept = {self._serving.id} if self._serving else set()
         for name in [each for each in self._loaded if each not in kept][: max(0, len(self._loaded) - MOST_KEPT)]:
             self._let_go(self._loaded.pop(name))
 
     def _let_go(self, adapter: LoadedAdapter | None) -> None:
-        """Give an adapter's memory back, unless it is kept or serves."""
+        """Free an adapter's memory, unless it is kept or serving."""
         if adapter and adapter is not self._serving and self._loaded.get(adapter.id) is not adapter:
             self.engine.unload(adapter)
 
 
 def proved(engine: EngineProtocol, directory: Path) -> tuple[LoadedAdapter, Agreement]:
-    """Read an adapter from a directory and prove it in this engine. Raises `AdapterRefused`."""
+    """Load an adapter from a directory and prove it in this engine. Raises `AdapterRefused`."""
     loaded = engine.load(directory)
     proofs = loaded.card.proof
     try:
@@ -178,7 +178,7 @@ def proved(engine: EngineProtocol, directory: Path) -> tuple[LoadedAdapter, Agre
     except (Refused, EngineError):
         engine.unload(loaded)
         raise
-    except (IndexError, ValueError, TypeError, RuntimeError) as error:  # of token ids that this base has not
+    except (IndexError, ValueError, TypeError, RuntimeError) as error:  # from token ids that this base does not have
         engine.unload(loaded)
         raise AdapterRefused(f"adapter {loaded.card.id} has a proof that cannot be read: {one_line(error)}") from error
     return loaded, proof
@@ -198,10 +198,10 @@ def prove_and_promote(
     reason: str,
     instead_of: str | None = adapters.ANYTHING,
 ) -> Agreement | None:
-    """Promote from outside a server, proving the adapter (None: the base) in an engine of this process's own.
+    """Promote from outside a server, proving the adapter (None: the base, unproved) in an engine of this process.
 
-    Raises as `AdapterManager.promote` does, and `Refused` on an unusable model. A running server sees it by itself, and
-    proves the adapter once more before it answers with it.
+    Raises as `AdapterManager.promote` does, and `Refused` on an unusable model. A running server notices the promotion
+    by itself, and proves the adapter again before it answers with it.
     """
     require_reason(reason)
     adapters.require_promotable(store, name, instead_of)
@@ -217,6 +217,6 @@ def prove_and_promote(
 
 
 def require_reason(reason: str) -> None:
-    """Raises `Refused` on an empty reason."""
+    """Raise `Refused` on an empty reason."""
     if not reason.strip():
         raise Refused("say why, in a few words: a promotion needs a reason")

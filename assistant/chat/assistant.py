@@ -1,4 +1,4 @@
-"""Everything that answering takes, opened once for a process."""
+"""Everything needed to answer, opened once per process."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +11,12 @@ from assistant.models import chat_template
 from assistant.models.base_model import Base, find_base, load_tokenizer, pick_device
 from feedback.database.database import Database
 
-LEAST_ROOM = 512  # tokens of the window that a prompt leaves for the reply (a quarter of a small window)
+LEAST_ROOM = 512  # tokens of the window kept free for the reply (a quarter of a small window)
 
 
 @dataclass
 class Assistant:
-    """Everything that answering takes, opened once for a process."""
+    """Everything needed to answer, opened once per process."""
 
     store: Database
     base: Base
@@ -28,11 +28,11 @@ class Assistant:
 
     @property
     def longest_prompt(self) -> int:
-        """How many tokens of a conversation the model is shown."""
+        """The most tokens of a conversation that the model is shown."""
         return self.engine.window - min(LEAST_ROOM, self.engine.window // 4)
 
     def close(self) -> None:
-        """Stop answering; the store stays open."""
+        """Stop answering; the database stays open."""
         self.engine.close()
 
 
@@ -47,8 +47,8 @@ def open_assistant(
 ) -> Assistant:
     """Load a base model and get ready to answer; takes seconds. Raises `Refused` on an unusable model or dtype.
 
-    `memory` bounds the bytes of keys and values. With `engine_url` the model server there answers, which
-    computes in `dtype`.
+    `memory` bounds the KV cache, in bytes. With `engine_url`, the model server at that address answers, computing in
+    `dtype`. With `apart`, the engine runs in a process of its own.
     """
     base = find_base(model)
     device = pick_device() if device == "auto" else device

@@ -1,4 +1,4 @@
-"""One turn of a chat: what a person says, one reply to it or two side by side, and the record of all."""
+"""One turn of a chat: a person's message, one reply to it or two side by side, and the record of them."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,16 @@ from feedback.database.database import Database
 from feedback.errors import Refused
 from feedback.messages import Message
 
-SERVING = "serving"  # as an adapter's name: whichever serves at that moment
+SERVING = "serving"  # as an adapter's name: the one serving at that moment
 
 
 def add_user_message(
     assistant: Assistant, user: User, conversation: str | None, parent: str | None, text: str, source: str = "chat"
 ) -> str:
-    """Record what a person says, under the message `parent` (None: at the root); the message's id.
+    """Record a person's message under the message `parent` (None: at the root) and return its id.
 
-    Without a conversation, one is started. Raises `Refused` on an empty message or one that is too long for the
-    model, `NotFound` where conversation or parent are another person's; nothing is recorded then.
+    Without a conversation, one is started. Raises `Refused` on an empty message or one that is too long for the model,
+    `NotFound` if the conversation or parent is another person's; nothing is recorded then.
     """
     store = assistant.store
     if conversation is not None:
@@ -39,12 +39,12 @@ def add_user_message(
 
 
 def share_of(store: Database, user: User) -> Who:
-    """Whose share of the engine a person's replies count to: with accounts each has their own."""
+    """Whose share of the engine a person's replies count towards; with accounts, each person has their own."""
     return user.id if users.has_accounts(store) else None
 
 
 def require_in_window(assistant: Assistant, sampling: Sampling) -> None:
-    """Raises `Refused` where a program asks for more than the model's window; a reply ends there in any case."""
+    """Raise `Refused` if a program asks for more tokens than the model's window, where a reply ends in any case."""
     if sampling.max_tokens > max(assistant.engine.window, Sampling().max_tokens):
         raise Refused(
             f"max_tokens is at most {assistant.engine.window:,}, which is all that the model takes, prompt and reply "
@@ -60,9 +60,9 @@ def start_reply(
     adapter: str | None = SERVING,
     prompt_ids: Sequence[int] | None = None,
 ) -> ReplyStream:
-    """Begin a reply to a message. Raises `NotFound` on another person's, `Busy`, or what the adapter is refused for.
+    """Begin a reply to a message. Raises `NotFound` on another person's message, `Busy`, or `AdapterRefused`.
 
-    `prompt_ids` are what `prompt_of` gives for the message, where several replies to it are begun.
+    `prompt_ids` are what `prompt_of` returns for the message, so that several replies to it can share them.
     """
     manager, sampling = assistant.adapters, sampling or Sampling()
     if prompt_ids is None:
@@ -73,7 +73,7 @@ def start_reply(
 
 
 def prompt_of(assistant: Assistant, user: User, parent: str) -> list[int]:
-    """Token ids of a conversation up to a message, as a reply is written to it. Raises `NotFound` on another's."""
+    """Token ids of the conversation up to a message, ready for a reply. Raises `NotFound` on another person's."""
     conversations.own_node(assistant.store, user, parent)
     messages = conversations.messages_of(conversations.path(assistant.store, parent))
     return chat_template.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
@@ -88,10 +88,10 @@ def start_pair(
     adapters: tuple[str | None, str | None] | None = None,
     prompt_ids: Sequence[int] | None = None,
 ) -> "ReplyPair":
-    """Begin two replies to one message, by the two adapters in random order on the screen.
+    """Begin two replies to one message, by two adapters in random order on the screen.
 
-    Without `adapters`, what serves is compared with the newest candidate, or with itself where there is none; without
-    `prompt_ids` they are what `prompt_of` gives. Raises as `start_reply` does.
+    Without `adapters`, the serving adapter is compared with the newest candidate, or with itself if there is none;
+    without `prompt_ids`, they come from `prompt_of`. Raises as `start_reply` does.
     """
     serving = assistant.adapters.serving()
     names = list(adapters) if adapters else [serving, assistant.adapters.challenger() or serving]
@@ -112,28 +112,28 @@ def start_pair(
 
 
 def differing(sampling: Sampling) -> Sampling:
-    """Sampling by which one adapter gives two replies worth comparing: neither greedy nor beam search."""
+    """Sampling with which one adapter gives two replies worth comparing: neither greedy nor beam search."""
     usual = Sampling().temperature
     return replace(sampling, temperature=sampling.temperature or usual, beams=1)
 
 
 class ReplyPair:
-    """Two replies being written side by side. Iterate for both texts so far; then `pair` is the recorded pair's id."""
+    """Two replies written side by side. Iterate for both texts so far; afterwards `pair` is the recorded pair's id."""
 
     def __init__(self, store: Database, left: ReplyStream, right: ReplyStream, asked: str) -> None:
         self.left = left
         self.right = right
         self.asked = asked
-        self.pair: str | None = None  # None also when one of the two was stopped before its first word
+        self.pair: str | None = None  # also None if either was stopped before its first word
         self._store = store
 
     def stop(self) -> None:
-        """End both here."""
+        """Stop both replies."""
         self.left.stop()
         self.right.stop()
 
     def wait(self) -> None:
-        """Until both are written; for who does not want to see them grow."""
+        """Wait until both are written, without reading them as they grow."""
         try:
             for each in (self.left, self.right):
                 while each.advance():

@@ -1,6 +1,6 @@
 """A reply as it grows: its text so far, how it ended, and its record.
 
-Every reply is in the store, with its author, before its last word is handed out; one that is stopped is kept as far
+Every reply is in the database, with its provenance, before its last word is handed out; a stopped reply is kept as far
 as it got.
 """
 
@@ -18,13 +18,13 @@ from feedback.chats import conversations
 from feedback.chats.conversations import Provenance
 from feedback.database.database import new_id
 
-UNFINISHED = "�"  # what a character looks like while some of its bytes are still to come
+UNFINISHED = "�"  # what a character decodes to while some of its bytes are missing
 
 
 class ReplyStream:
     """A reply being written. Iterate for its whole text so far; it is recorded before the iteration ends.
 
-    At a stop string it ends: the text before the string, the tokens with the one that completes it.
+    It ends at a stop string: its text stops before the string, its tokens with the one that completes it.
     """
 
     def __init__(self, assistant: Assistant, parent: str, generation: Generation) -> None:
@@ -39,11 +39,11 @@ class ReplyStream:
         self._stopped = False  # at a stop string
         self._turn = threading.Lock()
         self._first_token_s: float | None = None
-        self._text, self._text_of = "", (0, False)  # so many tokens, and whether they are all
+        self._text, self._text_of = "", (0, False)  # the token count and `over` that the text was decoded for
 
     @property
     def text(self) -> str:
-        """As far as it is sure: an unfinished character, and what may begin a stop string, are left out."""
+        """The text that is certain so far, without an unfinished character or a possible start of a stop string."""
         state = len(self.tokens), self.over
         if state != self._text_of:
             whole = self.decoded(len(self.tokens))
@@ -55,7 +55,7 @@ class ReplyStream:
         return self._text
 
     def decoded(self, count: int) -> str:
-        """What its first `count` tokens say, whole characters or not."""
+        """The text of its first `count` tokens, which may end in an unfinished character."""
         return chat_template.decode(self._assistant.tokenizer, [token.id for token in self.tokens[:count]])
 
     @property
@@ -66,23 +66,23 @@ class ReplyStream:
 
     @property
     def finish(self) -> str | None:
-        """How it ended: "stop", "length" or "cancelled"; None while it is written."""
+        """How it ended: "stop", "length" or "cancelled"; None while it is being written."""
         return ("stop" if self._stopped else self._generation.finish) if self.over else None
 
     @property
     def usage(self) -> tuple[int, int]:
-        """Tokens of the prompt, and of the reply so far."""
+        """The number of tokens in the prompt, and in the reply so far."""
         return len(self._generation.prompt_ids), len(self.tokens)
 
     def stop(self) -> None:
-        """End it here; what is written stays."""
+        """Stop writing; what is written stays."""
         self._generation.cancel()
 
     def advance(self, timeout_s: float | None = None) -> bool:
-        """Wait for more of the text, up to `timeout_s`; False when it is over, and then it is recorded.
+        """Wait up to `timeout_s` for more of the text; False when it is over, and then it is recorded.
 
-        Several threads may: one who is left behind at the server's end waits beside one who finishes. Raises
-        `EngineError` when it cannot be finished; nothing is recorded then.
+        Several threads may call this: when the server ends, one left behind waits beside one that finishes the reply.
+        Raises `EngineError` if the reply cannot be finished; nothing is recorded then.
         """
         if not self._turn.acquire(timeout=-1 if timeout_s is None else timeout_s):
             return True
@@ -103,13 +103,13 @@ class ReplyStream:
         if tokens and self._first_token_s is None:
             self._first_token_s = time.perf_counter() - self._generation.submitted_at
             self._assistant.waits.add(self._first_token_s)
-        if not self._stopped:  # else the engine wrote on until it heard of it
+        if not self._stopped:  # else these were written before the engine heard of the stop
             self.tokens += tokens
             self._stop_at_string(len(tokens))
         return True
 
     def _stop_at_string(self, new: int) -> None:
-        """End the reply where one of its `new` last tokens completes a stop string."""
+        """End the reply if one of its last `new` tokens completes a stop string."""
         if not self._stops or before_stop(self.decoded(len(self.tokens)), self._stops) is None:
             return
         self._stopped = True
@@ -124,7 +124,7 @@ class ReplyStream:
             while self.advance():
                 yield self.text
             yield self.text
-        finally:  # whoever listened may have gone
+        finally:  # the reader may be gone
             if not self.over:
                 self.finish_now()
 
@@ -138,7 +138,7 @@ class ReplyStream:
         self.over = True
         finish = self.finish or "cancelled"
         if finish == "cancelled" and not self.text:
-            return  # nothing was said
+            return  # nothing to record
         by = Provenance(
             adapter=self.adapter,
             base_sha256=self._assistant.base.sha256,

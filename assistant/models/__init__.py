@@ -1,1 +1,1 @@
-"""A base model and an adapter as they lie on the disk, and how text becomes token ids."""
+"""Base models and adapters on disk, and the conversion of text to token ids."""

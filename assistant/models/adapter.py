@@ -1,7 +1,7 @@
-"""Adapters on disk: what a directory holds, and what must be true before one may answer.
+"""Adapters on disk: the contents of a directory, and the checks before an adapter may answer.
 
-A directory is what PEFT writes (so any PEFT user can load it) and a card that says where it came from. It is
-refused, with the reason, unless it is whole, made for this base, and of a kind that can be served.
+A directory holds what PEFT writes (so any PEFT user can load it) and a card that says where it came from. It is
+refused, with the reason, unless it is complete, made for this base, and of a kind that can be served.
 """
 
 import json
@@ -26,7 +26,7 @@ HIGHEST_ALPHA = 1e6
 HIGHEST_ID = 2**31  # of a token
 HIGHEST_NATS = 1e9
 
-# What PEFT can add to a LoRA, and what the engine's two products would leave out.
+# What PEFT can add to a plain LoRA, which the engine's two matrix products would ignore.
 UNSERVED = (
     "alora_invocation_tokens",
     "alpha_pattern",
@@ -45,7 +45,7 @@ UNSERVED = (
 # For each linear layer by name, a (r, in) and scaled b (out, r): the adapter adds (x a') b' to its output.
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 
-# The served-adapter proof reads these aloud: the trainer and the server must agree on every token's log-prob.
+# The proof scores these replies: the trainer and the server must agree on their tokens' log-probs.
 PROOF_TEXTS = (
     ("What should I cook tonight?", "How about a vegetable soup? It is quick, warm and cheap."),
     ("Write one line of Python that reverses a list.", "```python\nitems = items[::-1]\n```"),
@@ -55,7 +55,7 @@ PROOF_TEXTS = (
 
 
 SURE = 3  # standard errors
-SHARE_TOLERANCE = 0.1  # of an adapter's effect, beside the format's error
+SHARE_TOLERANCE = 0.1  # of an adapter's effect, in addition to the format's error
 
 
 class AdapterRefused(Refused):
@@ -74,7 +74,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class AdapterCard:
-    """Where an adapter came from, beside its weights."""
+    """The provenance of an adapter, kept beside its weights."""
 
     id: str
     base_name: str
@@ -90,7 +90,7 @@ class AdapterCard:
     proof: list[Proof] = field(default_factory=list)
 
 
-@dataclass(frozen=True, eq=False)  # two loads of one adapter are two
+@dataclass(frozen=True, eq=False)  # two loads of one adapter are distinct
 class LoadedAdapter:
     """An adapter that an engine can answer with. `lora_slot` is where that engine keeps it."""
 
@@ -105,7 +105,7 @@ def write_card(directory: Path, card: AdapterCard) -> None:
 
 
 def read_card(directory: Path) -> AdapterCard:
-    """An adapter's card. Raises `AdapterRefused` where it is missing or cannot be read."""
+    """Read an adapter's card. Raises `AdapterRefused` if it is missing or cannot be read."""
     try:
         raw = json.loads((directory / CARD).read_text())
         named = {"settings": old_names.settings(raw["settings"]), "metrics": old_names.metrics(raw["metrics"])}
@@ -121,7 +121,7 @@ def read_card(directory: Path) -> AdapterCard:
 
 
 def _is_possible(proof: Proof) -> bool:
-    """Whether a proof is lists of token ids and of finite log-probs, one of each for every token of the reply."""
+    """Whether a proof holds lists of token ids and of finite log-probs, with both log-probs for every reply token."""
     ids, numbers = (proof.prompt_ids, proof.reply_ids), (proof.logprobs, proof.base_logprobs)
     return (
         all(isinstance(each, list) for each in (*ids, *numbers))
@@ -133,9 +133,9 @@ def _is_possible(proof: Proof) -> bool:
 
 
 def checked_card(directory: Path, base_sha256: str) -> AdapterCard:
-    """The card of an adapter that is whole, undamaged, made for this base and of a kind that can be served.
+    """The card of an adapter that is complete, undamaged, made for this base and of a kind that can be served.
 
-    Raises `AdapterRefused` with the reason.
+    Raises `AdapterRefused` with the reason if it is not.
     """
     name = directory.name
     if not directory.is_dir():
@@ -153,15 +153,15 @@ def checked_card(directory: Path, base_sha256: str) -> AdapterCard:
 def read_adapter(
     directory: Path, base_sha256: str, shapes: Mapping[str, tuple[int, int]]
 ) -> tuple[AdapterCard, Factors]:
-    """An adapter for a base whose linear layers' (out, in) are given by name: its card and its factors, checked.
+    """Read and check an adapter's card and factors for a base whose linear layers' (out, in) are given by name.
 
-    Raises `AdapterRefused` when it is not whole, damaged, made for another base, or of a kind that is not served.
+    Raises `AdapterRefused` if it is incomplete, damaged, made for another base, or of a kind that is not served.
     """
     return checked_card(directory, base_sha256), read_factors(directory, shapes)
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    """PEFT's config, after refusing what is not served."""
+    """Read PEFT's config. Raises `AdapterRefused` on anything that is not served."""
     name = directory.name
     try:
         config: dict[str, Any] = json.loads((directory / CONFIG).read_text())
@@ -187,9 +187,9 @@ def _config(directory: Path) -> dict[str, Any]:
 
 
 def read_factors(directory: Path, shapes: Mapping[str, tuple[int, int]]) -> Factors:
-    """An adapter's factors for the linear layers of a model, whose (out, in) are given by name.
+    """Read an adapter's factors for the linear layers of a model, whose (out, in) are given by name.
 
-    Raises `AdapterRefused` when they do not fit the model or are not finite.
+    Raises `AdapterRefused` if they do not fit the model or are not finite.
     """
     from safetensors.torch import load_file
 
@@ -222,19 +222,19 @@ def read_factors(directory: Path, shapes: Mapping[str, tuple[int, int]]) -> Fact
 class Agreement:
     """How the server's log-probs of the proof tokens compare with the trainer's.
 
-    The adapter's effect is what it adds to the base's log-probs, and the server's share of it the projection of the
-    served effect on the trainer's: 1 where all of it is served, 0 where the base answers. The base's own rounding
-    cancels in it, so it tells even a weak adapter in a rounding number format.
+    The adapter's effect is what it adds to the base's log-probs. The server's share of it is the projection of the
+    served effect on the trainer's: 1 if all of it is served, 0 if the base answers. The base's own rounding cancels
+    out, so the share reveals even a weak adapter in a number format that rounds.
     """
 
     from_trainer: float  # nats a token, root mean square
     from_base: float  # the same, from the trainer's base
     share: float
-    share_error: float  # its standard error, by the format's rounding of the base
-    tolerance: float  # of from_trainer
+    share_error: float  # its standard error, from the format's rounding of the base
+    tolerance: float  # the most that from_trainer may be
 
     def require(self, name: str) -> None:
-        """Raises `AdapterRefused` unless the server computes what the trainer did, and not the base."""
+        """Raise `AdapterRefused` unless the server computes what the trainer did, and not the base."""
         if math.isnan(self.from_trainer):
             raise AdapterRefused(f"adapter {name} has no proof on its card")
         if not self.from_trainer <= self.tolerance:
@@ -256,16 +256,16 @@ class Agreement:
 def agreement(
     proofs: Sequence[Proof], served: Sequence[Sequence[float]], served_base: Sequence[Sequence[float]], tolerance: float
 ) -> Agreement:
-    """Compare the log-probs that the server computed, with the adapter and without, with those on the card.
+    """Compare the server's log-probs, with the adapter and without, with those on the card.
 
-    One list per proof of each; `tolerance` is the number format's, in nats a token.
+    Each holds one list per proof; `tolerance` is the number format's, in nats per token.
     """
     ours, our_base = _in_a_row(served), _in_a_row(served_base)
     trainer, base = _in_a_row([each.logprobs for each in proofs]), _in_a_row([each.base_logprobs for each in proofs])
     effect = trainer - base
     strength = effect.square().sum()
     share = (ours - our_base) @ effect / strength
-    error = 2**0.5 * _rms(our_base - base) / strength.sqrt()  # two runs are rounded
+    error = 2**0.5 * _rms(our_base - base) / strength.sqrt()  # both runs are rounded
     return Agreement(_rms(ours - trainer), _rms(ours - base), float(share), float(error), tolerance)
 
 
@@ -274,5 +274,5 @@ def _in_a_row(texts: Sequence[Sequence[float]]) -> Tensor:
 
 
 def _rms(difference: Tensor) -> float:
-    """Not a number where there is nothing to compare, which no proof passes."""
+    """The root mean square; NaN if there is nothing to compare, which no proof passes."""
     return float(difference.square().mean().sqrt())

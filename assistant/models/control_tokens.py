@@ -1,18 +1,19 @@
-"""Control tokens of a tokenizer, and text of people in which none is left: nobody can forge a turn."""
+"""A tokenizer's control tokens, and their removal from people's text, so that nobody can forge a turn."""
 
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-SEPARATORS = (" ", "\u200b", "\u2060")  # the first that is in no control token takes them apart
-INSTEAD = "\ufffd"  # of a control token of one character
+SEPARATORS = (" ", "\u200b", "\u2060")  # the first that is in no control token splits them
+INSTEAD = "\ufffd"  # replaces a control token of one character
 
 
 def without_control(tokenizer: Any, text: str) -> str:
-    """Text in which every look-alike of a token that was added to the vocabulary is taken apart by a space.
+    """Text in which every look-alike of a special or added token is split, or replaced if it has one character.
 
-    Not only of those that a tokenizer lists as special: some families' role tokens are in no such list.
+    Added tokens count even if the tokenizer does not list them as special: some families' role tokens are in no such
+    list.
     """
     control = _control_tokens(tokenizer, len(tokenizer))
     if control.pattern is None:
@@ -23,28 +24,28 @@ def without_control(tokenizer: Any, text: str) -> str:
 
 @dataclass(frozen=True)
 class ControlTokens:
-    """The tokens that no text of people may become. `pattern` finds the first character of each."""
+    """The tokens that people's text must never become. `pattern` finds the first character of each."""
 
     pattern: re.Pattern[str] | None
-    separator: str  # is in none of them, so that taking one apart puts no other together
+    separator: str  # in none of them, so that splitting one never forms another
     ids: frozenset[int]
-    folded: bool  # whether some are looked for in the text after the tokenizer has folded its letters
+    folded: bool  # whether some are matched after the tokenizer has folded the text's letters
 
     def taken_apart(self, found: re.Match[str]) -> str:
-        """The first character of a control token and what keeps it from the rest; one alone cannot be split."""
+        """A control token's first character and the separator behind it; a single character is replaced instead."""
         return f"{found[0]}{self.separator}" if found["longer"] is not None else INSTEAD
 
 
-@lru_cache(maxsize=8)  # `size` tells a tokenizer from itself before tokens were added
+@lru_cache(maxsize=8)  # `size` changes when tokens are added to a tokenizer
 def _control_tokens(tokenizer: Any, size: int) -> ControlTokens:
     added = tokenizer.added_tokens_decoder.values()
     special = {*tokenizer.all_special_tokens, *(each.content for each in added if each.special)}
-    # Letters and spaces that a family added as tokens of their own are no tokens of its template.
+    # Single letters and spaces that a family added as tokens are not part of its template.
     plain = {token for token in tokenizer.get_added_vocab() if len(token.strip()) < 2} - special
     tokens = sorted({*tokenizer.get_added_vocab(), *special} - plain)
     longer = "|".join(re.escape(token) for token in tokens if len(token) > 1)
     single = "|".join(re.escape(token) for token in tokens if len(token) == 1)
-    begins = "".join(sorted({re.escape(token[0]) for token in tokens}))  # thousands are not tried at every letter
+    begins = "".join(sorted({re.escape(token[0]) for token in tokens}))  # so thousands are not tried at every letter
     pattern = rf"(?=[{begins}])(?:(?P<longer>(?={longer or '(?!)'}).)|{single or '(?!)'})"
     return ControlTokens(
         re.compile(pattern, re.DOTALL) if tokens else None,
@@ -55,18 +56,18 @@ def _control_tokens(tokenizer: Any, size: int) -> ControlTokens:
 
 
 def _without_folded(tokenizer: Any, control: ControlTokens, text: str) -> str:
-    """Text without what becomes a control token once the tokenizer has folded its letters (case, width)."""
+    """Text without anything that becomes a control token once the tokenizer has folded its letters (case, width)."""
     apart = True
     while spans := _control_spans(tokenizer, control, text):
         for start, end in reversed(spans):
             instead = control.separator.join(text[start:end]) if apart else ""
             text = text[:start] + instead + text[max(end, start + 1) :]
-        apart = False  # what a space does not keep apart is left out; so the text gets shorter, and this ends
+        apart = False  # what a separator does not split is removed, so the text shrinks and this ends
     return text
 
 
 def _control_spans(tokenizer: Any, control: ControlTokens, text: str) -> list[tuple[int, int]]:
-    """Where in a text control tokens come from."""
+    """The spans of a text that the tokenizer reads as control tokens."""
     read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     both = zip(read["input_ids"], read["offset_mapping"], strict=True)
     return [span for token, span in both if token in control.ids]

@@ -1,1 +1,1 @@
-"""The SQLite file: opened, migrated, written durably. It knows no table's meaning."""
+"""The SQLite file: opening, migrations and durable writes. No code here depends on what a table means."""

@@ -1,10 +1,10 @@
-"""The one door to the database: open it, read it, write to it.
+"""The only access to the database: open, read and write.
 
-Every write is on the disk (WAL, `synchronous=FULL`) before `transaction` returns. Threads that write at the same time
-share one transaction and one wait for the disk: each runs alone, behind a savepoint of its own, and all of them return
-when the transaction is on the disk, or all fail (`group_commit`). One lock is shared by all processes and covers
-checkpoints too: SQLite before 3.51.3 can corrupt its log when two connections checkpoint and write at once, and a
-checkpoint here only ever happens in a commit, a bounding of the log or a close, all under the lock.
+Every write is on disk (WAL, `synchronous=FULL`) before `transaction` returns. Threads that write at the same time share
+one transaction and one wait for the disk: they run one at a time, each behind its own savepoint, and all return when
+the transaction is on disk, or all fail (`group_commit`). One lock is shared by all processes and covers checkpoints
+too: SQLite before 3.51.3 can corrupt its log when two connections checkpoint and write at once. Checkpoints happen only
+in a commit, when the log is shortened, in `checkpoint` and on close, always under the lock.
 """
 
 import atexit
@@ -29,25 +29,25 @@ from feedback.errors import Refused, Unavailable
 LOCK_WAIT_S = 30.0
 MB = 1024 * 1024
 LONGEST_LOG = 64 * MB  # the write-ahead log never grows past this
-SHORTENED_FROM = 16 * MB  # from here on it is emptied as soon as no reader needs it
-ROOM = 16 * MB  # what the writes of one transaction may add to it; bulk writers commit more often
-PATIENCE_S = 2.0  # with readers, before a log that is at its longest makes a write fail
+SHORTENED_FROM = 16 * MB  # above this it is emptied as soon as no reader needs it
+ROOM = 16 * MB  # headroom for one transaction; bulk writers must commit before they exceed it
+PATIENCE_S = 2.0  # wait for readers before a full log makes a write fail
 
 
 def now() -> str:
-    """This moment in UTC, to the millisecond, as the database keeps time."""
+    """The current UTC time to the millisecond, in the database's format."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def new_id() -> str:
-    """An id that cannot be guessed or counted up to: 16 hexadecimal digits."""
+    """A random, unguessable id of 16 hexadecimal digits."""
     return secrets.token_hex(8)
 
 
 class Database:
-    """The database of one data folder. Safe to share between threads; each reads by its own connection.
+    """The database of one data folder. Safe to share between threads; each reads on its own connection.
 
-    `wait_s` is how long a write waits for others. Raises `Unavailable` when the folder or the file cannot be used.
+    `wait_s` is how long a write waits for others. Raises `Unavailable` if the folder or the file cannot be used.
     """
 
     def __init__(self, data: Path | str, wait_s: float = LOCK_WAIT_S) -> None:
@@ -61,12 +61,12 @@ class Database:
             private_files.make_data_folder(self.data)
         except OSError as error:
             raise Unavailable(f"cannot make the data folder {self.data}: {error.strerror}") from error
-        # Whoever began a shared transaction takes the lock and gives it back; its thread may be any.
+        # Not per thread: the leader of a shared transaction acquires and releases it, whichever thread that is.
         self._across_processes = FileLock(f"{self.path}.lock", mode=0o600, poll_interval=0.005, thread_local=False)
         with self._lock(wait_s), translated(self.path):
-            # All writes go through this one connection. It outlives those of the threads, so that it is the last to
-            # close, which checkpoints; `close` does it under the lock.
-            with private_files.making_private():  # the log takes after the database
+            # All writes use this one connection. It outlives the threads' own, because the last connection to close
+            # checkpoints, and `close` must do that under the lock.
+            with private_files.making_private():  # the log inherits the database's permissions
                 self._writer: sqlite_utils.Database | None = sqlite_utils.Database(
                     self._connect(), execute_plugins=False
                 )
@@ -82,21 +82,21 @@ class Database:
         return connection
 
     def _take_steps(self) -> None:
-        """Make the tables that are still missing."""
+        """Apply the migrations that are still missing."""
         assert self._writer is not None
         known = len(migrations.more_steps)
         migrations.apply(self._writer)
         self._steps = known
 
     def _take_new_steps(self) -> None:
-        """The same for steps that were added since: a kind of feedback may be declared after a database is opened."""
+        """Apply steps added since: a kind of feedback may be registered after the database was opened."""
         writing = getattr(self._local, "writing", False)
         if self._steps != len(migrations.more_steps) and self._writer is not None and not writing:
             with self.alone():
                 self._take_steps()
 
     def _require_known_schema(self) -> None:
-        """Raises `Unavailable` on a database that a newer program has taken further than this one understands."""
+        """Raises `Unavailable` on a database with migrations that this version does not know."""
         assert self._writer is not None
         unknown = migrations.unknown_steps(self._writer)
         if unknown:
@@ -105,7 +105,7 @@ class Database:
 
     @property
     def db(self) -> sqlite_utils.Database:
-        """What this thread reads by: inside `transaction` the connection that writes, else one of its own."""
+        """This thread's connection for reading: inside `transaction` the writing connection, else its own."""
         if getattr(self._local, "writing", False):
             assert self._writer is not None, "the store is closed"
             return self._writer
@@ -155,7 +155,7 @@ class Database:
         connection.execute("BEGIN IMMEDIATE")
 
     def _undo(self, connection: sqlite3.Connection, group: CommitGroup, leads: bool, error: BaseException) -> None:
-        """Take back what one turn wrote. Where SQLite took back all of it (a full disk), the whole group has failed."""
+        """Roll back one turn. If SQLite has rolled back the whole transaction (full disk), the whole group has failed."""
         if leads:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -167,7 +167,7 @@ class Database:
             group.error = error
 
     def _commit(self, group: CommitGroup) -> None:
-        """Save what a group wrote, or set its error; the lock is given back."""
+        """Commit a group's writes, or set its error; release the lock either way."""
         assert self._writer is not None, "the store is closed"
         connection = self._writer.conn
         try:
@@ -180,7 +180,7 @@ class Database:
         self._release()
 
     def _bound_log(self, connection: sqlite3.Connection) -> None:
-        """Keep the log under `LONGEST_LOG`; readers of an old state keep it from being emptied."""
+        """Keep the log under `LONGEST_LOG`. Raises `Unavailable` if readers of an old state keep it from being emptied."""
         length = self.log_bytes()
         if length < self._shorten_from:
             return
@@ -189,7 +189,7 @@ class Database:
         length = self.log_bytes()
         self._shorten_from = max(SHORTENED_FROM, length + SHORTENED_FROM // 4)
         if length > LONGEST_LOG - ROOM:
-            self._shorten_from = 0  # look again before the very next write
+            self._shorten_from = 0  # check again before the next write
             raise Unavailable(
                 f"nothing was saved: a program has been reading an old state of {self.path.name} for so long that its "
                 f"log is full ({LONGEST_LOG // MB} MB); end that program"
@@ -203,20 +203,20 @@ class Database:
             connection.execute(f"PRAGMA busy_timeout = {int(self.wait_s * 1000)}")
 
     def log_bytes(self) -> int:
-        """How long the write-ahead log is."""
+        """Size of the write-ahead log."""
         try:
             return self.path.with_name(f"{self.path.name}-wal").stat().st_size
         except FileNotFoundError:
             return 0
 
     def checkpoint(self) -> None:
-        """Bring what the log holds into the database file, and empty the log if no reader needs it."""
+        """Move the log into the database file, and empty the log if no reader needs it."""
         with self.alone() as connection:
             self._empty_log(connection, PATIENCE_S)
 
     @contextmanager
     def alone(self) -> Iterator[sqlite3.Connection]:
-        """The writing connection outside any transaction, while nobody else writes, in this process or another."""
+        """The writing connection outside any transaction, while nothing else writes, in this process or another."""
         assert self._writer is not None, "the store is closed"
         try:
             with self._turns.alone(self.wait_s), self._lock(self.wait_s), translated(self.path):
@@ -237,7 +237,7 @@ class Database:
             self._across_processes.release()
 
     def _acquire(self, wait_s: float) -> None:
-        """Hold the lock against every other process."""
+        """Acquire the lock that excludes every other process. Raises `Unavailable`."""
         try:
             self._across_processes.acquire(timeout=wait_s)
         except Timeout as error:
@@ -246,7 +246,7 @@ class Database:
             raise Unavailable(f"cannot write in the data folder: {error.strerror}") from error
 
     def rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
-        """All rows of a query, its values by position or, in one dict, by name."""
+        """All rows of a query; its values are given by position or, in one dict, by name."""
         self._take_new_steps()
         with translated(self.path):
             return list(self.db.query(sql, values[0] if values and isinstance(values[0], dict) else values))
@@ -257,7 +257,7 @@ class Database:
         return rows[0] if rows else None
 
     def insert(self, table: str, row: dict[str, Any]) -> int:
-        """Insert one row, dicts and lists as JSON; its rowid. Inside `transaction` it joins that transaction."""
+        """Insert one row, dicts and lists as JSON, and return its rowid. Inside `transaction` it joins that transaction."""
         values = [json.dumps(value) if isinstance(value, dict | list) else value for value in row.values()]
         marks = ", ".join("?" * len(row))
         with self.transaction() as db:
@@ -265,7 +265,7 @@ class Database:
             return int(cursor.lastrowid or 0)
 
     def close(self) -> None:
-        """Close the store, checkpointing under the lock. Closing it twice is no harm."""
+        """Close the database, checkpointing under the lock. Closing it twice is harmless."""
         atexit.unregister(self.close)
         if self._writer is None:
             return
@@ -279,9 +279,9 @@ class Database:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """SQLite's own troubles as `Unavailable`, in words a person can act on; a number too large for it as `Refused`.
+    """Translate SQLite errors to `Unavailable`, with advice, and a number too large for SQLite to `Refused`.
 
-    Pages show these words, so they do not say where on the disk the data folder is.
+    Pages show these messages, so they do not reveal the path of the data folder.
     """
     try:
         yield

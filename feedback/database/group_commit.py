@@ -1,7 +1,7 @@
-"""Threads that take turns at one connection, and share the wait for the disk (group commit).
+"""Group commit: threads take turns on one connection and share one wait for the disk.
 
-The first of them leads: it begins a transaction, takes its turn, lets those who wait take theirs in the same
-transaction, and commits for all; the others return when it has. A lone writer waits for nobody.
+The first thread leads: it begins a transaction, takes its turn, lets the waiting threads take theirs in the same
+transaction, and commits for all. The others return once it has. A lone writer waits for nobody.
 """
 
 import threading
@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-LONGEST_S = 0.05  # nobody joins a group that is older,
-LARGEST = 256  # or larger
+LONGEST_S = 0.05  # age after which nobody joins a group
+LARGEST = 256  # turns after which nobody joins a group
 
 
 class TooLong(Exception):
-    """Others kept the turn for longer than the caller would wait."""
+    """No turn became free within the time that the caller would wait."""
 
 
 @dataclass
 class CommitGroup:
-    """Turns that share one transaction. Its `error` is why all of them failed, if they did."""
+    """Turns that share one transaction. `error` is why all of them failed, if they did."""
 
     began_at: float = field(default_factory=time.monotonic)
     turns: int = 0
@@ -34,18 +34,18 @@ class CommitGroup:
 
 
 class GroupCommit:
-    """Who may write now, and with whom."""
+    """Hands out turns to write, in groups that commit together."""
 
     def __init__(self) -> None:
         lock = threading.Lock()
-        self._free = threading.Condition(lock)  # for those who wait for a turn
-        self._quiet = threading.Condition(lock)  # for the leader, who waits for them
+        self._free = threading.Condition(lock)  # threads that wait for a turn
+        self._quiet = threading.Condition(lock)  # the leader, which waits for them
         self._busy = False
         self._waiting = 0
         self._group: CommitGroup | None = None
 
     def take(self, wait_s: float) -> tuple[CommitGroup, bool]:
-        """Wait for one's turn; its group, and whether one leads that. Raises `TooLong`."""
+        """Wait for a turn; return its group and whether the caller leads it. Raises `TooLong`."""
         with self._free:
             self._wait(lambda: not self._busy and (self._group is None or self._group.open), wait_s)
             self._busy = True
@@ -55,14 +55,14 @@ class GroupCommit:
             return self._group, leads
 
     def leave(self, leads: bool) -> None:
-        """End a turn that wrote nothing. Whoever leads a group is its only one while they have the turn."""
+        """End a turn that wrote nothing. A leader that does so ends its group, which nobody else can have joined yet."""
         with self._free:
             if leads:
                 self._group = None
             self._next()
 
     def share(self, group: CommitGroup, leads: bool, commit: Callable[[CommitGroup], None]) -> None:
-        """End a turn, and return when `commit`, which the leader runs for all, has saved it. Raises why it has not."""
+        """End a turn and return once `commit`, which the leader runs for all, has saved it. Raises the group's error."""
         if leads:
             self._gather(group)
             commit(group)  # never raises: it sets the group's error
@@ -90,7 +90,7 @@ class GroupCommit:
                 self._next()
 
     def _gather(self, group: CommitGroup) -> None:
-        """Let everybody who waits have a turn in the group, then take it back."""
+        """Let every waiting thread take a turn in the group, then take the turn back."""
         with self._free:
             self._next()
             while self._busy or (self._waiting and group.open):
@@ -107,7 +107,7 @@ class GroupCommit:
 
     def _next(self) -> None:
         self._busy = False
-        # One thread is woken, not two: whoever may go on, or the leader where nobody may.
+        # Wake one thread only: the next that may take a turn, or the leader if none may.
         if self._waiting and (self._group is None or self._group.open):
             self._free.notify()
         else:

@@ -1,8 +1,8 @@
-"""Where a conversation belongs by how it opens: a number from 0 up to 1 that nobody outside can work out.
+"""The part of the split that a conversation belongs to, from a keyed hash of its opening, a number in [0, 1).
 
-Whoever could would choose openings that judge adapters. So the number is keyed by a secret of the data folder, which
-stands in its database: a backup has it, and nobody can lose it without everything else. Before there was one the number
-was a plain hash; what was placed by that is written down in `split_openings`, keyed too, and stays where it is.
+Anybody who could compute the number could choose openings that judge adapters. So it is keyed with a secret kept in the
+database, where backups include it and it cannot be lost on its own. Older versions used a plain hash; the openings
+placed by it are listed in `split_openings`, under keyed names, and stay in their part.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 from sqlite_utils import Database
 
-BEGINNING = 200  # characters: conversations that share so many open alike
+BEGINNING = 200  # characters; conversations that share this many have the same opening
 JUDGING = 0.15  # the share of conversations, and of people, whose feedback judges
-STOPPING = 0.10  # the share of conversations whose feedback says when training has gained all it can
+STOPPING = 0.10  # the share of conversations whose feedback decides early stopping
 FIRST_SAID = """WITH RECURSIVE beginning (id, role, content) AS (
     SELECT id, role, content FROM messages WHERE parent IS NULL
     UNION ALL SELECT m.id, m.role, m.content FROM beginning b JOIN messages m ON m.parent = b.id WHERE b.role <> 'user'
@@ -22,12 +22,12 @@ FIRST_SAID = """WITH RECURSIVE beginning (id, role, content) AS (
 
 
 def alike(text: str) -> str:
-    """What a person said first, or the long beginning of it, without what differs in case or spaces."""
+    """The opening that a person's first message stands for: its first `BEGINNING` characters, case and spaces folded."""
     return " ".join(text.casefold().split())[:BEGINNING]
 
 
 def number(secret: str, text: str) -> float:
-    """A number from 0 up to 1 that this text always gets under this secret, and another text another."""
+    """A number in [0, 1) determined by the text and the secret."""
     return int.from_bytes(keyed(secret, text)[:8]) / 2**64
 
 
@@ -42,33 +42,33 @@ def part_at(place: float) -> str:
 
 
 def name_of(secret: str, opening: str) -> str:
-    """What an opening is called in `split_openings`: never its text."""
+    """The name of an opening in `split_openings`: an HMAC, never the text."""
     return keyed(secret, f"name {opening}").hex()
 
 
 def new_secret() -> str:
-    """256 random bits."""
+    """256 random bits, in hexadecimal."""
     return secrets.token_hex(32)
 
 
 def write_down(db: Database) -> None:
-    """Make the secret, and write down where all that is in the ledger already was placed without it."""
+    """Make the secret, and record the part of every opening already in the ledger, by the plain hash."""
     secret = new_secret()
     db.conn.execute("INSERT INTO split_secret (id, secret) VALUES (1, ?)", (secret,))
     openings = {alike(row[0]) for row in db.conn.execute(FIRST_SAID)}
     if openings:
-        openings.add("")  # of conversations in which no person has said anything
+        openings.add("")  # the opening of conversations without a user message
     rows = [(name_of(secret, each), part_at(_plain_number(each))) for each in sorted(openings)]
     db.conn.executemany("INSERT INTO split_openings (opening, part) VALUES (?, ?)", rows)
 
 
 def _plain_number(opening: str) -> float:
-    """The number as it was before there was a secret."""
+    """The number that versions without a secret used."""
     return int.from_bytes(hashlib.sha256(f"conversation {opening}".encode()).digest()[:8]) / 2**64
 
 
 def forget(db: Database, texts: Iterable[str]) -> None:
-    """Remove what was written down of openings that nobody's conversation has any more."""
+    """Remove the records of those texts' openings that no conversation has any more."""
     row = db.conn.execute("SELECT secret FROM split_secret").fetchone()
     left = {alike(text[0]) for text in db.conn.execute(FIRST_SAID)}
     gone = {alike(each) for each in texts} - left

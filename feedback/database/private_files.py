@@ -1,4 +1,4 @@
-"""Files for this account's eyes alone: made so from their first byte on, and closed where others could read them."""
+"""File permissions: data is created private to this account, and made private where others could read it."""
 
 import logging
 import os
@@ -8,24 +8,24 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-MASK = 0o077  # what others may not do: anything
-OURS = (  # in a data folder; what else somebody keeps there is theirs
+MASK = 0o077  # every permission of group and others
+OURS = (  # in a data folder; other files there are left alone
     *("nightschool.db*", "*.lock", "*.log", "secret", "secret.*", "adapters", "nights", "reward_models", "cache"),
     *("replaced-*", ".restoring"),
 )
 
 log = logging.getLogger(__name__)
-_one_at_a_time = threading.Lock()  # the mask is the whole process's
+_one_at_a_time = threading.Lock()  # the umask belongs to the whole process
 
 
 def keep_private() -> None:
-    """From now on nothing that this process and its children make is open to others; each program begins with it."""
+    """Make everything that this process and its children create private. Each program calls this first."""
     os.umask(MASK)
 
 
 @contextmanager
 def making_private() -> Iterator[None]:
-    """Nothing that is made meanwhile is open to others, in a program that has not said so for all it makes."""
+    """Make everything created inside private, for programs that have not called `keep_private`."""
     with _one_at_a_time:
         before = os.umask(MASK)
         try:
@@ -35,16 +35,16 @@ def making_private() -> Iterator[None]:
 
 
 def make_data_folder(data: Path) -> None:
-    """A data folder that nobody else can enter, its contents closed where they were not. Raises OSError."""
+    """Make a private data folder, and make any open contents private. Raises OSError."""
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if os.name == "posix" and not data.stat().st_mode & stat.S_ISVTX:  # as /tmp has it, which is everybody's
+    if os.name == "posix" and not data.stat().st_mode & stat.S_ISVTX:  # a sticky folder such as /tmp is shared
         _close_one(data)
     if close(each for pattern in OURS for each in data.glob(pattern)):
         log.warning("others could read %s; from now on this account alone can", data)
 
 
 def close(paths: Iterable[Path]) -> int:
-    """Close files and folders, with all that is in them, to everybody else; how many were open. Follows no links."""
+    """Make files and folders private, recursively; return how many were not. Does not follow links."""
     closed = 0
     for path in paths:
         closed += _close_one(path)
@@ -54,8 +54,8 @@ def close(paths: Iterable[Path]) -> int:
 
 
 def _close_one(path: Path) -> bool:
-    """Close a file or a folder; whether it was open."""
-    with suppress(OSError):  # it has gone meanwhile, or is another account's
+    """Make a file or folder private; return whether it was not."""
+    with suppress(OSError):  # it is gone, or belongs to another account
         mode = path.lstat().st_mode
         if mode & MASK and not stat.S_ISLNK(mode) and os.name == "posix":
             path.chmod(stat.S_IMODE(mode) & ~MASK)

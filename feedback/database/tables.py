@@ -1,4 +1,4 @@
-"""The tables as SQL, a text for each step of `migrations`. What has shipped is never edited."""
+"""The SQL of each step in `migrations`. SQL that has shipped is never edited."""
 
 PEOPLE = """
 CREATE TABLE users (
@@ -357,7 +357,7 @@ CREATE TABLE retrains (
 
 WHOSE_CONVERSATIONS = """
 ALTER TABLE night_people ADD COLUMN complete INTEGER NOT NULL DEFAULT 0 CHECK (complete IN (0, 1));
-"""  # 1: the night's list names everybody whose words it learns from; 0: of those who rated pairs and thumbs alone
+"""  # 1: the night's list names everybody whose words it learns from; 0: only those who rated pairs and thumbs
 
 
 SPLIT_OPENINGS = """

@@ -1,9 +1,9 @@
-"""What people say of replies, one file a kind: a file that is put into this folder is a kind more."""
+"""The kinds of feedback, one file each: every module in this folder is imported and registers its kind."""
 
 from importlib import import_module
 from pkgutil import iter_modules
 
-FIRST = ("vote", "comparison", "ranking", "correction", "critique", "label", "signal")  # in every list, in this order
+FIRST = ("vote", "comparison", "ranking", "correction", "critique", "label", "signal")  # the order of every list; other kinds follow
 
 for _name in dict.fromkeys((*FIRST, *sorted(each.name for each in iter_modules(__path__)))):
     import_module(f"{__name__}.{_name}")

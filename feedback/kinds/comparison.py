@@ -1,7 +1,7 @@
 """Choices between two replies to one message.
 
-A choice of left or right is a preference pair; a tie is one of the ties, from which reward models learn; "both bad" is
-a thumbs-down on each, unless that person gave the reply a thumb of their own; "can't tell" teaches nothing.
+A choice of left or right makes a preference pair, and a tie makes a tie, from which reward models learn. "Both bad"
+makes a thumbs-down on each reply that the person gave no thumb themselves. "Can't tell" teaches nothing.
 """
 
 import json
@@ -24,7 +24,7 @@ from feedback.kinds.vote import REASONS, VOTE, checked_reasons
 
 TAKEN_BACK = "taken_back"
 CHOICES = ("left", "right", "tie", "both_bad", "cannot_tell", TAKEN_BACK)
-RATED = {"left": 1.0, "tie": 0.0, "right": -1.0}  # what a choice says of the left reply
+RATED = {"left": 1.0, "tie": 0.0, "right": -1.0}  # the rating of the left reply
 
 
 class Comparison(Body):
@@ -50,10 +50,10 @@ def compare(
     reasons: Sequence[str] = (),
     shown_s: float | None = None,
 ) -> int:
-    """A choice between two replies to one message; the row's id. The chat goes on from the chosen one.
+    """Record a choice between two replies to one message and return the row's id. The chat goes on from the chosen one.
 
     `shown_s` is how many seconds both were on the screen. Raises `Refused` on an unknown choice, strength or reason, or
-    replies to different messages; `NotFound` as `vote` does.
+    on replies to different messages, and `NotFound` as `vote` does.
     """
     if choice not in CHOICES:
         raise Refused(f"a choice is one of {', '.join(CHOICES)}, not {choice!r}")
@@ -79,10 +79,10 @@ def compare(
 
 
 def answered(store: Database, user: User, replies: Sequence[str]) -> str | None:
-    """The open question that a rating of these replies answers, which is answered by it; None if nobody asked."""
+    """Mark the question about these replies as answered and return its id; None if it was never asked."""
     parent = conversations.node(store, replies[0]).parent
     sql = """SELECT id, replies FROM questions WHERE parent = ? AND user = ?
-        ORDER BY answered_at IS NOT NULL, seq DESC"""  # the open one, else the one that was answered last
+        ORDER BY answered_at IS NOT NULL, seq DESC"""  # the open question first, then the newest answered one
     for row in store.rows(sql, parent, user.id):
         if set(json.loads(row["replies"])) == set(replies):
             with store.transaction() as db:
@@ -93,7 +93,7 @@ def answered(store: Database, user: User, replies: Sequence[str]) -> str | None:
 
 
 def standing_choice(store: Database, user: User, left: str, right: str) -> str | None:
-    """This person's choice between two replies, as `left` and `right` are named here; None if there is none."""
+    """This person's current choice between two replies, in terms of `left` and `right` here; None if there is none."""
     sql = f"""SELECT left_reply, choice FROM {COMPARISON.table} WHERE user = ? AND left_reply IN (?, ?)
         AND right_reply IN (?, ?) ORDER BY id DESC LIMIT 1"""
     row = store.row(sql, user.id, left, right, left, right)
@@ -119,7 +119,7 @@ def _examples(row: Row, context: Context) -> Iterator[Made]:
                 if not context.has_said(VOTE, row["user"], reply):
                     yield from context.thumb(row, reply, False)
         case other:
-            context.left_out[other.replace("_", " ")] += 1  # cannot tell
+            context.left_out[other.replace("_", " ")] += 1  # "cannot_tell"
 
 
 def _ratings(row: Row) -> Iterator[tuple[str, float]]:

@@ -1,6 +1,6 @@
 """Corrections: a reply as it should have been.
 
-A correction is a preference pair (the text as it should have been over the reply as it was) and a demonstration.
+A correction makes a preference pair (the corrected text over the reply) and a demonstration.
 """
 
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ class Words(Body):
 
 
 def correct(store: Database, user: User, reply: str, text: str) -> int:
-    """The reply as it should have been (empty: taken back); the row's id. Raises as `vote` does."""
+    """Record a reply as it should have been (empty: taken back) and return the row's id. Raises as `vote` does."""
     return say(store, CORRECTION, user, reply, text)
 
 
 def say(store: Database, kind: Kind, user: User, reply: str, text: str) -> int:
-    """A row of a kind that is text about a reply (empty: taken back); its id. Raises as `vote` does."""
+    """Add a row of a kind that is text about a reply (empty: taken back) and return its id. Raises as `vote` does."""
     with store.transaction():
         row = {"user": user.id, "reply": reply, "text": checked(text).strip(), "at": now()}
         conversations.ratable_reply(store, user, reply, taking_back=not row["text"])
@@ -41,7 +41,7 @@ def say(store: Database, kind: Kind, user: User, reply: str, text: str) -> int:
 
 
 def standing_correction(store: Database, user: User, reply: str) -> str | None:
-    """This person's correction of a reply as it stands, if any."""
+    """This person's current correction of a reply, if any."""
     sql = f"SELECT text FROM {CORRECTION.table} WHERE reply = ? AND user = ? ORDER BY id DESC LIMIT 1"
     row = store.row(sql, reply, user.id)
     return row["text"] or None if row else None
@@ -58,7 +58,7 @@ def _examples(row: Row, context: Context) -> Iterator[Made]:
 
 
 def says(row: Row) -> dict[str, Any]:
-    """The annotation of a kind that is text about a reply."""
+    """The annotation fields of a kind that is text about a reply."""
     return {"text": row["text"]}
 
 
@@ -79,7 +79,7 @@ def _demonstration(whole: Record) -> Iterator[Record]:
 
 
 def _pair(whole: Record) -> Iterator[Record]:
-    """A correction as a comparison in which it is preferred to the reply as it was."""
+    """A correction as a comparison in which it is preferred to the original reply."""
     (said,) = whole.said
     compared = Annotation(COMPARISON.name, (0, 1), said.rater, said.at, choice="left")
     yield replace(whole, replies=(Reply(said.text), *whole.replies), said=(compared,))

@@ -7,7 +7,7 @@ from feedback.kinds.correction import Words, possible, row_of, say, says
 
 
 def critique(store: Database, user: User, reply: str, text: str) -> int:
-    """What is wrong with a reply, in words (empty: taken back); the row's id. Raises as `vote` does."""
+    """Record what is wrong with a reply (empty: taken back) and return the row's id. Raises as `vote` does."""
     return say(store, CRITIQUE, user, reply, text)
 
 

@@ -1,7 +1,7 @@
-"""What stands of what people said, read in bulk: the newest row of each person about each thing, and its texts.
+"""The current feedback, read in bulk: the newest row per person and target, and the texts of its replies.
 
-The cost is that of the rows read, not of the ledger: `since` a position reads what was said after it. Each row says
-whether it may be used (`consent`).
+The cost grows with the rows read, not with the ledger: `since` a position reads only what was added after it. Each row
+says whether it may be used (`consent`).
 """
 
 import json
@@ -17,13 +17,13 @@ from feedback.kinds.base import Kind, ReplyInContext, spoken
 from feedback.messages import Message
 from feedback.records.adapters import BASE
 
-AT_ONCE = 500  # replies whose texts are read by one query
-Position = dict[str, int]  # for each table the newest row that was seen
+AT_ONCE = 500  # replies per query for texts
+Position = dict[str, int]  # table -> id of the newest row seen
 
 
 @dataclass(frozen=True)
 class ReplySummary:
-    """A reply without its text: who wrote it (as in `ReplyInContext`), and how many characters."""
+    """A reply without its text: who wrote it (as in `ReplyInContext`), and its length in characters."""
 
     conversation: str
     model: str
@@ -31,7 +31,7 @@ class ReplySummary:
 
 
 def position(store: Database) -> Position:
-    """Where the ledger ends now."""
+    """The position at the end of the ledger."""
     tables = [kind.table for kind in spoken()]
     query = "SELECT " + ", ".join(f"(SELECT coalesce(max(id), 0) FROM {each}) AS {each}" for each in tables)
     return dict(store.row(query) or {})
@@ -40,11 +40,11 @@ def position(store: Database) -> Position:
 def rows(
     store: Database, kind: Kind, since: Position | None = None, most: int = -1, user: int | None = None
 ) -> list[dict[str, Any]]:
-    """The standing rows of a kind that were said after a position, oldest first.
+    """The current rows of a kind that were added after a position, oldest first.
 
-    Each names what kind of user said it (`by`), its conversation and that one's owner, and whether that one shares its
-    words (`shared`) and the row may be used (`usable`). `most` bounds their number (-1: all of them), `user` names who
-    said them.
+    Each also has the kind of its user (`by`), its conversation and that conversation's owner, whether the words of the
+    conversation are shared (`shared`), and whether the row may be used (`usable`). `most` limits the number of rows
+    (-1: all), and `user` limits them to one user's.
     """
     sql = f"""SELECT t.*, u.kind AS by, m.conversation, c.user AS owner, {consent.shared("c")} AS shared,
         {consent.given("t.user")} AS usable FROM {kind.table} t {with_whose(kind)}
@@ -54,13 +54,13 @@ def rows(
 
 
 def with_whose(kind: Kind) -> str:
-    """SQL: to the rows t of a kind who said them (u), the message they are about (m) and its conversation (c)."""
+    """SQL that joins to the rows t of a kind their user (u), the message they are about (m) and its conversation (c)."""
     return f"""JOIN users u ON u.id = t.user JOIN messages m ON m.id = t.{kind.about}
         JOIN conversations c ON c.id = m.conversation"""
 
 
 def stands(kind: Kind) -> str:
-    """SQL: whether a row t of a kind is the newest of its person (u) about its thing, and they were not forgotten."""
+    """SQL: whether a row t of a kind is the newest of its person (u) about its target, and they were not forgotten."""
     newer = (
         f"NOT EXISTS (SELECT 1 FROM {kind.table} n WHERE {same} AND n.user = t.user AND n.id > t.id)"
         for same in kind.same()
@@ -98,7 +98,7 @@ def briefs(store: Database, replies: Iterable[str]) -> dict[str, ReplySummary]:
 
 
 def _contexts(store: Database, messages: Sequence[str]) -> dict[str, tuple[Message, ...]]:
-    """For each message the turns from the root down to it."""
+    """The turns from the root down to each message."""
     sql = """WITH RECURSIVE up (start, id, parent, role, content, depth) AS (
             SELECT j.value, m.id, m.parent, m.role, m.content, 0 FROM json_each(?) j JOIN messages m ON m.id = j.value
             UNION ALL

@@ -1,4 +1,4 @@
-"""All that one person said of one reply, in order, and what of it stands."""
+"""One person's feedback on one reply, in order, with the current rows marked."""
 
 import difflib
 import json
@@ -14,7 +14,7 @@ from feedback.kinds.base import KINDS
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing said at one time. `standing` is false once something newer has taken its place."""
+    """One row of feedback. `standing` is false once a newer row has replaced it."""
 
     id: int
     kind: str  # its table
@@ -25,14 +25,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Change:
-    """Words of a reply that a correction took out, put in, or left."""
+    """Words that a correction kept, removed or added."""
 
     kind: str  # "kept", "removed" or "added"
     text: str
 
 
 def entries(store: Database, user: User, reply: str) -> list[Entry]:
-    """Everything that this person said of a reply, oldest first. Raises `NotFound` where they were not shown it."""
+    """This person's feedback on a reply, oldest first. Raises `NotFound` if they were not shown it."""
     node = conversations.shown_reply(store, user, reply)
     found = []
     for kind in KINDS.values():
@@ -47,8 +47,10 @@ def entries(store: Database, user: User, reply: str) -> list[Entry]:
 
 
 def changes(before: str, after: str) -> list[Change]:
-    """A correction as what it changed, word by word. Without what was removed it reads `after`, without what was added
-    `before`."""
+    """The changes that a correction made, word by word.
+
+    Without the removed words they read `after`, and without the added ones `before`.
+    """
     old, new = re.findall(r"\s+|\S+", before), re.findall(r"\s+|\S+", after)
     made: list[Change] = []
     for kind, i1, i2, j1, j2 in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():

@@ -1,6 +1,6 @@
-"""Labels: what people say a reply is, whatever its quality. Each stands until it is taken back.
+"""Labels: properties that people ascribe to a reply, apart from its quality. Each holds until it is taken back.
 
-A reply that is labelled a demonstration is one; other labels teach nothing.
+A reply labelled a demonstration becomes one; other labels teach nothing.
 """
 
 import re
@@ -27,11 +27,11 @@ LABELS = {  # stored by key, shown by words
     "privacy": "Tells something private",
     DEMONSTRATION: "Just as it should be; learn to reply so",
 }
-CUSTOM = re.compile(r"custom:[a-z0-9][a-z0-9 _-]{0,39}")  # a team's own
+CUSTOM = re.compile(r"custom:[a-z0-9][a-z0-9 _-]{0,39}")  # labels of a team's own
 
 
 class Label(Body):
-    """What a reply is, whatever its quality."""
+    """A label on a reply, apart from its quality."""
 
     reply: ReplyId
     label: str = Field(description=f"One of: {', '.join(LABELS)}; or custom:a few words.")
@@ -41,7 +41,7 @@ class Label(Body):
 
 @dataclass(frozen=True)
 class Labelled:
-    """A standing label of a reply, and who gave it."""
+    """A current label of a reply, and who gave it."""
 
     reply: str
     user: int
@@ -50,9 +50,9 @@ class Labelled:
 
 
 def label(store: Database, user: User, reply: str, label: str, given: bool = True, words: str = "") -> int:
-    """Say that a reply is something, or (`given` false) take that back; the row's id.
+    """Label a reply, or (`given` false) take the label back; return the row's id.
 
-    Raises `Refused` on an unknown label, `NotFound` on a reply that this person may not rate.
+    Raises `Refused` on an unknown label, and otherwise as `vote` does.
     """
     if not is_label(label):
         raise Refused(f"unknown label {label!r}; a label is one of {', '.join(LABELS)}, or custom:a few words")
@@ -65,12 +65,12 @@ def label(store: Database, user: User, reply: str, label: str, given: bool = Tru
 
 
 def is_label(label: str) -> bool:
-    """Whether it is one of `LABELS`, or a team's own."""
+    """Whether a label is one of `LABELS` or a custom one."""
     return label in LABELS or bool(CUSTOM.fullmatch(label))
 
 
 def labels(store: Database, user: User, reply: str) -> list[Labelled]:
-    """The labels that this person gave a reply, as they stand."""
+    """This person's current labels of a reply."""
     table = LABEL.table
     sql = f"""SELECT reply, user, label, words FROM {table} WHERE reply = ? AND user = ? AND given AND id IN
         (SELECT max(id) FROM {table} WHERE reply = ? AND user = ? GROUP BY label) ORDER BY label"""

@@ -1,7 +1,7 @@
 """Rankings of two or more replies to one message.
 
-A ranking is every pair of its replies that are not tied, all with the ranking's `group`; where all of them are wrong
-each is a thumbs-down besides, unless that person gave it a thumb of their own.
+A ranking makes a pair of every two replies (tied ones make a tie), all with the ranking's `group`. If all replies are
+wrong, it also makes a thumbs-down on each that the person gave no thumb themselves.
 """
 
 import itertools
@@ -42,9 +42,9 @@ def rank(
     all_wrong: bool = False,
     taken_back: bool = False,
 ) -> int:
-    """Ranks (1 is best, equal ranks are ties) of two or more replies to one message; the row's id.
+    """Record ranks (1 is best, equal ranks are ties) of two or more replies to one message; return the row's id.
 
-    `all_wrong` says that even the best of them will not do. Raises `Refused` on a malformed ranking, `NotFound` as
+    `all_wrong` says that even the best of them will not do. Raises `Refused` on a malformed ranking, and `NotFound` as
     `vote` does.
     """
     if len(replies) < 2 or len(set(replies)) != len(replies):
@@ -99,7 +99,7 @@ def _row(said: Annotation, parent: str | None, replies: list[str]) -> Row:
 
 
 def _pairs(whole: Record) -> Iterator[Record]:
-    """A ranking as comparisons of every two of its replies."""
+    """A ranking as a comparison of every two of its replies."""
     (said,) = whole.said
     for first, second in itertools.combinations(range(len(whole.replies)), 2):
         above, below = said.ranks[first], said.ranks[second]

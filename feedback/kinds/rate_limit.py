@@ -1,7 +1,7 @@
-"""How much feedback one person gives in an hour: more than anybody could mean is refused.
+"""The hourly limit on one person's feedback.
 
-It holds for everybody but the owner of a machine without accounts. What is taken back is always heard, and imports are
-an operator's own act.
+It applies to everybody except the owner of a machine without accounts. Taking feedback back is never limited, nor are
+imports, which only an operator makes.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ HOUR_S = 3600
 
 
 def require_pace(store: Database, user: User) -> None:
-    """To be called inside the write that gives feedback. Raises `TooOften` when this person has given their hour's."""
+    """Raises `TooOften` if this person has reached the hourly limit. Call it inside the write that adds the feedback."""
     most = settings.setting(store, "feedback_per_hour")
     if not most or (user.name == users.OWNER and not users.has_accounts(store)):
         return
@@ -35,7 +35,7 @@ def require_pace(store: Database, user: User) -> None:
 
 
 def given() -> str:
-    """SQL: when a person (:user) gave feedback since a moment (:since), each by an index."""
+    """SQL: the times at which a person (:user) gave feedback after :since; each part is served by an index."""
     return " UNION ALL ".join(
         f"SELECT at FROM {kind.table} WHERE user = :user AND at > :since AND {kind.gives()}" for kind in spoken()
     )

@@ -1,4 +1,4 @@
-"""Signals: what people do with a reply. They are logged, and teach nothing unless somebody chooses to read them."""
+"""Signals: what people do with a reply. They are logged, and nothing is trained on them."""
 
 from pydantic import Field
 
@@ -8,7 +8,7 @@ from feedback.database.database import Database, now
 from feedback.errors import Refused
 from feedback.kinds.base import Body, Kind, ReplyId, register
 
-SIGNALS = ("retry", "edit", "copy", "abandon")  # asked again; asked otherwise; copied; left without a word
+SIGNALS = ("retry", "edit", "copy", "abandon")  # asked again; rephrased; copied; left without another word
 
 
 class Signal(Body):
@@ -19,7 +19,7 @@ class Signal(Body):
 
 
 def signal(store: Database, user: User, reply: str, kind: str) -> int:
-    """Log what somebody did with a reply of theirs; the row's id. Raises `Refused`, `NotFound`."""
+    """Log what a person did with a reply in their conversation; return the row's id. Raises `Refused`, `NotFound`."""
     if kind not in SIGNALS:
         raise Refused(f"a signal is one of {', '.join(SIGNALS)}, not {kind!r}")
     with store.transaction():
@@ -28,7 +28,7 @@ def signal(store: Database, user: User, reply: str, kind: str) -> int:
 
 
 def signal_newest(store: Database, user: User, message: str, kind: str) -> None:
-    """The same of the newest reply to a message of theirs, if there is one."""
+    """Log a signal on the newest reply to this person's message, if there is one."""
     conversations.own_node(store, user, message)
     replies = [each.id for each in conversations.children(store, message) if each.role == "assistant"]
     if replies:

@@ -1,4 +1,4 @@
-"""How much was said: all of it, and by day."""
+"""Feedback counts: in total and by day."""
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
@@ -10,7 +10,7 @@ from feedback.kinds.base import spoken
 
 @dataclass(frozen=True)
 class Day:
-    """How often people said something on one day, for each of `titles`."""
+    """One day's counts, for each of `titles`."""
 
     day: date
     counts: dict[str, int]
@@ -21,22 +21,22 @@ class Day:
 
 
 def counts(store: Database) -> dict[str, int]:
-    """How many rows of each kind of feedback the store holds, by table."""
-    # Rows are never removed, so the newest one's number is their count; a count would read the whole table.
+    """The number of rows of each kind of feedback, by table."""
+    # Rows are never removed, so the newest id is the count; count(*) would read the whole table.
     return current.position(store)
 
 
 def titles() -> dict[str, str]:
-    """What is counted by day, and how a legend names it."""
+    """The daily counts, by name, with their titles for a legend."""
     return {each.name: each.title for kind in spoken() for each in kind.daily}
 
 
 def by_day(store: Database, zone: tzinfo, days: int = 14) -> list[Day]:
-    """What was said on each of the last days up to today, oldest first, by the clocks of a time zone."""
+    """The counts of the last `days` days up to today in a time zone, oldest first."""
     today = datetime.now(zone).date()
     found = {today - timedelta(days=ago): dict.fromkeys(titles(), 0) for ago in reversed(range(days))}
     since = datetime.combine(min(found), time(), zone).astimezone(UTC).isoformat(timespec="milliseconds")
-    # By quarters of an hour, of which every time zone's days are made.
+    # Grouped by quarter hour, since every time zone's offset is a multiple of one.
     quarter = "substr(at, 1, 14) || substr('0' || (substr(at, 15, 2) / 15 * 15), -2)"
     for kind in spoken():
         for each in kind.daily:

@@ -1,4 +1,4 @@
-"""Thumbs: a reply is wanted, or it is not, and why. A thumb is an unpaired example."""
+"""Thumbs: whether a reply is wanted, and why. A thumb makes an unpaired example."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ class Vote(Body):
 
 @dataclass(frozen=True)
 class Thumb:
-    """A person's standing thumb on a reply."""
+    """A person's current thumb on a reply."""
 
     reply: str
     value: int
@@ -50,10 +50,10 @@ class Thumb:
 
 
 def vote(store: Database, user: User, reply: str, value: int, reasons: Sequence[str] = (), words: str = "") -> int:
-    """A thumb: UP, DOWN, or NONE to take it back; the row's id.
+    """Record a thumb (UP, DOWN, or NONE to take it back) and return the row's id.
 
-    Raises `Refused` on another value or reason and where consent is lacking, `NotFound` on a reply that this person was
-    not shown (`conversations.ratable_reply`), `TooOften` as `rate_limit.require_pace` does.
+    Raises `Refused` on another value or reason or without consent, `NotFound` on a reply that this person was not shown
+    (`conversations.ratable_reply`), and `TooOften` as `rate_limit.require_pace` does.
     """
     if type(value) is not int or value not in (UP, NONE, DOWN):
         raise Refused(f"a vote is 1, 0 or -1, not {value!r}")
@@ -67,7 +67,7 @@ def vote(store: Database, user: User, reply: str, value: int, reasons: Sequence[
 
 
 def checked_reasons(reasons: Sequence[str]) -> list[str]:
-    """Reasons as they are kept. Raises `Refused` on one that is not among `REASONS`."""
+    """Reasons without duplicates. Raises `Refused` on one that is not in `REASONS`."""
     unknown = [reason for reason in reasons if reason not in REASONS]
     if unknown:
         raise Refused(f"unknown reason {unknown[0]!r}; a reason is one of {', '.join(REASONS)}")
@@ -75,7 +75,7 @@ def checked_reasons(reasons: Sequence[str]) -> list[str]:
 
 
 def standing_vote(store: Database, user: User, reply: str) -> Thumb | None:
-    """This person's thumb on a reply as it stands; None if there is none or it was taken back."""
+    """This person's current thumb on a reply; None if there is none or it was taken back."""
     sql = f"SELECT value, reasons, words FROM {VOTE.table} WHERE reply = ? AND user = ? ORDER BY id DESC LIMIT 1"
     row = store.row(sql, reply, user.id)
     if row is None or row["value"] == NONE:

@@ -13,7 +13,7 @@ from assistant.chat.adapter_manager import proved
 from assistant.engine.engine import Engine
 from assistant.environment import AUTO
 from assistant.models.adapter import WEIGHTS, AdapterRefused, Proof, agreement, read_card, write_card
-from assistant.models.base_model import file_sha256, load_tokenizer
+from assistant.models.base_model import EMBEDDED, file_sha256, load_tokenizer
 from tests.helpers.trained import LETTER, SAILOR, Trained
 
 Change = Callable[[str, Tensor], Tensor]  # of a tensor by its name
@@ -82,7 +82,8 @@ def test_an_adapter_that_is_not_served_whole_fails_in_every_format(
 def test_a_weak_adapter_that_is_not_served_at_all_fails_in_every_format(
     engines: dict[str, Engine], trained: Trained, tmp_path: Path
 ) -> None:
-    adapter = changed(trained.adapter(LETTER), tmp_path / "weak", times(0.15))
+    weak = 0.15 if trained.base.name == EMBEDDED else 0.02  # so that rounding may be all of what differs
+    adapter = changed(trained.adapter(LETTER), tmp_path / "weak", times(weak))
     prove_anew(engines["float32"], adapter)
     unserved = changed(adapter, tmp_path / "unserved", times(0))
     for name, engine in engines.items():

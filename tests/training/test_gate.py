@@ -1,7 +1,5 @@
 """The gate: what it makes of what it measured, and real adapters of a good and of a bad night before it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ from assistant.chat.adapter_manager import proved
 from assistant.engine.engine import Engine
 from assistant.models import adapter as on_disk
 from assistant.models import base_model, chat_template
-from assistant.models.base_model import Base
+from assistant.models.base_model import EMBEDDED
 from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.database.database import Database
@@ -21,6 +19,7 @@ from feedback.messages import Message
 from feedback.records import adapters, nights
 from tests.conftest import BY_BASE, PLACES
 from tests.feedback.test_split import QUESTIONS
+from tests.helpers.nights import run
 from tests.helpers.trained import LETTER, OPENINGS, SAILOR
 from training.algorithms.dpo_kto import PreferenceConfig
 from training.evaluation import gate
@@ -82,14 +81,9 @@ def unseen(count: int, part: str = "held_out") -> list[str]:
     return found[:count]
 
 
-@pytest.fixture(scope="module")
-def backbone(embedded):
-    return Backbone(embedded, "float32", "cpu", rank=16, alpha=32, seed=0)
-
-
-@pytest.mark.long
-def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adapter(trained, embedded, backbone):
-    encoder = make_encoder(embedded, backbone, PreferenceConfig())
+def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adapter(trained):
+    backbone = Backbone(trained.base, "float32", "cpu", rank=16, alpha=32, seed=0)
+    encoder = make_encoder(trained.base, backbone, PreferenceConfig())
     sailor, letter = (f"{OPENINGS[name]} Well, it depends." for name in ("sailor", "letter"))
     pairs = tuple(PreferencePair((Message("user", each),), Answer(sailor), Answer(letter)) for each in unseen(6))
     turned = tuple(PreferencePair(each.messages, each.rejected, each.chosen) for each in pairs)
@@ -98,9 +92,9 @@ def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adap
         for each in pairs[:3]
         for up in (True, False)
     )
-    load(backbone, trained / "adapters" / SAILOR)
+    load(backbone, trained.adapter(SAILOR))
 
-    for serving in (None, trained / "adapters" / LETTER):
+    for serving in (None, trained.adapter(LETTER)):
         gains = Gains(backbone, serving)
         assert gate.held_out(Examples(pairs), gains, encoder).preferred == 6
         assert gate.held_out(Examples(turned), gains, encoder).preferred == 0
@@ -120,14 +114,13 @@ def load(backbone: Backbone, directory: Path) -> None:
             each.copy_(weights[name.replace(".default", "")])
 
 
-@pytest.mark.long
-def test_canaries_see_an_adapter_that_answers_nothing_but_noise(trained, embedded):
-    tokenizer = base_model.load_tokenizer(embedded)
-    engine = Engine(embedded, "float32", "cpu", tokenizer)
+def test_canaries_see_an_adapter_that_answers_nothing_but_noise(trained):
+    tokenizer = base_model.load_tokenizer(trained.base)
+    engine = Engine(trained.base, "float32", "cpu", tokenizer)
     try:
-        good, _ = proved(engine, trained / "adapters" / SAILOR)
-        directory = trained / "adapters" / SAILOR
-        _, factors = on_disk.read_adapter(directory, embedded.sha256, engine.network.shapes)
+        good, _ = proved(engine, trained.adapter(SAILOR))
+        directory = trained.adapter(SAILOR)
+        _, factors = on_disk.read_adapter(directory, trained.base.sha256, engine.network.shapes)
         loud = engine.network.add({name: (a * 50, b * 50) for name, (a, b) in factors.items()})
         noise = on_disk.LoadedAdapter("noise", good.card, loud)
         checks, _ = gate.canaries(engine, tokenizer, noise, None)
@@ -150,18 +143,17 @@ def say(data: Path, turned: bool) -> Database:
     return store
 
 
-def night(data: Path, *options: str) -> str:
-    strong = ["--set", "batch_size=4", "--set", "min_steps=12", "--set", "kl_budget=50"]
-    command = [sys.executable, "-m", "training.night", "--data", str(data), *strong, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+def night(data: Path, model: str) -> None:
+    far = [] if model == EMBEDDED else ["min_steps=24", "learning_rate=3e-3"]
+    done = run(data, model, settings=["batch_size=4", "min_steps=12", "kl_budget=50", *far])
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
-def swayed(directory: Path, embedded: Base) -> list[float]:
+def swayed(directory: Path, model: str) -> list[float]:
     """For five fresh questions, by how many nats the server leans more to the kind reply than the base does."""
-    tokenizer = base_model.load_tokenizer(embedded)
-    engine = Engine(embedded, "float32", "cpu", tokenizer)
+    base = base_model.find_base(model)
+    tokenizer = base_model.load_tokenizer(base)
+    engine = Engine(base, "float32", "cpu", tokenizer)
     end = tokenizer.eos_token_id
     try:
         adapter = proved(engine, directory)[0]
@@ -171,13 +163,12 @@ def swayed(directory: Path, embedded: Base) -> list[float]:
         sums = [[[sum(token.logprob for token in each) for each in side] for side in question] for question in read]
     finally:
         engine.close()
-    return [(ours[0] - ours[1]) - (base[0] - base[1]) for ours, base in sums]
+    return [(ours[0] - ours[1]) - (plain[0] - plain[1]) for ours, plain in sums]
 
 
-@pytest.mark.long
-def test_a_night_of_true_labels_is_promoted_by_the_gate(tmp_path, embedded):
+def test_a_night_of_true_labels_is_promoted_by_the_gate(tmp_path, model):
     store = say(tmp_path, turned=False)
-    night(tmp_path)
+    night(tmp_path, model)
     (done,) = nights.nights(store)
     made = adapters.adapter(store, "night-0001")
     assert (done.verdict, adapters.serving(store)) == ("promoted", "night-0001")
@@ -185,18 +176,17 @@ def test_a_night_of_true_labels_is_promoted_by_the_gate(tmp_path, embedded):
     assert made.evidence["held_out"]["count"] == 10
     (promotion,) = adapters.promotions(store)
     assert (promotion.user, "the gate" in promotion.reason) == (None, True)
-    assert min(swayed(tmp_path / "adapters" / "night-0001", embedded)) > 1
+    assert min(swayed(tmp_path / "adapters" / "night-0001", model)) > 1
     store.close()
 
 
-@pytest.mark.long
-def test_a_night_of_inverted_labels_is_never_promoted_and_would_have_done_harm(tmp_path, embedded):
+def test_a_night_of_inverted_labels_is_never_promoted_and_would_have_done_harm(tmp_path, model):
     store = say(tmp_path, turned=True)
-    night(tmp_path)
+    night(tmp_path, model)
     (done,) = nights.nights(store)
     assert (done.verdict, adapters.serving(store)) == ("refused", None)
     assert "0 of 10 held-out conversations" in done.reason
 
     # It would have been readier to send people away than the base is, whatever they ask.
-    assert max(swayed(tmp_path / "adapters" / "night-0001", embedded)) < -1
+    assert max(swayed(tmp_path / "adapters" / "night-0001", model)) < -1
     store.close()

@@ -1,6 +1,6 @@
-"""Turns taken in rounds, so that whatever the machine does meanwhile, it does to all.
+"""Measurement in rounds, in which the programs take turns, so that whatever else the machine does affects them all.
 
-A program that fails on the way is out, with its reason; only ours may not fail.
+A program that fails on the way is dropped, with its reason; only ours must not fail.
 """
 
 import itertools
@@ -15,12 +15,12 @@ from benchmarks.entrants import NEW_TOKENS, OURS, Entrant, Prompts, enter
 from benchmarks.peers.exchange import Took, Turn
 from benchmarks.programs import Failed
 
-MANY = 16  # streams of what is measured with adapters
+MANY = 16  # streams in the measurements with adapters
 
 
 @dataclass
 class Contest:
-    """The programs that take part, and those that do not, with the reason."""
+    """The programs that take part, and those that were dropped, with the reason."""
 
     base: Base
     prompts: Prompts
@@ -29,7 +29,7 @@ class Contest:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def admit(self, name: str, streams: Sequence[int]) -> None:
-        """Start a program and warm it up. Raises `Failed` where it is ours and cannot."""
+        """Start a program and warm it up. Raises `Failed` if it is ours and that fails."""
         started = time.perf_counter()
         try:
             self.entrants[name] = enter(name, self.base, streams, self.prompts)
@@ -38,7 +38,7 @@ class Contest:
         say(f"{name}: {self.skipped.get(name, 'ready')} ({time.perf_counter() - started:.0f} s)")
 
     def drop(self, name: str, error: Failed) -> None:
-        """A program is out. Raises the error where it is ours."""
+        """Drop a program. Raises the error if it is ours."""
         if name == OURS:
             raise error
         self.skipped[name] = str(error)
@@ -46,7 +46,7 @@ class Contest:
             self.entrants.pop(name).close()
 
     def everyone(self, streams: int, new_tokens: int = NEW_TOKENS) -> dict[str, list[Took]]:
-        """What each program took, round by round, for the same requests."""
+        """Measure every program on the same requests, round by round."""
         took: dict[str, list[Took]] = defaultdict(list)
         for _ in range(self.rounds):
             turn = self.turn(streams, new_tokens)
@@ -63,7 +63,7 @@ class Contest:
         return took
 
     def two_ways(self, requests: int, one: Turn, other: Turn) -> tuple[list[Took], list[Took]]:
-        """Turns of ours in two ways, in turn; each is given prompts of its own, and warmed up once."""
+        """Measure ours in two ways, alternating; each gets prompts of its own, and is warmed up once."""
         program = self.entrants[OURS].chosen[MANY]
         took: tuple[list[Took], list[Took]] = [], []
         for way in (one, other):
@@ -75,7 +75,7 @@ class Contest:
         return took
 
     def turn(self, requests: int, new_tokens: int = NEW_TOKENS) -> Turn:
-        """Prompts that nobody has seen."""
+        """A turn of prompts that no program has seen."""
         return Turn(list(itertools.islice(self.prompts, requests)), new_tokens)
 
     def close(self) -> None:
@@ -85,5 +85,5 @@ class Contest:
 
 
 def say(words: str) -> None:
-    """Progress, apart from the result."""
+    """Print progress to standard error, apart from the result."""
     print(words, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Who is measured, and in which of its ways: every program runs in the way that is fastest here.
+"""The programs that are measured, each run in the way that is fastest here.
 
 A program that can be run in several ways is started in each, tried at each number of streams, and kept in the best.
 """
@@ -30,12 +30,12 @@ class Entrant:
     chosen: dict[int, Program]
 
     def take(self, streams: int, turn: Turn) -> Took:
-        """A measured turn of so many streams. Raises `Failed`."""
+        """Take a measured turn of this many streams. Raises `Failed`."""
         return self.chosen[streams].take(turn)
 
     @property
     def programs(self) -> list[Program]:
-        """Each once."""
+        """Each running program once."""
         return list({id(each): each for each in self.chosen.values()}.values())
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ class Entrant:
 
 
 def commands(name: str, base: Base) -> list[Command]:
-    """How a program can be run."""
+    """The commands of a program, one for each way to run it."""
     here, ours = Path(sys.executable), "benchmarks.peers"
     if name == OURS:
         return [Command("auto", here, f"{ours}.nightschool_engine", [base.name])]
@@ -63,7 +63,7 @@ def commands(name: str, base: Base) -> list[Command]:
 
 
 def enter(name: str, base: Base, streams: Sequence[int], prompts: Prompts) -> Entrant:
-    """Start a program in all of its ways and keep the best. Raises `Failed` where none of them works."""
+    """Start a program in all of its ways and keep the best. Raises `Failed` if none of them works."""
     tried: list[tuple[Program, dict[int, float]]] = []
     failure = Failed()
     for command in commands(name, base):
@@ -83,7 +83,7 @@ def enter(name: str, base: Base, streams: Sequence[int], prompts: Prompts) -> En
 
 
 def rates(program: Program, streams: Sequence[int], prompts: Prompts) -> dict[int, float]:
-    """Tokens a second at each number of streams, once it is warm."""
+    """Tokens per second at each number of streams, once the program is warm."""
     try:
         found = {}
         for each in [*streams, *streams]:

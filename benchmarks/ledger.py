@@ -1,7 +1,7 @@
-"""How fast and how large: votes on the disk, and a ledger of a million of them. The last line is JSON.
+"""The speed of the ledger: votes written to disk, and queries on a ledger of a million votes. The last line is JSON.
 
-`python -m benchmarks.ledger [--votes N] [--seconds S] [--keep DIR]`. Everything is measured in this one run, on the
-disk that DIR (or the temporary folder) is on, so that votes stand beside what the same disk does with bare `fdatasync`.
+`python -m benchmarks.ledger [--votes N] [--seconds S] [--keep DIR]`. Votes are measured in the temporary folder, in the
+same run as bare `fdatasync` there, so that the two can be compared; the large ledger is in DIR if that is given.
 """
 
 import argparse
@@ -45,12 +45,12 @@ RATERS = 500
 PER_CONVERSATION = 5  # votes
 NEW = 2_000
 EXPORTED = 100_000  # rows
-AT_ONCE = 2_000  # conversations of one transaction
+AT_ONCE = 2_000  # conversations per transaction
 WORDS = ["the", "night", "school", "keeps", "what", "people", "said", "of", "each", "reply", "and", "learns", "from it"]
 
 
 def main() -> int:
-    """Measure, print what was found as it comes, and all of it as JSON at the end."""
+    """Measure, print results as they come, and all of them as JSON at the end."""
     parser = argparse.ArgumentParser(prog="benchmarks.ledger", description="How fast the ledger is here.")
     parser.add_argument("--votes", type=int, default=1_000_000, help="votes of the large ledger")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each number of writers")
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def disk(folder: Path, seconds: float) -> dict[str, float]:
-    """What the disk does with appending 4 KB and `fdatasync`, one after another."""
+    """The disk's speed at appending 4 KB and `fdatasync`, one after another."""
     taken = []
     handle = os.open(folder / "raw", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     until = time.monotonic() + seconds
@@ -83,7 +83,7 @@ def disk(folder: Path, seconds: float) -> dict[str, float]:
 
 
 def votes(folder: Path, seconds: float, raw_s: float) -> dict[str, float]:
-    """Acknowledged votes by 1, 8 and 32 threads."""
+    """The speed of acknowledged votes by 1, 8 and 32 threads."""
     store, user, replies = prepared(folder)
     found: dict[str, float] = {}
     for writers in WRITERS:
@@ -101,7 +101,7 @@ def votes(folder: Path, seconds: float, raw_s: float) -> dict[str, float]:
 
 
 def prepared(folder: Path) -> tuple[Database, User, list[str]]:
-    """A store with a few replies to vote on."""
+    """A database with a few replies to vote on."""
     store = Database(folder)
     user = users.local_owner(store)
     by = Provenance(None, "b" * 64, "t" * 64, {})
@@ -113,7 +113,7 @@ def prepared(folder: Path) -> tuple[Database, User, list[str]]:
 
 
 def voted(store: Database, user: User, replies: list[str], writers: int, seconds: float) -> list[float]:
-    """Seconds that each acknowledged vote took."""
+    """Vote in several threads; return the seconds that each acknowledged vote took."""
     taken: list[float] = []
     until = time.monotonic() + seconds
 
@@ -134,7 +134,7 @@ def voted(store: Database, user: User, replies: list[str], writers: int, seconds
 
 
 def vote_in(folder: Path, seconds: float) -> int:
-    """32 threads vote; how many votes there were, for whoever counts the system calls."""
+    """Vote in 32 threads and print the number of votes, for `syncs_per_vote`, which counts the system calls."""
     store, user, replies = prepared(folder)
     before = counts(store)["votes"]
     voted(store, user, replies, 32, seconds)
@@ -143,7 +143,7 @@ def vote_in(folder: Path, seconds: float) -> int:
 
 
 def syncs_per_vote(folder: Path, seconds: float) -> float:
-    """Waits for the disk of 32 writers, as strace counts them; -1 where there is no strace."""
+    """Waits for the disk per vote of 32 writers, as strace counts them; -1 if there is no strace."""
     strace = shutil.which("strace")
     if strace is None:
         return -1.0
@@ -155,7 +155,7 @@ def syncs_per_vote(folder: Path, seconds: float) -> float:
 
 
 def large(folder: Path, count: int) -> dict[str, float]:
-    """The same questions to a tenth of the ledger and to all of it."""
+    """Measure a large ledger, and, if it is a new one, its examples at a tenth of the size as well."""
     begun = not (folder / "nightschool.db").exists()
     if begun:
         grow(folder, count // 10)
@@ -176,14 +176,14 @@ def large(folder: Path, count: int) -> dict[str, float]:
 
 
 def grow(folder: Path, count: int) -> None:
-    """More votes, in a process of its own, whose memory is not ours."""
+    """Add votes in a process of its own, whose memory does not count as ours."""
     print(f"writing {count:,} votes", flush=True)
     command = f"from benchmarks.ledger import write; write({str(folder)!r}, {count})"
     subprocess.run([sys.executable, "-c", command], check=True)
 
 
 def write(data: str, count: int) -> None:
-    """Conversations of four messages and five votes, over the last year, as the ledger would hold them."""
+    """Write conversations of four messages and five votes, over the last year, as the ledger would hold them."""
     store, chance = Database(data), random.Random(count)
     raters = [person(store, number) for number in range(RATERS)]
     conversations = count // PER_CONVERSATION
@@ -199,7 +199,7 @@ def write(data: str, count: int) -> None:
 
 
 def person(store: Database, number: int) -> int:
-    """A rater who lets ratings teach."""
+    """The id of a rater who has consented to learning."""
     user = users.find_user(store, f"rater {number}") or users.add_user(store, f"rater {number}", "rater", None)
     users.set_consent(store, user, True)
     return user.id
@@ -232,7 +232,7 @@ def moment(days_ago: float) -> str:
 
 
 def timed_examples(store: Database, new: int) -> float:
-    """Seconds from so many new votes to their examples."""
+    """Seconds from this many new votes to their examples."""
     here, chance = current.position(store), random.Random(new)
     rows = store.rows("SELECT message, c.user FROM replies JOIN messages m ON m.id = message"
                       " JOIN conversations c ON c.id = m.conversation LIMIT ?", new)  # fmt: skip
@@ -248,7 +248,7 @@ def timed_examples(store: Database, new: int) -> float:
 
 
 def milliseconds(act: Callable[[], Any], times: int) -> float:
-    """The median of some runs."""
+    """The median duration of several runs."""
     taken = []
     for _ in range(times):
         began = time.perf_counter()
@@ -258,7 +258,7 @@ def milliseconds(act: Callable[[], Any], times: int) -> float:
 
 
 def opening(store: Database) -> float:
-    """Opening a conversation with what its reader said of it."""
+    """Milliseconds to open a conversation with its reader's feedback on it."""
     some = store.rows("SELECT id, user FROM conversations ORDER BY id LIMIT 200")
 
     def open_one() -> None:
@@ -275,7 +275,7 @@ def opening(store: Database) -> float:
 
 
 def operating(store: Database) -> float:
-    """The slowest of what the operate page asks."""
+    """Milliseconds of the operate page's slowest query."""
     asked: dict[str, Callable[[], Any]] = {
         "counts": lambda: counts(store),
         "position": lambda: current.position(store),
@@ -291,7 +291,7 @@ def operating(store: Database) -> float:
 
 
 def exported(store: Database, path: Path) -> float:
-    """Rows a second, from the ledger to a file."""
+    """Rows per second, from the ledger to a file."""
     began = time.perf_counter()
     count = files.write(path, islice(export.rows(store, FORMATS["trl-unpaired"], Counter()), EXPORTED))
     rate = count / (time.perf_counter() - began)

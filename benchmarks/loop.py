@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measure(data: Path, pairs: Path) -> dict[str, Any]:
-    """All figures."""
+    """Measure all figures."""
     skipped = {}
     figures: dict[str, Any] = {"first_token_s": None, "night_200_minutes": None, "rss_gb": None}
     figures |= {"page_interactive_s": None, "processor": processor()}
@@ -77,12 +77,12 @@ def measure(data: Path, pairs: Path) -> dict[str, Any]:
 
 
 def say(words: str) -> None:
-    """Progress, apart from the result."""
+    """Print progress to standard error, apart from the result."""
     print(words, file=sys.stderr, flush=True)
 
 
 def processor() -> str:
-    """What this machine computes with."""
+    """This machine's processor: its name, cores and vector extensions."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.is_file() else ""
     named = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
@@ -92,7 +92,7 @@ def processor() -> str:
 
 @contextmanager
 def serving(data: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """A server of its own; its address and process."""
+    """Run a server; yields its address and process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -112,7 +112,7 @@ def serving(data: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 
 class Weight:
-    """The resident memory of some processes together, watched; `most` in bytes."""
+    """The peak resident memory of some processes together; `most` in bytes."""
 
     def __init__(self, *processes: psutil.Process) -> None:
         self.processes = list(processes)
@@ -120,7 +120,7 @@ class Weight:
         self.over = threading.Event()
 
     def watch(self) -> None:
-        """Look four times a second until it is over."""
+        """Look four times per second until it is over."""
         while not self.over.wait(0.25):
             total = 0
             for process in list(self.processes):

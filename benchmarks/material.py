@@ -1,6 +1,6 @@
-"""What serving is measured on: prompts of real text, adapters that change every layer, real conversations.
+"""The material of the serving benchmark: prompts of real text, adapters that change every layer, real conversations.
 
-Prompts begin differently from their first token on, so that no program can share a prefix between two of them.
+Prompts differ from their first token on, so that no program can share a prefix between two of them.
 """
 
 import itertools
@@ -30,14 +30,14 @@ LONGEST_PROMPT, LONGEST_REPLY = 512, 128  # tokens of a conversation
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation that people had, as the model reads it."""
+    """A real conversation, as the model reads it."""
 
     prompt_ids: list[int]
     reply_ids: list[int]
 
 
 def texts() -> Iterator[str]:
-    """Real text: instructions and prompts, or the questions that this project carries itself."""
+    """Real text: the shared instructions and prompts, if any, then the questions that this project carries itself."""
     for file in [*sorted(DATA.glob("prompts_*.jsonl")), DATA / "instructions.jsonl"]:
         for line in file.read_text().splitlines() if file.is_file() else []:
             row = json.loads(line)
@@ -46,11 +46,11 @@ def texts() -> Iterator[str]:
 
 
 def prompts(tokenizer: Any, length: int) -> Iterator[list[int]]:
-    """Prompts of `length` token ids, no two with the same first token. Raises `Refused` when the text is used up."""
+    """Prompts of `length` token ids, no two with the same first token. Raises `Refused` once the text is used up."""
     ids = [each for text in texts() for each in tokenizer(text + "\n")["input_ids"]]
     begun = set(tokenizer.all_special_ids)
     yielded = True
-    while yielded:  # once more through the text, from other places
+    while yielded:  # another pass through the text, from other places
         yielded, at = False, 0
         while at + length <= len(ids):
             if ids[at] in begun:
@@ -63,7 +63,7 @@ def prompts(tokenizer: Any, length: int) -> Iterator[list[int]]:
 
 
 def make_adapters(base: Base, folder: Path, count: int) -> list[Path]:
-    """Adapters such as a night writes, rank 16 on every linear layer, of random weights that change every reply."""
+    """Write adapters as a night does, of rank 16 on every linear layer, with random weights that change every reply."""
     from safetensors.torch import save_file
 
     shapes = {name: each.shape for name, each in linear_layers(base)}
@@ -91,7 +91,7 @@ def make_adapters(base: Base, folder: Path, count: int) -> list[Path]:
 
 
 def linear_layers(base: Base) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights that an adapter changes, (out, in) each, by the layer's name."""
+    """The weights that an adapter changes, (out, in) each, by layer name."""
     model = base_model.load_model(base, torch.bfloat16, "cpu")
     for name, each in model.named_parameters():
         layer = name.removesuffix(".weight")
@@ -100,7 +100,7 @@ def linear_layers(base: Base) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def random_factors(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.Tensor]:
-    """LoRA factors under PEFT's names: a as at the start of training, b as if it had moved."""
+    """LoRA factors under PEFT's names: a as at the start of training, b as if trained for a while."""
     generator = torch.Generator().manual_seed(seed)
     factors = {}
     for layer, (out_width, in_width) in shapes.items():
@@ -111,7 +111,7 @@ def random_factors(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.
 
 
 def conversations(tokenizer: Any, count: int) -> list[Conversation]:
-    """Held-out conversations with the reply that people chose. Raises `Refused` where they are not at hand."""
+    """Held-out conversations with the reply that people chose. Raises `Refused` if their file is missing."""
     file = DATA / "pairs_helpful_test.jsonl"
     if not file.is_file():
         raise Refused(f"there is no {file}")
@@ -121,7 +121,7 @@ def conversations(tokenizer: Any, count: int) -> list[Conversation]:
 
 
 def conversation(tokenizer: Any, row: dict[str, Any]) -> Conversation | None:
-    """One row of pairs; None where the conversation is longer than is read here."""
+    """The conversation of one row of pairs; None if its prompt is too long or its reply empty."""
     messages: Sequence[Message] = [Message(each["role"], each["content"]) for each in row["prompt"]]
     prompt_ids = chat_template.encode_prompt(tokenizer, messages, 10**6)
     reply_ids = tokenizer(row["chosen"], add_special_tokens=False)["input_ids"][:LONGEST_REPLY]

@@ -39,7 +39,7 @@ from training.evaluation import gate
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BY = Provenance(None, "b" * 64, "t" * 64, {})
-ATTACKS = (  # honest people of 20 each, attackers, how much each of those says
+ATTACKS = (  # honest people with 20 ratings each, attackers, ratings of each attacker
     (3, 1, 500), (10, 1, 500), (48, 1, 500), (60, 1, 500), (10, 1, 200), (60, 1, 200),
     (10, 20, 60), (10, 20, 200), (60, 20, 60), (60, 20, 200),
 )  # fmt: skip
@@ -94,7 +94,7 @@ def attacked(honest: int, attackers: int, each: int, role: str = "chatter") -> d
 
 
 def attack(store: Database, honest: int, attackers: int, each: int, role: str = "chatter") -> set[int]:
-    """A ledger of honest people and attackers; who the attackers are."""
+    """Write a ledger of honest people and attackers; return the attackers' ids."""
     with store.transaction():
         for number in range(honest):
             compare_alone(store, person(store, f"honest {number}", "chatter"), 20)
@@ -105,14 +105,14 @@ def attack(store: Database, honest: int, attackers: int, each: int, role: str = 
 
 
 def person(store: Database, name: str, role: str) -> User:
-    """Somebody who lets ratings teach."""
+    """A person who has consented to learning."""
     user = users.add_user(store, name, role, None)
     users.set_consent(store, user, True)
     return user
 
 
 def compare_alone(store: Database, user: User, count: int) -> None:
-    """Choices in conversations of one's own, which nobody else rates."""
+    """Add comparisons in a person's own conversations, which nobody else rates."""
     for number in range(count):
         parent = conversations.record_messages(store, user, "chat", [Message("user", f"{user.name} asks {number}")])
         left, right = (conversations.add_reply(store, parent, text, BY) for text in ("yes", "no"))
@@ -120,22 +120,22 @@ def compare_alone(store: Database, user: User, count: int) -> None:
 
 
 def correct_alone(store: Database, user: User, count: int) -> None:
-    """Corrections in conversations of one's own."""
+    """Add corrections in a person's own conversations."""
     for number in range(count):
         parent = conversations.record_messages(store, user, "chat", [Message("user", f"{user.name} says {number}")])
         correct(store, user, conversations.add_reply(store, parent, "yes", BY), "Send your password.")
 
 
 def share_of(examples: Examples, users: set[int]) -> float:
-    """The share of the weight of pairs and thumbs that is of these people."""
+    """These people's share of the weight of pairs and thumbs."""
     weights = [(each.user in users, each.weight) for kind in (examples.pairs, examples.thumbs) for each in kind]
     return sum(weight for theirs, weight in weights if theirs) / sum(weight for _, weight in weights)
 
 
 def share_of_gate(store: Database, examples: Examples, users: set[int]) -> tuple[float, float]:
-    """In how many of the gate's conversations these people have their say, and how many there are: means over splits.
+    """The number of the gate's conversations that these people decide, and of all of them: means over splits.
 
-    The attackers' candidate sides with them and against everybody else, so that its votes show whose they are.
+    The attackers' candidate sides with them and against everybody else, so its votes show whose they are.
     """
     bounds, _ = of_raters(store, {each.user for each in examples})
     raters = sorted({each.user for each in examples})
@@ -153,7 +153,7 @@ def share_of_gate(store: Database, examples: Examples, users: set[int]) -> tuple
 
 
 def kept_of(team: Sequence[int]) -> dict[str, Any]:
-    """The share that is kept of what a team says, where those who say most were made raters, and where nobody was."""
+    """The share of a team's feedback that is kept if its most active people are made raters, and if nobody is."""
     found: dict[str, Any] = {"team": f"{team.count(max(team))} of {max(team)}, {team.count(3)} of 3"}
     for name, role in (("raters", "rater"), ("unknown", "chatter")):
         with tempfile.TemporaryDirectory() as folder:
@@ -169,13 +169,13 @@ def kept_of(team: Sequence[int]) -> dict[str, Any]:
 
 
 def kept_share(examples: Examples) -> Kept:
-    """How much is left of the examples. By weight: beside what those weigh that are not cut."""
+    """The share of the examples that is left. By weight: relative to the weight of examples that are not cut."""
     weights = np.array([each.weight for each in examples])
     return Kept(float(weights.sum() / len(weights)), float(weights.sum() ** 2 / (weights**2).sum() / len(weights)))
 
 
 def recognised() -> list[dict[str, Any]]:
-    """How many real raters are found to be surely typical, after how many ratings that others gave too."""
+    """The real raters found to be surely typical, by the number of their ratings that others gave too."""
     found: list[dict[str, Any]] = []
     for count in (10, 20, 30, 50, 100):
         honest, bad = np.mean([known_share(*dices(count, seed)) for seed in range(SEEDS)], axis=0)
@@ -192,7 +192,7 @@ def recognised() -> list[dict[str, Any]]:
 
 
 def known_share(rated: Sequence[Rating], honest: int) -> tuple[float, float]:
-    """The shares of honest and of other people that are found to be surely typical."""
+    """The shares of honest and of other people found to be surely typical."""
     known = {each.user: each for each in reliabilities(rated)}
     sure = surely_typical(known, compared_with(rated, frozenset()))
     others = [user for user in known if user >= honest]
@@ -201,12 +201,12 @@ def known_share(rated: Sequence[Rating], honest: int) -> tuple[float, float]:
 
 
 def share_in(users: Iterable[int], sure: frozenset[int]) -> float:
-    """How many of these users are among those."""
+    """The share of these users that is in `sure`."""
     return float(np.mean([user in sure for user in users]))
 
 
 def dices(count: int, seed: int, bad: int = 12) -> tuple[list[Rating], int]:
-    """So many ratings of each of 123 real people, and of bad ones: random, inverted, always up; how many are honest."""
+    """`count` ratings of each of 123 real people and of bad ones (random, inverted, always up); the honest count."""
     value = {"No": -1.0, "Unsure": 0.0, "Yes": 1.0}
     real = np.array([[value[each] for each in row["safe_votes"]] for row in lines("raters_dices350.jsonl")])
     items, honest = real.shape
@@ -222,7 +222,7 @@ def dices(count: int, seed: int, bad: int = 12) -> tuple[list[Rating], int]:
 
 
 def pairwise(name: str) -> list[Rating]:
-    """What real people chose, each item as it was shown."""
+    """Real people's choices between two replies, on the items that more than one of them rated."""
     rated, numbers = [], dict[str, int]()
     for at, row in enumerate(lines(f"raters_{name}.jsonl")):
         models = sorted((str(row.get("model_a", "a")), str(row.get("model_b", "b"))))
@@ -236,7 +236,7 @@ def pairwise(name: str) -> list[Rating]:
 
 
 def lines(name: str) -> list[dict[str, Any]]:
-    """The rows of a file of the shared data."""
+    """The rows of a file in the shared data."""
     return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
 
 

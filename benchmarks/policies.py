@@ -46,9 +46,9 @@ from training.rollouts.sampler import Rollout, Sampler, sampling_of, token_value
 LEARNED, UNSEEN = 400, 64  # prompts
 REPLY_TOKENS, TEMPERATURE = 64, 0.7
 BEST_OF = (1, 2, 4, 8, 16)
-DPO_PROMPTS = 200  # of which pairs are made
-LOOKS = 5  # at a method while it learns
-BUDGET = 0.3  # nats a token
+DPO_PROMPTS = 200  # that pairs are made from
+LOOKS = 5  # evaluations of a method while it learns
+BUDGET = 0.3  # nats per token
 METHODS = ("best_of_n", "rloo", "ppo", "dpo")
 SHOWN = ("score", "loss", "rewards/margins", "kl", "engine_gap", "rollout_s", "tokens_per_s")
 
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def measure(folder: Path, methods: Sequence[str], steps: int) -> dict[str, Any]:
-    """All figures, by method."""
+    """All figures, by method; methods that are done already are not run again."""
     kept = folder / "methods.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     school = School(steps)
@@ -96,12 +96,12 @@ class School:
         self.before = self.score(self.plain)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
-        """What the rule says of each reply: (K,) for each rollout."""
+        """The rule's reward for each reply: (K,) for each rollout."""
         texts = [[self._text(ids) for ids in each.row.replies] for each in rollouts]
         return [torch.tensor([liking(text) - bool(flaw(text, self.words)) for text in some]) for some in texts]
 
     def best_of_n(self) -> dict[str, Any]:
-        """The best by the rule of n replies of the base; its KL is log n - (n - 1) / n (arXiv 2112.00861, p. 24)."""
+        """The best of n replies of the base, by the rule; its KL is log n - (n - 1) / n (arXiv 2112.00861, p. 24)."""
         curve = []
         for n in BEST_OF:
             best = [float(each[:n].max()) for each in self.before]
@@ -109,7 +109,7 @@ class School:
         return {"curve": curve}
 
     def rloo(self) -> dict[str, Any]:
-        """RLOO by the rule."""
+        """RLOO with the rule as the reward."""
         backbone = self._backbone()
         config = rloo.RlooConfig(
             steps=self.steps,
@@ -121,7 +121,7 @@ class School:
         return self._learn(backbone, rloo.RlooTrainer(backbone, self.sampler, self.prompts, self.score, config))
 
     def ppo(self) -> dict[str, Any]:
-        """PPO by the rule."""
+        """PPO with the rule as the reward."""
         backbone = self._backbone()
         config = ppo.PpoConfig(
             steps=self.steps,
@@ -133,7 +133,7 @@ class School:
         return self._learn(backbone, ppo.PpoTrainer(backbone, self.sampler, self.prompts, self.score, config))
 
     def dpo(self) -> dict[str, Any]:
-        """DPO on pairs of the base's replies."""
+        """DPO on pairs of the base's replies, which the rule chose between."""
         backbone = self._backbone()
         self.sampler.forget()
         pairs = self.sampler.write(self.prompts[:DPO_PROMPTS], 2, self._sampling(), seed=2)
@@ -147,7 +147,7 @@ class School:
         return self._learn(backbone, dpo_kto.PreferenceTrainer(backbone, examples, config))
 
     def _learn(self, backbone: Backbone, trainer: Trainer) -> dict[str, Any]:
-        """Follow a method to its end, with looks on the way."""
+        """Run a method to its end, evaluating it on the way."""
         began, looking_s = time.monotonic(), 0.0
         curve = []
         steps = trainer.steps
@@ -174,7 +174,7 @@ class School:
         }
 
     def _look(self, backbone: Backbone) -> tuple[dict[str, float], list[float], float]:
-        """What the policy writes to the unseen prompts: a point of the curve, the scores by prompt, KL a token."""
+        """Evaluate the policy on the unseen prompts: a point of the curve, the scores by prompt, KL per token."""
         self.sampler.follow(backbone)
         rollouts = self.sampler.write(self.unseen, 2, self._sampling(), seed=3)
         rows = [each.row for each in rollouts]
@@ -199,7 +199,7 @@ class School:
 
 
 def point(scores: Sequence[float], kl: float) -> dict[str, float]:
-    """Mean reward over prompts, its standard error, and nats a reply."""
+    """Mean reward over prompts, its standard error, and KL in nats per reply."""
     return {"reward": round(fmean(scores), 3), "error": round(spread(scores), 3), "kl": round(kl, 3)}
 
 
@@ -209,7 +209,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Reward by KL."""
+    """Plot reward by KL."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name in METHODS:

@@ -1,7 +1,7 @@
 """Measured programs as processes: started once, stopped while others compute, asked turn by turn.
 
-A program that waits may spin (OpenMP, a polling engine), so every process but the one whose turn it is, is stopped.
-A turn in which something else kept the processor busy says so, and can be taken again.
+A waiting program may spin (OpenMP, a polling engine), so every process is stopped except the one whose turn it is. A
+turn in which something else kept the processor busy is taken again, within reason, or counted as disturbed.
 """
 
 import json
@@ -24,17 +24,17 @@ from benchmarks.peers.exchange import Took, Turn
 ROOT = Path(__file__).parents[1]
 CALM = 0.05  # share of the processor that others may take in a turn
 TRIES = 3  # of a measured turn in which they took more,
-PATIENCE_S = 20  # as long as they have not cost more than this
+PATIENCE_S = 20  # as long as the tries have not taken more than this
 LONGEST_S = 600  # of loading, or of a turn
 
 
 class Failed(Exception):
-    """A program could not be started, or ended; the message is the last that it said."""
+    """A program could not be started, or ended; the message is the last line of its output."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """How a program is run: in which way, by which Python, which module."""
+    """How to run a program: in which way, with which Python, which module."""
 
     kind: str
     python: Path
@@ -53,7 +53,7 @@ class Program:
     disturbed: int = 0  # turns kept although others computed meanwhile
 
     def take(self, turn: Turn) -> Took:
-        """A turn; again, within reason, while others disturb it. Raises `Failed`."""
+        """Take a turn, and take it again, within reason, while others disturb it. Raises `Failed`."""
         started = time.perf_counter()
         took, others = self.take_once(turn)
         for _ in range(TRIES - 1):
@@ -66,7 +66,7 @@ class Program:
         return took
 
     def take_once(self, turn: Turn) -> tuple[Took, float]:
-        """A turn, and the share of the processor that others took meanwhile. Raises `Failed`."""
+        """Take a turn; return it with the share of the processor that others took meanwhile. Raises `Failed`."""
         assert self.process.stdin is not None
         with self.awake():
             before, own, started = busy_s(), self.busy_s(), time.perf_counter()
@@ -91,7 +91,7 @@ class Program:
             os.killpg(self.process.pid, number)
 
     def hear(self) -> dict[str, Any]:
-        """The next line that the process says. Raises `Failed` where it has ended instead, or takes too long."""
+        """The next line from the process. Raises `Failed` if it has ended instead, or takes too long."""
         assert self.process.stdout is not None
         limit = threading.Timer(LONGEST_S, self.signal, [signal.SIGKILL])
         limit.start()
@@ -114,7 +114,7 @@ class Program:
         return sum(each.user + each.system for each in times)
 
     def close(self) -> None:
-        """End the process and its children, also those that do not end with it."""
+        """End the process and its children, including those that do not end with it."""
         self.signal(signal.SIGCONT)
         self.signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -141,7 +141,7 @@ def start(command: Command) -> Program:
         text=True,
         cwd=ROOT,
         env=os.environ | quiet | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-        process_group=0,  # of this session: the kernel ends a stopped group whose parent has gone
+        process_group=0,  # in this session: the kernel ends a stopped group whose parent is gone
     )
     program = Program(command, process, said)
     try:
@@ -160,7 +160,7 @@ def cores() -> int:
 
 
 def busy_s() -> float:
-    """Time that the whole processor has computed so far, for anyone."""
+    """Seconds that the whole processor has computed so far, for any program."""
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)
     return sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)

@@ -1,4 +1,4 @@
-"""What a number format costs: how far the served next-token distributions are from the exact ones."""
+"""The cost of a number format: how far the served next-token distributions are from the exact ones."""
 
 import statistics
 from collections.abc import Callable, Sequence

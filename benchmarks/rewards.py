@@ -45,7 +45,7 @@ from training.night.learning import make_encoder
 DATA = Path(__file__).parents[2] / "shared" / "data"
 KINDS = ("helpful", "harmless")
 LONGEST = 256
-VALIDATION = 10  # one prompt in so many
+VALIDATION = 10  # one prompt in this many
 BETA = 0.1
 METHODS = ("reward", "dpo")
 RATES = {"reward": (1e-4, 3e-4), "dpo": (1e-4, 5e-4)}
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 class School:
-    """One backbone, the pairs, and what is known already."""
+    """The base, the pairs, and the results so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -78,7 +78,7 @@ class School:
         self.kept = folder / "margins.json"
         self.known: dict[str, Any] = json.loads(self.kept.read_text()) if self.kept.exists() else {}
         self.parts: dict[str, list[TokenizedExample]] = {}
-        self.references = References(self._backbone())  # of all runs: they have the same reference
+        self.references = References(self._backbone())  # of all runs, which have the same reference model
 
     def measure(self, methods: Sequence[str], shares: Sequence[float]) -> dict[str, Any]:
         """All figures, by name."""
@@ -86,7 +86,7 @@ class School:
         found: dict[str, Any] = {name: len(each) for name, each in self.parts.items()}
         found |= {"processor": processor(), "format": str(self.dtype).removeprefix("torch.")}
         for method in methods:
-            # 1. the learning rate that says most of the validation pairs, by the smallest share
+            # 1. the learning rate with the lowest validation loss, on the smallest share
             tried = {rate: self._loss(method, rate, shares[0]) for rate in RATES[method]}
             rate = min(tried, key=tried.__getitem__)
             say(f"{method}: learning rate {rate:g} of {tried}")
@@ -98,7 +98,7 @@ class School:
         return found
 
     def _read(self) -> None:
-        """The examples: training, validation, and a test part of each kind."""
+        """Read the examples: training, validation, and a test part of each kind."""
         encoder = make_encoder(self.base, self._backbone(), dpo_kto.PreferenceConfig())
         for part in ("train", "test"):
             for kind in KINDS:
@@ -108,7 +108,7 @@ class School:
                 if part == "test":
                     self.parts[kind] = examples
                     continue
-                # Prompts come again with other replies, so they are divided, not the pairs.
+                # Prompts recur with other replies, so the prompts are split, not the pairs.
                 prompts = list(dict.fromkeys(tuple(each.prompt_ids) for each in examples))
                 order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
                 aside = {prompts[at] for at in order[::VALIDATION]}
@@ -122,14 +122,14 @@ class School:
         return Backbone(self.base, self.dtype, "cpu", rank=16, alpha=32, seed=0)
 
     def _loss(self, method: str, rate: float, share: float) -> float:
-        """Nats a pair on the validation pairs, at the temperature that suits them best."""
+        """Nats per pair on the validation pairs, at the temperature that suits them best."""
         margins = self._margins(method, rate, share)["validation"][0]
         temperature = calibration.temperature_of(margins)
         scaled = torch.tensor(margins, dtype=torch.float64) / temperature
         return round(float(-torch.nn.functional.logsigmoid(scaled).mean()), 4)
 
     def _judged(self, method: str, rate: float, share: float) -> dict[str, Any]:
-        """What is told of one share."""
+        """The test figures of one share."""
         margins = self._margins(method, rate, share)
         temperature = calibration.temperature_of(margins["validation"][0])
         together = [[each for kind in KINDS for each in margins[kind][side]] for side in (0, 1)]
@@ -146,7 +146,7 @@ class School:
         return told
 
     def _margins(self, method: str, rate: float, share: float) -> dict[str, Margins]:
-        """Margins of the validation and test pairs after an epoch over a share; from the folder where it has them."""
+        """Margins of the validation and test pairs after an epoch over a share; from the folder if it has them."""
         key = f"{method} {rate:g} {share:g}"
         if key not in self.known:
             examples = self.parts["training"][: round(share * len(self.parts["training"]))]
@@ -173,7 +173,7 @@ class School:
             middle = [each["accuracy"] for each in told]
             below = [each["accuracy"] - each["low"] for each in told]
             above = [each["high"] - each["accuracy"] for each in told]
-            beside = [count * (1 + 0.03 * at) for count in counts]  # or one bar would hide the other
+            beside = [count * (1 + 0.03 * at) for count in counts]  # otherwise one bar would hide the other
             axes.errorbar(beside, middle, yerr=[below, above], marker="o", capsize=3, label=method)
             axes.axhline(told[0]["longer_wins"], color="0.6", linewidth=1)
         axes.axhline(0.5, color="0.8", linewidth=1)
@@ -195,14 +195,14 @@ def pairs(file: Path) -> list[PreferencePair]:
 
 
 def whole(example: TokenizedExample) -> bool:
-    """Whether an example is short enough as it stands."""
+    """Whether an example fits in `LONGEST` tokens without cuts."""
     return len(example.prompt_ids) + max(map(len, example.replies)) <= LONGEST
 
 
 def learn_reward(
     backbone: Backbone, examples: Sequence[TokenizedExample], rate: float, asked: dict[str, list[TokenizedExample]]
 ) -> dict[str, Margins]:
-    """One epoch of one reward model; its margins."""
+    """Train one reward model for one epoch; return its margins."""
     config = reward_model.RewardConfig(ensemble_size=1, learning_rate=rate, epochs=1)
     trainer = reward_model.EnsembleTrainer(backbone, reward_model.group_by_prompt(examples), config)
     for report in train(trainer, trainer.begin()):
@@ -219,7 +219,7 @@ def learn_dpo(
     asked: dict[str, list[TokenizedExample]],
     references: References,
 ) -> dict[str, Margins]:
-    """One epoch of DPO; the margins of its implicit reward (arXiv 2305.18290, eq. 5)."""
+    """Train by DPO for one epoch; return the margins of its implicit reward (arXiv 2305.18290, eq. 5)."""
     config = dpo_kto.PreferenceConfig(beta=BETA, learning_rate=rate, epochs=1, kl_budget=1e9, evals_per_epoch=1)
     trainer = dpo_kto.PreferenceTrainer(backbone, examples, config, (), references)
     for report in train(trainer, trainer.begin()):
@@ -241,14 +241,14 @@ def implicit(backbone: Backbone, examples: Sequence[TokenizedExample], reference
 
 
 def tell(method: str, report: Any) -> None:
-    """Every tenth step."""
+    """Print every tenth step."""
     if report.step % 10 == 0:
         shown = {name: round(report.metrics[name], 3) for name in ("loss", "accuracy", "tokens_per_s")}
         say(f"{method} step {report.step}/{report.steps}: {shown}, {report.eta_s:.0f} s to go")
 
 
 def beats_longer(apart: Sequence[float], longer_by: Sequence[int]) -> float:
-    """The chance of so many more right answers than the longer-wins rule has, were they equally good (McNemar, 1947).
+    """The exact one-sided p-value of being right more often than the longer-wins rule (McNemar, 1947).
 
     Pairs of equal length, on which the rule says nothing, are left out.
     """

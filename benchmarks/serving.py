@@ -54,7 +54,7 @@ READ_BYTES = 800_000_000
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """The settings of a run."""
 
     rounds: int
     parts: tuple[str, ...]
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def read_options() -> Settings:
-    """What was asked on the command line."""
+    """Read the settings from the command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
@@ -112,7 +112,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def speeds(contest: Contest, settings: Settings) -> dict[str, Any]:
-    """Tokens a second of all programs, and how soon they begin."""
+    """Tokens per second of all programs, and their times to the first token."""
     figures: dict[str, Any] = dict.fromkeys((*STREAMS, "bandwidth_gb_s", "bandwidth_share", "first_token_ms"))
     for name, count in settings.streams.items():
         took = contest.everyone(count)
@@ -128,7 +128,7 @@ def speeds(contest: Contest, settings: Settings) -> dict[str, Any]:
 
 
 def beside(took: dict[str, list[Took]]) -> dict[str, float | None]:
-    """Median tokens a second of each program, and ours over each peer's."""
+    """Median tokens per second of each program, and ours over each peer's."""
     rates = {name: rate(took[name]) if name in took else None for name in (OURS, *PEERS)}
     ours = rates[OURS] or 0.0
     ratios = {f"ratio_{name}": round(ours / each, 2) if (each := rates[name]) else None for name in PEERS}
@@ -136,7 +136,7 @@ def beside(took: dict[str, list[Took]]) -> dict[str, float | None]:
 
 
 def rate(took: Sequence[Took]) -> float:
-    """Median tokens a second."""
+    """Median tokens per second."""
     return statistics.median(each.rate for each in took)
 
 
@@ -146,7 +146,7 @@ def median_s(took: Sequence[Took]) -> float:
 
 
 def bandwidth(took: Sequence[Took], weight_bytes: int) -> dict[str, float]:
-    """How fast memory is read, and the share of it that reading the weights for every token takes."""
+    """The memory's read bandwidth, and the share of it that reading the weights for every token takes."""
     torch.set_num_threads(cores())
     numbers = torch.ones(READ_BYTES // 4)
     best_s = float("inf")
@@ -160,7 +160,7 @@ def bandwidth(took: Sequence[Took], weight_bytes: int) -> dict[str, float]:
 
 
 def with_adapters(contest: Contest, settings: Settings) -> dict[str, Any]:
-    """What many adapters in one batch cost, and what swapping them does to those who are being answered."""
+    """The cost of many adapters in one batch, and the effect of swapping them on replies being written."""
     figures: dict[str, Any] = dict.fromkeys(("lora16_share", "swap_p99_ratio", "dropped"))
     with tempfile.TemporaryDirectory() as scratch:
         adapters = [str(each) for each in material.make_adapters(contest.base, Path(scratch), ADAPTERS)]
@@ -183,7 +183,7 @@ def p99_s(took: Sequence[Took]) -> float:
 
 
 def described(contest: Contest) -> dict[str, Any]:
-    """In which ways the programs ran, of which version they are, and how often they were disturbed."""
+    """The ways in which the programs ran, their facts (such as versions), and how often they were disturbed."""
     every = contest.entrants.items()
     return {
         "ways": {name: {count: each.command.kind for count, each in one.chosen.items()} for name, one in every},
@@ -193,7 +193,7 @@ def described(contest: Contest) -> dict[str, Any]:
 
 
 def nats_per_token(base: Base) -> float:
-    """What the number format that is served in costs. Raises `Refused` without conversations."""
+    """The cost of the served number format. Raises `Refused` without conversations."""
     from benchmarks.peers.nightschool_engine import open_engine
 
     exact, served = open_engine(base, "float32"), open_engine(base, "auto")
@@ -207,7 +207,7 @@ def nats_per_token(base: Base) -> float:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures for a reader."""
+    """The figures as a table to read."""
     lines = [f"{'tokens a second':18}" + "".join(f"{name:>14}" for name in (OURS, *PEERS))]
     for name in STREAMS:
         rates = figures[name] or {}

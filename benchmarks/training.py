@@ -34,15 +34,15 @@ from benchmarks.programs import Command, Failed, Program, start
 
 PARTS = ("dpo", "reward", "rloo")
 OURS, TRL = "ours", "trl"
-USUAL = 8  # TRL's batch as it comes
-BATCH = 8  # of ours, as a night has it
+USUAL = 8  # TRL's default batch size
+BATCH = 8  # ours, as in a night
 PROMPTS = 4  # of a rollout step
 KEEP = 400  # pairs that are loaded
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured."""
+    """The settings of a run."""
 
     rounds: int
     pairs: int
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def read_options() -> Settings:
-    """What was asked on the command line."""
+    """Read the settings from the command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--pairs", type=int, default=32, help="in a turn")
@@ -86,7 +86,7 @@ def read_options() -> Settings:
 
 
 class Bench:
-    """The two programs, and which pairs come next."""
+    """The two programs, and the position of the next pairs."""
 
     def __init__(self, base: Base, settings: Settings) -> None:
         self.settings = settings
@@ -100,7 +100,7 @@ class Bench:
         self.first = 0
 
     def begin(self) -> None:
-        """Start both. Raises `Failed` where ours cannot."""
+        """Start both. Raises `Failed` if ours cannot start."""
         for name, command in self.commands.items():
             try:
                 self.programs[name] = start(command)
@@ -110,11 +110,11 @@ class Bench:
                 self.skipped[name] = str(error)
 
     def take(self, name: str, asked: Asked) -> Learned:
-        """One turn of one program. Raises `Failed`."""
+        """Take one turn of one program. Raises `Failed`."""
         return ask(self.programs[name], asked)
 
     def next_pairs(self, count: int) -> int:
-        """Where pairs begin that no turn has had; from the start again when they are used up."""
+        """The position of pairs that no turn has had, starting over when they are used up."""
         at, self.first = self.first, self.first + count
         if self.first + count > KEEP:
             self.first = 0
@@ -127,7 +127,7 @@ class Bench:
 
 
 def ask(program: Program, asked: Asked) -> Learned:
-    """One turn, the program alone awake. Raises `Failed`."""
+    """Take one turn with only this program awake. Raises `Failed`."""
     assert program.process.stdin is not None
     with program.awake():
         program.process.stdin.write(json.dumps(asdict(asked)) + "\n")
@@ -156,7 +156,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def pairs_a_second(bench: Bench, task: str, figures: dict[str, Any]) -> dict[str, Any]:
-    """Ours at its batch, TRL at each of its, in turns on the same pairs."""
+    """Measure ours at its batch size and TRL at each of its own, taking turns on the same pairs."""
     count = bench.settings.pairs
     ways = [(OURS, BATCH)] + [(TRL, size) for size in bench.settings.batches if TRL in bench.programs]
     rates: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
@@ -211,7 +211,7 @@ def told(
 
 
 def rollouts(bench: Bench) -> dict[str, Any]:
-    """A step of RLOO each: the same prompts, as many replies of as many tokens at most, the same rule for a reward."""
+    """A step of RLOO each: the same prompts, as many replies of as many tokens at most, the same rule as reward."""
     rates: dict[str, list[float]] = {name: [] for name in bench.programs}
     for turn in range(bench.settings.rounds + 1):
         first = bench.next_pairs(PROMPTS)
@@ -234,7 +234,7 @@ def rollouts(bench: Bench) -> dict[str, Any]:
 
 
 def memory(bench: Bench) -> dict[str, Any]:
-    """Peaks, every one in a process of its own."""
+    """Peak memory, each measured in a process of its own."""
     peaks: dict[tuple[str, str], int] = {}
     for name, task in ((OURS, "dpo"), (TRL, "dpo"), (OURS, "ppo")):
         count = PROMPTS if task == "ppo" else 2 * USUAL

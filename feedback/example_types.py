@@ -126,5 +126,5 @@ class Examples:
         return replace(self, **kinds)
 
     def people(self) -> dict[int, int]:
-        """The number of examples that contain each person's words: their own feedback, and that on their conversations."""
+        """The number of examples that contain each person's words: as the rater, or as the conversation's owner."""
         return dict(Counter(person for each in self for person in {each.user, each.owner or each.user}))

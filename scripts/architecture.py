@@ -1,8 +1,8 @@
-"""Draw the rooms of the house from its imports: `python scripts/architecture.py` writes docs/architecture.svg.
+"""Draw the packages' rooms (folders) from their imports: `python scripts/architecture.py` writes docs/architecture.svg.
 
-With `--check` nothing is written; it fails where the picture is out of date, or where the house is not as it should be:
-a folder of more than 12 modules, a file of more than 400 lines, modules or rooms that import each other in a circle.
-Imports inside functions and for type checking count as well.
+It fails on a folder of more than 12 modules, a file of more than 400 lines, and modules or rooms that import each other
+in a circle. With `--check` nothing is written, and it also fails if the picture is out of date. Imports inside
+functions and for type checking count as well.
 """
 
 import ast
@@ -15,7 +15,7 @@ import networkx as nx
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "architecture.svg"
-PACKAGES = ("ui", "training", "assistant", "feedback")  # as they stand in the picture, from above
+PACKAGES = ("ui", "training", "assistant", "feedback")  # from top to bottom of the picture
 MOST_MODULES, MOST_LINES = 12, 400
 BOX, GAP, ROW, LEFT = 118, 14, 46, 96  # pixels
 
@@ -31,7 +31,7 @@ def sources() -> dict[str, Path]:
 
 
 def imported(path: Path, modules: Mapping[str, Path]) -> Iterator[str]:
-    """The modules of ours that a file imports, wherever in it."""
+    """The names of the modules that a file imports, anywhere in it."""
     for each in ast.walk(ast.parse(path.read_text())):
         if isinstance(each, ast.ImportFrom) and each.module and not each.level:
             for alias in each.names:
@@ -51,7 +51,7 @@ def import_graph(modules: Mapping[str, Path]) -> nx.DiGraph:
 
 
 def room_of(module: str) -> str:
-    """The folder that a module stands in; a module right inside a package is a room of its own."""
+    """The folder that a module is in; a module directly inside a package is a room of its own."""
     return ".".join(module.split(".")[:2])
 
 
@@ -69,7 +69,7 @@ def room_graph(graph: nx.DiGraph, modules: Mapping[str, Path]) -> nx.DiGraph:
 
 
 def faults(graph: nx.DiGraph, rooms: nx.DiGraph, modules: Mapping[str, Path]) -> Iterator[str]:
-    """What is not as it should be, a sentence each."""
+    """Everything that breaks the rules, one sentence each."""
     for folder in sorted({path.parent for path in modules.values()}):
         count = sum(1 for each in folder.glob("*.py") if each.name not in ("__init__.py", "__main__.py"))
         if count > MOST_MODULES:
@@ -85,9 +85,9 @@ def faults(graph: nx.DiGraph, rooms: nx.DiGraph, modules: Mapping[str, Path]) ->
 
 
 def picture(rooms: nx.DiGraph) -> str:
-    """The rooms of each package as SVG: a room stands above those it imports; arrows that others imply are left out.
+    """The rooms of each package as SVG: a room is above those it imports; arrows that others imply are left out.
 
-    Arrows between packages go one way only (import-linter holds it), so they are not drawn.
+    Arrows between packages go one way only (import-linter enforces that), so they are not drawn.
     """
     parts: list[str] = []
     top, width = 20, 0
@@ -130,7 +130,7 @@ def _arrow(above: tuple[int, int], below: tuple[int, int]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Draw, or check; 1 where something is wrong."""
+    """Draw or check; return 1 if something is wrong."""
     modules = sources()
     graph = import_graph(modules)
     rooms = room_graph(graph, modules)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prints the Chromium that the tests drive; an empty line means Playwright's own. Argument: the environment's bin folder.
+# Prints the Chromium that the tests drive; an empty line means Playwright's own. Argument: the venv's bin folder.
 # One on PATH, else Playwright's own, else Debian's package when root, else one line that says what to install.
 set -eu
 bin=${1:-.venv/bin}
@@ -8,7 +8,7 @@ say() { echo "Chromium: $*" >&2; }
 
 on_path() {
     for name in "${NIGHTSCHOOL_CHROMIUM:-}" chromium chromium-browser google-chrome chrome; do
-        # Ubuntu's chromium-browser may be a note about snap, so it must also run.
+        # Ubuntu's chromium-browser may only be a pointer to snap, so it must also run.
         if path=$(command -v "$name") && "$path" --version >/dev/null 2>&1; then
             say "$path"
             echo "$path"

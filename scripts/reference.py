@@ -1,4 +1,4 @@
-"""Write docs/reference from the declarations: `python scripts/reference.py`; with `--check` fail where it is stale."""
+"""Write docs/reference from the declarations: `python scripts/reference.py`; with `--check`, fail if it is stale."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,16 +34,16 @@ def commands() -> str:
 
 
 def walk(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """A command with all below it."""
+    """The commands at the ends of a command tree, with their paths."""
     if isinstance(command, click.Group):
         for name, each in command.commands.items():
             yield from walk(each, (*path, name))
-    elif path[-1] != "rehearse":  # a program of training's own, which prints its help itself
+    elif path[-1] != "rehearse":  # a program of training's own, which prints its own help
         yield path, command
 
 
 def help_of(command: click.Command, name: str) -> str:
-    """What `--help` prints."""
+    """The output of `--help`."""
     more: dict[str, Any] = command_line.SETTINGS | {"terminal_width": 100}
     with click.Context(command, info_name=name, **more) as context:
         return command.get_help(context)
@@ -54,7 +54,7 @@ def fenced(text: str) -> str:
 
 
 def operator_settings() -> str:
-    """What an operator sets."""
+    """Every operator setting."""
     rows = [
         (f"`{each.name}`", each.help, "; ".join(f"`{word}`: {means}" for word, means in (each.choices or {}).items()),
          f"`{each.default}`")
@@ -95,7 +95,7 @@ def http() -> str:
 
 
 def formats() -> str:
-    """Every format, and the kinds of feedback that there are."""
+    """Every format, and every kind of feedback."""
     rows = [
         (f"`{each.name}`", each.words, ", ".join(sorted(each.kinds)) or "none", "yes" if each.write else "no")
         for each in FORMATS.values()
@@ -120,7 +120,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write, or check; 1 where a page is out of date."""
+    """Write the pages; with `--check`, return 1 if one is out of date instead."""
     stale = []
     FOLDER.mkdir(exist_ok=True)
     for name, make in (("commands", commands), ("settings", operator_settings), ("methods", methods),

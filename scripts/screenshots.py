@@ -1,7 +1,7 @@
-"""The pictures of the operate page in docs/: `python -m scripts.screenshots`, some minutes on a laptop.
+"""Take the screenshots of the operate page in docs/: `python -m scripts.screenshots`, a few minutes on a laptop.
 
 A real server on the embedded model; the replies, the ratings and the night are real. The rater is scripted (of two
-replies it likes the one that speaks more to its reader), and what it says in a minute is dated over two weeks.
+replies it prefers the one that says "you" more often), and the feedback of a minute is dated over two weeks.
 """
 
 import random
@@ -25,9 +25,9 @@ from feedback.records.nights import RUNNING
 from tests.helpers.browser import Visitor, chromium, serving
 
 DOCS = Path(__file__).parents[1] / "docs"
-WIDE, PHONE = (1280, 1300), (390, 1480)  # how much of the page is shown
+WIDE, PHONE = (1280, 1300), (390, 1480)  # pixels of the page that are shown
 DAYS = 13
-STEPS = 5  # of the night, before its picture is taken
+STEPS = 5  # of the night, before its screenshot is taken
 LARGEST = 250_000  # bytes
 ASKED = """What is a good breakfast?|How do I clean a window?|Tell me about the moon.|Why do leaves fall?
 How long should I boil an egg?|Can you recommend a hobby?|What should I pack for a hike?|How do I fall asleep faster?
@@ -41,7 +41,7 @@ What is a good song to sing?|How do I wrap a present?|Why do we need vitamins?""
 
 
 def main() -> int:
-    """Take them all."""
+    """Take all screenshots."""
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as server, chromium() as browser:
         store = Database(Path(folder))
         rate(server.url)
@@ -61,13 +61,13 @@ def main() -> int:
 
 
 def wait(visitor: Visitor, holds: Callable[[], bool]) -> None:
-    """Wait for something that may take long."""
+    """Wait until a condition holds, which may take long."""
     while not holds():
         visitor.page.wait_for_timeout(500)
 
 
 def rate(url: str) -> None:
-    """Say what one thinks of real replies, and set a schedule."""
+    """Rate real replies, and set a schedule."""
     with httpx.Client(base_url=url, timeout=600) as web:
 
         def post(path: str, body: dict[str, Any], method: str = "POST") -> dict[str, Any]:
@@ -98,12 +98,12 @@ def rate(url: str) -> None:
 
 
 def personal(text: str) -> int:
-    """How often a reply speaks to its reader."""
+    """The number of times a reply addresses its reader."""
     return len(re.findall(r"\byou(?:r|rs|rself)?\b", text, re.IGNORECASE))
 
 
 def age(store: Database) -> None:
-    """Date what was said over two weeks, ever more of it each day."""
+    """Spread the dates of the feedback over two weeks, with more of it each day."""
     chance = random.Random(7)
     with store.transaction() as db:
         for kind in spoken():
@@ -115,11 +115,11 @@ def age(store: Database) -> None:
 
 
 def shoot(browser: Browser, url: str, name: str) -> None:
-    """The page as it is now, on a screen and on a phone."""
+    """Take the page as it is now, on a screen and on a phone."""
     for (width, height), kind in ((WIDE, ""), (PHONE, "-phone")):
         visitor = Visitor(browser, url, width, height).operate()
         expect(visitor.locate("#headline .title")).to_be_visible()
-        visitor.page.wait_for_timeout(700)  # until all is where it belongs
+        visitor.page.wait_for_timeout(700)  # until the layout has settled
         path = DOCS / f"operate-{name}{kind}.png"
         visitor.page.screenshot(path=path, animations="disabled")
         assert path.stat().st_size < LARGEST, f"{path} has {path.stat().st_size:,} bytes"

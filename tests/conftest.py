@@ -109,6 +109,12 @@ def model(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue("tiny").name) if request.param == TINY else EMBEDDED
 
 
+@pytest.fixture(scope="session")
+def base(model: str) -> Base:
+    """The same model, found."""
+    return find_base(model)
+
+
 @pytest.fixture
 def shared_data() -> Path:
     if not SHARED_DATA.is_dir():

@@ -1,1 +1,1 @@
-"""Feedback in, adapters out."""
+"""Training: from people's feedback to new adapters."""

@@ -1,1 +1,1 @@
-"""The pages, the HTTP API, the schedule."""
+"""Pages, HTTP API, command line, accounts and the schedule."""

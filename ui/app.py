@@ -1,7 +1,7 @@
-"""The server: pages, HTTP API, schedule and the assistant behind them, put together and run.
+"""The server: assembles and runs the pages, the HTTP API, the schedule and the assistant behind them.
 
-What can be refused is refused before the model is loaded. Nothing that is served loads anything from elsewhere, and
-the headers forbid it.
+Everything that can be checked without the model is checked before it is loaded. Nothing that is served loads anything
+from another host, and the headers forbid it.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is import
 
     from assistant.chat.assistant import Assistant
 
-LOOK_EVERY_S = 1.0  # for a promotion made by another process
-SWITCH_S = 0.0005  # threads give way so soon: who answers requests must not wait long for those that write replies
-IDLE_S = 75  # longer than proxies keep a connection (60 s), so that none sends on one that is just being closed
-GRACE_S = 1  # that replies being written have when the server is told to end
+LOOK_EVERY_S = 1.0  # how often to look for a promotion made by another process
+SWITCH_S = 0.0005  # short, so that threads answering requests need not wait long for threads writing replies
+IDLE_S = 75  # longer than proxies keep a connection (60 s), so that none sends on one that is being closed
+GRACE_S = 1  # for replies being written when the server is told to stop
 POLICY = (
     "default-src 'self'",
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'",  # Gradio needs both
@@ -57,9 +57,8 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
 }
 NO_STORE = (b"cache-control", b"no-store")
-BY_TLS = {
-    "Strict-Transport-Security": "max-age=31536000"
-}  # only where the request came by TLS, or others would be cut off
+# Only where the request came by TLS, or clients on plain HTTP would be cut off.
+BY_TLS = {"Strict-Transport-Security": "max-age=31536000"}
 ABOUT = (
     "A chat assistant that learns at night from what people said of its replies by day. Programs send a token, made "
     "with 'nightschool user token NAME', as Authorization: Bearer; on a machine without accounts none is needed."
@@ -71,7 +70,7 @@ log = logging.getLogger(__name__)
 def create_app(
     assistant: "Assistant", lifespan: Callable[["FastAPI"], Any] | None = None, proxies: Sequence[str] = ()
 ) -> "FastAPI":
-    """Everything that is served for an assistant, as one ASGI application; `proxies` are the ones it believes."""
+    """The ASGI application that serves an assistant; `proxies` are the ones it trusts."""
     from fastapi import FastAPI
     from starlette.middleware.cors import CORSMiddleware
 
@@ -93,7 +92,7 @@ def create_app(
     app.state.generating = Generating(MOST_ROWS + MOST_WAITING)
 
     # Middleware runs from the last added to the first.
-    app.add_middleware(CORSMiddleware, allow_origins=[])  # no other site's page; with ours, Gradio adds none of its own
+    app.add_middleware(CORSMiddleware, allow_origins=[])  # no other origin; and with ours, Gradio adds none of its own
     app.add_middleware(auth.Gate, store=assistant.store, roles=pages.roles())
     app.add_middleware(auth.Sessions, secret=secret)
     app.add_middleware(login.Doorman)
@@ -102,20 +101,23 @@ def create_app(
     refusals.add_handlers(app)
     for made in (settings_routes(), pages.redirects(), feedback.router()):
         app.include_router(made)
-    for each in (api, users, admin, openai_routes, metrics, login, account_page, docs, refusals):  # the last: the rest
+    for each in (api, users, admin, openai_routes, metrics, login, account_page, docs, refusals):  # refusals last
         app.include_router(each.router)
     pages.mount(app, assistant)
     return app
 
 
 def program_of(paths: Iterable[str]) -> re.Pattern[str]:
-    """What is nobody's, so that it may be kept: Gradio's scripts, styles (theme.css has our colours) and pictures."""
+    """A pattern of the cacheable paths, which hold nothing personal: Gradio's scripts, styles and images.
+
+    Our colours are in `theme.css`.
+    """
     places = "|".join(re.escape(path.rstrip("/")) for path in paths)
     return re.compile(rf"({places})/(assets/|static/|theme\.css|favicon\.ico)")
 
 
 def with_headers(app: "ASGIApp", program: re.Pattern[str]) -> "ASGIApp":
-    """ASGI: every answer with the headers that keep a page to itself, and out of caches all but the `program`."""
+    """ASGI middleware: adds the security headers to every response, and `no-store` to all but the `program`."""
 
     def encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
         return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
@@ -137,7 +139,7 @@ def with_headers(app: "ASGIApp", program: re.Pattern[str]) -> "ASGIApp":
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `Refused` where there can be none."""
+    """A listening socket. Raises `Refused` when the address or the port cannot be used."""
     way_out = "choose another with --port"
     if not 0 <= port <= 65535:
         raise Refused(f"a port is a number from 0 to 65535, not {port}; {way_out}")
@@ -151,7 +153,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def require_accounts(store: Database, host: str, proxies: Sequence[str] = ()) -> None:
-    """Raises `Refused` when others could reach a server that knows nobody."""
+    """Raises `Refused` when other machines could reach a server without accounts."""
     from ui.accounts.auth import is_loopback
 
     if (proxies or not is_loopback(host)) and not users.has_accounts(store):
@@ -163,7 +165,7 @@ def require_accounts(store: Database, host: str, proxies: Sequence[str] = ()) ->
 
 
 def alive(assistant: "Assistant", url: str) -> Callable[["FastAPI"], Any]:
-    """What runs beside the requests, from the server's start to its end."""
+    """The lifespan of the application: runs the schedule and watches for promotions while the server runs."""
     from anyio import to_thread
 
     from ui.schedule.schedule import Schedule
@@ -185,24 +187,24 @@ def alive(assistant: "Assistant", url: str) -> Callable[["FastAPI"], Any]:
 
 
 def finish(assistant: "Assistant") -> None:
-    """End every reply being written, and wait until pages have recorded theirs as cancelled."""
+    """Stop every reply being written; each page's turn gets up to `GRACE_S` seconds to record its own as cancelled."""
     assistant.close()
     for thread in threading.enumerate():
-        if thread.name.startswith("turn-"):  # the pages write replies in threads of their own (`turns`)
+        if thread.name.startswith("turn-"):  # the pages write replies in threads of their own (`ui.chat.streams`)
             thread.join(timeout=GRACE_S)
 
 
 def look_for_promotions(assistant: "Assistant", over: threading.Event) -> None:
-    """Load what another process promoted before the next message needs it."""
+    """Load an adapter that another process promoted before the next message needs it."""
     while not over.wait(LOOK_EVERY_S):
         try:
             assistant.adapters.serving()
-        except Exception:  # the next look may go better
+        except Exception:  # tried again at the next look
             log.exception("could not see which adapter serves")
 
 
 def serve(options: ServeOptions) -> None:
-    """Run the server until it is told to end. Raises `Refused` when it cannot begin."""
+    """Run the server until it is told to stop. Raises `Refused` when it cannot start."""
     from ui.accounts.login import set_owner_password
 
     proxies = trusted_proxies(options)
@@ -219,7 +221,7 @@ def serve(options: ServeOptions) -> None:
 
 
 def run(store: Database, listening: socket.socket, options: ServeOptions) -> None:
-    """Load the assistant and answer on a socket until told to end. Raises `Refused` on an unusable model."""
+    """Load the assistant and serve on a socket until told to stop. Raises `Refused` on an unusable model."""
     prepare(options.model)
     plugins.load()
     import uvicorn
@@ -238,41 +240,41 @@ def run(store: Database, listening: socket.socket, options: ServeOptions) -> Non
         log_level="warning",
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # uvicorn believes every process of this machine; `proxies` believes who was named
+        proxy_headers=False,  # uvicorn would trust every local process; `ui.proxies` trusts those named
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=IDLE_S,
-        loop="asyncio",  # under uvloop a reply cut by the server's end is not written down
+        loop="asyncio",  # under uvloop a reply cut short at shutdown is not recorded
         lifespan="on",
     )
-    for each in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends on them, and then raises them once more
+    for each in (signal.SIGTERM, signal.SIGINT):  # uvicorn stops on them, and then raises them again
         signal.signal(each, lambda *_: None)
     gc.collect()
-    gc.freeze()  # the pages stay: looking through them for garbage would hold everybody up, again and again
+    gc.freeze()  # the pages live as long as the server: scanning them for garbage would only cause pauses
     uvicorn.Server(config).run(sockets=[listening])
 
 
 def engine_url(options: ServeOptions) -> str | None:
-    """The address of the model server that answers; None: the model is in this process. Raises `Refused`."""
+    """The URL of the vLLM server; None for our own engine. Raises `Refused` on a URL without `--engine vllm`."""
     if options.engine == "local" and options.engine_url:
         raise Refused("--engine-url is the address of a vLLM server; say --engine vllm, too, or leave it out")
     return (options.engine_url or ENGINE_URL) if options.engine == "vllm" else None
 
 
 def trusted_proxies(options: ServeOptions) -> list[str]:
-    """The proxies that are believed. Raises `Refused` on what is no address."""
+    """The trusted proxies, from the options or the environment. Raises `Refused` on an invalid address or network."""
     from ui.proxies import TRUSTED, trusted
 
     return trusted(options.trusted_proxy or [os.environ.get(TRUSTED, "")])
 
 
 def is_no_goodbye(record: logging.LogRecord) -> bool:
-    """Whether a line of the web server's log is news; that open pages lost their stream at the end is not."""
+    """A log filter that drops the web server's complaints about streams of open pages cancelled at shutdown."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, asyncio.CancelledError) and not str(record.msg).startswith("Cancel %s running task")
 
 
 def start(options: ServeOptions) -> int:
-    """Serve until told to end, with a log on the terminal; the exit status. Raises `Refused` when it cannot begin."""
+    """Serve until told to stop, logging to the terminal; the exit status. Raises `Refused` when it cannot start."""
     sys.setswitchinterval(SWITCH_S)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -285,7 +287,7 @@ command = serve_command(start)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m ui.app`, the same as `nightschool serve`; 2 when what was asked for cannot be done."""
+    """Run `python -m ui.app`, the same as `nightschool serve`; the exit status, 2 for a refusal."""
     return command_line.run(command, arguments, "nightschool serve")
 
 

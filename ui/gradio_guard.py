@@ -1,8 +1,8 @@
-"""What a mounted Gradio page answers: the routes that our pages use, and events that hold text and numbers alone.
+"""The guard of mounted Gradio pages: admits only the routes that our pages use, and events of text and numbers.
 
-Gradio copies any file that a value of an event names into a folder that it serves, and makes any component that one
-describes. No value of ours is either, so an event holding anything but plain text is refused before Gradio reads it.
-Gradio's own check of paths is switched on besides; `launch` would do that, and mounting does not.
+Gradio copies any file that a value of an event names into a folder that it serves, and builds any component that one
+describes. Our pages send neither, so an event holding anything but plain values is refused before Gradio reads it.
+Gradio's own check of paths is switched on as well: `launch` would do that, mounting does not.
 """
 
 import json
@@ -23,7 +23,7 @@ from ui.refusals import FAILED, TooLarge, refusal, said
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 JOIN, CANCEL, RESET = "/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset"
 SESSION = "[A-Za-z0-9]{1,64}"
-# Recorded from Chromium on every page; a test walks the pages and finds nothing missing and nothing unused.
+# Recorded from Chromium on every page; a test walks the pages and checks that none is missing or unused.
 ROUTES = tuple(
     (method, re.compile(path))
     for method, path in (
@@ -32,7 +32,7 @@ ROUTES = tuple(
         ("GET", "/favicon.ico"),
         ("GET", f"/assets/{NAME}"),
         ("GET", f"/static/(?:{NAME}/)*{NAME}"),
-        ("GET", "/gradio_api/app_id"),  # is the server that was lost back?
+        ("GET", "/gradio_api/app_id"),  # asked to see whether a lost server is back
         ("GET", f"/gradio_api/heartbeat/{SESSION}"),
         ("GET", "/gradio_api/queue/data"),
         ("POST", JOIN),
@@ -45,8 +45,8 @@ FIELDS = {
     CANCEL: {"event_id", "fn_index", "session_hash"},
     RESET: {"event_id"},  # changes nothing
 }
-# What the objects inside an event are called: a chat's messages, and what was clicked. "path", "component", "_type" and
-# whatever else makes a file or a component of them are not among these.
+# The keys of objects inside an event: a chat's messages, and what was clicked. "path", "component", "_type" and all
+# else that makes Gradio take an object for a file or a component are left out.
 MESSAGE_KEYS = {"role", "content", "text", "type", "metadata", "options", "id"}
 CLICK_KEYS = {"index", "value", "liked", "selected", "name", "previous_value", "_dispatch_value"}
 KEYS = MESSAGE_KEYS | CLICK_KEYS
@@ -59,7 +59,7 @@ HOLDS: dict[type, tuple[type, ...]] = {
     gr.CheckboxGroup: (list,),
     gr.Chatbot: (list,),
 }
-CLICKED: dict[str, dict[str, tuple[type, ...]]] = {  # what says where somebody clicked, by event
+CLICKED: dict[str, dict[str, tuple[type, ...]]] = {  # the fields that say where somebody clicked, by event
     "like": {"index": (int,), "value": (str, list), "liked": (bool, str)},
     "select": {"index": (int,), "value": (str, list)},
     "retry": {"index": (int,), "value": (str, list)},
@@ -73,10 +73,10 @@ log = logging.getLogger(__name__)
 
 
 class GuardedBlocks(gr.Blocks):
-    """Blocks whose faults reach the browser as one sentence, and the log as one entry."""
+    """Blocks whose errors reach the browser as one sentence and the log as one entry."""
 
     async def preprocess_data(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:
-        """What a handler is called with. Raises `gr.Error` on what does not fit the page's controls."""
+        """The arguments of a handler. Raises `gr.Error` on values that do not fit the page's controls."""
         try:
             return await super().preprocess_data(block_fn, *arguments, **options)
         except Exception as error:
@@ -84,7 +84,7 @@ class GuardedBlocks(gr.Blocks):
             raise gr.Error("this does not fit the page; reload it", print_exception=False) from None
 
     async def call_function(self, block_fn: Any, *arguments: Any, **options: Any) -> Any:
-        """What a handler returned. Raises `gr.Error`, in words for whoever is at the page."""
+        """The result of a handler. Raises `gr.Error` with a sentence for the person at the page."""
         try:
             return await super().call_function(block_fn, *arguments, **options)
         except Refused as error:
@@ -97,12 +97,12 @@ class GuardedBlocks(gr.Blocks):
 
 
 class Guard:
-    """ASGI: the one way to a mounted page, behind `auth.Gate`."""
+    """ASGI middleware: the only way to a mounted page, behind `auth.Gate`."""
 
     def __init__(self, app: ASGIApp, blocks: gr.Blocks) -> None:
         self.app = app
         self.blocks = blocks
-        self._owners: OrderedDict[str, int] = OrderedDict()  # session -> whose it is
+        self._owners: OrderedDict[str, int] = OrderedDict()  # session -> id of its person
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
@@ -122,7 +122,7 @@ class Guard:
         await (answer or self.app)(scope, receive, send)
 
     def check_event(self, path: str, request: Request, body: bytes) -> None:
-        """Raises `Refused` on an event that no page of ours sends, `NotFound` in another person's session."""
+        """Raises `Refused` on an event that none of our pages sends, `NotFound` in another person's session."""
         event = parsed(body)
         if not isinstance(event, dict) or not set(event) <= FIELDS[path]:
             raise Refused("this is no event of this page")
@@ -150,7 +150,7 @@ class Guard:
             raise Refused("a control of this page does not hold such a value; reload it")
 
     def check_session(self, request: Request, session: Any) -> None:
-        """Let a session be of whoever speaks of it first. Raises `NotFound` where it is another person's."""
+        """Bind a session to the first person who names it. Raises `NotFound` for others, `Refused` if malformed."""
         if session is None:
             return
         if not isinstance(session, str) or not re.fullmatch(SESSION, session):
@@ -164,13 +164,13 @@ class Guard:
 
 
 def guard(blocks: gr.Blocks, app: ASGIApp) -> Guard:
-    """A mounted page's way in, with Gradio's own check of paths switched on."""
+    """A guard around a mounted page, with Gradio's own check of paths switched on."""
     blocks.has_launched = True
     return Guard(app, blocks)
 
 
 def session_of(path: str, request: Request) -> str | None:
-    """Which page's session a request reads, if any. Raises `Refused` where it should say and does not."""
+    """The page's session that a request reads, if any. Raises `Refused` when it must name exactly one and does not."""
     if path.startswith("/gradio_api/heartbeat/"):
         return path.rpartition("/")[2]
     if path != "/gradio_api/queue/data":
@@ -182,7 +182,7 @@ def session_of(path: str, request: Request) -> str | None:
 
 
 async def read_whole(receive: Receive) -> tuple[bytes, Receive]:
-    """A request's body, and what hands it on. Raises `TooLarge`."""
+    """A request's whole body, and a `receive` that replays it. Raises `TooLarge`."""
     body = bytearray()
     while True:
         message = await receive()
@@ -200,7 +200,7 @@ async def read_whole(receive: Receive) -> tuple[bytes, Receive]:
 
 
 def parsed(body: bytes) -> Any:
-    """A body as JSON. Raises `Refused`."""
+    """A body as JSON. Raises `Refused` on anything else."""
     try:
         return json.loads(body, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
@@ -208,12 +208,12 @@ def parsed(body: bytes) -> Any:
 
 
 def no_number(name: str) -> None:
-    """Raises on NaN and the infinities, which JSON has not."""
+    """Raises `ValueError` on NaN and the infinities, which JSON does not have."""
     raise ValueError(f"{name} is no number of JSON")
 
 
 def fits(value: Any, control: Any) -> bool:
-    """Whether a control can hold a value, as far as its kind tells; None is an empty one."""
+    """Whether a control of this type can hold a value; None stands for an empty control."""
     kinds = next((kinds for of, kinds in HOLDS.items() if isinstance(control, of)), None)
     if isinstance(control, gr.Dropdown):
         kinds = (list,) if control.multiselect else tuple({str, *(type(value) for _, value in control.choices)})
@@ -221,13 +221,13 @@ def fits(value: Any, control: Any) -> bool:
 
 
 def says_where(click: Any, events: set[str]) -> bool:
-    """Whether an event says all that its kind must."""
+    """Whether an event says where somebody clicked, if its kind requires that."""
     wanted = [(name, kinds) for event in events & set(CLICKED) for name, kinds in CLICKED[event].items()]
     return not wanted or (isinstance(click, dict) and all(type(click.get(name)) in kinds for name, kinds in wanted))
 
 
 def require_plain(value: Any) -> None:
-    """Raises `Refused` on a value that holds more than texts, numbers and messages of them."""
+    """Raises `Refused` on a value nested too deeply, or with keys that messages and clicks do not have."""
     waiting = [(value, 0)]
     while waiting:
         each, depth = waiting.pop()

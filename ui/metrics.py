@@ -1,4 +1,4 @@
-"""Numbers for Prometheus, read when they are asked for, and whether the server is well."""
+"""Metrics for Prometheus, read when they are asked for, and the health check."""
 
 import math
 from collections import Counter
@@ -25,13 +25,13 @@ router = APIRouter(tags=["operating"])
 
 
 class Numbers:
-    """What Prometheus may know of an assistant; a collector of prometheus-client."""
+    """A collector of prometheus-client for the metrics of an assistant."""
 
     def __init__(self, assistant: Assistant) -> None:
         self.assistant = assistant
 
     def collect(self) -> Iterator[Metric]:
-        """Every number as it is now."""
+        """Every metric with its current value."""
         store, engine = self.assistant.store, self.assistant.engine
         said = CounterMetricFamily("nightschool_feedback", "Rows of feedback, by kind.", labels=["kind"])
         for kind, count in tally.counts(store).items():
@@ -52,7 +52,7 @@ class Numbers:
 
 
 def registry(assistant: Assistant) -> CollectorRegistry:
-    """A registry of one server's own."""
+    """A metrics registry for one server."""
     numbers = CollectorRegistry()
     numbers.register(Numbers(assistant))
     return numbers

@@ -1,6 +1,6 @@
-"""The pages there are, and how each is put where it answers.
+"""The registry of pages, and their mounting into the application.
 
-Every folder beside this module that has a `page.py` declares one there; a program that brings its own calls `register`.
+Every folder beside this module with a `page.py` declares a page there; other programs add theirs with `register`.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ PAGES: dict[str, Page] = {}  # by path
 
 
 def register(page: Page) -> None:
-    """Let a page be served by every application made from now on. Raises `ValueError` where its path is taken."""
+    """Add a page to every application made from now on. Raises `ValueError` when its path is taken."""
     if page.path in PAGES:
         raise ValueError(f"there is a page at {page.path} already")
     PAGES[page.path] = page
@@ -38,12 +38,12 @@ _register_ours()
 
 
 def roles() -> dict[str, str]:
-    """Which role each page takes that takes one, by its path."""
+    """The required role by path, of the pages that require one."""
     return {page.path: page.role for page in PAGES.values() if page.role}
 
 
 def redirects() -> APIRouter:
-    """From each page's name to its own address, which ends in a slash: what is mounted answers only that."""
+    """Redirects from `/name` to `/name/`, the only form at which a mounted page answers."""
     router = APIRouter(include_in_schema=False)
     for path in PAGES:
         if path != "/":
@@ -59,13 +59,13 @@ def _with_slash(path: str) -> Callable[[], Response]:
 
 
 def mount(app: FastAPI, assistant: Assistant) -> None:
-    """Let every page answer under its path; the first that fits answers, and everything fits under "/"."""
+    """Mount every page at its path, "/" last: the first match answers, and everything matches "/"."""
     for page in sorted(PAGES.values(), key=lambda page: page.path == "/"):
         mount_one(app, page, page.build(assistant))
 
 
 def mount_one(app: FastAPI, page: Page, blocks: gr.Blocks) -> None:
-    """Let a page's blocks answer under its path, without anything that a page here has no use for."""
+    """Mount a page's blocks at its path, with the features of Gradio that we do not use switched off."""
     gr.mount_gradio_app(
         app,
         blocks,

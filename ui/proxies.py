@@ -1,7 +1,7 @@
-"""The proxies in front of the server, and what they are believed.
+"""Trusted proxies in front of the server, and their forwarding headers.
 
-Whoever is not named by `--trusted-proxy` is believed nothing: their X-Forwarded headers are taken away, before the
-gate, the sessions or Gradio can read them.
+The X-Forwarded headers of a client not named by `--trusted-proxy` are removed before the gate, the sessions or Gradio
+can read them.
 """
 
 import ipaddress
@@ -21,7 +21,10 @@ log = logging.getLogger(__name__)
 
 
 def trusted(named: Sequence[str]) -> list[str]:
-    """Addresses and networks, each as given or several in one text with commas. Raises `Refused` on another thing."""
+    """Addresses and networks; each text holds one or several, separated by commas.
+
+    Raises `Refused` on anything else, and on a network that holds every address.
+    """
     found = []
     for each in (part.strip() for text in named for part in text.split(",") if part.strip()):
         try:
@@ -37,7 +40,7 @@ def trusted(named: Sequence[str]) -> list[str]:
 
 
 class Forwarded:
-    """ASGI: a request as the named proxies say that it came to them; from all others, as it came here."""
+    """ASGI middleware: applies the forwarding headers of the named proxies, and removes those of all other clients."""
 
     def __init__(self, app: ASGIApp, proxies: Sequence[str] = ()) -> None:
         self.app = app
@@ -62,7 +65,7 @@ class Forwarded:
         await self.app(scope, receive, send)
 
     async def _with_host(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A proxy's word on which host was asked for; of several, what the nearest proxy saw."""
+        """Take the host from X-Forwarded-Host; of several, the one that the nearest proxy saw."""
         told = [value for name, value in scope["headers"] if name == b"x-forwarded-host"]
         host = told[-1].split(b",")[-1].strip() if told else b""
         if host and HOST.fullmatch(host):
@@ -73,10 +76,10 @@ class Forwarded:
 
 
 def is_claim(header: bytes) -> bool:
-    """Whether a header says how a request came to somebody else."""
+    """Whether a header describes how a request reached a proxy."""
     return header.startswith(b"x-forwarded-") or header in (b"forwarded", b"x-real-ip")
 
 
 def plain(address: str) -> str:
-    """An address without the disguise that IPv4 has on a socket of IPv6."""
+    """An address without the `::ffff:` that IPv4 addresses get on an IPv6 socket."""
     return address.removeprefix("::ffff:") if "." in address else address

@@ -1,4 +1,4 @@
-"""Every refusal as one clear sentence, with the status a program understands.
+"""Refusals as HTTP responses: one clear sentence, with the status code that fits.
 
 `/v1` answers in the shape of OpenAI's errors, everything else as {"error": "one clear sentence"}.
 """
@@ -26,15 +26,15 @@ router = APIRouter(include_in_schema=False)
 
 
 class NotLoggedIn(Refused):
-    """Nobody is known to have sent this."""
+    """It is not known who sent the request."""
 
 
 class Forbidden(Refused):
-    """Known, but not allowed."""
+    """The sender is known, but not allowed to do this."""
 
 
 class TooMany(Refused):
-    """Too often; the message says when to try again."""
+    """Too many requests; the message says when to try again."""
 
     def __init__(self, words: str, wait_s: float = 5) -> None:
         super().__init__(words)
@@ -42,11 +42,11 @@ class TooMany(Refused):
 
 
 class TooLarge(Refused):
-    """The request is larger than anything asked for here."""
+    """The request is larger than the limit."""
 
 
 class Unknown(NotFound):
-    """A model of that name does not exist; OpenAI's clients know it by a code."""
+    """No model has that name; the response has the code that OpenAI's clients expect."""
 
 
 def status_of(error: Exception) -> int:
@@ -70,7 +70,7 @@ def status_of(error: Exception) -> int:
 
 
 def refusal(path: str, error: Exception) -> JSONResponse:
-    """A refusal as the answer to a request of that path."""
+    """A refusal as the JSON response to a request for a path."""
     code = "model_not_found" if isinstance(error, Unknown) else None
     answer = said(path, status_of(error), str(error), code)
     if isinstance(error, TooOften):
@@ -81,7 +81,7 @@ def refusal(path: str, error: Exception) -> JSONResponse:
 
 
 def retry_after(error: TooMany) -> str:
-    """In how many seconds to try again, as a header says it."""
+    """The value of a Retry-After header, in whole seconds."""
     return str(math.ceil(error.wait_s))
 
 
@@ -93,12 +93,12 @@ def template(name: str) -> jinja2.Template:
 
 
 def refusal_page(path: str, error: Exception) -> Response:
-    """A refusal as a page, for a person who opened one."""
+    """A refusal as an HTML page, for a person who opened a page."""
     return HTMLResponse(template("refused.html").render(sentence=str(error), where=path), status_of(error))
 
 
 def said(path: str, status: int, sentence: str, code: str | None = None) -> JSONResponse:
-    """A sentence as the body of an answer, in the shape that this path's clients expect."""
+    """A sentence as a JSON error response, in the shape that clients of the path expect."""
     headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "5"}}.get(status)
     if not path.startswith("/v1/"):
         return JSONResponse({"error": sentence}, status, headers)
@@ -107,7 +107,7 @@ def said(path: str, status: int, sentence: str, code: str | None = None) -> JSON
 
 
 def sentence_of(errors: Sequence[Any]) -> tuple[int, str]:
-    """The first of pydantic's complaints, as a status and a sentence."""
+    """The status and the sentence for the first of pydantic's validation errors."""
     first = errors[0]
     where = ".".join(str(each) for each in first["loc"][1:]) or "the body"
     if first["loc"][0] == "header":
@@ -128,14 +128,14 @@ def sentence_of(errors: Sequence[Any]) -> tuple[int, str]:
 @router.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
 @router.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
 def nowhere(request: Request) -> Response:
-    """What no other route answers; to be included last."""
+    """Answer 404 for what no other route answers; must be included last."""
     return said(
         request.url.path, 404, f"there is no {request.method} {request.url.path} here; /docs lists what there is"
     )
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Answer every error that leaves a route."""
+    """Register a handler for every error that leaves a route."""
 
     def on_refused(request: Request, error: Exception) -> Response:
         return refusal(request.url.path, error)
@@ -160,5 +160,5 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(EngineError, on_refused)
     app.add_exception_handler(RequestValidationError, on_malformed)
     app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(UnicodeEncodeError, on_half_character)  # the store's; its transaction is undone
+    app.add_exception_handler(UnicodeEncodeError, on_half_character)  # the database's; its transaction is rolled back
     app.add_exception_handler(Exception, on_failure)

@@ -1,4 +1,4 @@
-"""What `nightschool serve` can be told. Imports nothing heavy."""
+"""The options of `nightschool serve`. Imports nothing heavy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ ENGINE_URL = "http://127.0.0.1:8000"  # vLLM's own default
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """How the server is asked to run."""
+    """The options that the server runs with."""
 
     data: Path
     model: str
@@ -30,7 +30,7 @@ class ServeOptions:
 
 
 class Gibibytes(click.ParamType):
-    """Bytes, typed as a number of GiB."""
+    """A size in bytes, typed in GiB."""
 
     name = "gib"
 
@@ -88,7 +88,7 @@ OPTIONS = (
 
 
 def serve_command(start: Callable[[ServeOptions], int]) -> click.Command:
-    """The command that serves, by a function that does it."""
+    """The command `serve`, which calls `start` with its options."""
 
     def serve(**asked: Any) -> int:
         return start(ServeOptions(**asked))

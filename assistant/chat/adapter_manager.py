@@ -198,7 +198,7 @@ def prove_and_promote(
     reason: str,
     instead_of: str | None = adapters.ANYTHING,
 ) -> Agreement | None:
-    """Promote from outside a server, proving the adapter (None: the base, unproved) in an engine of this process.
+    """Promote an adapter (None: the base) from outside a server, proving it in an engine of this process.
 
     Raises as `AdapterManager.promote` does, and `Refused` on an unusable model. A running server notices the promotion
     by itself, and proves the adapter again before it answers with it.

@@ -1,8 +1,8 @@
-"""What the fast path needs of a model: its sizes, its switches and its layers, read from a transformers model.
+"""The architectures of the fast path: a model's sizes, switches and layers, read from a transformers model.
 
-Served so: Llama (SmolLM too), Mistral, Qwen2, Qwen2.5, Qwen3, Gemma 2 and Gemma 3 (text). They are one computation
-with switches: grouped heads, biases, norms of queries and keys, norms behind attention and MLP, soft caps, sliding
-windows, tied or untied heads.
+Supported are Llama (SmolLM too), Mistral, Qwen2, Qwen2.5, Qwen3, Gemma 2 and Gemma 3 (text). They are one computation
+with switches: grouped-query attention, biases, norms of queries and keys, norms after attention and MLP, soft caps,
+sliding windows, tied or untied heads.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +18,12 @@ from assistant.engine.quant.formats import FourBit, Linear, Plan, Weight
 
 LLAMAS = {"llama", "mistral", "qwen2", "qwen3"}
 GEMMAS = {"gemma2", "gemma3_text"}
-STEADY_ROPES = {"default", "linear", "llama3", "yarn"}  # whose frequencies do not depend on how long the text is
+STEADY_ROPES = {"default", "linear", "llama3", "yarn"}  # their frequencies do not depend on the length of the text
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model's dimensions and what all of its layers share."""
+    """A model's dimensions, and the settings that all of its layers share."""
 
     layers: int
     width: int
@@ -39,35 +39,35 @@ class Sizes:
 
     @cached_property
     def turned_width(self) -> int:
-        """All of a token's queries and keys: what positions turn."""
+        """The width of a token's queries and keys, which the rotary positions turn."""
         return (self.heads + self.kv_heads) * self.head_width
 
     @cached_property
     def query_width(self) -> int:
-        """All of a token's queries."""
+        """The width of a token's queries."""
         return self.heads * self.head_width
 
     @cached_property
     def kept_width(self) -> int:
-        """A token's keys and values in one layer."""
+        """The width of a token's keys and values in one layer."""
         return 2 * self.kv_heads * self.head_width
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions: the frequencies (head width / 2,) and what the rotated are multiplied by."""
+    """Rotary positions: the frequencies (head width / 2,), and a factor for the rotated vectors."""
 
     frequencies: Tensor
     scale: float
 
     def rotations(self, positions: Tensor) -> Tensor:
-        """Complex numbers (T, 1, head width / 2) that turn the pairs of a head at positions (T,)."""
+        """Complex numbers (T, 1, head width / 2) that rotate the pairs of a head at positions (T,)."""
         angles = positions[:, None].float() * self.frequencies
         return torch.polar(torch.full_like(angles, self.scale), angles)[:, None]
 
 
 class Norm:
-    """Root mean square norm over the last dimension (arXiv 1910.07467, eq. 4), in float32."""
+    """RMSNorm over the last dimension (arXiv 1910.07467, eq. 4), in float32."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         width = weight.shape[-1]
@@ -82,7 +82,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: its products, its norms, and what it alone does."""
+    """One layer: its projections, its norms, and its own window and rotary positions."""
 
     qkv: Linear
     out: Linear
@@ -95,23 +95,23 @@ class Layer:
     query_norm: Norm | None
     key_norm: Norm | None
     window: int | None
-    rope: int  # which of the model's
+    rope: int  # index into the model's ropes
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where an adapter's factors for a linear layer go: the group multiplied together, and the part of it."""
+    """Where an adapter's factors for a linear layer go: the fused group of layers, and the part of it."""
 
     layer: int
     group: str  # "qkv", "out", "gate_up" or "down"
     part: int
     outputs: slice  # of the group's outputs
-    order: Tensor | None  # the output rows as the fast path has them; None: as they were
+    order: Tensor | None  # of the output rows on the fast path; None: unchanged
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model, read."""
+    """A model as the fast path has read it."""
 
     sizes: Sizes
     layers: tuple[Layer, ...]
@@ -123,14 +123,14 @@ class Family:
 
 
 def can_read(config: Any) -> bool:
-    """Whether the fast path computes models of this config."""
+    """Whether the fast path can compute models of this config."""
     if config.model_type not in LLAMAS | GEMMAS or getattr(config, "use_bidirectional_attention", False):
         return False
     return all(each.get("rope_type", "default") in STEADY_ROPES for each in _rope_parameters(config))
 
 
 def read(model: Any, plan: Plan, head_plan: Plan, device: str, four_bit: Mapping[str, FourBit]) -> Family:
-    """Read a causal model of transformers; `four_bit` are the weights that were four-bit, by their layer's name."""
+    """Read a causal model of transformers; `four_bit` are the weights that were four-bit, by layer name."""
     config = model.config
     body = model.model
     sizes = sizes_of(config)
@@ -141,7 +141,7 @@ def read(model: Any, plan: Plan, head_plan: Plan, device: str, four_bit: Mapping
 
     def norm(module: Any, order: Tensor | None = None) -> Norm:
         weight = module.weight.to(device, torch.float32)
-        weight = 1 + weight if gemma else weight  # Gemma keeps what is to be added to one
+        weight = 1 + weight if gemma else weight  # Gemma stores the difference from one
         return Norm(weight if order is None else weight[order], config.rms_norm_eps)
 
     layers = []
@@ -179,7 +179,7 @@ def read(model: Any, plan: Plan, head_plan: Plan, device: str, four_bit: Mapping
 
 
 def sizes_of(config: Any) -> Sizes:
-    """The dimensions that a config names."""
+    """Read a model's dimensions from its config."""
     gemma = config.model_type in GEMMAS
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     name = getattr(config, "hidden_activation", None) or config.hidden_act
@@ -203,9 +203,9 @@ def _gelu(x: Tensor) -> Tensor:
 
 
 def _in_pairs(head_width: int) -> Tensor:
-    """The order in which the two halves of a head alternate, so that a rotation is one complex product.
+    """The order that interleaves the two halves of a head, so that a rotation is one complex product.
 
-    Queries and keys are put in this order both, so their products stay what they were.
+    Queries and keys are both put in this order, so their products are unchanged.
     """
     return torch.arange(head_width).view(2, -1).T.flatten()
 
@@ -236,21 +236,21 @@ def _targets(layer: int, group: str, modules: Mapping[str, Any], orders: Mapping
 
 
 def _window(config: Any, attention: Any) -> int | None:
-    """How many tokens back a layer looks; None: to the beginning."""
+    """The number of tokens that a layer looks back; None: to the beginning."""
     if config.model_type == "mistral":
         return config.sliding_window
     return getattr(attention, "sliding_window", None)
 
 
 def _rope_parameters(config: Any) -> Iterator[Mapping[str, Any]]:
-    """What a config says of rotary positions: once, or once for each kind of layer."""
+    """The parameters of a config's rotary positions: once, or once for each kind of layer."""
     parameters = config.rope_parameters or {}
     kinds = [each for each in parameters.values() if isinstance(each, Mapping)]
     yield from kinds or [parameters]
 
 
 def _ropes(config: Any, rotary: Any, device: str) -> tuple[tuple[Rope, ...], Callable[[int], int]]:
-    """The model's rotary positions, and which of them a layer takes."""
+    """The model's rotary positions, and a function from a layer to the index of its own."""
     if hasattr(rotary, "inv_freq"):
         return (Rope(rotary.inv_freq.to(device, torch.float32), rotary.attention_scaling),), lambda layer: 0
     kinds = list(rotary.layer_types)

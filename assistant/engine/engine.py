@@ -1,8 +1,8 @@
-"""Many chats answered at once by one network, each with its own adapter, joining and leaving between two tokens.
+"""Batched inference: one network answers many chats, each with its own adapter, that join and leave between tokens.
 
 A reply is written by one adapter from first token to last, whatever is promoted meanwhile: a request carries the
-adapter itself, so a swap is only that later requests carry another. Long prompts are read a little in every step, so
-that nobody who is being answered waits for them, and people have fair shares of rows and memory (`fair_shares`).
+adapter itself, so a swap only means that later requests carry another. Long prompts are prefilled a little in every
+step, so that no reply being written waits for them, and people have fair shares of rows and memory (`fair_shares`).
 """
 
 import gc
@@ -38,7 +38,7 @@ from assistant.models.chat_template import end_ids
 from feedback.errors import Refused
 
 MOST_WAITING = 64
-MEMORY = 1 << 30  # bytes of keys and values, over all texts
+MEMORY = 1 << 30  # bytes of KV cache, over all sequences
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +55,15 @@ class Engine:
         memory: int = MEMORY,
         driven: bool = False,
     ) -> None:
-        """Load a base model; `number_format` as `load.open_network` takes it. Raises `Refused` where it cannot.
+        """Load a base model; `number_format` as `load.open_network` takes it. Raises `Refused` if that fails.
 
-        One that is `driven` has no thread: it computes in the thread that takes its tokens. Then nobody waits while
-        others are answered, and the same requests give the same numbers every time.
+        A `driven` engine has no thread of its own: it computes in the thread that takes its tokens. Its steps do not
+        depend on timing, as nobody waits for a token meanwhile, so the same requests give the same numbers every time.
         """
         self.base = base
         self.network = run_in_background(open_network, base, number_format, device)
         gc.collect()
-        gc.freeze()  # what is loaded stays: collecting garbage need not look at it again, step after step
+        gc.freeze()  # what is loaded stays, so garbage collection need not look at it in every step
         self.cache = self.network.new_cache(memory)
         self.number_format = self.network.number_format
         self.tolerance = self.network.tolerance
@@ -89,16 +89,16 @@ class Engine:
 
     @property
     def active(self) -> int:
-        """How many replies are being written."""
+        """The number of replies being written."""
         return len(self._active)
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a place."""
+        """The number of requests waiting for a place."""
         return len(self._waiting)
 
     def require_places(self, who: Who, count: int) -> None:
-        """Raises `Busy` where `count` more requests of a person would be too many, of all people's or their own."""
+        """Raise `Busy` if `count` more requests by a person would be too many, in total or for that person."""
         with self._changed:
             require_places(who, count, [each.who for each in self._waiting if not each.forced], MOST_WAITING)
 
@@ -112,12 +112,13 @@ class Engine:
         who: Who = None,
         told: OnToken | None = None,
     ) -> Writing:
-        """Ask for a reply to a prompt; with `forced` token ids it is read instead of written, for its log-probs.
+        """Request a reply to a prompt; with `forced` token ids, it is scored instead of written, for its log-probs.
 
-        `told` gets the tokens in the engine's thread; otherwise they are taken from the reply.
+        `told` gets the tokens in the engine's thread; without it, they are taken from the reply.
 
-        Raises `Refused` when the prompt does not fit the model's window or the JSON schema cannot be followed, `Busy`
-        when too many are waiting, of all people's or of this one's.
+        Raises `Refused` if the prompt does not fit the model's window or the JSON schema cannot be followed, `Busy` if
+        too many requests are waiting, in total or by this person, if the adapter was unloaded, or if the engine is
+        closing.
         """
         room = self.window - len(prompt_ids)
         if room < max(1, len(forced)):
@@ -138,7 +139,7 @@ class Engine:
                 raise Busy("the assistant is shutting down")
             if adapter is not None and not self.network.holds(adapter.lora_slot):
                 raise Busy(f"the adapter {adapter.id} was let go a moment ago; try again")
-            if forced:  # a swap waits for it, and all who will be answered after the swap
+            if forced:  # a swap waits for it, and so does everyone answered after the swap
                 self._waiting.appendleft(writing)
             else:
                 self.require_places(who, 1)
@@ -147,11 +148,11 @@ class Engine:
         return writing
 
     def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: LoadedAdapter | None) -> Writing:
-        """Read a given reply as if it were being written; its tokens come with their log-probs."""
+        """Score a given reply: its tokens come with their log-probs, computed as if it were being written."""
         return self.submit(prompt_ids, Sampling(temperature=0), adapter, forced=reply_ids)
 
     def load(self, directory: Path) -> LoadedAdapter:
-        """Read an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
+        """Load an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
         card, lora_slot = run_in_background(self._read, directory)
         return LoadedAdapter(directory.name, card, lora_slot)
 
@@ -160,7 +161,7 @@ class Engine:
         return card, self.network.add(factors)
 
     def unload(self, adapter: LoadedAdapter) -> None:
-        """Give an adapter's memory back, once the replies it is writing are finished."""
+        """Free an adapter's memory once the replies it is writing are finished."""
         with self._changed:
             self._retired.append(adapter)
             self._changed.notify()
@@ -169,8 +170,8 @@ class Engine:
     def distributions(self, token_ids: Sequence[int], first: int = 1) -> torch.Tensor:
         """The log-probs (T - first, V) that the tokens from `first` on would be drawn from at temperature 1.
 
-        Computed as replies are: what comes before in one go, then token by token. For measurements, while nobody is
-        answered.
+        Computed as replies are: what comes before in one prefill, then token by token. For measurements, while no reply
+        is being written.
         """
         row = self.cache.take(len(token_ids), "distributions")
         logits = [self.network.forward([SequenceChunk(row, list(token_ids[:first]))])]
@@ -193,7 +194,7 @@ class Engine:
         self._thread.start()
 
     def _live(self) -> None:
-        """Run until closed. Whatever ends the thread before that fails its replies, and another thread goes on."""
+        """Run until closed. If an error ends the thread before that, its replies fail and another thread takes over."""
         try:
             torch.set_num_threads(self._threads)  # the first threads that compute keep the processor to themselves
             self._run()
@@ -214,21 +215,21 @@ class Engine:
             self._end(writing, "cancelled")
 
     def _fail(self, error: EngineError) -> None:
-        """Tell everyone who is being answered; those who wait are answered next."""
+        """Fail every reply being written; requests that wait are answered next."""
         failed, self._active = self._active, []
         for writing in failed:
             writing.put(error)
         self.cache.clear()
 
     def step(self) -> None:
-        """One token for everyone who is being answered, and some of the prompts of those who come next."""
-        # 1. those who left make room for those who wait
+        """Write one token of each reply whose turn it is, and prefill some of the prompts that come next."""
+        # 1. what has ended makes room for what waits
         self._let_go_of_retired()
         for writing in [each for each in self._active if each.cancelled]:
             self._end(writing, "cancelled")
         self._admit()
 
-        # 2. what each row reads next: its last token, or more of its prompt while the step has room for it
+        # 2. the input of each row: its last token, or more of its prompt within the prefill budget
         growing, portions = self._scheduler.plan(self._active)
         parts = [SequenceChunk(row, [token], each.lora_slot) for each in growing for row, token in _pairs(each)]
         parts += [SequenceChunk(writing.rows[0], tokens, writing.lora_slot) for writing, tokens in portions]
@@ -240,12 +241,12 @@ class Engine:
         started = time.perf_counter()
         logits = self.network.forward(parts)
 
-        # 4. a token for each whose prompt is read
+        # 4. the next token of each reply whose prompt is read
         self._take(advanced, logits)
         self._scheduler.took(time.perf_counter() - started, len(growing), sum(len(tokens) for _, tokens in portions))
 
     def _take(self, advanced: Sequence[Writing], logits: torch.Tensor) -> None:
-        """Go on with each reply by its rows of logits (rows, V), where its prompt is read."""
+        """Continue each reply whose prompt is read, from its rows of logits (rows, V)."""
         drawn: list[tuple[Writing, int]] = []
         at = 0
         for writing in advanced:
@@ -284,7 +285,7 @@ class Engine:
             self._end(writing, "length")
 
     def _grow_beams(self, writing: Writing, search: Search, logits: torch.Tensor) -> None:
-        """One step of beam search from logits (beams, V); the reply comes whole at the end."""
+        """Advance a beam search by one step, from logits (beams, V); the reply is delivered whole at the end."""
         parents = search.advance(logits)
         writing.written += 1
         self.tokens_written += 1
@@ -294,7 +295,7 @@ class Engine:
                 writing.put(Token(token, logprob, 0.0))
             self._end(writing, "stop" if ended else "length")
             return
-        # A row that one beam goes on with is kept; one that several go on with is copied for the others.
+        # The first beam that continues a row keeps it; any others get a copy.
         old, rows = writing.rows, []
         for parent in parents:
             row = old[parent]
@@ -305,7 +306,7 @@ class Engine:
         writing.rows, writing.next = rows, [beam.token_ids[-1] for beam in search.running]
 
     def _admit(self) -> None:
-        """Give waiting requests a place, while rows and memory last."""
+        """Admit waiting requests while rows and memory last."""
         with self._changed:
             for writing in [each for each in self._waiting if each.cancelled]:
                 self._waiting.remove(writing)

@@ -1,8 +1,9 @@
 """The same contract as `engine`, kept by an engine in a process of its own.
 
-Python runs one thread at a time: an engine in the server's process waits between any two of a step's thousand
-products for pages, logins and long bodies, and those wait for it. Apart, each has its processor, and who loads the
-server slows the engine little. One that dies is started anew, with the adapters it had.
+Python runs one thread at a time: in the server's process, an engine would wait for pages, logins and long bodies
+between any two of a step's thousand products, and they would wait for it. Apart, each has its own processor, and load
+on the server slows the engine little. A process that dies is started again, with the adapters it had, unless it lived
+less than a minute.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from assistant.engine.sampling.params import Sampling
 from assistant.models.adapter import AdapterCard, LoadedAdapter
 from assistant.models.base_model import Base
 
-STARTED_ANEW_AFTER_S = 60.0  # one that lived shorter would die again
+STARTED_ANEW_AFTER_S = 60.0  # one that lived for less would only die again
 GOODBYE_S = 30.0
 ENDED = "the assistant's engine ended while answering; try again"
 
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 class Distant(Generation):
     """A reply that another process writes."""
 
-    tell_cancelled: Callable[[], object] | None = None  # from when the other process has it
+    tell_cancelled: Callable[[], object] | None = None  # set once the other process has the request
 
     def cancel(self) -> None:
         """Ask the engine to stop writing; tokens already written still come."""
@@ -49,18 +50,18 @@ class EngineApart:
     """An engine in a process of its own. Share one between all chats."""
 
     def __init__(self, base: Base, number_format: str, device: str, memory: int) -> None:
-        """Start it and load a base model, as `Engine` does. Raises `Refused` where it cannot."""
+        """Start the process and load a base model, as `Engine` does. Raises `Refused` if that fails."""
         self.base = base
         self._opening = Opening(base, number_format, device, memory)
         self._numbers = itertools.count(1)
         self._changed = threading.Lock()
-        self._sending = threading.Lock()  # never held by who hears: the other process may wait for that one
+        self._sending = threading.Lock()  # never held while hearing, which the other process may be waiting for
         self._calls: dict[int, Future[Any]] = {}
         self._replies: dict[int, Distant] = {}
         self._loaded: dict[int, tuple[Path, AdapterCard]] = {}
         self._closing = False
-        self._answers = True  # False from when one died until another one is there
-        self._written = 0  # by those that died
+        self._answers = True  # False from the death of one process until the next is ready
+        self._written = 0  # tokens, by processes that died
         self._counts = (0, 0, 0)
         self._process, self._connection, facts = self._start()
         self.window, self.tolerance, self.end_ids = facts.window, facts.tolerance, facts.end_ids
@@ -75,21 +76,21 @@ class EngineApart:
 
     @property
     def active(self) -> int:
-        """How many replies are being written."""
+        """The number of replies being written."""
         return self._count()[0]
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a place."""
+        """The number of requests waiting for a place."""
         return self._count()[1]
 
     @property
     def tokens_written(self) -> int:
-        """Since the server began."""
+        """The number of tokens written since the server started."""
         return self._written + self._count()[2]
 
     def require_places(self, who: Who, count: int) -> None:
-        """Raises `Busy` where `count` more requests of a person would be too many, of all people's or their own."""
+        """Raise `Busy` if `count` more requests by a person would be too many, in total or for that person."""
         self._ask("require_places", who, count)
 
     def submit(
@@ -122,7 +123,7 @@ class EngineApart:
         return self.submit(prompt_ids, Sampling(temperature=0), adapter, forced=reply_ids)
 
     def load(self, directory: Path) -> LoadedAdapter:
-        """Read an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
+        """Load an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
         lora_slot = next(self._numbers)
         card = self._ask("load", lora_slot, directory)
         with self._changed:
@@ -130,7 +131,7 @@ class EngineApart:
         return LoadedAdapter(directory.name, card, lora_slot)
 
     def unload(self, adapter: LoadedAdapter) -> None:
-        """Give an adapter's memory back, once the replies it is writing are finished."""
+        """Free an adapter's memory once the replies it is writing are finished."""
         with self._changed:
             self._loaded.pop(adapter.lora_slot, None)
         self._tell("unload", adapter.lora_slot)
@@ -146,13 +147,13 @@ class EngineApart:
         self._reader.join(GOODBYE_S)
 
     def _count(self) -> tuple[int, int, int]:
-        """Replies being written, requests that wait, and tokens written; of one that is gone, the last that it told."""
+        """Replies being written, waiting requests and tokens written; if the process is gone, the last it reported."""
         with contextlib.suppress(Busy, EngineError):
             self._counts = self._ask("counts")
         return self._counts
 
     def _ask(self, what: str, *arguments: Any) -> Any:
-        """What the other process answers. Raises what it raises, and `EngineError` where it is gone."""
+        """Ask the other process. Raises what it raises; if it is gone, `EngineError`, or `Busy` while closing."""
         number, answer = next(self._numbers), Future[Any]()
         with self._changed:
             self._calls[number] = answer
@@ -163,7 +164,7 @@ class EngineApart:
         return answer.result()
 
     def _tell(self, what: str, *arguments: Any, call: int = 0) -> bool:
-        """Whether it could be told."""
+        """Send the other process a message; return whether that succeeded."""
         try:
             with self._sending:
                 self._connection.send((what, call, arguments))
@@ -193,7 +194,7 @@ class EngineApart:
         return process, connection, facts
 
     def _listen(self) -> None:
-        """Hand on what the other process says, and start another one when it dies."""
+        """Pass on what the other process says, and start another one when it dies."""
         while True:
             began = time.monotonic()
             try:
@@ -244,7 +245,7 @@ class EngineApart:
             reply.put(item)
 
     def _end_all(self) -> None:
-        """Nobody answers any more."""
+        """End all open calls and replies, as the other process is gone."""
         self._answers = False
         with self._changed:
             calls, self._calls = self._calls, {}

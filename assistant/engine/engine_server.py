@@ -1,4 +1,4 @@
-"""The process of an engine apart: it does what it is asked over a connection, until told to end or left alone."""
+"""The engine's own process: it does what it is asked over a connection, until told to end or disconnected."""
 
 import logging
 import os
@@ -17,15 +17,15 @@ from assistant.engine.sampling.params import Sampling, Token
 from assistant.models.adapter import AdapterCard, LoadedAdapter
 from assistant.models.base_model import Base, load_tokenizer
 
-GIVES_WAY = 5  # how far it ranks behind the server, which hardly computes but shall answer at once
-SWITCH_S = 0.0005  # between two threads of it: the one that takes requests shall not wait for the one that computes
+GIVES_WAY = 5  # its niceness above the server's, which computes little but must answer at once
+SWITCH_S = 0.0005  # for Python's threads: the one that takes requests must not wait for the one that computes
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What an engine is opened with."""
+    """The settings an engine is opened with."""
 
     base: Base
     number_format: str
@@ -35,7 +35,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Facts:
-    """What stays the same of an engine that is open."""
+    """The properties of an open engine that stay the same."""
 
     window: int
     tolerance: float
@@ -44,10 +44,10 @@ class Facts:
 
 
 class Answering:
-    """The other process: an engine, and the connection to who asks."""
+    """An engine, and the connection to the server."""
 
     def __init__(self, connection: "Connection[Any, Any]", opening: Opening) -> None:
-        """Raises `Refused` where the engine cannot be opened."""
+        """Open the engine and report its facts. Raises `Refused` if it cannot be opened."""
         from assistant.engine.engine import Engine
 
         tokenizer = load_tokenizer(opening.base)
@@ -56,12 +56,12 @@ class Answering:
         self._engine = Engine(opening.base, opening.number_format, opening.device, tokenizer, opening.memory)
         self._lora_slots: dict[int, LoadedAdapter] = {}
         self._replies: dict[int, Generation] = {}
-        self._slow = ThreadPoolExecutor(4)  # what takes long: adapters are read, schemas are compiled
+        self._slow = ThreadPoolExecutor(4)  # for what takes long: loading adapters, compiling schemas
         engine = self._engine
         self.send(Facts(engine.window, engine.tolerance, engine.end_ids, engine.number_format))
 
     def send(self, what: Any) -> None:
-        """To who asks; nobody hears it any more where they are gone."""
+        """Send to the server; if it is gone, nothing happens."""
         try:
             with self._sending:
                 self._connection.send(what)
@@ -69,7 +69,7 @@ class Answering:
             pass
 
     def serve(self) -> None:
-        """Do what is asked until told to close, or nobody is there any more."""
+        """Do what is asked, until told to close or the server is gone."""
         try:
             while True:
                 what, call, arguments = self._connection.recv()
@@ -132,9 +132,9 @@ class Answering:
         return loaded.card
 
     def _read_again(self, lora_slot: int, directory: Path, proved: AdapterCard) -> None:
-        """Before anything else is answered: requests for it come right behind.
+        """Load an adapter again, before anything else is answered, as requests for it follow at once.
 
-        What changed on disk since its proof never answers.
+        One that changed on disk since its proof never answers.
         """
         loaded = self._engine.load(directory)
         if loaded.card == proved:
@@ -150,7 +150,7 @@ class Answering:
 
 
 def main(descriptor: int) -> None:
-    """The other process: it ends when it is told to, and when who asks is gone."""
+    """Run the engine's process; it ends when it is told to, and when the server is gone."""
     for each in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which tells us when it is done
         signal.signal(each, signal.SIG_IGN)
     if hasattr(os, "nice"):

@@ -1,7 +1,7 @@
-"""Any causal model of transformers, computed by its own forward: one text after another, and slower for it.
+"""Any causal model of transformers, computed by its own forward, one sequence after another and therefore slower.
 
-For the models that the fast path does not read (`architectures`). The contract is the same: adapters on linear layers,
-each text its own, forks for beams.
+For models that the fast path does not read (`architectures`). The contract is the same: an adapter for each sequence,
+on the linear layers, and forks for beams.
 """
 
 import copy
@@ -19,7 +19,7 @@ from assistant.models.adapter import Factors
 
 @dataclass(eq=False)
 class PlainRow:
-    """A text: the tokens that were read, and what the model keeps of them."""
+    """A sequence: the tokens that were read, and the model's own cache of them."""
 
     room: int
     key: Hashable
@@ -28,14 +28,14 @@ class PlainRow:
 
     @property
     def length(self) -> int:
-        """How many tokens were read."""
+        """The number of tokens read."""
         return len(self.token_ids)
 
 
 class PlainCache:
-    """The texts being written, within `budget` bytes."""
+    """The sequences being written, within `budget` bytes."""
 
-    worth_waiting = 1 << 60  # texts share nothing here
+    worth_waiting = 1 << 60  # sequences share nothing here
 
     def __init__(self, token_bytes: int, budget: int, make: Any) -> None:
         self.budget = budget
@@ -43,45 +43,45 @@ class PlainCache:
         self._make = make
         self._rows: list[PlainRow] = []
 
-    def fits(self, room: int, texts: int = 1) -> bool:
-        """Whether texts of so many tokens each fit beside those being written."""
-        return self.taken_bytes + texts * room * self.token_bytes <= self.budget
+    def fits(self, room: int, texts: int = 1, share: float = 1.0) -> bool:
+        """Whether `texts` sequences of `room` tokens each fit beside those being written, in `share` of the budget."""
+        return self.taken_bytes + texts * room * self.token_bytes <= share * self.budget
 
     def take(self, room: int, key: Hashable) -> PlainRow:
-        """Room for a text of up to `room` tokens."""
+        """Take a row for a sequence of up to `room` tokens."""
         row = PlainRow(room, key, kept=self._make())
         self._rows.append(row)
         return row
 
     def fork(self, row: PlainRow) -> PlainRow:
-        """A copy that can go on differently."""
+        """Copy a sequence, so that the copy can go on differently."""
         other = PlainRow(row.room, row.key, list(row.token_ids), copy.deepcopy(row.kept))
         self._rows.append(other)
         return other
 
     def free(self, row: PlainRow) -> None:
-        """Let a text go."""
+        """Drop a sequence."""
         self._rows.remove(row)
 
     def reuse(self, row: PlainRow, prompt_ids: Sequence[int]) -> bool:
-        """Nothing is shared."""
+        """Return False: sequences share nothing here."""
         return False
 
     def forget(self, key: Hashable) -> None:
-        """Nothing is kept."""
+        """Do nothing: nothing is kept."""
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop everything."""
         self._rows = []
 
     @property
     def kept_bytes(self) -> int:
-        """How much finished texts hold."""
+        """The memory that finished sequences hold: none."""
         return 0
 
     @property
     def taken_bytes(self) -> int:
-        """How much the texts being written may come to hold."""
+        """The memory that the sequences being written may come to hold."""
         return sum(row.room for row in self._rows) * self.token_bytes
 
 
@@ -93,13 +93,13 @@ class PlainSlot:
 
 
 class AdapterLinear(nn.Module):
-    """A linear layer that adds what the adapter of the text being computed adds (LoRA, eq. 3 of 2106.09685)."""
+    """A linear layer plus the adapter of the sequence being computed (LoRA, eq. 3 of arXiv 2106.09685)."""
 
     def __init__(self, base: nn.Linear, name: str, network: "PlainNetwork") -> None:
         super().__init__()
         self.base = base
         self._name = name
-        self._network = [network]  # in a list: not a module of this one
+        self._network = [network]  # in a list, so that it is no submodule of this one
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.base(x)
@@ -111,9 +111,9 @@ class AdapterLinear(nn.Module):
 
 
 class PlainNetwork:
-    """A transformers model, and the adapter whose text it computes at the moment."""
+    """A transformers model, and the adapter of the sequence it is computing."""
 
-    few_rows = 0  # one format for all
+    few_rows = 0  # one format for any number of rows
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -134,7 +134,7 @@ class PlainNetwork:
             setattr(model.get_submodule(parent), attribute, AdapterLinear(layer, name, self))
 
     def new_cache(self, budget: int) -> PlainCache:
-        """For texts of this model."""
+        """Make a cache of `budget` bytes for sequences of this model."""
         config = self.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -142,23 +142,23 @@ class PlainNetwork:
         return PlainCache(token_bytes, budget, lambda: DynamicCache(config=config))
 
     def add(self, factors: Factors) -> PlainSlot:
-        """Take an adapter in."""
+        """Load an adapter's factors; return its LoRA slot."""
         like = next(self.model.parameters())
         lora_slot = PlainSlot({name: (a.to(like), b.to(like)) for name, (a, b) in factors.items()})
         self._lora_slots.add(lora_slot)
         return lora_slot
 
     def holds(self, lora_slot: PlainSlot) -> bool:
-        """Whether an adapter is still here."""
+        """Whether an adapter is still in memory."""
         return lora_slot in self._lora_slots
 
     def remove(self, lora_slot: PlainSlot) -> None:
-        """Let an adapter go; its memory goes with the last who holds it."""
+        """Drop an adapter; its memory is freed with the last reference to it."""
         self._lora_slots.discard(lora_slot)
 
     @torch.inference_mode()
     def forward(self, parts: Sequence[SequenceChunk]) -> Tensor:
-        """Append each part's tokens to its row; float32 logits (parts, V) after the last token of each."""
+        """Append each part's tokens to its row; return float32 logits (parts, V) after the last token of each."""
         return torch.stack([self._read(part) for part in parts])
 
     def _read(self, part: SequenceChunk) -> Tensor:

@@ -1,9 +1,8 @@
-"""The keys and values of the texts being written, and of those lately written.
+"""The KV cache: keys and values of the sequences being written, and of those finished recently.
 
-Texts of like length lie in one slab, a text a slot, so that one call computes the attention of all of them and a
-long text beside short ones costs the short ones nothing; the longest have a slab each. What a finished text leaves
-is kept for a while, so that the next turn of a conversation, a retry, the second reply of a pair pay only for what is
-new.
+Sequences of similar length share a slab, one slot each, so that one call computes the attention of all of them and a
+long sequence costs short ones nothing; the longest have a slab each. What a finished sequence leaves is kept for a
+while, so that the next turn of a conversation, a retry, or the second reply of a pair pays only for what is new.
 """
 
 import math
@@ -17,15 +16,15 @@ from torch import Tensor
 from assistant.engine.architectures import Sizes
 
 SHORTEST_ROOM = 256
-LONGEST_SHARED_ROOM = 1024  # above it a text has a slab of its own, which is kept without copying
-LEAST_SHARED = 16  # tokens in common that are worth a copy
-MOST_COPIED = 256  # tokens in one step, so that nobody who is being answered waits for a long copy
+LONGEST_SHARED_ROOM = 1024  # above it, a sequence has a slab of its own, which is kept without copying
+LEAST_SHARED = 16  # fewest tokens in common that are worth a copy
+MOST_COPIED = 256  # tokens in one step, so that no reply being written waits for a long copy
 
 
 class Slab:
     """Slots of `room` tokens each: keys and values (layers, slots, 2, kv heads, room, head width).
 
-    A head's keys lie behind one another: a long text's are read twice as fast as where heads lie between them.
+    A head's keys are contiguous: a long sequence's are read twice as fast as with the heads interleaved.
     """
 
     def __init__(self, sizes: Sizes, room: int, dtype: torch.dtype, device: str) -> None:
@@ -35,7 +34,7 @@ class Slab:
         self.data = self._like
 
     def take(self, key: Hashable) -> "CacheSlot":
-        """The lowest free slot. Without one the slab grows to twice its size."""
+        """Take the lowest free slot; if there is none, the slab doubles in size."""
         if None not in self.rows:
             self._resize(max(1, 2 * len(self.rows)))
         row = CacheSlot(self, self.rows.index(None), key)
@@ -43,13 +42,13 @@ class Slab:
         return row
 
     def free(self, row: "CacheSlot") -> None:
-        """Give a slot back; the last one gives the memory back."""
+        """Free a slot; freeing the last one frees the memory."""
         self.rows[row.slot] = None
         if not any(self.rows):
             self.rows, self.data = [], self._like
 
     def settle(self) -> None:
-        """Move texts from high slots to low ones where more than half of those in between are free."""
+        """Move sequences from high slots to low ones if more than half of the slots up to the highest are free."""
         taken = [row for row in self.rows if row is not None]
         if not taken or taken[-1].slot < 2 * len(taken):
             return
@@ -62,17 +61,17 @@ class Slab:
             row.slot = free
 
     def written(self, row: "CacheSlot") -> Tensor:
-        """What a text has here, (layers, 2, kv heads, length, head width)."""
+        """A sequence's keys and values, (layers, 2, kv heads, length, head width)."""
         return self.data[:, row.slot, :, :, : row.length]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """The first tokens of one slot into another."""
+        """Copy the first `length` tokens of one slot into another."""
         self.data[:, target, :, :, :length] = self.data[:, source, :, :, :length]
 
     def _resize(self, slots: int) -> None:
         shape = list(self._like.shape)
         shape[1] = slots
-        data = _zeros(shape, self._like)  # what a mask hides is multiplied by nothing, so it must be a number
+        data = _zeros(shape, self._like)  # what a mask hides is multiplied by zero, so it must be finite
         for row in self.rows:
             if row is not None:
                 data[:, row.slot, :, :, : row.length] = self.written(row)
@@ -82,28 +81,28 @@ class Slab:
 
 @dataclass(eq=False)
 class CacheSlot:
-    """A text in the cache. `token_ids` are those whose keys and values are written."""
+    """A sequence in the cache. `token_ids` are those whose keys and values are written."""
 
     slab: Slab
     slot: int
-    key: Hashable  # of what computed it: texts of two adapters have nothing in common
+    key: Hashable  # of what computed it: sequences of two adapters share nothing
     token_ids: list[int] = field(default_factory=list)
-    sound: int = 0  # of its first tokens' keys and values, known to be numbers
+    sound: int = 0  # the number of first tokens whose keys and values are known to be finite
 
     @property
     def length(self) -> int:
-        """How many tokens are written."""
+        """The number of tokens written."""
         return len(self.token_ids)
 
     @property
     def room(self) -> int:
-        """How many tokens it may have."""
+        """The most tokens it may have."""
         return self.slab.room
 
 
 @dataclass(frozen=True, eq=False)
 class CachedPrefix:
-    """What a finished text left: keys and values (layers, 2, kv heads, n or more, head width) of its n tokens."""
+    """What a finished sequence left: keys and values (layers, 2, kv heads, n or more, head width) of its n tokens."""
 
     key: Hashable
     token_ids: list[int]
@@ -111,12 +110,12 @@ class CachedPrefix:
 
     @property
     def size(self) -> int:
-        """Tokens that its memory could hold."""
+        """The number of tokens that its memory could hold."""
         return self.data.shape[3]
 
 
 class Cache:
-    """All slabs, and what is kept of finished texts, within `budget` bytes."""
+    """All slabs, and what is kept of finished sequences, within `budget` bytes."""
 
     worth_waiting = LEAST_SHARED
 
@@ -126,20 +125,20 @@ class Cache:
         self.token_bytes = sizes.layers * sizes.kept_width * dtype.itemsize
         self._make = lambda room: Slab(sizes, room, dtype, device)
         self._slabs: list[Slab] = []
-        self._kept: list[CachedPrefix] = []  # the one used last is the last
+        self._kept: list[CachedPrefix] = []  # least recently used first
 
     def fits(self, room: int, texts: int = 1, share: float = 1.0) -> bool:
-        """Whether texts of so many tokens each fit beside those being written, in so much of the budget."""
+        """Whether `texts` sequences of `room` tokens each fit beside those being written, in `share` of the budget."""
         return (self._taken() + texts * self._class(room)) * self.token_bytes <= share * self.budget
 
     def take(self, room: int, key: Hashable) -> CacheSlot:
-        """A slot for a text of up to `room` tokens."""
+        """Take a slot for a sequence of up to `room` tokens."""
         row = self._slab(self._class(room)).take(key)
         self._let_go()
         return row
 
     def fork(self, row: CacheSlot) -> CacheSlot:
-        """A copy that can go on differently."""
+        """Copy a sequence, so that the copy can go on differently."""
         copy = self.take(row.room, row.key)
         copy.token_ids = list(row.token_ids)
         copy.sound = row.sound
@@ -147,10 +146,10 @@ class Cache:
         return copy
 
     def free(self, row: CacheSlot) -> None:
-        """Give a slot back, keeping what was computed while there is memory for it."""
+        """Free a slot, keeping what was computed while there is memory for it."""
         written = row.slab.written(row)
-        if not written[:, :, :, row.sound :].sum((1, 2, 3, 4)).isfinite().all():  # flattened, it would be copied
-            written.zero_()  # what is no number would spoil the next text there, and every text that shared it
+        if not written[:, :, :, row.sound :].sum((1, 2, 3, 4)).isfinite().all():  # flattening would copy it
+            written.zero_()  # non-finite values would spoil the next sequence there, and every one that shares it
         elif row.length >= LEAST_SHARED:
             self._keep(row)
         row.slab.free(row)
@@ -158,18 +157,18 @@ class Cache:
         self._let_go()
 
     def reuse(self, row: CacheSlot, prompt_ids: Sequence[int]) -> bool:
-        """Copy into a row what another text has computed of the prompt's next tokens; False: there is no more.
+        """Copy into a row what another sequence has computed of the prompt's next tokens; False if there is no more.
 
-        The prompt's last token is never copied: what comes after it is what the row is for.
+        The prompt's last token is never copied: the row needs the logits after it.
         """
         best, shared = self._longest(row, prompt_ids[: len(prompt_ids) - 1])
         if best is None or shared < row.length + LEAST_SHARED:
             return False
         if isinstance(best, CachedPrefix):
-            self._kept.append(self._kept.pop(self._kept.index(best)))  # used last
+            self._kept.append(self._kept.pop(self._kept.index(best)))  # now used last
             alone = row.length == 0 and best.size == row.room and len(row.slab.rows) == 1
             if alone and 2 * shared >= len(best.token_ids):
-                self._kept.remove(best)  # the next turn takes the memory over
+                self._kept.remove(best)  # the next turn takes over its memory
                 row.slab.data = best.data[:, None]
                 row.token_ids = list(prompt_ids[:shared])
                 row.sound = shared
@@ -185,21 +184,21 @@ class Cache:
         return True
 
     def forget(self, key: Hashable) -> None:
-        """Let go of what was computed by one that is gone."""
+        """Drop what is kept under a key, such as an unloaded adapter's."""
         self._kept = [each for each in self._kept if each.key != key]
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop everything."""
         self._slabs, self._kept = [], []
 
     @property
     def kept_bytes(self) -> int:
-        """How much the finished texts hold."""
+        """The memory that finished sequences hold."""
         return sum(each.size for each in self._kept) * self.token_bytes
 
     @property
     def taken_bytes(self) -> int:
-        """How much the texts being written may come to hold."""
+        """The memory that the sequences being written may come to hold."""
         return self._taken() * self.token_bytes
 
     def _longest(self, row: CacheSlot, prompt_ids: Sequence[int]) -> tuple[CachedPrefix | CacheSlot | None, int]:
@@ -217,8 +216,8 @@ class Cache:
         for each in self._kept:
             shared = shared_length(each.token_ids, row.token_ids) if each.key == row.key else -1
             if shared == row.length:
-                return  # a longer text holds it already
-            if shared < len(each.token_ids):  # else the new one holds it
+                return  # a longer sequence holds it already
+            if shared < len(each.token_ids):  # otherwise the new one holds it
                 kept.append(each)
         own = row.room > LONGEST_SHARED_ROOM
         data = row.slab.data[:, row.slot] if own else row.slab.written(row).clone()
@@ -226,7 +225,7 @@ class Cache:
         self._kept = kept
 
     def _let_go(self) -> None:
-        """Drop what was kept longest ago until all fits; at least half the budget is for texts being written."""
+        """Drop what was used longest ago until all fits; at least half the budget is for sequences being written."""
         room = min(self.budget - self.taken_bytes, self.budget // 2)
         while self._kept and self.kept_bytes > room:
             self._kept.pop(0)
@@ -241,7 +240,7 @@ class Cache:
         return self._slabs[-1]
 
     def _class(self, room: int) -> int:
-        """The room of the slab that a text of so many tokens is put into."""
+        """The room of the slab for a sequence of this many tokens."""
         size = SHORTEST_ROOM
         while size < room:
             size *= 2
@@ -252,9 +251,10 @@ class Cache:
 
 
 def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Zeros of a tensor's kind. On a CPU the system hands them out in small pages, as each is first used.
+    """Zeros of a tensor's dtype and device. On a CPU the system provides them in small pages, each when first used.
 
-    Large pages, which numpy asks for, would come all layers' at once: a step that takes four times as long.
+    Large pages, which numpy asks for, would be provided for all layers at once, in a step that takes four times as
+    long.
     """
     if like.device.type != "cpu":
         return like.new_zeros(shape)
@@ -263,7 +263,7 @@ def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two texts begin with in common."""
+    """The length of the prefix that two sequences share, in tokens."""
     most = min(len(left), len(right))
     if left[:most] == right[:most]:
         return most

@@ -1,7 +1,7 @@
-"""A base model made ready to compute: by the fast path where it can be, and in which number formats.
+"""Loading a base model for the engine: on the fast path if possible, and in which number formats.
 
-On a processor the formats are chosen by measuring, once for a model and a machine, what reads weights fastest for a
-few rows and multiplies fastest for many, unless the operator names one.
+On a CPU the formats are chosen by measuring, once per model and machine, what reads weights fastest for a few rows and
+multiplies fastest for many, unless the operator names one.
 """
 
 import logging
@@ -24,16 +24,16 @@ from assistant.models.adapter import Factors
 from assistant.models.base_model import Base, load_model
 from feedback.errors import Refused
 
-# Nats a token (root mean square) by which a server's log-probs of the proof texts may differ from the trainer's
-# float32. float32 differs by the order of sums alone; the others round weights or activations: seen were 0.07, 0.14
-# and 0.07 (docs/measurements.md).
+# Nats per token (root mean square) by which a server's log-probs of the proof texts may differ from the trainer's
+# float32. float32 differs by the order of sums alone; the others round weights or activations: 0.07, 0.14 and 0.07 were
+# measured (docs/measurements.md).
 TOLERANCES = {FLOAT32: 2e-3, BFLOAT16: 0.2, INT8: 0.4, INT4: 0.2}
 
 log = logging.getLogger(__name__)
 
 
 class AnyNetwork(Protocol):
-    """What the engine asks of a way to compute."""
+    """What the engine requires of a network, on the fast path or not."""
 
     shapes: Mapping[str, tuple[int, int]]  # (out, in) of the linear layers that an adapter may be on, by name
     vocabulary: int
@@ -44,28 +44,28 @@ class AnyNetwork(Protocol):
 
     @property
     def few_rows(self) -> int:
-        """How many rows are multiplied in a format for few; 0: all are in the same."""
+        """The most rows that are multiplied in a format for few rows; 0 if all use the same format."""
 
     def new_cache(self, budget: int) -> Any:
-        """For the texts, within so many bytes."""
+        """Make a KV cache of `budget` bytes."""
 
     def add(self, factors: Factors) -> Any:
-        """Take an adapter in; where it is kept."""
+        """Load an adapter's factors; return its LoRA slot."""
 
     def holds(self, lora_slot: Any) -> bool:
-        """Whether an adapter is still here."""
+        """Whether an adapter is still in memory."""
 
     def remove(self, lora_slot: Any) -> None:
-        """Let an adapter go."""
+        """Drop an adapter."""
 
     def forward(self, parts: Sequence[SequenceChunk]) -> Tensor:
-        """Append each part's tokens to its row; float32 logits (parts, V) after the last token of each."""
+        """Append each part's tokens to its row; return float32 logits (parts, V) after the last token of each."""
 
 
 def open_network(base: Base, number_format: str, device: str) -> AnyNetwork:
     """Load a base model; `number_format` is one of `FORMATS`.
 
-    Raises `Refused` where the model cannot be read, or not in that format.
+    Raises `Refused` if the model cannot be read, or not in that format.
     """
     if number_format not in FORMATS:
         raise Refused(f"the number format is one of {', '.join(FORMATS)}, not {number_format!r}")
@@ -87,7 +87,7 @@ def open_network(base: Base, number_format: str, device: str) -> AnyNetwork:
 
 
 def kept_dtype(plan: Plan) -> torch.dtype:
-    """What keys and values are kept in: bfloat16 where the device multiplies it well."""
+    """The number format of the KV cache: bfloat16 if the device multiplies it well, else float32."""
     return torch.bfloat16 if plan.format(1 << 30) == BFLOAT16 else torch.float32
 
 
@@ -107,7 +107,7 @@ def _plain(model: Any, number_format: str, device: str) -> AnyNetwork:
 
 
 def _described(network: Any, model: Any, number_format: str) -> AnyNetwork:
-    """With what the engine wants to know beside the computation."""
+    """Set what the engine needs to know of a network besides its computation."""
     network.number_format = number_format if number_format != AUTO else network.formats
     network.window = model.config.get_text_config().max_position_embeddings
     network.generation_config = model.generation_config
@@ -116,5 +116,5 @@ def _described(network: Any, model: Any, number_format: str) -> AnyNetwork:
 
 
 def _four_bit(base: Base, config: Any) -> dict[str, FourBit]:
-    """The embedded model's own four-bit numbers; nothing for any other."""
+    """The embedded model's own four-bit weights; empty for any other model."""
     return read_four_bit(base_model.carried_gguf(), config) if base.name == base_model.EMBEDDED else {}

@@ -1,8 +1,8 @@
-"""The adapters in memory, side by side, so that one product computes what all of them add to a batch.
+"""The LoRA slots: all adapters in memory, stacked, so that one product computes what they add to a batch.
 
-For each group of linear layers with one input, the factors of all adapters lie in one tensor, an adapter a place, and
-a batched product gives every token of a batch what its own adapter adds. Adding, dropping or swapping an adapter
-writes numbers and changes nothing that a step depends on.
+For each group of linear layers with the same input, the factors of all adapters lie in one tensor, one slot each, and a
+batched product gives every token of a batch what its own adapter adds. Adding, dropping or swapping an adapter writes
+numbers and changes nothing that a step depends on.
 (The low-rank update is LoRA's, eq. 3 of arXiv 2106.09685.)
 """
 
@@ -16,15 +16,15 @@ from torch import Tensor
 from assistant.engine.architectures import Target
 from assistant.models.adapter import Factors
 
-COLUMNS = 8  # ranks are padded to multiples
-BASE_SLOT = 0  # the place of no adapter: zeros
+COLUMNS = 8  # ranks are padded to multiples of this
+BASE_SLOT = 0  # the slot of no adapter: zeros
 
 Key = tuple[int, str]  # a layer and a group of it
 
 
 @dataclass(frozen=True, eq=False)
 class LoraSlot:
-    """Where an adapter's factors lie."""
+    """An adapter's slot in the stacked factors."""
 
     index: int
     rank: int
@@ -32,9 +32,9 @@ class LoraSlot:
 
 @dataclass(frozen=True)
 class StackedWeights:
-    """The factors of one group in one layer: a (places, in, parts x rank) and b (places, parts x rank, out).
+    """The factors of one group in one layer: a (slots, in, parts x rank) and b (slots, parts x rank, out).
 
-    The columns of a part of the group meet only its own outputs: elsewhere b is zero.
+    The columns of a part of the group reach only its own outputs: elsewhere b is zero.
     """
 
     a: Tensor
@@ -43,17 +43,17 @@ class StackedWeights:
 
 @dataclass(frozen=True)
 class LoraBatch:
-    """The places that a batch needs, and how its tokens are group_index to them."""
+    """The LoRA slots that a batch needs, and how its tokens are grouped by slot."""
 
-    stacks: Mapping[Key, StackedWeights]  # of those places alone
-    group_index: Tensor | None  # (places x m,): the tokens of each place, m for each; None: all tokens to the one place
+    stacks: Mapping[Key, StackedWeights]  # of those slots alone
+    group_index: Tensor | None  # (slots x m,): the tokens of each slot, padded to m; None: all in one slot
     ungroup_index: Tensor | None  # (T,): where each token was put
 
     def add(self, layer: int, group: str, x: Tensor, y: Tensor) -> Tensor:
-        """y (T, out), where a group's output goes, and what each token's adapter adds for x (T, in); in float32.
+        """Add to y (T, out), a group's output, what each token's adapter adds for x (T, in); return the sum in float32.
 
-        y itself where it has that format. A smaller one would lose what is added: y lies on its grid already, and
-        what is less than half a step would always be rounded away.
+        In place if y is float32. A smaller format would lose what is added: y already lies on its grid, and anything
+        less than half a step would always be rounded away.
         """
         stack = self.stacks[layer, group]
         x = x.to(stack.a.dtype)
@@ -66,7 +66,7 @@ class LoraBatch:
 
 
 class LoraPool:
-    """All adapters in memory. Adding and removing is for any thread; `choose` for the engine's."""
+    """All adapters in memory. Any thread may add and remove; only the engine's thread may call `choose`."""
 
     def __init__(
         self, targets: Mapping[str, Target], shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype, device: str
@@ -77,12 +77,12 @@ class LoraPool:
         self._device = device
         self._lock = threading.Lock()
         self.lora_slots: list[LoraSlot] = []
-        self._size = (0, 0)  # places and rank
+        self._size = (0, 0)  # slots and rank
         self._stacks: Mapping[Key, StackedWeights] = {}
         self._last: tuple[tuple[LoraSlot | None, ...], Mapping[Key, StackedWeights], LoraBatch | None] | None = None
 
     def add(self, factors: Factors) -> LoraSlot:
-        """Take an adapter in. Those that answer meanwhile are not disturbed."""
+        """Add an adapter without disturbing those that are answering; return its LoRA slot."""
         rank = -(-max(len(a) for a, _ in factors.values()) // COLUMNS) * COLUMNS
         with self._lock:
             taken = {each.index for each in self.lora_slots} | {BASE_SLOT}
@@ -102,15 +102,15 @@ class LoraPool:
         return lora_slot
 
     def remove(self, lora_slot: LoraSlot) -> None:
-        """Let an adapter go that answers nobody any more, and give memory back where much is free."""
+        """Drop an adapter that no reply uses any more, and free memory if much of it is unused."""
         with self._lock:
             self.lora_slots.remove(lora_slot)
             self._fit(self.lora_slots)
 
     def choose(self, lora_slots: Sequence[LoraSlot | None]) -> LoraBatch | None:
-        """What a batch needs whose tokens have these adapters (None: the base); None: nothing at all.
+        """The LoRA batch for tokens that have these adapters (None: the base); None if no token has one.
 
-        From step to step that is mostly the same, so the last answer is kept.
+        It is mostly the same from step to step, so the last answer is kept.
         """
         asked = tuple(lora_slots)
         stacks = self._stacks
@@ -123,7 +123,7 @@ class LoraPool:
 
     @property
     def nbytes(self) -> int:
-        """The memory that all factors hold."""
+        """The memory that all factors hold, in bytes."""
         return sum(stack.a.nbytes + stack.b.nbytes for stack in self._stacks.values())
 
     def _choice(self, places: Sequence[int], stacks: Mapping[Key, StackedWeights]) -> LoraBatch:
@@ -145,7 +145,7 @@ class LoraPool:
         )
 
     def _fit(self, lora_slots: Sequence[LoraSlot]) -> None:
-        """Make room for these adapters; give memory back where they need a quarter of it at most."""
+        """Make room for these adapters; free memory if they need a quarter of it at most."""
         places, rank = self._size
         most = max((lora_slot.index + 1 for lora_slot in lora_slots), default=0)
         widest = max((lora_slot.rank for lora_slot in lora_slots), default=0)
@@ -153,7 +153,7 @@ class LoraPool:
             self._resize((1 << (most - 1).bit_length() if most else 0, widest if lora_slots else 0))
 
     def _resize(self, size: tuple[int, int]) -> None:
-        """New stacks with the old ones' factors; a step that is being computed goes on with the old ones."""
+        """Make new stacks with the old ones' factors; a step that is being computed goes on with the old ones."""
         groups: dict[Key, list[str]] = {}
         for name, target in self._targets.items():
             groups.setdefault((target.layer, target.group), []).append(name)

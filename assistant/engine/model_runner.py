@@ -1,8 +1,8 @@
-"""The fast path: many texts in one pass, each with its own adapter, written out over plain tensors.
+"""The fast path: many sequences in one forward pass, each with its own adapter, written out over plain tensors.
 
-The tokens of all texts lie behind one another, so nothing is padded: the linear layers see one long batch. Texts
-that grow by one token share one call of attention for each slab of the cache; a text whose prompt is being read has
-a call of its own.
+The tokens of all sequences are concatenated, so nothing is padded: the linear layers see one long batch. Sequences that
+grow by one token share an attention call for each group of neighbouring slots in a slab of the KV cache; a sequence
+whose prompt is being read has a call of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from assistant.models.adapter import Factors
 
 @dataclass
 class SequenceChunk:
-    """What one text adds to the batch: its next tokens. `lora_slot` is its adapter's; None: the base."""
+    """One sequence's part of the batch: its next tokens. `lora_slot` is its adapter's; None: the base."""
 
     row: CacheSlot
     token_ids: list[int]
@@ -31,9 +31,10 @@ class SequenceChunk:
 
 @dataclass(frozen=True)
 class AttentionSpan:
-    """Tokens of the flat batch that lie in one slab, and the masks of what they see.
+    """Tokens of the flat batch that belong to one slab, and the masks of what they attend to.
 
-    A growing span has one token for each of a few slots in a row; a reading span has the next tokens of one slot.
+    A growing span decodes one token for each of a few consecutive slots; a reading span prefills the next tokens of one
+    slot.
     """
 
     tokens: slice
@@ -57,7 +58,7 @@ class Flat:
 
 
 class Network:
-    """A model that computes a flat batch of texts."""
+    """A model that computes a flat batch of sequences."""
 
     def __init__(
         self, family: Family, plan: Plan, head_plan: Plan, lineup: LoraPool, kept_dtype: torch.dtype, device: str
@@ -70,44 +71,44 @@ class Network:
         self.device = device
         self.shapes = lineup.shapes
         self.vocabulary = family.sizes.vocabulary
-        self.window = 0  # set by who opens it
+        self.window = 0  # set by `load.open_network`
         self._windows = {layer.window for layer in family.layers}
 
     @property
     def formats(self) -> str:
-        """The number formats it multiplies in, by how many rows."""
+        """The number formats it multiplies in, joined by plus signs."""
         return "+".join(sorted(self.plan.formats | self.head_plan.formats))
 
     @property
     def few_rows(self) -> int:
-        """How many rows are multiplied in a format for few; 0: all are in the same."""
+        """The most rows that are multiplied in a format for few rows; 0 if all use the same format."""
         return self.plan.few_rows
 
     def weight_bytes(self, rows: int) -> int:
-        """What a step that grows so many texts reads of weights."""
+        """The bytes of weights that a step decoding this many rows reads."""
         few, head = self.plan.format(rows), self.head_plan.format(rows)
         layers = [each for layer in self.family.layers for each in (layer.qkv, layer.out, layer.gate_up, layer.down)]
         return sum(each.nbytes(few) for each in layers) + self.family.head.nbytes(head)
 
     def new_cache(self, budget: int) -> Cache:
-        """For the texts, within so many bytes."""
+        """Make a KV cache of `budget` bytes."""
         return Cache(self.family.sizes, self.window, budget, self.kept_dtype, self.device)
 
     def add(self, factors: Factors) -> LoraSlot:
-        """Take an adapter in; where it is kept."""
+        """Load an adapter's factors; return its LoRA slot."""
         return self.lineup.add(factors)
 
     def holds(self, lora_slot: LoraSlot) -> bool:
-        """Whether an adapter is still here."""
+        """Whether an adapter is still in memory."""
         return lora_slot in self.lineup.lora_slots
 
     def remove(self, lora_slot: LoraSlot) -> None:
-        """Let an adapter go."""
+        """Drop an adapter."""
         self.lineup.remove(lora_slot)
 
     @torch.inference_mode()
     def forward(self, parts: Sequence[SequenceChunk]) -> Tensor:
-        """Append each part's tokens to its row; float32 logits (parts, V) after the last token of each."""
+        """Append each part's tokens to its row; return float32 logits (parts, V) after the last token of each."""
         flat = self._flatten(parts)
         positions = torch.tensor(flat.positions, device=self.device)
         rotations = [rope.rotations(positions) for rope in self.family.ropes]
@@ -150,10 +151,10 @@ class Network:
         return flat
 
     def _add_growing(self, flat: Flat, parts: Sequence[SequenceChunk], group: list[int]) -> None:
-        """A token for each slot from the first of these parts' to the last.
+        """Add a token for each slot from the first of these parts' to the last.
 
-        A slot in between that does not grow now is computed too, with a token of no meaning: what it writes lies
-        behind the last token of its slot, where the next real one writes over it.
+        A slot in between that does not grow now is computed too, with a dummy token: what it writes lies behind the
+        last token of its slot, where the next real one overwrites it.
         """
         slab = parts[group[0]].row.slab
         by_slot = {parts[at].row.slot: at for at in group}
@@ -175,7 +176,7 @@ class Network:
         flat.spans.append(self._span(slab, tokens, slots, True, seen, positions, masks))
 
     def _growing_mask(self, positions: Tensor, seen: int, window: int | None) -> Tensor | None:
-        """(slots, 1, 1, seen)."""
+        """The mask (slots, 1, 1, seen); None if nothing is hidden."""
         if len(positions) == 1 and (window is None or seen <= window):
             return None
         keys = torch.arange(seen, device=self.device)
@@ -197,7 +198,7 @@ class Network:
         flat.spans.append(self._span(row.slab, tokens, slots, False, row.length + count, written, masks))
 
     def _reading_mask(self, length: int, count: int, window: int | None) -> Tensor | None:
-        """(heads that share keys x count, length + count); None: causal, from the beginning."""
+        """The mask (heads that share keys x count, length + count); None: causal, from the beginning."""
         if length == 0 and (window is None or count <= window):
             return None
         positions = torch.arange(length, length + count, device=self.device)[:, None]
@@ -218,7 +219,7 @@ class Network:
         positions: Tensor,
         masks: dict[int | None, Tensor | None],
     ) -> AttentionSpan:
-        """Tokens at `positions` of these slots, a token each or all of one slot, that see the first `length` keys."""
+        """Tokens at `positions` of these slots, one each or all in one slot, that attend to the first `length` keys."""
         keys, values = slab.data[:, slots.start : slots.stop, ..., :length, :].unbind(2)
         heads = 2 * self.family.sizes.kv_heads
         of_slot = torch.arange(slots.start, slots.stop, device=self.device)[:, None] * heads
@@ -229,9 +230,9 @@ class Network:
 
 
 def _neighbours(parts: Sequence[SequenceChunk], group: Sequence[int]) -> Iterator[list[int]]:
-    """The parts of one slab in the order of their slots, in groups between which more than one slot does not grow.
+    """The parts of one slab in the order of their slots, in groups separated by more than one slot that does not grow.
 
-    One idle slot is computed faster than another call of attention.
+    Computing one idle slot is faster than another attention call.
     """
     ordered = sorted(group, key=lambda at: parts[at].row.slot)
     near = [ordered[0]]
@@ -244,7 +245,7 @@ def _neighbours(parts: Sequence[SequenceChunk], group: Sequence[int]) -> Iterato
 
 
 def _any_seat(parts: Sequence[SequenceChunk], group: list[int]) -> Any:
-    """An adapter that is in the batch anyway, for a token of no meaning."""
+    """The LoRA slot of an adapter that is in the batch anyway, for a dummy token."""
     return parts[group[0]].lora_slot
 
 
@@ -259,7 +260,7 @@ class Step:
     number_format: str
 
     def attend(self, h: Tensor, spans: Sequence[AttentionSpan], rotations: Tensor) -> Tensor:
-        """What each token of (T, width) reads from those it sees, (T, heads x head width); writes into the slabs."""
+        """The attention output (T, heads x head width) of tokens (T, width); writes keys and values to the slabs."""
         sizes, layer = self.sizes, self.layer
         qkv = self._product("qkv", layer.qkv, h).float()
         heads = qkv[:, : sizes.turned_width].unflatten(1, (-1, sizes.head_width))
@@ -278,12 +279,12 @@ class Step:
         return out[0] if len(out) == 1 else torch.cat(out)
 
     def think(self, h: Tensor) -> Tensor:
-        """The MLP of the flat batch (T, width), up to its last product."""
+        """The MLP of the flat batch (T, width), up to its last projection."""
         gate, up = self._product("gate_up", self.layer.gate_up, h).chunk(2, dim=1)
         return self.sizes.activation(gate) * up
 
     def join(self, x: Tensor, group: str, linear: Linear, h: Tensor, norm: Norm | None) -> Tensor:
-        """Add to x (T, width), in place, what a block's last product gives, normed where the model does that."""
+        """Add the output of a block's last projection to x (T, width), in place, normed where the model does that."""
         if norm is not None:
             return x.add_(norm(self._product(group, linear, h).float()))
         x += linear(h, self.number_format)
@@ -294,13 +295,13 @@ class Step:
         return y if self.choice is None else self.choice.add(self.at, group, h, y)
 
     def _grow(self, queries: Tensor, span: AttentionSpan) -> Tensor:
-        """One new token for each slot: the heads that share keys stand in as queries of one head."""
+        """Decode one token for each slot: the heads that share keys are treated as queries of one head."""
         sizes = self.sizes
         grouped = queries.view(len(queries), sizes.kv_heads, -1, sizes.head_width)
         return self._attention(grouped, span.keys[self.at], span.values[self.at], span).flatten(1)
 
     def _read(self, queries: Tensor, span: AttentionSpan) -> Tensor:
-        """New tokens of one text: behind others, the heads that share keys stand in as more queries of one head."""
+        """Prefill tokens of one sequence: with a mask, the heads that share keys become more queries of one head."""
         sizes, keys, values = self.sizes, span.keys[self.at], span.values[self.at]
         heads = queries.view(1, len(queries), sizes.heads, sizes.head_width).transpose(1, 2)
         if span.masks[self.layer.window] is None:

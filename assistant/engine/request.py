@@ -1,6 +1,7 @@
-"""A reply being written: what every engine hands out, and what it asks of every engine.
+"""A reply being written, as every engine hands it out, and the contract that every engine keeps.
 
-Two engines answer by this contract: the one in this process (`engine`) and one behind HTTP (`vllm.engine`).
+Three engines keep it: one in this process (`engine`), one in a process of its own (`engine_process`), and one behind
+HTTP (`vllm.engine`).
 """
 
 import queue
@@ -14,7 +15,7 @@ from assistant.models.adapter import LoadedAdapter
 from assistant.models.base_model import Base
 from feedback.errors import Refused
 
-Who = int | None  # a person's id; None: the machine's own work, and everybody's where there are no accounts
+Who = int | None  # a person's id; None: the machine's own work, and everybody's if there are no accounts
 
 
 class Busy(Refused):
@@ -37,13 +38,13 @@ class Generation:
         who: Who = None,
         told: "OnToken | None" = None,
     ) -> None:
-        """`told` is handed the tokens instead of who takes them here, in the engine's thread."""
+        """With `told`, the tokens are passed to it in the engine's thread instead of being taken from here."""
         self.who = who
         self._told = told
         self.prompt_ids = list(prompt_ids)
         self.sampling = sampling
         self.adapter = adapter
-        self.forced = list(forced)  # read instead of written, for their log-probs
+        self.forced = list(forced)  # scored instead of written, for their log-probs
         self.finish: str | None = None  # "stop", "length" or "cancelled"
         self.cancelled = False
         self.submitted_at = time.perf_counter()
@@ -55,9 +56,9 @@ class Generation:
         self.cancelled = True
 
     def take(self, timeout_s: float | None = None) -> list[Token] | None:
-        """The tokens written since last time; waits for at least one, up to `timeout_s`. None: there are no more.
+        """Take the tokens written since last time, waiting up to `timeout_s` for at least one. None: there are no more.
 
-        Raises `EngineError` when the reply cannot be finished.
+        Raises `EngineError` if the reply cannot be finished.
         """
         tokens: list[Token] = []
         try:
@@ -79,7 +80,7 @@ class Generation:
             yield from tokens
 
     def put(self, item: Token | EngineError | None) -> None:
-        """Hand a token, the end (None) or a failure to whoever reads; the engine's side only."""
+        """Hand a token, the end (None) or a failure to the reader; only the engine calls this."""
         if self._told is not None:
             self._told(self, item)
         else:
@@ -90,16 +91,16 @@ OnToken = Callable[[Generation, Token | EngineError | None], None]
 
 
 class EngineProtocol(Protocol):
-    """What a chat asks of an engine. Safe to share between threads."""
+    """What a chat requires of an engine. Safe to share between threads."""
 
     base: Base
     window: int  # tokens of prompt and reply together
-    tolerance: float  # nats a token by which its log-probs may differ from a trainer's, in its number format
+    tolerance: float  # nats per token by which its log-probs may differ from a trainer's, in its number format
     end_ids: frozenset[int]  # each ends a turn
 
     @property
     def tokens_written(self) -> int:
-        """Since it was opened."""
+        """The number of tokens written since it was opened."""
 
     @property
     def alive(self) -> bool:
@@ -107,28 +108,28 @@ class EngineProtocol(Protocol):
 
     @property
     def active(self) -> int:
-        """How many replies are being written."""
+        """The number of replies being written."""
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a place."""
+        """The number of requests waiting for a place."""
 
     def load(self, directory: Path) -> LoadedAdapter:
-        """Read an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
+        """Load an adapter from disk and get ready to answer with it. Raises `AdapterRefused` with the reason."""
 
     def unload(self, adapter: LoadedAdapter) -> None:
-        """Give an adapter's memory back, once the replies it is writing are finished."""
+        """Free an adapter's memory once the replies it is writing are finished."""
 
     def require_places(self, who: Who, count: int) -> None:
-        """Raises `Busy` where `count` more requests of a person would be too many, of all people's or their own."""
+        """Raise `Busy` if `count` more requests by a person would be too many, in total or for that person."""
 
     def submit(
         self, prompt_ids: Sequence[int], sampling: Sampling, adapter: LoadedAdapter | None = None, *, who: Who = None
     ) -> Generation:
-        """Ask for a reply. Raises `Refused` when the prompt does not fit the window, `Busy` when too many wait."""
+        """Request a reply. Raises `Refused` if the prompt does not fit the window, `Busy` if too many requests wait."""
 
     def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: LoadedAdapter | None) -> Generation:
-        """Read a given reply as if it were being written; its tokens come with their log-probs."""
+        """Score a given reply: its tokens come with their log-probs, computed as if it were being written."""
 
     def close(self) -> None:
         """Stop: replies being written end as cancelled."""

@@ -227,7 +227,7 @@ class Agreement:
     out, so the share reveals even a weak adapter in a number format that rounds.
     """
 
-    from_trainer: float  # nats a token, root mean square
+    from_trainer: float  # nats per token, root mean square
     from_base: float  # the same, from the trainer's base
     share: float
     share_error: float  # its standard error, from the format's rounding of the base

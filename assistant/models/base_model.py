@@ -59,7 +59,7 @@ def find_base(name: str) -> Base:
 
 
 def fetched(name: str) -> Path:
-    """The local snapshot of a hub model, downloaded now if it is not here yet. Raises `Refused` if it cannot be."""
+    """The local snapshot of a hub model, downloaded now if it is not here yet. Raises `Refused` if that fails."""
     from huggingface_hub import snapshot_download
 
     kinds = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]

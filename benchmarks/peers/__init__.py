@@ -1,1 +1,1 @@
-"""The programs that `benchmarks.serving` measures, each run in an environment of its own as `python -m`."""
+"""The programs measured by `benchmarks.serving` and `.training`, run as `python -m`, some in separate environments."""

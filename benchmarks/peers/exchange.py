@@ -1,7 +1,7 @@
-"""How a measured program is talked to: one JSON line asks, one JSON line answers.
+"""The protocol with a measured program: one JSON line asks, one JSON line answers.
 
-It loads its model, says so in a first line, and then takes turn after turn, so that only one program computes at a
-time. It runs in environments of several makes, so it needs nothing but Python.
+The program loads its model, says so in a first line, and then takes turn after turn, so that only one program computes
+at a time. This module runs in several different environments, so it needs nothing but Python.
 """
 
 import json
@@ -14,36 +14,36 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Turn:
-    """Requests that are made at the same moment: token ids of each prompt, and how many tokens each reply has."""
+    """Requests made at the same moment: token ids of each prompt, and the number of tokens in each reply."""
 
     prompts: list[list[int]]
     new_tokens: int
     adapters: list[str] = field(default_factory=list)  # directories, dealt to the requests in turn; none: the base
-    task: str = "write"  # or "swap": adapters come and go meanwhile; or "stay": the same without that
+    task: str = "write"  # or "swap": adapters come and go meanwhile; or "stay": the same without swaps
 
 
 @dataclass(frozen=True)
 class Took:
-    """What a turn took; seconds from the submission of all its requests."""
+    """The measurements of a turn; seconds count from the submission of all its requests."""
 
     tokens: int
     seconds: float
-    first_token_s: list[float]  # a reply each
-    intervals_s: list[float] = field(default_factory=list)  # between two tokens of a reply, where that is asked
-    dropped: int = 0  # replies that are not whole
+    first_token_s: list[float]  # one per reply
+    intervals_s: list[float] = field(default_factory=list)  # between two tokens of a reply, if asked for
+    dropped: int = 0  # incomplete replies
     swaps: int = 0
 
     @property
     def rate(self) -> float:
-        """Tokens a second, over all replies."""
+        """Tokens per second, over all replies."""
         return self.tokens / self.seconds
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A loaded program: what takes its turns, and facts about it for the record."""
+    """A loaded program: the function that takes its turns, and facts about it for the record."""
 
-    take: Callable[[Any], Any]  # a turn in, what it took out
+    take: Callable[[Any], Any]  # from a turn to its measurements
     facts: dict[str, str | int]
 
 

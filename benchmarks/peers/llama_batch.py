@@ -1,7 +1,7 @@
 """llama.cpp with the embedded file, its sequences in one batch. `python -m benchmarks.peers.llama_batch GGUF KIND`.
 
 Prompts of all sequences are read in one call, then every step is one call over all of them; greedy, and the end of a
-turn is a token like another. KIND is `plain` or `flash` attention, with `-unified` for one cache over all sequences.
+turn is a token like any other. KIND is `plain` or `flash` attention, with `-unified` for one cache over all sequences.
 """
 
 import os
@@ -18,12 +18,12 @@ ROOM = 256  # tokens of a prompt and its reply
 
 
 def main() -> None:
-    """Answer turns with the file and the kind of attention that are named."""
+    """Answer turns with the file and the kind of attention named on the command line."""
     answer(lambda: load(sys.argv[1], sys.argv[2]))
 
 
 def load(gguf: str, kind: str) -> Ready:
-    """The model with room for all streams."""
+    """Load the model with room for all streams."""
     llama.llama_backend_init()
     loading = llama.llama_model_default_params()
     loading.use_extra_bufts = "unpacked" not in kind
@@ -54,7 +54,7 @@ def take(turn: Turn, context: int, batch: llama.llama_batch, vocabulary: int) ->
     tokens = step(context, batch, rows, vocabulary)
     first = time.perf_counter()
 
-    # 2. then a token for each in every step
+    # 2. then a token for each sequence in every step
     lengths = [len(prompt) for prompt in turn.prompts]
     for written in range(turn.new_tokens - 1):
         rows = [(token, lengths[stream] + written, stream, True) for stream, token in enumerate(tokens)]
@@ -64,7 +64,7 @@ def take(turn: Turn, context: int, batch: llama.llama_batch, vocabulary: int) ->
 
 
 def step(context: int, batch: llama.llama_batch, rows: list[tuple[int, int, int, bool]], vocabulary: int) -> list[int]:
-    """Read (token, position, sequence, whether its next token is wanted) rows; the likeliest next tokens."""
+    """Read rows of (token, position, sequence, whether its next token is wanted); return the likeliest next tokens."""
     batch.n_tokens = len(rows)
     for at, (token, position, sequence, wanted) in enumerate(rows):
         batch.token[at] = token

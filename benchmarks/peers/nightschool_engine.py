@@ -1,8 +1,8 @@
 """This project's own engine, called as the chat calls it. `python -m benchmarks.peers.nightschool_engine MODEL FORMAT`.
 
-Greedy, and the end of a turn is a token like another. For swapping it keeps a crowd of chats busy, each asking again
-as soon as it is answered, while another thread loads an adapter, gives it to the next requests and unloads the one
-before.
+Greedy, and the end of a turn is a token like any other. For swapping it keeps a crowd of chats busy, each asking again
+as soon as it is answered, while another thread loads an adapter, gives it to the next requests and unloads the previous
+one.
 """
 
 import itertools
@@ -19,17 +19,17 @@ from assistant.models import base_model
 from assistant.models.adapter import LoadedAdapter
 from benchmarks.peers.exchange import Ready, Took, Turn, answer
 
-ASKED_EACH = 2  # replies that each of a crowd asks for, one after the other
+ASKED_EACH = 2  # replies that each chat of a crowd asks for, one after the other
 SWAP_EVERY_S = 1.0
 
 
 def main() -> None:
-    """Answer turns with the model and the number format that are named."""
+    """Answer turns with the model and the number format named on the command line."""
     answer(lambda: load(sys.argv[1], sys.argv[2]))
 
 
 def load(model: str, number_format: str) -> Ready:
-    """The engine, in the number format that is named; "auto" is the one measured."""
+    """Load the engine in the named number format; "auto" is the one measured to be fastest."""
     engine = open_engine(base_model.find_base(model), number_format)
     network: Any = engine.network
     facts: dict[str, str | int] = {"number_format": engine.number_format, "weight_bytes": network.weight_bytes(rows=1)}
@@ -51,7 +51,7 @@ def open_engine(base: base_model.Base, number_format: str) -> Engine:
 
 
 def greedy(tokens: int) -> Sampling:
-    """A reply of exactly so many tokens."""
+    """The sampling of a greedy reply of exactly this many tokens."""
     return Sampling(temperature=0, max_tokens=tokens, ignore_end=True)
 
 
@@ -71,25 +71,25 @@ def write(engine: Engine, turn: Turn, adapters: list[LoadedAdapter]) -> Took:
 
 
 class Crowd:
-    """Chats that ask, read and ask again, each in a thread; what they saw of it."""
+    """Chats that ask, read and ask again, each in a thread, and what they measured."""
 
     def __init__(self, engine: Engine, new_tokens: int, adapter: LoadedAdapter) -> None:
         self.engine, self.new_tokens = engine, new_tokens
-        self.adapter = adapter  # of whoever asks next
+        self.adapter = adapter  # of the next request
         self.asking = threading.Lock()  # no adapter is unloaded between its choice and the request
         self.written: list[list[float]] = []  # when each token of a reply came
         self.firsts: list[float] = []
         self.dropped = 0
 
     def chat(self, prompts: list[list[int]]) -> None:
-        """One of the crowd."""
+        """Run one chat of the crowd."""
         for prompt in prompts:
             with self.asking:
                 reply = self.engine.submit(prompt, greedy(self.new_tokens), self.adapter)
             self.read(reply)
 
     def read(self, reply: Generation) -> None:
-        """Note when each token comes, and whether the reply is whole."""
+        """Record when each token comes, and whether the reply is complete."""
         came: list[float] = []
         try:
             while (tokens := reply.take(timeout_s=60)) is not None:
@@ -104,7 +104,7 @@ class Crowd:
         self.firsts.append(came[0] - reply.submitted_at)
 
     def swap(self, directories: list[str], over: threading.Event) -> int:
-        """Load an adapter, let the next requests have it, unload the one before; until it is over."""
+        """Until over, load an adapter, give it to the next requests, unload the previous one; return the swaps."""
         swaps = 0
         for directory in itertools.cycle(directories):
             if over.wait(SWAP_EVERY_S):
@@ -118,7 +118,7 @@ class Crowd:
 
 
 def crowd(engine: Engine, turn: Turn) -> Took:
-    """A turn of a crowd, with adapters coming and going or with one that stays."""
+    """Take a turn of a crowd, with adapters coming and going or with one that stays."""
     chats = len(turn.prompts) // ASKED_EACH
     people = Crowd(engine, turn.new_tokens, engine.load(Path(turn.adapters[-1])))
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Our policies that learn from what they write, a turn at a time: RLOO by a rule, PPO with everything on one base."""
+"""Our on-policy training, a turn at a time: RLOO with a rule as reward, PPO with all of its models on one base."""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ MEMBERS = 3
 
 @cache
 def sampler_for(backbone: Backbone) -> Sampler:
-    """The serving engine in the trainer's number format; it stays for all turns."""
+    """The serving engine in the trainer's number format, kept for all turns."""
     from assistant.models import base_model
 
     number_format = str(backbone.head.dtype).removeprefix("torch.")
@@ -28,7 +28,7 @@ def sampler_for(backbone: Backbone) -> Sampler:
 
 
 def take(backbone: Backbone, examples: Sequence[TokenizedExample], asked: Asked) -> Learned:
-    """One step over the examples' prompts: rollouts, scores, learning."""
+    """Take one step over the examples' prompts: rollouts, scores, learning."""
     sampler = sampler_for(backbone)
     prompts = [example.prompt_ids for example in examples]
     common: dict[str, Any] = {
@@ -58,7 +58,7 @@ def take(backbone: Backbone, examples: Sequence[TokenizedExample], asked: Asked)
 
 
 def words_of(sampler: Sampler) -> Score:
-    """How many words a reply has."""
+    """The reward by a rule: the number of words in a reply."""
     from assistant.models import base_model, chat_template
 
     tokenizer = base_model.load_tokenizer(sampler.engine.base)

@@ -13,18 +13,18 @@ from assistant.environment import prepare
 from benchmarks.peers.exchange import Ready, answer
 from benchmarks.peers.schooling import ALPHA, BETA, LEARNING_RATE, RANK, Asked, Learned, pairs, peak_bytes
 
-MATRIX = (1024, 1536, 576)  # about those of the embedded model
+MATRIX = (1024, 1536, 576)  # about the sizes of the embedded model's
 MOST_PAIRS = 400
 
 
 def main() -> None:
-    """Answer turns with the model and the number format that are named."""
+    """Answer turns with the model and the number format named on the command line."""
     prepare(sys.argv[1])
     answer(lambda: load(sys.argv[1], sys.argv[2]), Asked)
 
 
 def load(name: str, number_format: str) -> Ready:
-    """One backbone for all turns."""
+    """Load one backbone for all turns."""
     from assistant.models import base_model
     from feedback.example_types import Answer, Examples, PreferencePair
     from feedback.messages import Message
@@ -49,7 +49,7 @@ def load(name: str, number_format: str) -> Ready:
 
 
 class School:
-    """The backbone between two turns."""
+    """The backbone, and what is kept between two turns."""
 
     def __init__(self, backbone, examples) -> None:
         from training.model.reference import References
@@ -58,7 +58,7 @@ class School:
         self.references = References(backbone)
 
     def take(self, asked: Asked) -> Learned:
-        """One turn."""
+        """Take one turn."""
         if asked.task == "ceiling":
             return ceiling(self.backbone.head.dtype)
         examples = self.examples[asked.first : asked.first + asked.count]
@@ -71,7 +71,7 @@ class School:
         return self.dpo(examples, asked.batch, again=asked.task == "dpo again")
 
     def dpo(self, examples, size: int, again: bool) -> Learned:
-        """One epoch of DPO; `again`: the reference's log-probs are known."""
+        """Train by DPO for one epoch; with `again`, the reference model's log-probs are known already."""
         from training.algorithms import dpo_kto
         from training.loop.loop import train
         from training.model.packing import pack
@@ -95,12 +95,12 @@ class School:
         seconds = time.perf_counter() - started
         rows = [each.row() for each in examples]
         tokens, read = sum(len(pack([row]).ids) for row in rows), sum(row.reply_tokens for row in rows)
-        passes = 2 + (0 if again else 1)  # there, back, and once for the reference; weights have no gradient
+        passes = 2 + (0 if again else 1)  # forward, backward, once for the reference; frozen weights have no gradient
         flops = passes * 2.0 * (tokens * inner_weights(self.backbone) + read * self.backbone.head.numel())
         return Learned(seconds, len(examples), tokens, flops, peak_bytes())
 
     def reward(self, examples, size: int) -> Learned:
-        """One epoch of one reward model."""
+        """Train one reward model for one epoch."""
         from training.algorithms import reward_model
 
         config = reward_model.RewardConfig(
@@ -126,7 +126,7 @@ def inner_weights(backbone) -> int:
 
 
 def ceiling(dtype: torch.dtype) -> Learned:
-    """How fast this machine multiplies matrices of about these sizes: the best of some tries."""
+    """Measure how fast this machine multiplies matrices of about these sizes: the best of ten tries."""
     rows, outward, inward = MATRIX
     left, right = torch.ones(rows, inward, dtype=dtype), torch.ones(outward, inward, dtype=dtype)
     best = min(_multiply(left, right) for _ in range(10))

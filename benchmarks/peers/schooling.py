@@ -1,4 +1,4 @@
-"""What is asked of a measured trainer, and the pairs that all of them learn from."""
+"""The requests to a measured trainer, and the pairs that all trainers learn from."""
 
 import json
 import resource
@@ -17,7 +17,7 @@ REPLIES, REPLY_TOKENS = 4, 48  # of rollouts
 
 @dataclass(frozen=True)
 class Asked:
-    """Learn from so many pairs (`rloo`: roll out from so many prompts) from this one on, in the file's order."""
+    """Learn from `count` pairs (`rloo`: roll out from `count` prompts), from `first` on, in the file's order."""
 
     task: str  # "dpo", "dpo again" (on the same pairs, as on a second night), "reward", "rloo", "ppo" or "ceiling"
     first: int
@@ -27,7 +27,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Learned:
-    """What it took. `peak_bytes` is the most that the process has ever held."""
+    """The measurements of a turn. `peak_bytes` is the most memory that the process has ever held."""
 
     seconds: float
     examples: int  # pairs, or sampled replies
@@ -37,7 +37,7 @@ class Learned:
 
 
 def pairs(tokenizer: Any) -> Iterator[dict[str, Any]]:
-    """Conversations with two replies, as they stand in the file: prompt (messages), chosen, rejected."""
+    """Usable conversations with two replies, as in the file: prompt (messages), chosen, rejected."""
     for line in PAIRS.read_text().splitlines():
         row = json.loads(line)
         if row["prompt"][-1]["role"] != "user" or not row["chosen"] or not row["rejected"]:
@@ -49,5 +49,5 @@ def pairs(tokenizer: Any) -> Iterator[dict[str, Any]]:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held."""
+    """The most memory that this process has held, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

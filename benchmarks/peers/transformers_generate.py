@@ -15,12 +15,12 @@ from benchmarks.peers.exchange import Ready, Took, Turn, answer
 
 
 def main() -> None:
-    """Answer turns with the model directory and the number format that are named."""
+    """Answer turns with the model directory and the number format named on the command line."""
     answer(lambda: load(sys.argv[1], getattr(torch, sys.argv[2])))
 
 
 def load(path: str, dtype: torch.dtype) -> Ready:
-    """The model, as anyone would load it."""
+    """Load the model as anyone would."""
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
     return Ready(lambda turn: take(turn, model.eval()), {"version": transformers.__version__})
 

@@ -1,6 +1,6 @@
 """TRL's trainers, a turn at a time. `python -m benchmarks.peers.trl_training MODEL_DIRECTORY FORMAT`.
 
-As anyone would set them up: a PEFT LoRA on every linear layer, its own collator and order. Only `train` is timed:
+They are set up as anyone would: a PEFT LoRA on every linear layer, TRL's own collator and order. Only `train` is timed:
 loading, tokenising and making the trainer are not.
 """
 
@@ -34,19 +34,19 @@ MOST_PAIRS = 400
 
 
 def main() -> None:
-    """Answer turns with the model directory and the number format that are named."""
+    """Answer turns with the model directory and the number format named on the command line."""
     answer(lambda: load(sys.argv[1], getattr(torch, sys.argv[2])), Asked)
 
 
 def load(path: str, dtype: torch.dtype) -> Ready:
-    """The tokenizer and the pairs; a model is loaded for every turn, as a trainer takes it over."""
+    """Load the tokenizer and the pairs; a model is loaded for every turn, as a trainer takes it over."""
     tokenizer = AutoTokenizer.from_pretrained(path)
     rows = list(itertools.islice(pairs(tokenizer), MOST_PAIRS))
     return Ready(lambda asked: take(asked, path, dtype, tokenizer, rows), {"version": trl.__version__})
 
 
 def take(asked: Asked, path: str, dtype: torch.dtype, tokenizer: Any, rows: list[dict[str, Any]]) -> Learned:
-    """One turn: one epoch over its pairs."""
+    """Take one turn: one epoch over its pairs."""
     some = rows[asked.first : asked.first + asked.count]
     with tempfile.TemporaryDirectory() as scratch:
         common = {
@@ -74,7 +74,7 @@ def lora(task: str) -> LoraConfig:
 
 
 def as_chats(rows: list[dict[str, Any]]) -> Dataset:
-    """Pairs as TRL takes conversations."""
+    """The pairs in TRL's format for conversations."""
     return Dataset.from_list(
         [
             {"prompt": row["prompt"]}
@@ -85,7 +85,7 @@ def as_chats(rows: list[dict[str, Any]]) -> Dataset:
 
 
 def dpo(path: str, dtype: torch.dtype, tokenizer: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -> Any:
-    """DPO, its reference the base with the adapter off."""
+    """DPO, with the base (the adapter off) as the reference model."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     config = trl.DPOConfig(**common, beta=BETA, max_length=1024)
     return trl.DPOTrainer(
@@ -104,7 +104,7 @@ def reward(path: str, dtype: torch.dtype, tokenizer: Any, rows: list[dict[str, A
 
 
 def rloo(path: str, dtype: torch.dtype, tokenizer: Any, rows: list[dict[str, Any]], common: dict[str, Any]) -> Any:
-    """RLOO on as many rollouts as ours, by a rule for a reward."""
+    """RLOO on as many rollouts as ours, with a rule as the reward."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     common = common | {"per_device_train_batch_size": len(rows) * REPLIES}
     config = trl.RLOOConfig(
@@ -122,7 +122,7 @@ def rloo(path: str, dtype: torch.dtype, tokenizer: Any, rows: list[dict[str, Any
 
 
 def words(completions: list[Any], **rest: Any) -> list[float | None]:
-    """The same rule as ours: how many words a reply has."""
+    """The same rule as ours: the number of words in a reply."""
     return [float(len(each[0]["content"].split())) for each in completions]
 
 

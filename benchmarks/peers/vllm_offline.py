@@ -1,7 +1,7 @@
 """vLLM's offline engine on the processor. `python -m benchmarks.peers.vllm_offline MODEL DTYPE`.
 
-Its own defaults but for two: its cache has a fixed size, and it computes on every core, where it would leave one to
-its own other processes. Greedy, always of full length.
+It has its own defaults except for two: its cache has a fixed size, and it computes on every core, where it would leave
+one to its own other processes. Greedy, always of full length.
 """
 
 import os
@@ -16,7 +16,7 @@ CACHE_GB = "2"
 
 
 def main() -> None:
-    """Answer turns with the model directory and the number format that are named."""
+    """Answer turns with the model directory and the number format named on the command line."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CACHE_GB)
     os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def load(path: str, dtype: str) -> Ready:
-    """The engine, and the process that it starts."""
+    """Load the engine, which starts a process of its own."""
     from vllm import LLM, __version__
 
     engine = LLM(path, dtype=dtype, max_model_len=MOST_TOKENS, disable_log_stats=False)

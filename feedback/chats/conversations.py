@@ -1,6 +1,6 @@
-"""Conversations as trees of messages: an edit or a retry is a new branch, nothing is overwritten.
+"""Conversations as trees of messages: an edit or a retry adds a branch, and nothing is overwritten.
 
-Every reply keeps its author: adapter, base, template, sampling, token ids and their log-probs, how it ended.
+Every reply keeps its provenance: adapter, base, template, sampling, token ids and their log-probs, how it ended.
 """
 
 import json
@@ -16,12 +16,12 @@ from feedback.database.database import Database, new_id, now
 from feedback.errors import NotFound, Refused
 from feedback.messages import Message
 
-LONGEST_MESSAGE = 100_000  # characters; more than any prompt window here holds
+LONGEST_MESSAGE = 100_000  # characters; more than any context window here holds
 
 
 @dataclass(frozen=True)
 class Node:
-    """A message where it stands in its conversation's tree."""
+    """A message in its conversation's tree."""
 
     id: str
     conversation: str
@@ -48,7 +48,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Two replies to one message, shown blind. `left` and `right` are reply ids as they stood on the screen."""
+    """Two replies to one message, shown blind. `left` and `right` are reply ids in screen order."""
 
     id: str
     parent: str
@@ -57,7 +57,7 @@ class SideBySide:
 
 
 def start_conversation(store: Database, user: User, source: str = "chat", system: str = "") -> str:
-    """A new conversation's id; with a system message as its root if one is given."""
+    """Start a conversation, with a system message as its root if one is given; return its id."""
     conversation = new_id()
     with store.transaction():
         row = {"id": conversation, "user": user.id, "source": source, "created_at": now()}
@@ -68,7 +68,7 @@ def start_conversation(store: Database, user: User, source: str = "chat", system
 
 
 def add_message(store: Database, conversation: str, parent: str | None, role: str, content: str) -> str:
-    """Add a message under `parent` (None: a root) and make it the conversation's leaf; its id.
+    """Add a message under `parent` (None: a root), make it the conversation's leaf, and return its id.
 
     Raises `Refused` on an empty or overlong message, `NotFound` on a parent of another conversation.
     """
@@ -87,19 +87,19 @@ def add_message(store: Database, conversation: str, parent: str | None, role: st
 
 
 def require_said(role: str, content: str) -> None:
-    """Raises `Refused` on a message that is empty, unless it is the assistant's, or cannot be kept."""
+    """Raises `Refused` on a message that `checked` refuses, or that is empty and not the assistant's."""
     if not content.strip() and role != "assistant":
         raise Refused("an empty message says nothing; write something")
     checked(content)
 
 
 def title_of(content: str) -> str:
-    """What a conversation is called that opens with these words."""
+    """The title of a conversation that opens with this message."""
     return " ".join(content.split())[:60]
 
 
 def checked(text: str) -> str:
-    """Text as it can be kept. Raises `Refused` on one that is too long, or holds half of a character."""
+    """The same text. Raises `Refused` if it is too long or contains half of a character (a lone surrogate)."""
     if len(text) > LONGEST_MESSAGE:
         raise Refused(f"a text has at most {LONGEST_MESSAGE:,} characters, this one has {len(text):,}")
     try:
@@ -110,7 +110,7 @@ def checked(text: str) -> str:
 
 
 def add_reply(store: Database, parent: str, content: str, by: Provenance, reply: str | None = None) -> str:
-    """Add a reply to the message `parent`, with its author; its id (`reply`, if the caller promised one)."""
+    """Add a reply to the message `parent` with its provenance; return its id (`reply`, if the caller promised one)."""
     under = node(store, parent)
     with store.transaction() as db:
         message = reply or new_id()
@@ -127,7 +127,7 @@ def add_reply(store: Database, parent: str, content: str, by: Provenance, reply:
 
 
 def add_pair(store: Database, parent: str, left: str, right: str, asked: str) -> str:
-    """Record that two replies to `parent` were shown side by side; the pair's id."""
+    """Record that two replies to `parent` were shown side by side; return the pair's id."""
     pair = new_id()
     row = {"id": pair, "parent": parent, "left_reply": left, "right_reply": right, "asked": asked}
     store.insert("pairs", row | {"shown_at": now()})
@@ -161,7 +161,7 @@ def node(store: Database, message: str) -> Node:
 
 
 def provenance(store: Database, reply: str) -> Provenance:
-    """Who wrote a reply. Raises `NotFound`."""
+    """The provenance of a reply. Raises `NotFound`."""
     row = store.row("SELECT * FROM replies WHERE message = ?", reply)
     if row is None:
         raise NotFound(f"there is no reply {reply!r}")
@@ -196,14 +196,14 @@ def children(store: Database, message: str) -> list[Node]:
 
 
 def siblings(store: Database, of: Node) -> list[Node]:
-    """A message and the others in its place (edits of it, or other replies), oldest first."""
+    """A message and its alternatives (edits of it, or other replies), oldest first."""
     sql = """SELECT id, conversation, parent, role, content FROM messages
         WHERE conversation = ? AND parent IS ? ORDER BY seq"""
     return [Node(**row) for row in store.rows(sql, of.conversation, of.parent)]
 
 
 def conversations(store: Database, user: User) -> list[dict[str, Any]]:
-    """A person's chats, newest first: id, title, leaf, created_at. Hidden ones and those of programs are left out."""
+    """A person's chats, newest first: id, title, leaf, created_at; without hidden ones, programs' and empty ones."""
     sql = """SELECT id, title, leaf, created_at FROM conversations
         WHERE user = ? AND source IN ('chat', 'terminal') AND hidden_at IS NULL AND leaf IS NOT NULL
         ORDER BY seq DESC"""
@@ -211,7 +211,7 @@ def conversations(store: Database, user: User) -> list[dict[str, Any]]:
 
 
 def own_conversation(store: Database, user: User, conversation: str) -> dict[str, Any]:
-    """One conversation of this person. Raises `NotFound`, also where it is another's."""
+    """One conversation of this person. Raises `NotFound`, also if it is another person's."""
     sql = "SELECT id, user, source, title, leaf, created_at FROM conversations WHERE id = ? AND user = ?"
     row = store.row(sql, conversation, user.id)
     if row is None:
@@ -220,7 +220,7 @@ def own_conversation(store: Database, user: User, conversation: str) -> dict[str
 
 
 def own_node(store: Database, user: User, message: str) -> Node:
-    """One message of this person's conversations. Raises `NotFound`, also where it is another's."""
+    """One message in this person's conversations. Raises `NotFound`, also if it is another person's."""
     found = store.row(
         """SELECT m.id, m.conversation, m.parent, m.role, m.content FROM messages m
         JOIN conversations c ON c.id = m.conversation WHERE m.id = ? AND c.user = ?""",
@@ -233,7 +233,7 @@ def own_node(store: Database, user: User, message: str) -> Node:
 
 
 def own_reply(store: Database, user: User, reply: str) -> Node:
-    """One reply in this person's conversations. Raises `NotFound`, also where it is another's."""
+    """One reply in this person's conversations. Raises `NotFound`, also if it is another person's."""
     try:
         found = own_node(store, user, reply)
     except NotFound:
@@ -244,9 +244,9 @@ def own_reply(store: Database, user: User, reply: str) -> Node:
 
 
 def shown_reply(store: Database, user: User, reply: str) -> Node:
-    """One reply that this person was shown: of their own conversations, or in a question that was put to them.
+    """One reply that this person was shown: in their own conversations, or in a question that was put to them.
 
-    Raises `NotFound`, also where it is another's.
+    Raises `NotFound`, also if it is another person's.
     """
     found = store.row(
         """SELECT m.id, m.conversation, m.parent, m.role, m.content FROM messages m
@@ -261,10 +261,10 @@ def shown_reply(store: Database, user: User, reply: str) -> Node:
 
 
 def ratable_reply(store: Database, user: User, reply: str, taking_back: bool = False) -> Node:
-    """One reply that this person may rate: their own always, another's while both let their words be used (`consent`).
+    """One reply that this person may rate: always in their own conversations, in another's while both consent (`consent`).
 
-    What was said of it may always be taken back. Raises `NotFound` as `shown_reply` does, `Refused` where one of the
-    two does not let it.
+    Feedback on it may always be taken back. Raises `NotFound` as `shown_reply` does, and `Refused` if one of the two
+    does not consent.
     """
     found = shown_reply(store, user, reply)
     if taking_back:
@@ -285,21 +285,21 @@ def is_own(store: Database, user: User, conversation: str) -> bool:
 
 
 def go_to(store: Database, user: User, message: str) -> None:
-    """Make a message the leaf of its conversation: where the chat goes on from."""
+    """Make a message the leaf of its conversation, from which the chat goes on. Raises `NotFound`."""
     found = own_node(store, user, message)
     with store.transaction() as db:
         db.conn.execute("UPDATE conversations SET leaf = ? WHERE id = ?", (message, found.conversation))
 
 
 def hide(store: Database, user: User, conversation: str) -> None:
-    """Take a conversation out of the person's list. Nothing is deleted."""
+    """Hide a conversation from the person's list; nothing is deleted. Raises `NotFound`."""
     own_conversation(store, user, conversation)
     with store.transaction() as db:
         db.conn.execute("UPDATE conversations SET hidden_at = ? WHERE id = ?", (now(), conversation))
 
 
 def pair_of(store: Database, user: User, left: str, right: str) -> SideBySide | None:
-    """The side-by-side showing of two replies, if they were shown so, in screen order."""
+    """The pair of two replies, in screen order, if they were shown side by side. Raises `NotFound`."""
     own_reply(store, user, left)
     own_reply(store, user, right)
     row = store.row(
@@ -311,7 +311,7 @@ def pair_of(store: Database, user: User, left: str, right: str) -> SideBySide | 
 
 
 def pair_under(store: Database, parent: str) -> SideBySide | None:
-    """The newest side-by-side showing under a message, if any."""
+    """The newest pair shown side by side under a message, if any."""
     sql = """SELECT id, parent, left_reply AS "left", right_reply AS "right" FROM pairs
         WHERE parent = ? ORDER BY seq DESC LIMIT 1"""
     row = store.row(sql, parent)
@@ -319,14 +319,14 @@ def pair_under(store: Database, parent: str) -> SideBySide | None:
 
 
 def messages_of(nodes: Sequence[Node]) -> tuple[Message, ...]:
-    """A path as the chat template takes it."""
+    """A path as messages for the chat template."""
     return tuple(Message(each.role, each.content) for each in nodes)
 
 
 def record_messages(store: Database, user: User, source: str, messages: Sequence[Message]) -> str:
-    """A conversation as a program sent it (HTTP API); the id of its last message, which a reply goes under.
+    """Record a conversation sent by a program (HTTP API); return the id of its last message, which the reply goes under.
 
-    Raises `Refused` unless the last message is the user's.
+    Raises `Refused` unless the last message is the user's, and on an unknown role or an invalid message.
     """
     if not messages or messages[-1].role != "user":
         raise Refused("the last message must be the user's")
@@ -336,7 +336,7 @@ def record_messages(store: Database, user: User, source: str, messages: Sequence
         require_said(message.role, message.content)
     ids, moment = [new_id() for _ in messages], now()
     title = title_of(next(message.content for message in messages if message.role == "user"))
-    with store.transaction() as db:  # others wait meanwhile, so however many there are it is one statement
+    with store.transaction() as db:  # one statement for any number of messages, since other writers wait for it
         conversation = start_conversation(store, user, source)
         rows = (
             (id, conversation, parent, message.role, message.content, moment)

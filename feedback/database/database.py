@@ -117,9 +117,9 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite_utils.Database]:
-        """One durable write, whole or not at all; inside another `transaction` of the same thread it joins that one.
+        """One durable, atomic write; inside another `transaction` of the same thread it joins that one.
 
-        Raises `Unavailable` when the disk is full or read-only, or others hold the lock for over `wait_s`.
+        Raises `Unavailable` if the disk is full or read-only, or others hold the lock for longer than `wait_s`.
         """
         if getattr(self._local, "writing", False):
             yield self.db

@@ -1,1 +1,1 @@
-"""How far raters agree, what each weighs, what to ask next, and the leaderboard."""
+"""Raters: agreement, reliability weights, the next question to ask, and the leaderboard."""

@@ -1,6 +1,6 @@
-"""How far people agree, with others and with themselves, and what sways them beside the reply.
+"""Rater statistics: agreement with others, consistency with oneself, biases, and gold pairs.
 
-All of it counts what people said and let be used, as it stands.
+Only current feedback that may be used is counted.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ class Share:
 
     @property
     def share(self) -> float:
-        """From 0 to 1; 0 of nothing."""
+        """From 0 to 1; 0 if `whole` is 0."""
         return self.part / self.whole if self.whole else 0.0
 
 
@@ -47,18 +47,18 @@ class Rater:
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of all who rate. `alpha` is Krippendorff's, 1 for full agreement, 0 for chance."""
+    """Statistics of all raters. `alpha` is Krippendorff's: 1 for full agreement, 0 for chance."""
 
     raters: tuple[Rater, ...]
     alpha: float | None
-    agreement: Share  # of two people about one pair or reply, ties left out
-    consistency: Share  # of one person with themselves, where a pair was asked again
+    agreement: Share  # of two people on one pair or reply, without ties
+    consistency: Share  # of one person with themselves, on repeated pairs
     left: Share  # of choices that went to the left reply
     longer: Share  # of choices that went to the longer reply
 
 
 def share(part: int, whole: int) -> Share:
-    """A share with its interval; from 0 to 1 where there is nothing."""
+    """A share with its interval, which is 0 to 1 if `whole` is 0."""
     from scipy.stats import binomtest
 
     if not whole:
@@ -68,7 +68,7 @@ def share(part: int, whole: int) -> Share:
 
 
 def agreement(ratings: Iterable[Rating]) -> Share:
-    """How often two people who rated the same thing, neither of them a tie, say the same."""
+    """How often two people who rated the same item, neither as a tie, agree."""
     of: dict[str, dict[int, float]] = {}
     for each in ratings:
         if each.value:
@@ -78,7 +78,7 @@ def agreement(ratings: Iterable[Rating]) -> Share:
 
 
 def alpha(ratings: Sequence[Rating]) -> float | None:
-    """Krippendorff's alpha for ordered values (down, tie, up); None where it has no say."""
+    """Krippendorff's alpha for ordinal values (down, tie, up); None with fewer than two values or raters."""
     import krippendorff
     import numpy as np
 
@@ -93,7 +93,7 @@ def alpha(ratings: Sequence[Rating]) -> float | None:
 
 
 def consistency(store: Database) -> Share:
-    """How often a person who was asked about a pair again, on purpose, says what they said before."""
+    """How often a person who was deliberately asked about a pair again chooses the same reply."""
     sql = f"""SELECT t.user, t.left_reply, t.right_reply, t.choice, q.why
         FROM {COMPARISON.table} t JOIN questions q ON q.id = t.question {current.with_whose(COMPARISON)}
         WHERE {OF_PEOPLE} AND t.choice IN ('left', 'right', 'taken_back') AND (t.user, q.parent) IN
@@ -114,7 +114,7 @@ def consistency(store: Database) -> Share:
 
 
 def biases(store: Database) -> tuple[Share, Share]:
-    """How often the left reply was chosen, and how often the longer one, where two differ in length."""
+    """How often the left reply was chosen, and how often the longer one if the two differ in length."""
     rows = [row for row in heard(store, COMPARISON) if row["choice"] in ("left", "right")]
     told = current.briefs(store, [row[side] for row in rows for side in ("left_reply", "right_reply")])
     chosen = [row["choice"] == "left" for row in rows]
@@ -124,9 +124,10 @@ def biases(store: Database) -> tuple[Share, Share]:
 
 
 def add_gold(store: Database, user: User, better: str, worse: str) -> int:
-    """Say that of two replies to one message one is better beyond doubt, to see who looks; the row's id.
+    """Record that one of two replies to a message is beyond doubt better, as an attention check; return the row's id.
 
-    Raises `NotFound` or `Refused`.
+    Raises `NotFound` if there are no such replies, and `Refused` if they answer different messages or the user is not
+    an operator.
     """
     rows = store.rows("SELECT id, parent FROM messages WHERE id IN (?, ?) AND role = 'assistant'", better, worse)
     if len(rows) != 2:
@@ -152,7 +153,7 @@ def gold(store: Database) -> dict[int, Share]:
 
 
 def report(store: Database) -> Report:
-    """All of it, by name; nobody is named who does not let their ratings be used."""
+    """The full report, raters by name; only people who consent to the use of their ratings are named."""
     ratings = shared_ratings(store)
     known = {each.user: each for each in reliabilities(ratings)}
     golden = gold(store)

@@ -1,10 +1,10 @@
-"""How good each adapter is by what people chose: Bradley-Terry with ties, and how sure that is.
+"""The leaderboard: each adapter's strength from people's choices, by Bradley-Terry with ties, with intervals.
 
 The model is Davidson's (1970) extension of Bradley-Terry: with strengths a and b in nats and half of their sum m, a is
-chosen with weight exp(a), b with exp(b), a tie with nu exp(m). The side of the screen and the length of the reply may
-sway a choice, so both are covariates: the strengths are of replies on the same side and of the same length. A slight
-normal prior keeps an adapter that never lost finite. Two intervals: the analytic one, from the curvature, and a
-bootstrap over conversations, whose choices are not independent.
+chosen with weight exp(a), b with exp(b), a tie with nu exp(m). The side of the screen and the length of a reply may
+sway a choice, so both are covariates: strengths are for replies on the same side and of the same length. A weak normal
+prior keeps the strength of an adapter that never lost finite. There are two intervals: an analytic one from the
+curvature, and a bootstrap over conversations, because choices within one are not independent.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,10 +13,10 @@ from typing import Any
 
 from feedback.database.database import Database
 
-PRIOR = 0.01  # of each strength's square: as much as a hundredth of a choice
-WIDE = 1.959964  # standard deviations on either side that hold 95 %
-LENGTH = 100.0  # characters that the logarithm of a length ratio is softened by
-NEWEST = 50_000  # choices that are looked at
+PRIOR = 0.01  # precision of the normal prior, as much as a hundredth of a choice
+WIDE = 1.959964  # standard deviations on either side of a 95 % interval
+LENGTH = 100.0  # characters added to both lengths before their ratio is taken
+NEWEST = 50_000  # rows of comparisons that are considered
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Choice:
     right: str
     result: float
     longer: float = 0.0  # log of the ratio of the left reply's length to the right's
-    cluster: str = ""  # what is drawn together in the bootstrap: a conversation
+    cluster: str = ""  # the unit of the bootstrap: a conversation
     weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One adapter. `strength` in nats over the mean of all; (low, high) 95 % intervals; `rank` as (best, worst)."""
+    """One adapter: `strength` in nats above the mean of all, (low, high) 95 % intervals, `rank` as (best, worst)."""
 
     name: str
     choices: int
@@ -45,7 +45,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class Board:
-    """Every adapter, strongest first, and what sways people beside: in nats, with 95 % intervals."""
+    """Every adapter, strongest first, and the covariates' effects in nats with 95 % intervals."""
 
     standings: tuple[Rank, ...]
     left_side: tuple[float, float, float]  # estimate, low, high
@@ -53,7 +53,7 @@ class Board:
 
 
 def choices(store: Database) -> list[Choice]:
-    """The standing choices and ties that may be used, between different adapters."""
+    """The current choices and ties between different adapters that may be used."""
     from feedback.kinds import current
     from feedback.kinds.comparison import COMPARISON
     from feedback.raters.reliability import weights
@@ -84,7 +84,7 @@ def _log_ratio(left: int, right: int) -> float:
 
 
 def board(choices: Sequence[Choice], draws: int = 200, seed: int = 0, covariates: bool = True) -> Board:
-    """The leaderboard of some choices; `draws` of the bootstrap, 0 for none. Empty where nobody has chosen."""
+    """The leaderboard from some choices, empty if there are none; `draws` of the bootstrap, 0 for no bootstrap."""
     import numpy as np
 
     names = sorted({name for each in choices for name in (each.left, each.right)})
@@ -111,7 +111,7 @@ def _interval(quantiles: list[float] | None) -> tuple[float, float] | None:
 
 
 def _table(choices: Iterable[Choice], names: list[str], covariates: bool) -> Any:
-    """(choices, 6): left, right, result, side, length, weight."""
+    """A (choices, 6) array: left, right, result, side, length, weight."""
     import numpy as np
 
     number = {name: n for n, name in enumerate(names)}
@@ -122,11 +122,11 @@ def _table(choices: Iterable[Choice], names: list[str], covariates: bool) -> Any
 
 
 def _fit(table: Any, people: int, covariates: bool) -> tuple[Any, Any]:
-    """Maximum a posteriori: strengths, log nu, side, length; and the inverse of the curvature there."""
+    """The maximum a posteriori estimate (strengths, log nu, side, length), and the inverse of the curvature there."""
     import numpy as np
     from scipy.optimize import minimize
 
-    alike, which = np.unique(table[:, :5], axis=0, return_inverse=True)  # choices that differ in nothing are one row
+    alike, which = np.unique(table[:, :5], axis=0, return_inverse=True)  # identical choices become one row
     table = np.column_stack([alike, np.bincount(which.ravel(), table[:, 5])])
     left, right = table[:, 0].astype(int), table[:, 1].astype(int)
     result, weight = table[:, 2], table[:, 5]
@@ -169,7 +169,7 @@ def _fit(table: Any, people: int, covariates: bool) -> tuple[Any, Any]:
 
 
 def _centred(fitted: Any, covariance: Any, people: int) -> tuple[Any, Any]:
-    """Strengths over their mean, and the variances of that."""
+    """The strengths relative to their mean, and their variances."""
     import numpy as np
 
     centre = np.eye(people) - 1 / people
@@ -177,7 +177,7 @@ def _centred(fitted: Any, covariance: Any, people: int) -> tuple[Any, Any]:
 
 
 def _bootstrap(table: Any, choices: Sequence[Choice], people: int, covariates: bool, draws: int, seed: int) -> Any:
-    """(draws, adapters) strengths, whole conversations drawn with replacement."""
+    """Strengths of shape (draws, adapters), with whole conversations drawn with replacement."""
     import numpy as np
 
     chance = np.random.default_rng(seed)
@@ -198,7 +198,7 @@ def _swayed(fitted: Any, covariance: Any, at: int) -> tuple[float, float, float]
 
 
 def _ranked(made: list[Rank]) -> list[Rank]:
-    """Strongest first; a rank is from how many are surely stronger to how many may be."""
+    """Order by strength; the best rank counts adapters that are surely stronger, the worst those that may be."""
     ordered = sorted(made, key=lambda each: -each.strength)
     ranked = []
     for one in ordered:

@@ -1,11 +1,11 @@
-"""Which comparison or ranking to ask a rater next.
+"""The choice of the next comparison or ranking to ask a rater.
 
-Seven of ten questions are those that should teach most: where the reward models disagree or see a near-tie, where the
-replies are of different adapters, where nobody has answered yet. Three of ten are drawn evenly, so that what is
-measured on all of them can be weighed back: each question keeps the chance that it had (`propensity`). One of twenty
-is a pair that the same person has answered before, to see whether people agree with themselves.
-A person is asked about their own conversations; a rater who lets their ratings be used also about those of others
-who let theirs be (`consent`). A question that may no longer be asked is passed over.
+Seven in ten questions favour items that should teach most: where the reward models disagree or see a near-tie, where
+the replies come from different adapters, where nobody has answered yet. Three in ten are drawn uniformly. Each question
+records the probability with which it was drawn (`propensity`), so that measurements can be reweighted. One in twenty
+repeats a pair that the same person has answered before, to measure their consistency.
+People are asked about their own conversations; raters who consent to the use of their ratings are also asked about
+conversations whose owners consent (`consent`). A question that may no longer be asked is skipped.
 """
 
 import json
@@ -26,10 +26,10 @@ from feedback.kinds.ranking import RANKING
 from feedback.messages import Message
 from feedback.records import settings
 
-EVENLY = 0.3  # the share of questions drawn evenly
-REPEATED = 0.05  # the share that was answered before
-POOL = 4000  # newest replies that questions are drawn from
-MOST_RANKED = 4  # replies of one ranking
+EVENLY = 0.3  # the share of questions drawn uniformly
+REPEATED = 0.05  # the share of repeats
+POOL = 4000  # the number of newest replies to draw questions from
+MOST_RANKED = 4  # replies in one ranking
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Item:
 
     parent: str
     replies: tuple[str, ...]
-    answers: int  # by other people
-    differ: bool  # are the replies of different adapters?
-    disagreement: float = 0.0  # of the reward models on the replies' difference: its standard deviation
-    margin: float | None = None  # between the two best by the reward models' mean
+    answers: int  # the number of other people who have answered
+    differ: bool  # whether the replies come from different adapters
+    disagreement: float = 0.0  # ensemble disagreement: the standard deviation of the two best rewards' difference
+    margin: float | None = None  # between the two best mean rewards
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question that was put to somebody; answered through a comparison or a ranking of its replies."""
+    """A question put to a person, to be answered by a comparison or a ranking of its replies."""
 
     id: str
     kind: str  # "comparison" or "ranking"
@@ -57,9 +57,9 @@ class Question:
 
 
 def next_question(store: Database, user: User, chance: random.Random | None = None) -> Question | None:
-    """What to ask this person now: the question that is still open, else a new one, which is recorded; None if nothing.
+    """The question to ask this person now: the one still open, else a new one, which is recorded; None if there is none.
 
-    An item is asked until as many people have answered as the setting `raters_per_question` says.
+    An item is asked about until the number of people in the setting `raters_per_question` have answered.
     """
     chance = chance or random.SystemRandom()
     overlap = settings.setting(store, "raters_per_question")
@@ -91,13 +91,13 @@ def next_question(store: Database, user: User, chance: random.Random | None = No
 
 
 def question(store: Database, user: User, asked: str) -> Question | None:
-    """A question that was put to this person, answered or not; None where they may not be shown it any more."""
+    """A question that was put to this person, answered or not; None if they may no longer see it."""
     row = _askable(store, user, "q.id = ?", asked)
     return _question(store, row) if row else None
 
 
 def _askable(store: Database, user: User, which: str, *values: str) -> dict[str, Any] | None:
-    """The first question of this person that may be asked, of those that SQL names."""
+    """This person's first question that may be asked and meets the SQL condition `which`."""
     sql = f"""SELECT q.* FROM questions q
         JOIN messages m ON m.id = q.parent JOIN conversations c ON c.id = m.conversation
         WHERE q.user = ? AND (c.user = q.user OR (? AND {consent.usable("q.user", "c")})) AND {which} ORDER BY q.seq"""
@@ -105,14 +105,14 @@ def _askable(store: Database, user: User, which: str, *values: str) -> dict[str,
 
 
 def chances(items: Sequence[Item]) -> list[float]:
-    """The chance of each to be drawn; they sum to 1."""
+    """The probability of drawing each item; they sum to 1."""
     weights = teaching(items)
     total = sum(weights)
     return [EVENLY / len(items) + (1 - EVENLY) * weight / total for weight in weights]
 
 
 def teaching(items: Sequence[Item]) -> list[float]:
-    """How much an answer to each should teach, as weights over 0."""
+    """Positive weights for how much an answer about each item should teach."""
     return [
         math.exp(
             (each.answers == 0)
@@ -125,7 +125,7 @@ def teaching(items: Sequence[Item]) -> list[float]:
 
 
 def items(store: Database, user: User, overlap: int) -> tuple[list[Item], list[Item]]:
-    """What this person could be asked: what they have not answered, and the pairs that they have."""
+    """The items to ask this person about: those they have not answered, and pairs that they have."""
     rater = user.may("rater") and users.consent(store, user)
     found = _several(row for row in _pool(store) if row["owner"] == user.id or (row["shared"] and rater))
     told = current.briefs(store, [reply for replies in found.values() for reply in replies])
@@ -152,12 +152,12 @@ def items(store: Database, user: User, overlap: int) -> tuple[list[Item], list[I
 
 
 def newest(store: Database, most: int) -> list[list[str]]:
-    """The replies that raters could be asked about, message by message, newest first; of so many messages at most."""
+    """The replies that raters could be asked about, grouped by message, newest first, for at most `most` messages."""
     return list(reversed(_several(row for row in _pool(store) if row["shared"]).values()))[:most]
 
 
 def keep_scores(store: Database, scores: Mapping[str, tuple[float, float]]) -> None:
-    """What the newest reward models say of replies: mean, and deviation among them. What older ones said goes."""
+    """Replace all reward scores by those of the newest reward models: each reply's ensemble mean and deviation."""
     rows = [{"reply": reply, "mean": mean, "deviation": apart, "at": now()} for reply, (mean, apart) in scores.items()]
     with store.transaction() as db:
         db.table("reward_scores").delete_where()
@@ -165,7 +165,7 @@ def keep_scores(store: Database, scores: Mapping[str, tuple[float, float]]) -> N
 
 
 def _pool(store: Database) -> Iterator[dict[str, Any]]:
-    """The newest replies, oldest first, each with its owner, and whether its words are shared."""
+    """The newest replies, oldest first, each with the conversation's owner and whether its words are shared."""
     sql = f"""SELECT m.id, m.parent, c.user AS owner, {consent.shared("c")} AS shared FROM
         (SELECT * FROM messages WHERE role = 'assistant' AND content <> '' ORDER BY seq DESC LIMIT ?) m
         JOIN conversations c ON c.id = m.conversation WHERE c.source <> 'import' ORDER BY m.seq"""
@@ -173,7 +173,7 @@ def _pool(store: Database) -> Iterator[dict[str, Any]]:
 
 
 def _several(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
-    """The replies to each message that has two or more; the newest few of them."""
+    """The newest `MOST_RANKED` replies to each message that has two or more."""
     found: dict[str, list[str]] = {}
     for row in rows:
         found.setdefault(row["parent"], []).append(row["id"])
@@ -181,7 +181,7 @@ def _several(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def _answered(store: Database, user: User, parents: list[str]) -> dict[str, set[int]]:
-    """Who has compared or ranked replies to each message: of others, those whose answer stands and may be used."""
+    """Who has compared or ranked replies to each message; others only if their answer is current and may be used."""
 
     def counts(kind: Kind) -> str:
         heard = f"{kind.gives('t')} AND {current.stands(kind)} AND {consent.given('t.user')}"

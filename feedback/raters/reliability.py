@@ -1,11 +1,11 @@
-"""How far each person's ratings agree with those of others, and what weight follows; nobody is ever banned.
+"""Each rater's reliability: how far their ratings agree with others', and the resulting weight. Nobody is ever banned.
 
-A person's score is the correlation of what they said with the mean of what the others said of the same things (others
-counting by their own scores), and a little of their plain agreement, so that of two who always say the same the one
-who says what most say stands higher. The score is drawn towards that of a typical rater as long as they said little:
+A person's score is the correlation of their ratings with the mean of others' ratings of the same items, weighted by the
+others' scores. A little plain agreement is added, so that of two people who always give the same rating, the one who
+gives the majority's scores higher. While a person has few ratings, the score is shrunk towards a typical rater's: it is
 the posterior mean under a normal prior. On real ratings of ambiguous content this finds careless raters where
-Dawid-Skene does not (`docs/ledger.md`). Whoever is honest but for one subject is not found: their words on the rest
-speak for them.
+Dawid-Skene does not (`docs/ledger.md`). It does not find people who are honest except on one subject, because their
+other ratings vouch for them.
 """
 
 from collections.abc import Iterable
@@ -16,17 +16,17 @@ from feedback.database.database import Database
 from feedback.kinds import current
 from feedback.kinds.base import KINDS, Kind
 
-PEOPLE = ("person", "anonymous")  # the kinds of users whose agreement is looked at; no model, and nothing imported
+PEOPLE = ("person", "anonymous")  # the kinds of users whose agreement counts: no models, no imported raters
 LEAST = 0.25  # the weight of the least reliable person
-NEW = 10  # ratings that others gave too; below it somebody is new
-WINDOW = 20_000  # newest rows of each kind that are looked at
+NEW = 10  # a person with fewer ratings on items that others rated, too, is new
+WINDOW = 20_000  # the number of newest rows of each kind to consider
 ROUNDS = 6
-AGREEMENT = 0.3  # standard deviations of the score that one of plain agreement counts for
+AGREEMENT = 0.3  # standard deviations of correlation per standard deviation of plain agreement
 
 
 @dataclass(frozen=True)
 class Rating:
-    """What somebody said of a thing that others may have rated too; `value` from -1 to 1."""
+    """One person's rating of an item that others may have rated, too; `value` is from -1 to 1."""
 
     user: int
     item: str
@@ -35,28 +35,30 @@ class Rating:
 
 @dataclass(frozen=True)
 class Reliability:
-    """What is known of one rater. `mean` and `deviation` are of the posterior of their score, 1 at most."""
+    """One rater's reliability. `mean` and `deviation` are of the posterior of their score, which is at most 1."""
 
     user: int
-    ratings: int  # that others gave too
+    ratings: int  # on items that others rated, too
     mean: float
     deviation: float
     weight: float  # `LEAST` to 1
 
     @property
     def new(self) -> bool:
-        """Whether too little is known to say anything."""
+        """Whether there are too few ratings to judge by."""
         return self.ratings < NEW
 
 
 def weights(store: Database) -> dict[int, float]:
-    """The weight of each person whose ratings can be compared with others'; everybody else's is 1."""
+    """The weight of each person whose ratings can be compared with others'; all other weights are 1."""
     return {each.user: each.weight for each in reliabilities(shared_ratings(store))}
 
 
 def shared_ratings(store: Database, window: int = WINDOW) -> list[Rating]:
-    """Standing thumbs, choices and the like of `PEOPLE` that may be used, as far as more than one of them rated the
-    thing; the newest of them."""
+    """The current ratings by `PEOPLE` that may be used, of items that more than one of them rated.
+
+    Only the newest `window` rows of each kind are considered.
+    """
     found: list[Rating] = []
     for kind in rating():
         for row in heard(store, kind, window):
@@ -69,18 +71,18 @@ def shared_ratings(store: Database, window: int = WINDOW) -> list[Rating]:
 
 
 def rating() -> list[Kind]:
-    """The kinds whose rows others may agree with, or not."""
+    """The kinds of feedback whose rows are ratings."""
     return [kind for kind in KINDS.values() if kind.ratings]
 
 
 def heard(store: Database, kind: Kind, window: int = WINDOW) -> list[dict[str, Any]]:
-    """The standing rows of `PEOPLE` that may be used, among the newest of a kind."""
+    """The current rows of `PEOPLE` that may be used, among the newest `window` rows of a kind."""
     since = {kind.table: max(current.position(store)[kind.table] - window, 0)}
     return [row for row in current.rows(store, kind, since) if row["usable"] and row["by"] in PEOPLE]
 
 
 def reliabilities(ratings: Iterable[Rating]) -> list[Reliability]:
-    """Every rater's posterior and weight, by user. One who shares no item with anybody is not among them."""
+    """Every rater's posterior and weight, by user; raters who share no item with anybody are left out."""
     import numpy as np
 
     ratings = list(ratings)
@@ -96,7 +98,7 @@ def reliabilities(ratings: Iterable[Rating]) -> list[Reliability]:
     known = count >= NEW
     typical = max(float(np.median(score[known])), 0.05) if known.any() else 0.5
     spread = max(float(np.var(score[known])), 0.01) if known.sum() > 2 else 0.04
-    noise = (1 - np.clip(score, -0.95, 0.95) ** 2) ** 2 / np.maximum(count - 1, 0.5)  # of a correlation
+    noise = (1 - np.clip(score, -0.95, 0.95) ** 2) ** 2 / np.maximum(count - 1, 0.5)  # sampling variance of a correlation
     mean = (spread * score + noise * typical) / (spread + noise)
     deviation = np.sqrt(spread * noise / (spread + noise))
     weight = np.clip(mean / typical, LEAST, 1.0)
@@ -105,7 +107,7 @@ def reliabilities(ratings: Iterable[Rating]) -> list[Reliability]:
 
 
 def _scores(who, what, said, weight):  # type: ignore[no-untyped-def]
-    """One round: (raters,) scores under (raters,) weights, and how many of their ratings others gave too."""
+    """One round: (raters,) scores under (raters,) weights, and (raters,) counts of ratings on shared items."""
     import numpy as np
 
     own = weight[who]

@@ -1,7 +1,7 @@
-"""Which adapters there are, and which one serves.
+"""Adapters, promotions and the audit trail.
 
-The newest promotion says what serves; a rollback is a promotion of an older adapter (or of the base). Who promotes may
-say what they believe to be serving: of two who decide at once, one wins, and the other is told.
+The newest promotion names the serving adapter; a rollback is a promotion of an older adapter or of the base. A caller
+may state which adapter they believe is serving: of two promotions at once, one wins and the other raises `Conflict`.
 """
 
 import getpass
@@ -20,16 +20,16 @@ from feedback.errors import Conflict, NotFound
 from feedback.records import nights
 
 BASE = "base"  # as an adapter's name
-ANYTHING = "anything"  # as what is believed to be serving: whatever serves
-TERMINAL = "terminal"  # in a deed's detail: the operating system's account that typed the command
-KEPT = "kept, because "  # begins the reason of a promotion that puts back what served, as the new one could not
+ANYTHING = "anything"  # as `instead_of`: whichever adapter serves
+TERMINAL = "terminal"  # key in an audit entry's detail: the operating-system account that typed the command
+KEPT = "kept, because "  # begins the reason of a promotion that restores the old adapter because the new one could not serve
 
 _typed_by: ContextVar[str] = ContextVar("typed_by", default="")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A whole adapter directory under `adapters/<id>`, announced."""
+    """An announced adapter; its directory `adapters/<id>` is complete."""
 
     id: str
     parent: str | None
@@ -40,7 +40,7 @@ class Adapter:
     verdict: str  # "candidate", "refused" or "retired"
     reason: str
     created_at: str
-    evidence: dict[str, Any] = field(default_factory=dict)  # what the gate measured; empty where it was not asked
+    evidence: dict[str, Any] = field(default_factory=dict)  # the gate's measurements; empty if it did not judge
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Promotion:
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """Something that was done, by `user` (None: by the program, or at the command line: `detail` says by whom)."""
+    """One action by `user`; None: by the program, or by a command, whose account `detail` names."""
 
     id: int
     user: str | None
@@ -67,14 +67,14 @@ class AuditEntry:
 
 
 def directory(store: Database, adapter: str) -> Path:
-    """Where an adapter's files lie."""
+    """The directory of an adapter's files."""
     return store.data / "adapters" / adapter
 
 
 def add_adapter(store: Database, adapter: Adapter) -> None:
     """Announce an adapter whose directory is complete. Raises `Conflict` on a taken id.
 
-    One whose night learned from somebody who has been forgotten meanwhile is marked for a clean retrain at once.
+    If its night learned from people who have been forgotten, it is marked for a clean retrain at once.
     """
     with store.transaction():
         if store.row("SELECT 1 FROM adapters WHERE id = ?", adapter.id):
@@ -102,7 +102,7 @@ def _adapter(row: dict[str, Any]) -> Adapter:
 
 
 def serving(store: Database) -> str | None:
-    """The id of the adapter that should answer now; None: the base."""
+    """The id of the serving adapter; None: the base."""
     row = store.row("SELECT adapter FROM promotions ORDER BY id DESC LIMIT 1")
     return row["adapter"] if row else None
 
@@ -115,10 +115,10 @@ def promote(
     proof: dict[str, Any],
     instead_of: str | None = ANYTHING,
 ) -> int:
-    """Say that an adapter (None: the base) serves from now on, in place of `instead_of`; the promotion's id.
+    """Make an adapter (None: the base) the serving adapter in place of `instead_of`; return the promotion's id.
 
-    Raises `NotFound` on an unknown adapter, `Conflict` on one that serves already or was refused, and where something
-    else serves than was believed.
+    Raises `NotFound` on an unknown adapter, and `Conflict` if it serves already, was refused, or `instead_of` is not
+    serving.
     """
     with store.transaction():
         require_promotable(store, name, instead_of)
@@ -129,7 +129,7 @@ def promote(
 
 
 def require_promotable(store: Database, name: str | None, instead_of: str | None = ANYTHING) -> None:
-    """Raises what `promote` raises for an adapter that cannot be promoted now."""
+    """Raises as `promote` does if an adapter cannot be promoted now."""
     if instead_of not in (ANYTHING, serving(store)):
         raise Conflict(f"{what_happened(store)}; look again before you promote")
     if name is not None and adapter(store, name).verdict == "refused":
@@ -139,7 +139,7 @@ def require_promotable(store: Database, name: str | None, instead_of: str | None
 
 
 def what_happened(store: Database) -> str:
-    """The newest promotion as half a sentence: who let what serve, and how long ago."""
+    """The newest promotion as a clause: who promoted what, and when."""
     newest = next(iter(promotions(store, 1)), None)
     if newest is None:
         return "the base serves, and nothing else ever did"
@@ -154,11 +154,11 @@ def what_happened(store: Database) -> str:
 
 
 def before_serving(store: Database) -> str | None:
-    """What served before the adapter that serves now (None: the base). Raises `Conflict` if nothing did."""
+    """The adapter that served before the serving one (None: the base). Raises `Conflict` if the base serves."""
     current = serving(store)
     if current is None:
         raise Conflict("the base serves; there is nothing to go back to")
-    # The state before the first promotion of what serves now, so that rolling back twice goes further back.
+    # Look before the first promotion of the serving adapter, so that rolling back twice goes further back.
     sql = """SELECT adapter FROM promotions WHERE id <
         (SELECT min(id) FROM promotions WHERE adapter = ?) ORDER BY id DESC LIMIT 1"""
     row = store.row(sql, current)
@@ -172,7 +172,7 @@ def promotions(store: Database, limit: int = 50) -> list[Promotion]:
 
 
 def audit(store: Database, user: int | None, action: str, subject: str, detail: dict[str, Any] | None = None) -> None:
-    """Write down who did what to what; where that is nobody with an account here, whose terminal it was."""
+    """Add an audit entry; without a user, inside `at_terminal`, it names the operating-system account."""
     typed = {TERMINAL: _typed_by.get()} if user is None and _typed_by.get() else {}
     row = {"user": user, "action": action, "subject": subject, "detail": (detail or {}) | typed, "at": now()}
     store.insert("audit", row)
@@ -180,7 +180,7 @@ def audit(store: Database, user: int | None, action: str, subject: str, detail: 
 
 @contextmanager
 def at_terminal() -> Iterator[None]:
-    """What is done meanwhile is done by whoever typed a command."""
+    """Attribute audit entries made inside to the operating-system account that runs this program."""
     before = _typed_by.set(account_here())
     try:
         yield
@@ -189,19 +189,19 @@ def at_terminal() -> Iterator[None]:
 
 
 def account_here() -> str:
-    """The name of the operating system's account that runs this program, or its number where it has no name."""
+    """The name of the operating-system account that runs this program, or its number if it has no name."""
     try:
         import pwd
 
         return pwd.getpwuid(os.getuid()).pw_name
     except ImportError:  # Windows
         return getpass.getuser()
-    except KeyError:  # a container's account
+    except KeyError:  # as in a container
         return f"account {os.getuid()}"
 
 
 def audit_trail(store: Database, limit: int = 50) -> list[AuditEntry]:
-    """The newest of what was done, newest first."""
+    """The newest audit entries, newest first."""
     sql = """SELECT audit.id, users.name AS user, action, subject, detail, at
         FROM audit LEFT JOIN users ON users.id = audit.user ORDER BY audit.id DESC LIMIT ?"""
     return [AuditEntry(**row | {"detail": json.loads(row["detail"])}) for row in store.rows(sql, limit)]

@@ -1,7 +1,7 @@
-"""What people read of each training method: its name, and what it is called in a menu, in a sentence and in help.
+"""The names of each training method for people: in a menu, in a sentence and in help.
 
-The methods themselves are declared in `training/algorithms`, a file each, and refer to this; pages read it without
-loading what trains. A method from elsewhere brings its own when it is registered.
+The methods themselves are declared in `training/algorithms`, one file each, and refer to this module, so that pages can
+read it without importing the trainers. A plug-in method brings its own names when it is registered.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """A method for people. `name` is what is typed and stored."""
+    """One method's names. `name` is what people type and the database stores."""
 
     name: str
     title: str  # in a menu
-    help: str  # after "--method": what it learns from, and how
-    word: str = ""  # in a sentence; empty: its name in capitals
+    help: str  # in the help of "--method": what it learns from, and how
+    word: str = ""  # in a sentence; empty: the name in capitals
 
     @property
     def in_a_sentence(self) -> str:
@@ -25,18 +25,18 @@ FACTS: dict[str, MethodFacts] = {}
 
 
 def declare(facts: MethodFacts) -> MethodFacts:
-    """Let a method be known under its name; the latest declaration of a name stands."""
+    """Register a method's names; a later declaration of the same name replaces the earlier one."""
     FACTS[facts.name] = facts
     return facts
 
 
 def menu() -> list[tuple[str, str]]:
-    """What a person chooses from: titles, and the names they stand for."""
+    """The entries of a menu: (title, name) pairs."""
     return [(each.title, name) for name, each in FACTS.items()]
 
 
 def word_of(method: str) -> str:
-    """What a method is called in a sentence; also one that is not known here any more."""
+    """A method's word in a sentence, also for a method that is no longer registered."""
     return FACTS.get(method, MethodFacts(method, method, "")).in_a_sentence
 
 

@@ -1,6 +1,6 @@
-"""What each night did.
+"""The records of nights.
 
-A night writes its own row as it goes; whoever reads it (page, command line, API) sees it live.
+A night updates its own row as it runs, so pages, command line and API show its progress live.
 """
 
 import json
@@ -14,12 +14,12 @@ from feedback.errors import NotFound
 from feedback.records import old_names
 
 RUNNING = "running"
-EXAMPLES = "examples.json"  # in a night's folder: the words that it learns from
+EXAMPLES = "examples.json"  # in a night's folder: its training examples, as text
 
 
 @dataclass(frozen=True)
 class Night:
-    """One training run. `step` of `steps` in `phase`; `reason` says in words how it ended."""
+    """One training run, at `step` of `steps` in `phase`; `reason` says in words how it ended."""
 
     id: int
     state: str  # "running", "done", "nothing", "failed", "cancelled" or "abandoned"
@@ -41,13 +41,13 @@ class Night:
 
 
 def start_night(store: Database, method: str, settings: dict[str, Any], pid: int, started_at: str | None = None) -> int:
-    """A new running night's id; it started before it looked at what people said, so that nothing falls between."""
+    """Add a running night and return its id; `started_at` must precede its reading of feedback, so that none is missed."""
     row = {"state": RUNNING, "pid": pid, "method": method, "settings": settings}
     return store.insert("nights", row | {"started_at": started_at or now(), "beat_at": now()})
 
 
 def update_night(store: Database, night_id: int, **changes: Any) -> None:
-    """Write what changed about a running night; every call is a sign of life."""
+    """Update a running night; every call also renews `beat_at`, its sign of life."""
     changes |= {"beat_at": now()}
     values = [json.dumps(value) if isinstance(value, dict) else value for value in changes.values()]
     with store.transaction() as db:
@@ -56,7 +56,7 @@ def update_night(store: Database, night_id: int, **changes: Any) -> None:
 
 
 def record_people(store: Database, night_id: int, examples_of: dict[int, int]) -> None:
-    """Write down everybody whose words a night learns from: for each person how many examples."""
+    """Record everybody whose words a night learns from, with each person's number of examples."""
     with store.transaction() as db:
         rows = [(night_id, user, count) for user, count in sorted(examples_of.items())]
         sql = "INSERT OR REPLACE INTO night_people (night, user, examples, complete) VALUES (?, ?, ?, 1)"
@@ -64,26 +64,26 @@ def record_people(store: Database, night_id: int, examples_of: dict[int, int]) -
 
 
 def forgotten_people(store: Database, night_id: int | None) -> list[int]:
-    """Those of the people whose words a night learns from who have been forgotten, before it began or since."""
+    """The people whose words a night learns from and who have been forgotten, before it began or since."""
     sql = """SELECT p.user FROM night_people p JOIN users u ON u.id = p.user
         WHERE p.night = ? AND u.forgotten_at IS NOT NULL ORDER BY p.user"""
     return [row["user"] for row in store.rows(sql, night_id)]
 
 
 def reward_models_of(store: Database, night_id: int) -> Path:
-    """The folder of the reward models that a night made, if it made any."""
+    """The folder for a night's reward models, which exists if it made any."""
     return store.data / "reward_models" / f"night-{night_id:04d}"
 
 
 def folder_of(data: Path, night_id: int) -> Path:
-    """Where a night keeps its files while it runs."""
+    """The folder of a night's files while it runs."""
     return data / "nights" / str(night_id)
 
 
 def end_night(
     store: Database, night_id: int, state: str, reason: str, adapter: str | None = None, verdict: str | None = None
 ) -> None:
-    """Close a night with its outcome, in words. Reward models that learned from who was forgotten meanwhile go."""
+    """End a night with its outcome. Its reward models are deleted if they learned from a forgotten person."""
     outcome = {"state": state, "reason": reason, "adapter": adapter, "verdict": verdict}
     with store.transaction():
         update_night(store, night_id, **outcome, phase=state, eta_s=None, ended_at=now())
@@ -92,7 +92,7 @@ def end_night(
 
 
 def add_step(store: Database, night_id: int, step: int, metrics: dict[str, float], **changes: Any) -> None:
-    """One optimiser step's metrics, with the night's new position; a step done again after a resume replaces."""
+    """Record an optimiser step's metrics and the night's progress; a step repeated after a resume replaces the first."""
     with store.transaction() as db:
         sql = "INSERT OR REPLACE INTO night_steps (night, step, metrics, at) VALUES (?, ?, ?, ?)"
         db.conn.execute(sql, (night_id, step, json.dumps(metrics), now()))
@@ -100,7 +100,7 @@ def add_step(store: Database, night_id: int, step: int, metrics: dict[str, float
 
 
 def night_steps(store: Database, night_id: int, most: int | None = None) -> list[dict[str, Any]]:
-    """The metrics of every step so far, in order: {"step": 1, "loss": ..., ...}; evenly thinned to about `most`."""
+    """The metrics of each step so far, in order: {"step": 1, "loss": ..., ...}, evenly thinned to about `most` steps."""
     newest = store.row("SELECT coalesce(max(step), 0) AS step FROM night_steps WHERE night = ?", night_id)
     every = 1 + newest["step"] // most if most and newest else 1
     sql = """SELECT step, metrics FROM night_steps WHERE night = ?

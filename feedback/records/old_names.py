@@ -1,6 +1,6 @@
-"""Names of settings and metrics as versions before 0.2 wrote them, and what they are called now.
+"""The names of settings and metrics before version 0.2, mapped to today's names.
 
-Adapter cards, rows of nights and `--set` are read through this table; only new names are written.
+Adapter cards, rows of nights and `--set` are read through this mapping; only new names are written.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ SETTINGS = {
     "minibatches": "num_minibatches",
     "ptx": "ptx_coef",
 }
-NOW_MEANT: dict[str, Callable[[Any], Any]] = {"missing_end": lambda score: -score}  # a penalty is what is taken off
+NOW_MEANT: dict[str, Callable[[Any], Any]] = {"missing_end": lambda score: -score}  # it was a score to add, and is now a penalty to subtract
 METRICS = {
     "margin": "rewards/margins",
     "accuracy": "rewards/accuracies",
@@ -41,12 +41,12 @@ METRICS = {
 
 
 def settings(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by today's names, with what their values mean today."""
+    """Settings under today's names, with values converted to today's meaning."""
     return {SETTINGS.get(name, name): NOW_MEANT.get(name, _same)(value) for name, value in stored.items()}
 
 
 def metrics(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics by today's names."""
+    """Metrics under today's names."""
     return {METRICS.get(name, name): value for name, value in stored.items()}
 
 

@@ -1,6 +1,6 @@
-"""What the reference says of replies: log-probs that a night has computed and the next need not.
+"""A cache of the reference model's log-probs of replies, so that later nights need not recompute them.
 
-A row is about token ids under one model, in one number format and template; whose reply it was is not in it.
+A row is for token ids under one model, number format and template; it does not say whose reply it was.
 """
 
 import itertools
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 
 from feedback.database.database import Database
 
-AT_ONCE = 500  # keys in one query
+AT_ONCE = 500  # keys per query
 
 
 def known(store: Database, reference: str, template_sha256: str, replies: Iterable[str]) -> dict[str, bytes]:
-    """The log-probs that are kept of these replies (float32, nats, a token each), by the replies' hashes."""
+    """The cached log-probs of these replies (float32, nats, one per token), by reply hash."""
     found: dict[str, bytes] = {}
     wanted = iter(sorted(set(replies)))
     while some := list(itertools.islice(wanted, AT_ONCE)):
@@ -24,7 +24,7 @@ def known(store: Database, reference: str, template_sha256: str, replies: Iterab
 
 
 def keep(store: Database, reference: str, template_sha256: str, logprobs: Mapping[str, bytes]) -> None:
-    """Keep log-probs by their replies' hashes; what is kept already stays."""
+    """Cache log-probs by reply hash; existing rows stay as they are."""
     columns = "reply_sha256, reference, template_sha256, logprobs"
     sql = f"INSERT OR IGNORE INTO reference_logprobs ({columns}) VALUES (?, ?, ?, ?)"
     rows = [(reply, reference, template_sha256, each) for reply, each in logprobs.items()]

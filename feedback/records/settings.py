@@ -1,4 +1,4 @@
-"""What an operator sets. Each setting is declared once, here; API, page, command and docs read it from this list."""
+"""The operator's settings, each declared once, here; API, page, command line and docs read this list."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from feedback.records import adapters
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: a share from 0 to 1, a whole number, or (with `choices`) one of some words."""
+    """One setting: a share from 0 to 1, a whole number, or one of `choices`."""
 
     name: str
     title: str
@@ -20,7 +20,7 @@ class Setting:
     default: Any
     least: int = 0
     most: int = 0
-    unit: str = ""  # of a whole number
+    unit: str = ""  # the unit of a whole number
     choices: Mapping[str, str] | None = None  # word -> what it means
 
     @property
@@ -28,7 +28,7 @@ class Setting:
         return isinstance(self.default, float)
 
     def require(self, value: Any) -> None:
-        """Raises `Refused` on a value it cannot take."""
+        """Raises `Refused` on an invalid value."""
         if self.choices is not None:
             if not isinstance(value, str) or value not in self.choices:
                 raise Refused(f"{self.name} is one of {', '.join(self.choices)}, not {value!r}")
@@ -85,26 +85,26 @@ SETTINGS = {
 
 
 def register(declared: Setting) -> None:
-    """Let something more be set, wherever settings are. Raises `ValueError` where its name is taken."""
+    """Add a setting everywhere that settings appear. Raises `ValueError` on a name in use."""
     if declared.name in SETTINGS:
         raise ValueError(f"there is a setting {declared.name!r} already")
     SETTINGS[declared.name] = declared
 
 
 def setting(store: Database, name: str) -> Any:
-    """An operator's setting as it stands, or its default. Raises `NotFound` on an unknown name."""
+    """The current value of a setting, or its default. Raises `NotFound` on an unknown name."""
     declared = _declared(name)
     row = store.row("SELECT value FROM settings WHERE name = ? ORDER BY id DESC LIMIT 1", name)
     return json.loads(row["value"]) if row else declared.default
 
 
 def all_settings(store: Database) -> dict[str, Any]:
-    """Every setting as it stands, by name."""
+    """The current value of every setting, by name."""
     return {name: setting(store, name) for name in SETTINGS}
 
 
 def set_setting(store: Database, user: int | None, name: str, value: Any) -> None:
-    """Change a setting, and who did it. Raises `NotFound` on an unknown name, `Refused` on a value it cannot take."""
+    """Change a setting, and audit it. Raises `NotFound` on an unknown name, `Refused` on an invalid value."""
     _declared(name).require(value)
     with store.transaction():
         store.insert("settings", {"user": user, "name": name, "value": json.dumps(value), "at": now()})

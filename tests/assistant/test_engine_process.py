@@ -20,7 +20,6 @@ from assistant.models.adapter import AdapterRefused
 from assistant.models.base_model import Base
 from feedback.errors import Refused
 from tests.helpers.small_models import save_adapter
-from tests.helpers.tiny import make_tiny
 
 PROMPT = [5, 6, 7, 8, 9]
 GREEDY = Sampling(temperature=0, seed=1, max_tokens=12, ignore_end=True)
@@ -29,8 +28,8 @@ LOST = "the assistant's engine ended while answering; try again"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return base_model.find_base(str(make_tiny(tmp_path_factory.mktemp("tiny"))))
+def base(tiny: Base) -> Base:
+    return tiny
 
 
 @pytest.fixture(scope="module")

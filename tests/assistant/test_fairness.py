@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import transformers
 
 from assistant.engine.engine import MOST_WAITING, Engine
 from assistant.engine.quant.formats import FLOAT32, Plan
@@ -27,26 +28,32 @@ from assistant.engine.scheduling.scheduler import MOST_ROWS
 from assistant.engine.scheduling.writing import Writing
 from assistant.engine.vllm.engine import MOST_OPEN, RemoteEngine
 from assistant.models import base_model
+from assistant.models.base_model import Base
+from tests.assistant.test_architectures import SIZES
 from tests.helpers.foreign import Foreign, serving
-from tests.helpers.tiny import make_tiny
+from tests.helpers.small_models import save_small
 
 GREEDY, HONEST, THIRD = 1, 2, 3
 ENDLESS = Sampling(temperature=1.0, max_tokens=400, ignore_end=True)
 SHORT = Sampling(temperature=0, max_tokens=4, ignore_end=True)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
-def engine(tiny: Path) -> Iterator[Engine]:
+def engine(tiny: Base) -> Iterator[Engine]:
     """One that takes a step when told to."""
-    base = base_model.find_base(str(tiny))
-    opened = Engine(base, "float32", "cpu", base_model.load_tokenizer(base), driven=True)
+    opened = Engine(tiny, "float32", "cpu", base_model.load_tokenizer(tiny), driven=True)
     yield opened
     opened.close()
+
+
+def test_a_model_beyond_the_fast_path_answers_one_account_several_times_at_once(tmp_path: Path) -> None:
+    base = save_small(tmp_path / "model", transformers.AutoConfig.for_model("gpt_neox", **SIZES))
+    engine = Engine(base, "float32", "cpu", base_model.load_tokenizer(base), driven=True)
+    asked = [engine.submit([5, 6, 7], SHORT, who=GREEDY) for _ in range(3)]
+    for _ in range(20):
+        engine.step()
+    assert [(len(list(each)), each.finish) for each in asked] == [(4, "length")] * 3
+    engine.close()
 
 
 def fill(engine: Engine, who: Who) -> list[Writing]:
@@ -215,9 +222,9 @@ def test_the_last_few_tokens_of_a_prompt_are_read_at_once(engine: Engine, monkey
     assert all(each.written for each in others)
 
 
-def small_engine(tiny: Path, windows: int) -> Engine:
+def small_engine(tiny: Base, windows: int) -> Engine:
     """One with memory for so many texts of the whole window."""
-    base = base_model.find_base(str(tiny))
+    base = tiny
     tokenizer = base_model.load_tokenizer(base)
     measured = Engine(base, "float32", "cpu", tokenizer, driven=True)
     measured.close()
@@ -225,7 +232,7 @@ def small_engine(tiny: Path, windows: int) -> Engine:
     return Engine(base, "float32", "cpu", tokenizer, memory, driven=True)
 
 
-def test_one_account_takes_no_more_than_three_quarters_of_the_memory(tiny: Path) -> None:
+def test_one_account_takes_no_more_than_three_quarters_of_the_memory(tiny: Base) -> None:
     engine, long = small_engine(tiny, windows=4), Sampling(max_tokens=2000, ignore_end=True)
     for _ in range(8):
         engine.submit([5, 6, 7], long, who=GREEDY)
@@ -237,7 +244,7 @@ def test_one_account_takes_no_more_than_three_quarters_of_the_memory(tiny: Path)
     engine.close()
 
 
-def test_one_who_waits_for_much_memory_is_passed_only_by_those_who_have_nothing(tiny: Path) -> None:
+def test_one_who_waits_for_much_memory_is_passed_only_by_those_who_have_nothing(tiny: Base) -> None:
     engine = small_engine(tiny, windows=2)
     long, short = Sampling(max_tokens=2000, ignore_end=True), Sampling(max_tokens=100, ignore_end=True)
     for who in (GREEDY, THIRD):
@@ -299,8 +306,8 @@ def test_who_was_here_a_moment_ago_still_counts_and_later_no_more() -> None:
     assert not present.is_alone(2)
 
 
-def test_a_model_server_is_asked_for_no_more_than_one_accounts_share(tiny: Path) -> None:
-    base = base_model.find_base(str(tiny))
+def test_a_model_server_is_asked_for_no_more_than_one_accounts_share(tiny: Base) -> None:
+    base = tiny
     with serving(Foreign(base, base_model.load_tokenizer(base), behaves="hangs")) as foreign:
         engine = RemoteEngine(foreign.url, base, foreign.tokenizer)
         held = [engine.submit([1, 2], Sampling(), who=GREEDY) for _ in range(MOST_OPEN)]

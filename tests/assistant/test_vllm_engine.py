@@ -30,8 +30,8 @@ PROMPT = [1, 4093, 198]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return find_base(str(make_tiny(tmp_path_factory.mktemp("tiny"))))
+def base(tiny: Base) -> Base:
+    return tiny
 
 
 @pytest.fixture

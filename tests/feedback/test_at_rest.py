@@ -3,8 +3,6 @@
 import logging
 import os
 import stat
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from assistant.models.base_model import Base
 from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.formats import files
@@ -21,7 +20,7 @@ from feedback.kinds.comparison import compare
 from feedback.upkeep import backup
 from tests.conftest import two_replies
 from tests.feedback.test_backup import learned
-from tests.helpers.tiny import make_tiny
+from tests.helpers.commands import as_process
 from tests.ui.test_app import serving
 
 
@@ -35,8 +34,7 @@ def usual_umask() -> Iterator[None]:
 
 def nightschool(*arguments: str | Path, said: str = "") -> str:
     """Run a command that ends well; what it said."""
-    command = [sys.executable, "-m", "ui.cli", *map(str, arguments)]
-    done = subprocess.run(command, input=said, capture_output=True, text=True, timeout=120, check=False)
+    done = as_process(*map(str, arguments), said=said)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -72,14 +70,9 @@ def watched(data: Path) -> Iterator[list[str]]:
         looking.join()
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("tiny") / "model")
-
-
-def test_a_first_start_leaves_nothing_open_at_any_moment(tiny: Path, tmp_path: Path) -> None:
+def test_a_first_start_leaves_nothing_open_at_any_moment(tiny: Base, tmp_path: Path) -> None:
     data = tmp_path / "deep" / "data"
-    with watched(data) as seen, serving(data, "--model", str(tiny)) as (_, url):
+    with watched(data) as seen, serving(data, "--model", tiny.name) as (_, url):
         httpx.post(
             f"{url}/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
         )
@@ -89,8 +82,7 @@ def test_a_first_start_leaves_nothing_open_at_any_moment(tiny: Path, tmp_path: P
     assert seen == []
 
 
-@pytest.mark.long
-def test_a_night_leaves_nothing_open(tiny: Path, tmp_path: Path) -> None:
+def test_a_night_leaves_nothing_open(tiny: Base, tmp_path: Path) -> None:
     data = tmp_path / "data"
     with closing(Database(data)) as store:
         me = users.local_owner(store)
@@ -98,7 +90,7 @@ def test_a_night_leaves_nothing_open(tiny: Path, tmp_path: Path) -> None:
         for word in ("one", "two", "three", "four"):
             _, left, right = two_replies(store, me, word)
             compare(store, me, left, right, "left")
-    nightschool("night", "--data", data, "--model", tiny, "--set", "min_steps=2", "--set", "batch_size=4")
+    nightschool("night", "--data", data, "--model", tiny.name, "--set", "min_steps=2", "--set", "batch_size=4")
     assert list(data.glob("adapters/*/adapter_model.safetensors"))
     assert open_to_others(data) == {}
 

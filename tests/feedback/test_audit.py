@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import closing
@@ -16,14 +15,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from assistant.chat.assistant import Assistant
+from assistant.models.base_model import Base
 from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.errors import NotFound, Refused
 from feedback.records import adapters, nights, settings
 from tests.conftest import two_replies
+from tests.helpers.commands import as_process, nightschool, refused
 from tests.helpers.over_http import assistant, key, loaded, make_adapter, web
-from tests.helpers.tiny import make_tiny
-from tests.ui.test_command import as_process, nightschool, refused
+from tests.helpers.processes import Process
 from training.night import night
 from ui.cli.main import main as command_line
 from ui.serve_options import ServeOptions
@@ -117,35 +117,30 @@ def test_a_server_told_to_set_something_says_so(house: Path) -> None:
     assert done(house) == [(None, "set", "side_by_side_share", WHO)]
 
 
-@pytest.mark.long
-def test_a_night_started_at_a_terminal_leaves_its_row(house: Path, tmp_path: Path) -> None:
-    tiny = make_tiny(tmp_path / "tiny")
-    assert as_process("night", "--data", str(house), "--model", str(tiny), "--gate", "off").returncode == 0
+def test_a_night_started_at_a_terminal_leaves_its_row(house: Path, tiny: Base) -> None:
+    assert as_process("night", "--data", str(house), "--model", tiny.name, "--gate", "off").returncode == 0
     assert done(house) == [(None, "start night", "1", WHO)]  # with nothing to learn from
     with closing(Database(house)) as store:
         assert adapters.audit_trail(store)[0].detail["gate"] == "off"
 
 
-@pytest.mark.long
-def test_a_night_that_ctrl_c_ends_leaves_a_row_of_that(house: Path, tmp_path: Path) -> None:
-    tiny = make_tiny(tmp_path / "tiny")
-    asked = ["night", "--data", str(house), "--model", str(tiny), "--gate", "off"]
+def test_a_night_that_ctrl_c_ends_leaves_a_row_of_that(house: Path, tiny: Base, tmp_path: Path) -> None:
+    asked = ["--data", str(house), "--model", tiny.name, "--gate", "off"]
     with closing(Database(house)) as store:
         users.set_consent(store, users.local_owner(store), True)
     nightschool("import", str(tmp_path / "rows.jsonl"), "--data", str(house))
-    process = subprocess.Popen([sys.executable, "-m", "ui.cli", *asked, "--set", "epochs=50"])
+    process = Process("training.night.night:main", [*asked, "--set", "epochs=50"])
     with closing(Database(house)) as store:
         until = time.monotonic() + 60
         while not nights.nights(store) and time.monotonic() < until:
             time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == night.CANCELLED
+    process.signal(signal.SIGINT)
+    assert process.wait(60).returncode == night.CANCELLED
     assert done(house)[-2:] == [(None, "start night", "1", WHO), (None, "cancel night", "1", WHO)]
 
 
-@pytest.mark.long
-def test_a_night_that_the_clock_starts_is_no_operators_act(house: Path, tmp_path: Path) -> None:
-    asked = ["night", "--data", str(house), "--model", str(make_tiny(tmp_path / "tiny"))]
+def test_a_night_that_the_clock_starts_is_no_operators_act(house: Path, tiny: Base) -> None:
+    asked = ["night", "--data", str(house), "--model", tiny.name]
     assert as_process(*asked, "--asked-by", "clock").returncode == 0
     assert done(house) == []
 

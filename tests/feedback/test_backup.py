@@ -18,7 +18,7 @@ from feedback.records.adapters import Adapter
 from feedback.upkeep import backup, health
 from feedback.upkeep.backup import Damaged, back_up, restore
 from tests.conftest import two_replies
-from tests.ui.test_command import as_process, nightschool, refused
+from tests.helpers.commands import as_process, nightschool, refused
 
 
 def learned(store: Database, name: str = "night-0001") -> None:

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,11 +11,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from assistant.models.base_model import Base
 from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.kinds.tally import counts
 from tests.conftest import two_replies
 from tests.helpers.browser import serving
+from tests.helpers.processes import Process
 
 
 def vote(client: httpx.Client, reply: str, value: int = 1, words: str = "") -> httpx.Response:
@@ -25,7 +26,7 @@ def vote(client: httpx.Client, reply: str, value: int = 1, words: str = "") -> h
     return client.post("/api/votes", json=body, headers={"Idempotency-Key": os.urandom(8).hex()})
 
 
-def test_a_server_killed_in_a_burst_of_votes_loses_none_that_it_acknowledged(tmp_path: Path) -> None:
+def test_a_server_killed_in_a_burst_of_votes_loses_none_that_it_acknowledged(tmp_path: Path, tiny: Base) -> None:
     store = Database(tmp_path)
     _, reply, _ = two_replies(store, users.local_owner(store))
     acknowledged: list[int] = []
@@ -40,7 +41,7 @@ def test_a_server_killed_in_a_burst_of_votes_loses_none_that_it_acknowledged(tmp
         except httpx.HTTPError:
             return
 
-    with serving(tmp_path) as server:
+    with serving(tmp_path, ["--model", tiny.name]) as server:
         people_voting = [threading.Thread(target=vote_until_it_dies, args=(server.url,)) for _ in range(8)]
         for each in people_voting:
             each.start()
@@ -85,11 +86,11 @@ def read_only_disk(tmp_path: Path) -> Iterator[Path]:
         yield disk
 
 
-def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_room(small_disk: Path) -> None:
+def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_room(small_disk: Path, tiny: Base) -> None:
     store = Database(small_disk)
     _, reply, _ = two_replies(store, users.local_owner(store))
     ballast = small_disk / "ballast"
-    with serving(small_disk) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with serving(small_disk, ["--model", tiny.name]) as server, httpx.Client(base_url=server.url, timeout=30) as client:
         assert vote(client, reply).status_code == 200
         room = os.statvfs(small_disk)
         ballast.write_bytes(b"x" * (room.f_bavail * room.f_frsize))
@@ -104,10 +105,10 @@ def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_roo
     store.close()
 
 
-@pytest.mark.parametrize("module", ["ui.app", "training.night", "ui.cli chat"])
-def test_a_read_only_data_folder_is_one_sentence_and_exit_2(read_only_disk: Path, module: str) -> None:
-    command = [sys.executable, "-m", *module.split(), "--data", str(read_only_disk)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, input="")
+@pytest.mark.parametrize("program", ["ui.app:main", "training.night.night:main", "ui.cli.main:main chat"])
+def test_a_read_only_data_folder_is_one_sentence_and_exit_2(read_only_disk: Path, program: str) -> None:
+    name, *act = program.split()
+    done = Process(name, [*act, "--data", str(read_only_disk)]).wait(120)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "cannot write" in done.stderr
     assert "Traceback" not in done.stderr

@@ -24,7 +24,7 @@ from feedback.kinds.tally import counts
 from feedback.kinds.vote import DOWN, NONE, UP, vote
 from feedback.messages import Message
 from tests.conftest import BY_BASE
-from tests.ui.test_command import as_process, nightschool, refused
+from tests.helpers.commands import as_process, nightschool, refused
 
 SUFFIX = {"arena": ".csv", "open-webui": ".json"}
 

@@ -2,8 +2,6 @@
 
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.kinds import tally
 from feedback.records import adapters, nights
+from tests.helpers.nights import run
 
 KEPT = Path(__file__).parents[1] / "kept" / "v0_1"
 BASE = str(KEPT / "base")
@@ -78,8 +77,7 @@ def test_what_it_wrote_down_is_read_by_todays_names(data: Path) -> None:
 
 
 def test_it_trains(data: Path) -> None:
-    command = [sys.executable, "-m", "training.night", "--data", str(data), "--model", BASE, "--gate", "off", "--again"]
-    done = subprocess.run([*command, "--set", "longest=512", "--set", "epochs=1"], capture_output=True, text=True)
+    done = run(data, BASE, "--gate", "off", "--again", settings=["longest=512", "epochs=1"])
     assert done.returncode == 0, done.stderr
     store = Database(data)
     assert (nights.nights(store, 1)[0].state, nights.nights(store, 1)[0].adapter) == ("done", "night-0003")

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from assistant.models import base_model
 from assistant.models.adapter import read_card
+from assistant.models.base_model import Base
 from feedback.database.database import Database
 from feedback.errors import Refused
 from feedback.records import nights, old_names
 from tests.helpers.small_models import save_adapter
-from tests.helpers.tiny import make_tiny
 from training.algorithms import registry
 
 SETTINGS_NOW = {name for method in registry.every().values() for name in method.config.model_fields}
@@ -36,9 +35,8 @@ def test_old_names_may_be_typed_and_mean_what_they_meant() -> None:
         registry.parse_settings("ppo", ["looks=2"])
 
 
-def test_old_cards_are_read_by_todays_names(tmp_path: Path) -> None:
-    base = base_model.find_base(str(make_tiny(tmp_path / "tiny")))
-    folder = save_adapter(tmp_path / "old", base, 1, r=4, target_modules="all-linear")
+def test_old_cards_are_read_by_todays_names(tmp_path: Path, tiny: Base) -> None:
+    folder = save_adapter(tmp_path / "old", tiny, 1, r=4, target_modules="all-linear")
     card = json.loads((folder / "card.json").read_text())
     card |= {"settings": {"longest": 512, "rank": 4}, "metrics": {"margin": 0.5, "kl_per_token": 0.1, "loss": 0.2}}
     (folder / "card.json").write_text(json.dumps(card))

@@ -14,12 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from assistant.models.base_model import Base
 from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.kinds.comparison import compare
 from tests.conftest import REPOSITORY, two_replies
 from tests.helpers.browser import free_port
-from tests.helpers.tiny import make_tiny
 
 WATCH = """
 import os, sys
@@ -65,10 +65,10 @@ def data(tmp_path: Path) -> Iterator[Path]:
         yield store.data
 
 
-def test_the_server_opens_the_database_through_sqlite_alone(tmp_path: Path, data: Path) -> None:
-    environment, model, port = watched(tmp_path), make_tiny(tmp_path / "tiny"), free_port()
+def test_the_server_opens_the_database_through_sqlite_alone(tmp_path: Path, data: Path, tiny: Base) -> None:
+    environment, port = watched(tmp_path), free_port()
     server = subprocess.Popen(
-        [sys.executable, "-m", "ui.cli", "serve", "--data", str(data), "--model", str(model), "--port", str(port)],
+        [sys.executable, "-m", "ui.cli", "serve", "--data", str(data), "--model", tiny.name, "--port", str(port)],
         env=environment,
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,

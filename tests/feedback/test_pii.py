@@ -11,7 +11,7 @@ from feedback.database.database import Database
 from feedback.kinds.vote import UP, vote
 from feedback.messages import Message
 from tests.conftest import BY_BASE
-from tests.ui.test_command import nightschool
+from tests.helpers.commands import nightschool
 
 
 def test_addresses_and_numbers_are_masked_on_export_and_kept_in_the_ledger(

@@ -22,7 +22,7 @@ from feedback.records import adapters, nights, settings
 from feedback.records.adapters import Adapter
 from feedback.upkeep import privacy
 from tests.conftest import two_replies
-from tests.ui.test_command import nightschool, refused
+from tests.helpers.commands import nightschool, refused
 
 SECRET = "my grandmother's recipe"
 

@@ -25,11 +25,7 @@ And the operate page's, which operators reach by #to-operate, and leave by #to-c
 import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +33,8 @@ from pathlib import Path
 
 import httpx
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+
+from tests.helpers.processes import Process
 
 REPOSITORY = Path(__file__).parents[2]
 START_S = 120.0
@@ -58,31 +56,25 @@ def free_port() -> int:
 
 
 class Server:
-    """`python -m ui.app` on a data folder and a port of its own. `url` is where it answers."""
+    """A server process on a data folder and a port of its own. `url` is where it answers."""
 
     def __init__(self, data: Path, options: Sequence[str] = ()) -> None:
         self.data = data
         self.options = options
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
-        self.output = ""
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Process | None = None
 
     def start(self) -> None:
         """Start it and wait until it says that it answers."""
-        self.output = ""
-        command = [sys.executable, "-m", "ui.app", "--data", str(self.data), "--port", str(self.port), *self.options]
-        with tempfile.NamedTemporaryFile("w", suffix=".log", delete=False) as log:
-            self._process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, text=True)
-        self.output = ""
+        asked = ["--data", str(self.data), "--port", str(self.port), *self.options]
+        self._process = process = Process("ui.app:main", asked, REPOSITORY)
         until = time.monotonic() + START_S
-        while "answers at" not in self.output:
-            self.output = Path(log.name).read_text()
-            if self._process.poll() is not None or time.monotonic() > until:
+        while "answers at" not in process.stdout:
+            if process.poll() is not None or time.monotonic() > until:
                 self.kill()
-                raise RuntimeError(f"the server did not start:\n{self.output}")
-            time.sleep(0.1)
-        Path(log.name).unlink()
+                raise RuntimeError(f"the server did not start:\n{process.stdout}{process.stderr}")
+            time.sleep(0.05)
 
     def answers_by(self) -> str | None:
         """The adapter that answers now; None: the base."""
@@ -92,13 +84,12 @@ class Server:
     def signal(self, number: int) -> None:
         """Send its process a signal."""
         assert self._process is not None
-        self._process.send_signal(number)
+        self._process.signal(number)
 
     def kill(self) -> None:
         """End it as a power cut would."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
+        if self._process is not None:
+            self._process.kill()
         self._process = None
 
 

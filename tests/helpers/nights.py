@@ -1,8 +1,7 @@
 """A night as its command runs it: in this process, which is quick, or in one of its own, which can be killed."""
 
 import io
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
@@ -41,12 +40,3 @@ def run(data: Path, model: str, *options: str, settings: Sequence[str] = ()) -> 
 def start(data: Path, model: str, *options: str, settings: Sequence[str] = ()) -> Process:
     """The same night in a process of its own."""
     return Process(PROGRAM, arguments(data, model, options, settings))
-
-
-def until(what: Callable[[], bool], process: Process, timeout_s: float = 240) -> None:
-    """Wait until something holds, while a process runs."""
-    end = time.monotonic() + timeout_s
-    while not what():
-        assert process.poll() is None, process.stdout + process.stderr
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.02)

@@ -18,14 +18,13 @@ from starlette.routing import Mount
 from assistant.chat.adapter_manager import AdapterManager
 from assistant.chat.assistant import Assistant, open_assistant
 from assistant.models.adapter import CONFIG, PROOF_TEXTS, WEIGHTS, AdapterCard, LoadedAdapter, Proof, write_card
-from assistant.models.base_model import file_sha256
+from assistant.models.base_model import Base, file_sha256
 from assistant.models.chat_template import encode_prompt, encode_reply
 from feedback.accounts import users
 from feedback.database.database import Database, now
 from feedback.messages import Message
 from feedback.records import adapters
 from feedback.records.adapters import Adapter
-from tests.helpers.tiny import make_tiny
 from ui.app import create_app
 
 HERE = "http://127.0.0.1"
@@ -36,10 +35,10 @@ LONG = "word " * 20_000 + "x"  # 100,001 characters
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
+def loaded(tiny: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
     """A small model in memory, exact, once for a file; each test has a store of its own."""
     store = Database(tmp_path_factory.mktemp("loaded"))
-    opened = open_assistant(store, str(make_tiny(tmp_path_factory.mktemp("tiny"))), dtype="float32")
+    opened = open_assistant(store, tiny.name, dtype="float32")
     yield opened
     opened.close()
     store.close()

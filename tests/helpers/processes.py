@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +42,13 @@ class Done:
 class Process:
     """A program of ours, `module:function` called with command-line arguments, in a process of its own."""
 
-    def __init__(self, program: str, arguments: Sequence[str], cwd: Path | None = None, **environment: str) -> None:
+    def __init__(
+        self, program: str, arguments: Sequence[str], cwd: Path | None = None, said: str = "", **environment: str
+    ) -> None:
         folder = Path(tempfile.mkdtemp(prefix="nightschool-test-"))
         self._out, self._err = folder / "stdout", folder / "stderr"
-        whole = (program, list(arguments), str(cwd or Path.cwd()), environment, str(self._out), str(self._err))
+        (folder / "stdin").write_text(said)
+        whole = (program, list(arguments), str(cwd or Path.cwd()), environment, str(folder))
         self._process = _CONTEXT.Process(target=_run, args=whole)
         self._process.start()
         assert self._process.pid is not None
@@ -82,12 +86,22 @@ class Process:
         self._process.join()
 
 
-def _run(program: str, arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
+def until(what: Callable[[], bool], process: Process, timeout_s: float = 240) -> None:
+    """Wait until something holds, while a process runs."""
+    end = time.monotonic() + timeout_s
+    while not what():
+        assert process.poll() is None, process.stdout + process.stderr
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+
+
+def _run(program: str, arguments: list[str], cwd: str, environment: dict[str, str], folder: str) -> None:
     """In the new process: its files, its folder, its environment, its `main`."""
-    for number, path in ((1, out), (2, err)):
-        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        opened = os.open(f"{folder}/{name}", os.O_RDWR | os.O_CREAT, 0o600)
         os.dup2(opened, number)
         os.close(opened)
+    sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     os.chdir(cwd)

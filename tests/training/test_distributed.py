@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,31 +11,60 @@ from safetensors.torch import load_file
 from assistant.models import adapter as on_disk
 from feedback.database.database import Database
 from feedback.records import nights
-from tests.helpers.tiny import make_tiny
+from tests.helpers.browser import free_port
+from tests.helpers.nights import PROGRAM, arguments
+from tests.helpers.processes import Done, Process
 from tests.training.test_night import last, say
 
-ALONE = [sys.executable, "-m"]
-TWO = [
+LAUNCH = [
     *[sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
-    *["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"],
+    *["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "training.night"],
 ]
 FEW = ["min_steps=4", "epochs=1", "batch_size=4", "evals_per_epoch=1", "learning_rate=1e-2", "kl_budget=50"]
-SETTINGS = [part for each in FEW for part in ("--set", each)]
+Night = Callable[..., Done]
 
 
-def night(launch: list[str], data: Path, model: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [*launch, "training.night", "--data", str(data), "--model", str(model), "--gate", "off", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+def launched(*asked: str) -> Done:
+    """Two processes that `accelerate launch` starts."""
+    done = subprocess.run([*LAUNCH, *asked], capture_output=True, text=True, timeout=300, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
-def test_two_processes_learn_what_one_learns(tmp_path):
-    model = make_tiny(tmp_path / "model")
+def told(*asked: str) -> Done:
+    """Two processes that are told what `accelerate launch` tells them."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    both = [
+        Process(PROGRAM, asked, **meeting, RANK=str(each), LOCAL_RANK=str(each), LOCAL_WORLD_SIZE="2")
+        for each in range(2)
+    ]
+    done = [each.wait(120) for each in both]
+    return Done(
+        max(abs(each.returncode) for each in done),
+        "".join(each.stdout for each in done),
+        "".join(each.stderr for each in done),
+    )
+
+
+@pytest.fixture(params=[told, pytest.param(launched, marks=pytest.mark.soak)])
+def two(request) -> Night:
+    return request.param
+
+
+def one(*asked: str) -> Done:
+    return Process(PROGRAM, asked).wait(120)
+
+
+def asked(data: Path, model: str, *options: str, settings: Sequence[str] = ()) -> list[str]:
+    return arguments(data, model, ["--gate", "off", *options], settings)
+
+
+def test_two_processes_learn_what_one_learns(tmp_path, tiny, two):
     found = {}
-    for name, launch in (("one", ALONE), ("two", TWO)):
+    for name, night in (("one", one), ("two", two)):
         store = say(tmp_path / name)
-        done = night(launch, tmp_path / name, model, *SETTINGS)
+        done = night(*asked(tmp_path / name, tiny.name, settings=FEW))
         assert done.returncode == 0, done.stdout + done.stderr
-        assert ("2 processes" in done.stdout) is (launch is TWO)
+        assert ("2 processes" in done.stdout) is (name == "two")
         assert last(store).state == "done"
         weights = load_file(tmp_path / name / "adapters" / "night-0001" / on_disk.WEIGHTS)
         found[name] = [each["loss"] for each in nights.night_steps(store, 1)], weights
@@ -47,18 +77,17 @@ def test_two_processes_learn_what_one_learns(tmp_path):
         assert (each - shared_weights[name]).norm() < 0.05 * each.norm(), name
 
 
-def test_a_dry_run_lets_all_processes_go(tmp_path):
+def test_a_dry_run_lets_all_processes_go(tmp_path, tiny, two):
     say(tmp_path / "data").close()
-    done = night(TWO, tmp_path / "data", make_tiny(tmp_path / "model"), "--dry-run")
+    done = two(*asked(tmp_path / "data", tiny.name, "--dry-run"))
     assert done.returncode == 0, done.stderr
     assert "would train on" in done.stdout
 
 
 @pytest.mark.soak
-def test_a_night_of_two_processes_that_leaves_the_numbers_is_written_down(tmp_path):
+def test_a_night_of_two_processes_that_leaves_the_numbers_is_written_down(tmp_path, tiny):
     store = say(tmp_path / "data")
-    few = [*SETTINGS, "--set", "learning_rate=1e30"]
-    done = night(TWO, tmp_path / "data", make_tiny(tmp_path / "model"), *few)
+    done = launched(*asked(tmp_path / "data", tiny.name, settings=[*FEW, "learning_rate=1e30"]))
     assert done.returncode != 0
     assert last(store).state == "failed"
     assert "try a lower learning_rate" in last(store).reason
@@ -66,9 +95,9 @@ def test_a_night_of_two_processes_that_leaves_the_numbers_is_written_down(tmp_pa
     store.close()
 
 
-def test_what_several_processes_cannot_do_is_refused(tmp_path):
+def test_what_several_processes_cannot_do_is_refused(tmp_path, tiny, two):
     store = Database(tmp_path / "data")
-    done = night(TWO, tmp_path / "data", make_tiny(tmp_path / "model"), "--method", "ppo")
+    done = two(*asked(tmp_path / "data", tiny.name, "--method", "ppo"))
     assert done.returncode != 0
     assert "ppo is for one process" in done.stderr
     assert nights.nights(store) == []

@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
-from assistant.models.base_model import Base, find_base
+from assistant.models.base_model import Base
 from feedback.example_types import Answer, Examples, PreferencePair
 from feedback.messages import Message
 from tests.feedback.test_split import QUESTIONS
-from tests.helpers.tiny import make_tiny
 from tests.training.test_gate import KIND, RUDE
 from training.algorithms.dpo_kto import PreferenceConfig, PreferenceTrainer
 from training.data.scoring import gains_of
@@ -25,11 +24,6 @@ from training.night.learning import make_encoder
 SETTINGS = PreferenceConfig(
     epochs=4, min_steps=1, batch_size=4, evals_per_epoch=1, patience=1, kl_budget=50, learning_rate=5e-3
 )
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Base:
-    return find_base(str(make_tiny(tmp_path_factory.mktemp("tiny") / "model")))
 
 
 def backbone_of(tiny: Base) -> Backbone:

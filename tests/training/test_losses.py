@@ -235,13 +235,6 @@ class Given(nn.Module):
         return self.answers.pop(0)
 
 
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory):
-    from tests.helpers.tiny import make_tiny
-
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
-
-
 def quiet(config: Any, folder: Any, **options: Any) -> Any:
     return config(output_dir=str(folder), report_to=[], use_cpu=True, bf16=False, disable_tqdm=True, **options)
 
@@ -270,12 +263,12 @@ def dpo_batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "ipo", "hinge", "robust", "sigmoid_norm", "sft"])
-def test_dpo_and_its_kin_equal_trl(kind, tiny_model, tmp_path):
+def test_dpo_and_its_kin_equal_trl(kind, tiny, tmp_path):
     datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
     rows = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     smoothing = 0.1 if kind == "robust" else 0.0
     asked = {"loss_type": [kind], "beta": 0.3, "label_smoothing": smoothing, "precompute_ref_log_probs": False}
-    trainer = trl.DPOTrainer(str(tiny_model), args=quiet(trl.DPOConfig, tmp_path, **asked), train_dataset=rows)
+    trainer = trl.DPOTrainer(str(tiny.path), args=quiet(trl.DPOConfig, tmp_path, **asked), train_dataset=rows)
     trainer.precompute_ref_logps = True  # taken from the batch
     inputs, per_token = dpo_batch()
     theirs = trainer._compute_loss(Given(answer(per_token)), dict(inputs), return_outputs=False)
@@ -298,12 +291,12 @@ def test_dpo_and_its_kin_equal_trl(kind, tiny_model, tmp_path):
     assert float(ours.mean()) == pytest.approx(float(theirs), abs=1e-6)
 
 
-def test_the_reward_loss_equals_trl(tiny_model, tmp_path):
+def test_the_reward_loss_equals_trl(tiny, tmp_path):
     datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
     from transformers import AutoModelForSequenceClassification
 
     rows = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
-    model = AutoModelForSequenceClassification.from_pretrained(str(tiny_model), num_labels=1)
+    model = AutoModelForSequenceClassification.from_pretrained(str(tiny.path), num_labels=1)
     config = quiet(trl.RewardConfig, tmp_path, center_rewards_coefficient=0.01)
     trainer = trl.RewardTrainer(model, args=config, train_dataset=rows)
     scores, margin = t(1.0, -0.5, 0.2, 0.4), t(0.3, 0.0)
@@ -313,13 +306,13 @@ def test_the_reward_loss_equals_trl(tiny_model, tmp_path):
     assert float(ours) == pytest.approx(float(theirs), abs=1e-6)
 
 
-def test_kto_equals_trl(tiny_model, tmp_path):
+def test_kto_equals_trl(tiny, tmp_path):
     datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
     rows = datasets.Dataset.from_list([{"prompt": "a", "completion": "b", "label": each} for each in (True, False)])
     config = quiet(
         trl.KTOConfig, tmp_path, beta=0.2, desirable_weight=1.2, undesirable_weight=0.7, per_device_train_batch_size=2
     )
-    trainer = trl.KTOTrainer(str(tiny_model), args=config, train_dataset=rows)
+    trainer = trl.KTOTrainer(str(tiny.path), args=config, train_dataset=rows)
     trainer.precompute_ref_logps = True
     policy, mismatched = -r(3, 4, seed=3).detach().abs(), -r(3, 4, seed=4).detach().abs()
     labels, ref, ref_mismatched = torch.tensor([True, False, True]), t(-2, -3, -1), t(-4.5, -4, -5)

@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from assistant.models import adapter as on_disk
+from assistant.models.base_model import Base
 from feedback import plugins
 from feedback.database.database import Database
 from feedback.errors import Refused
@@ -19,8 +20,8 @@ from feedback.example_types import KINDS
 from feedback.records import methods, nights
 from feedback.records.methods import word_of
 from tests.conftest import REPOSITORY
+from tests.helpers.nights import arguments, run
 from tests.helpers.over_http import assistant, key, loaded, web
-from tests.helpers.tiny import make_tiny
 from tests.training.test_night import last, one_sentence, say
 from training.algorithms import registry
 from training.loop.config import Config, in_lines
@@ -79,22 +80,19 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def imported(toy: None) -> Iterator[None]:
-    """The same in this process, as a server does when it begins."""
+    """The same in this process, as a server or a night does when it begins."""
     plugins.load()
     yield
     del methods.FACTS["toy"], registry._METHODS["toy"], sys.modules["toy_method"]
 
 
-def night(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "ui.cli", "night", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-
-
-def test_a_method_from_one_file_makes_an_adapter(toy: None, tmp_path: Path) -> None:
-    data, model = tmp_path / "data", make_tiny(tmp_path / "model")
+def test_a_method_from_one_file_makes_an_adapter(toy: None, tmp_path: Path, tiny: Base) -> None:
+    data = tmp_path / "data"
     store = say(data)
 
-    done = night("--data", str(data), "--model", str(model), "--method", "toy", "--gate", "off", "--set", "push=2")
+    asked = arguments(data, tiny.name, ["--method", "toy", "--gate", "off"], ["push=2"])
+    command = [sys.executable, "-P", "-m", "ui.cli", "night", *asked]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
     assert done.returncode == 0, done.stderr
     assert (last(store).state, last(store).method, last(store).adapter) == ("done", "toy", "night-0001")
@@ -107,12 +105,14 @@ def test_a_method_from_one_file_makes_an_adapter(toy: None, tmp_path: Path) -> N
     store.close()
 
 
-def test_its_help_and_its_settings_are_listed_and_a_value_out_of_range_is_refused(toy: None, tmp_path: Path) -> None:
-    helped = " ".join(night("--help").stdout.split())
+def test_its_help_and_its_settings_are_listed_and_a_value_out_of_range_is_refused(
+    imported: None, tmp_path: Path, tiny: Base
+) -> None:
+    helped = " ".join(run(tmp_path, tiny.name, "--help").stdout.split())
     assert "toy: demonstrations, one at a time" in helped
-    listed = night("--method", "toy", "--settings").stdout
+    listed = run(tmp_path, tiny.name, "--method", "toy", "--settings").stdout
     assert "push=1.0  how hard it pushes (above 0, at most 10)" in listed
-    refused = night("--data", str(tmp_path / "data"), "--method", "toy", "--set", "push=11")
+    refused = run(tmp_path, tiny.name, "--method", "toy", settings=["push=11"])
     assert refused.returncode == 2
     assert one_sentence(refused.stderr)
     assert "push must be at most 10, not 11.0" in refused.stderr
@@ -131,11 +131,11 @@ def test_the_api_starts_a_night_of_it(imported: None, web: TestClient, store: Da
     assert begun.json()["method"] == "toy"
 
 
-def test_a_plugin_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Base) -> None:
     monkeypatch.setenv("NIGHTSCHOOL_PLUGINS", "no_such_module_anywhere")
     with pytest.raises(Refused, match="NIGHTSCHOOL_PLUGINS names 'no_such_module_anywhere'"):
         plugins.load()
-    refused = night("--help")
+    refused = run(tmp_path, tiny.name, "--help")
     assert (refused.returncode, one_sentence(refused.stderr)) == (2, True)
 
 

@@ -25,7 +25,8 @@ from feedback.kinds.vote import DOWN, UP, vote
 from feedback.messages import Message
 from feedback.records import adapters, nights
 from feedback.records.nights import Night
-from tests.helpers.nights import run, start, until
+from tests.helpers.nights import run, start
+from tests.helpers.processes import until
 from training.algorithms.dpo_kto import PreferenceConfig, PreferenceTrainer
 from training.data.tokenize import Encoder, tokenize
 from training.loop.loop import train

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from assistant.models import base_model
-from assistant.models.base_model import Base, find_base
-from tests.helpers.tiny import make_tiny
+from assistant.models.base_model import Base
 from training.algorithms import ppo, rloo
 from training.loop import checkpoint
 from training.loop.loop import Report, train
@@ -26,11 +25,6 @@ from training.rollouts.sign_check import SignFlipped, require_right_sign
 PROMPTS = [[1, 20 + at, 30 + at, 40] for at in range(6)]
 SMALL = {"prompts": 6, "replies": 8, "max_completion_length": 4, "rank": 4, "alpha": 8, "learning_rate": 2e-2}
 SMALL |= {"temperature": 0.4, "require_eos": 0}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Base:
-    return find_base(str(make_tiny(tmp_path_factory.mktemp("tiny") / "model")))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.records import adapters, nights
-from tests.helpers.nights import run, start, until
+from tests.helpers.nights import run, start
+from tests.helpers.processes import until
 from tests.training.test_night import last, one_sentence, say
 from training.algorithms.reward_model import RewardConfig
 from training.model import reward_heads

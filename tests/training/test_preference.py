@@ -6,9 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from assistant.models.base_model import Base, find_base
 from feedback.errors import Refused
-from tests.helpers.tiny import make_tiny
 from training.algorithms import dpo_kto
 from training.algorithms.dpo_kto import LOSSES, Loss, PreferenceConfig
 from training.algorithms.registry import parse_settings
@@ -21,9 +19,8 @@ BETA = 0.3
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> Backbone:
-    base: Base = find_base(str(make_tiny(tmp_path_factory.mktemp("tiny") / "model")))
-    made = Backbone(base, torch.float32, "cpu", rank=4, alpha=8, seed=0)
+def backbone(tiny) -> Backbone:
+    made = Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
     with torch.no_grad():  # moved, so that policy and reference differ
         for name, each in made.parameters().items():
             if "lora_B" in name:

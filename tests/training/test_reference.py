@@ -6,12 +6,10 @@ import pytest
 import sqlite_utils
 import torch
 
-from assistant.models.base_model import Base, find_base
 from feedback.database.database import Database
 from feedback.database.migrations import steps
 from feedback.records import reference_logprobs as kept
 from tests.feedback.test_split import QUESTIONS
-from tests.helpers.tiny import make_tiny
 from tests.training.test_early_stopping import examples_of
 from training.algorithms.dpo_kto import PreferenceConfig, PreferenceTrainer
 from training.loop.loop import train
@@ -23,8 +21,7 @@ ROWS = [Row([1, 5, 6], [[7, 8], [9]]), Row([1, 5], [[7, 8, 4]])]
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> Backbone:
-    tiny: Base = find_base(str(make_tiny(tmp_path_factory.mktemp("tiny") / "model")))
+def backbone(tiny) -> Backbone:
     return Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
 
 

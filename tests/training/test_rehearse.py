@@ -1,8 +1,6 @@
 """The rehearsal: its rater's plain rules, and the whole of it once, at its smallest true size, as a user runs it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from feedback.database.database import Database
 from feedback.errors import Refused
 from feedback.kinds.tally import counts
 from feedback.records import nights
+from tests.helpers.processes import Done, Process
 from training.evaluation.text_quality import flaw, is_repetitive, whole_words
 from training.rehearsal import preference_rule
 from training.rehearsal.run import PROMPTS, interval, questions
@@ -131,12 +130,11 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["kept"]
 
 
-def rehearse(data: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "training.rehearsal.run", "--data", str(data), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+def rehearse(data: Path, *options: str) -> Done:
+    return Process("training.rehearsal.run:main", ["--data", str(data), *options]).wait(600)
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_a_rehearsal_goes_the_way_of_people_and_reports_what_it_found(tmp_path):
     data = tmp_path / "data"
     small = ["--comparisons", "16", "--prompts", "4", "--max-tokens", "16"]

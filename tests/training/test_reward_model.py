@@ -8,12 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from assistant.models.base_model import Base, find_base
+from assistant.models.base_model import Base
 from feedback.errors import Refused
 from feedback.example_types import TIE, Answer, Examples, PreferencePair
 from feedback.messages import Message
 from tests.feedback.test_split import QUESTIONS
-from tests.helpers.tiny import make_tiny
 from tests.training.test_gate import KIND, RUDE
 from training.algorithms import reward_model
 from training.algorithms.dpo_kto import PreferenceConfig
@@ -30,11 +29,6 @@ from training.model.reward_heads import RewardCard, RewardModels, ScoreHead
 from training.night.learning import make_encoder
 
 SETTINGS = RewardConfig(ensemble_size=2, learning_rate=5e-3, epochs=3, batch_size=4, rank=4, alpha=8)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Base:
-    return find_base(str(make_tiny(tmp_path_factory.mktemp("tiny") / "model")))
 
 
 def backbone_of(tiny: Base) -> Backbone:

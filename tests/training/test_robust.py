@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from assistant.models.base_model import Base, find_base
+from assistant.models.base_model import Base
 from tests.feedback.test_split import QUESTIONS
-from tests.helpers.tiny import make_tiny
 from tests.training.test_early_stopping import examples_of
 from tests.training.test_reward_model import examples_of as reward_examples_of
 from training.algorithms import dpo_kto, ppo, reward_model, rloo
@@ -24,11 +23,6 @@ from training.model.policy import Backbone
 from training.rollouts.sampler import Collapsed, Rollout, require_life
 
 STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Base:
-    return find_base(str(make_tiny(tmp_path_factory.mktemp("tiny") / "model")))
 
 
 class Faulty(Backbone):

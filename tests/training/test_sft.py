@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from assistant.models.base_model import Base, find_base
+from assistant.models.base_model import Base
 from feedback.example_types import TIE, Answer, Demonstration, Examples, PreferencePair, UnpairedExample
 from feedback.examples.split import split
 from feedback.messages import Message
 from feedback.records import adapters
 from tests.conftest import PLACES
 from tests.feedback.test_split import QUESTIONS
-from tests.helpers.tiny import make_tiny
-from tests.training.test_night import SMALL, last, run, say
+from tests.helpers.nights import run
+from tests.training.test_night import SMALL, last, say
 from training.algorithms import sft
 from training.data.tokenize import TokenizedExample, tokenize
 from training.loop.loop import train
@@ -23,11 +23,6 @@ from training.night import run_dir
 from training.night.learning import make_encoder
 from training.night.planner import used_by
 from training.night.run_dir import Plan
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Base:
-    return find_base(str(make_tiny(tmp_path_factory.mktemp("tiny") / "model")))
 
 
 def backbone_of(tiny: Base) -> Backbone:
@@ -138,7 +133,7 @@ def test_a_demonstration_and_its_correction_are_in_the_same_part():
 
 def test_a_night_of_imitation_learns_from_the_correction_alone(tiny, tmp_path):
     store = say(tmp_path)
-    done = run(tmp_path, "--method", "sft", "--model", tiny.name, settings=SMALL)
+    done = run(tmp_path, tiny.name, "--method", "sft", settings=SMALL)
     assert done.returncode == 0, done.stderr
     night = last(store)
     assert (night.state, night.adapter) == ("done", "night-0001")

@@ -1,12 +1,9 @@
 """The server as a process: starting, refusing to start, answering, ending."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +22,7 @@ from feedback.errors import Refused
 from feedback.records import adapters, settings
 from tests.conftest import REPOSITORY
 from tests.helpers.over_http import HERE, assistant, loaded, make_adapter
+from tests.helpers.processes import Process, until
 from ui.app import create_app, look_for_promotions
 
 __all__ = ["assistant", "loaded"]  # fixtures
@@ -32,33 +30,25 @@ STORY = [{"role": "user", "content": "Tell me a very long story about a lighthou
 STREAMED = {"model": "nightschool", "messages": STORY, "max_tokens": 400, "temperature": 0, "stream": True}
 
 
-def command(data: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "ui.app", "--data", str(data), "--port", "0", *options]
-
-
 @contextmanager
-def serving(data: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(data: Path, *options: str) -> Iterator[tuple[Process, str]]:
     """A server as its own process, and where it answers."""
-    process = subprocess.Popen(command(data, *options), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    process = Process("ui.app:main", ["--data", str(data), "--port", "0", *options], REPOSITORY)
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("Nightschool answers at http://127.0.0.1:"), line
-        yield process, line.split()[-1]
+        until(lambda: "\n" in process.stdout, process)
+        assert process.stdout.startswith("Nightschool answers at http://127.0.0.1:"), process.stdout
+        yield process, process.stdout.splitlines()[0].split()[-1]
     finally:
         process.kill()
-        process.wait()
 
 
 def refused(data: Path, *options: str, **environ: str) -> str:
     """What a server says that does not start: one sentence."""
-    run = subprocess.run(
-        command(data, *options), cwd=REPOSITORY, env=os.environ | environ, capture_output=True, text=True, timeout=120
-    )
-    assert (run.returncode, run.stdout) == (2, ""), run.stderr
-    assert len(run.stderr.strip().splitlines()) == 1, run.stderr
-    assert "Traceback" not in run.stderr
-    return run.stderr
+    done = Process("ui.app:main", ["--data", str(data), "--port", "0", *options], REPOSITORY, **environ).wait(120)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
 
 
 def started_stream(url: str, client: httpx.Client) -> Iterator[dict[str, object]]:
@@ -71,13 +61,13 @@ def started_stream(url: str, client: httpx.Client) -> Iterator[dict[str, object]
 
 def finish_of(data: Path, reply: str, within_s: float = 10.0) -> str:
     """How a reply ended, as the store has it."""
-    until = time.monotonic() + within_s
+    end = time.monotonic() + within_s
     with closing(Database(data)) as store:
         while True:
             try:
                 return conversations.provenance(store, reply).finish
             except Refused:
-                if time.monotonic() > until:
+                if time.monotonic() > end:
                     raise
                 time.sleep(0.1)
 
@@ -85,9 +75,11 @@ def finish_of(data: Path, reply: str, within_s: float = 10.0) -> str:
 # As a process
 
 
-def test_a_client_that_goes_away_stops_its_reply_and_the_end_of_the_server_every_other(tmp_path: Path) -> None:
+def test_a_client_that_goes_away_stops_its_reply_and_the_end_of_the_server_every_other(
+    tmp_path: Path, model: str
+) -> None:
     data = tmp_path / "data"
-    with serving(data) as (process, url), httpx.Client() as client:
+    with serving(data, "--model", model) as (process, url), httpx.Client() as client:
         # 1. a reader who leaves after some words
         events = started_stream(url, client)
         _, left, *_ = (next(events)["id"] for _ in range(5))
@@ -97,8 +89,8 @@ def test_a_client_that_goes_away_stops_its_reply_and_the_end_of_the_server_every
         # 2. the same for one who waits for the whole
         with pytest.raises(httpx.ReadTimeout):
             client.post(f"{url}/v1/chat/completions", json=STREAMED | {"stream": False}, timeout=1)
-        until = time.monotonic() + 10
-        while "nightschool_chats_active 0.0" not in client.get(f"{url}/metrics").text and time.monotonic() < until:
+        end = time.monotonic() + 10
+        while "nightschool_chats_active 0.0" not in client.get(f"{url}/metrics").text and time.monotonic() < end:
             time.sleep(0.1)
         assert "nightschool_chats_active 0.0" in client.get(f"{url}/metrics").text
 
@@ -106,10 +98,10 @@ def test_a_client_that_goes_away_stops_its_reply_and_the_end_of_the_server_every
         events = started_stream(url, client)
         _, cut, *_ = (next(events)["id"] for _ in range(5))
         told = time.monotonic()
-        process.send_signal(signal.SIGTERM)
+        process.signal(signal.SIGTERM)
         with suppress(httpx.HTTPError):
             assert list(events) is not None  # reads on until the server hangs up
-        assert process.wait(timeout=20) == 0
+        assert process.wait(20).returncode == 0
         assert time.monotonic() - told < 10
     assert finish_of(data, str(cut)) == "cancelled"
 
@@ -172,8 +164,8 @@ def test_a_promotion_made_elsewhere_is_loaded_without_a_message(assistant: Assis
     looking = threading.Thread(target=look_for_promotions, args=(assistant, over))
     looking.start()
     adapters.promote(store, name, None, "by another process", {})
-    until = time.monotonic() + 20
-    while name not in assistant.adapters.loaded() and time.monotonic() < until:
+    end = time.monotonic() + 20
+    while name not in assistant.adapters.loaded() and time.monotonic() < end:
         time.sleep(0.05)
     over.set()
     looking.join()

@@ -15,7 +15,7 @@ from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.records import nights
 from tests.conftest import two_replies
-from tests.ui.test_command import as_process, nightschool, refused
+from tests.helpers.commands import as_process, nightschool, refused
 from ui.cli import main as tree
 from ui.cli.programs import Program
 

@@ -48,7 +48,7 @@ def answered_by(visitor: Visitor) -> tuple[str, str]:
 
 
 @pytest.mark.browser
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(1500)
 def test_a_cron_due_in_a_minute_trains_judges_promotes_and_the_next_reply_is_the_new_adapters(tmp_path: Path) -> None:
     with serving(tmp_path / "data", ["--side-by-side", "0"]) as server, chromium() as browser:

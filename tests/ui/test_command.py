@@ -1,48 +1,14 @@
 """The command line as a user types it: what it says, and how it ends."""
 
-import io
 import json
-import os
-import subprocess
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-
-import pytest
 
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.database.database import Database, now
 from feedback.records import adapters, settings
 from feedback.records.adapters import Adapter
-from ui.cli.main import main
-
-
-def nightschool(*arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command here, as a process for each takes seconds; what came of it."""
-    assert arguments[:1] not in (("night",), ("rehearse",)), "these become another program"
-    out, err, mask = io.StringIO(), io.StringIO(), os.umask(0o022)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "stdin", io.StringIO(said))
-        try:
-            status = main(arguments)
-        finally:
-            os.umask(mask)
-    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
-
-
-def as_process(*arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command as a user does."""
-    command = [sys.executable, "-m", "ui.cli", *arguments]
-    return subprocess.run(command, input=said, capture_output=True, text=True, timeout=300, check=False)
-
-
-def refused(done: subprocess.CompletedProcess[str], says: str) -> None:
-    """It ended with status 2 and one sentence."""
-    assert done.returncode == 2, done
-    assert says in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stderr
+from tests.helpers.commands import as_process, nightschool, refused
 
 
 def announced(store: Database, name: str, verdict: str = "candidate") -> None:

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from assistant.models.base_model import Base
 from tests.helpers.browser import Server, Visitor, chromium, serving
-from tests.helpers.tiny import make_tiny
 from ui.gradio_guard import ROUTES
 
 pytestmark = pytest.mark.browser
@@ -37,9 +37,8 @@ def path_of(url: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    model = make_tiny(tmp_path_factory.mktemp("tiny"))
-    with serving(tmp_path_factory.mktemp("served"), ["--model", str(model)]) as started:
+def server(tiny: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("served"), ["--model", tiny.name]) as started:
         yield started
 
 

@@ -29,7 +29,7 @@ from feedback.records import nights
 from feedback.records.nights import Night
 from feedback.upkeep import schedules
 from tests.conftest import REPOSITORY, two_replies
-from tests.ui import test_command
+from tests.helpers import commands
 from ui.schedule.crontab import next_times, weekdays
 from ui.schedule.schedule import Schedule, change, check
 
@@ -835,12 +835,12 @@ def test_a_whole_wish_is_checked_in_one_place_and_changes_nothing_when_refused(s
 
 
 def nightschool(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return test_command.nightschool("schedule", *arguments, "--data", str(data))
+    return commands.nightschool("schedule", *arguments, "--data", str(data))
 
 
 def test_the_command_sets_shows_and_switches_the_schedule(store):
     asked = ("--cron", "0 3 * * 1", "--time-zone", "Europe/Berlin", "--grace-minutes", "30", "--every-new", "50")
-    assert test_command.as_process("schedule", "set", *asked, "--data", str(store.data)).returncode == 0
+    assert commands.as_process("schedule", "set", *asked, "--data", str(store.data)).returncode == 0
     assert nightschool(store.data, "set", "--every-new", "20").returncode == 0  # the rest stays
     schedules.claim(store, "clock", TUESDAY_AT_3, "skipped", "nobody has rated a reply yet")
     shown = nightschool(store.data).stdout

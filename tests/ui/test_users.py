@@ -19,8 +19,8 @@ from feedback.errors import Conflict, NotFound, Refused
 from feedback.kinds.comparison import compare, standing_choice
 from feedback.records import adapters
 from tests.conftest import two_replies
+from tests.helpers.commands import as_process, nightschool, refused
 from tests.helpers.over_http import HERE, assistant, key, loaded, rows
-from tests.ui.test_command import as_process, nightschool, refused
 from ui.app import create_app
 
 __all__ = ["assistant", "loaded"]  # fixtures

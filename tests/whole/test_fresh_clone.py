@@ -59,7 +59,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(1500)
 def test_from_a_fresh_clone_one_chats_and_rates_and_a_restart_loses_nothing(tmp_path: Path) -> None:
     clone, data, port = cloned(tmp_path / "clone"), tmp_path / "data", free_port()

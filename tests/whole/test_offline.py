@@ -48,7 +48,7 @@ def test_the_watch_sees_an_outside_address(outside: Path) -> None:
     assert "192.0.2.1" in outside.read_text()
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_chat_rating_night_and_promotion_ask_nobody_outside(outside: Path, tmp_path: Path) -> None:
     Database(tmp_path / "data").close()  # with the tests' secret: the one conversation teaches
     with serving(tmp_path / "data") as server, httpx.Client(base_url=server.url, timeout=120) as client:

@@ -1,23 +1,23 @@
-"""The losses and estimates of policies that learn from what they sample: REINFORCE, RLOO and PPO, as pure functions.
+"""Losses and estimates of on-policy methods (REINFORCE, RLOO and PPO), as pure functions.
 
-R replies of at most T tokens; tensors of (R, T) come with a mask (R, T), true at a reply's own tokens. Log-probs, KL
-and entropy are in nats. Losses come back a token, unreduced, and 0 where the mask is false; `masked_mean` reduces them.
+R replies of at most T tokens; (R, T) tensors come with a mask (R, T), true at a reply's own tokens. Log-probs, KL and
+entropy are in nats. Losses are per token, unreduced, and 0 where the mask is false; `masked_mean` reduces them.
 """
 
 import torch
 from torch import Tensor
 
-EPSILON = 1e-8  # under the root of a variance, as in the code of arXiv 1909.08593
+EPSILON = 1e-8  # added to a variance under the root, as in the code of arXiv 1909.08593
 
 
 def masked_mean(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The mean over tokens (R, T) of all replies; with `weights` (R,) each token counts as its reply does."""
+    """The mean over the tokens (R, T) of all replies; `weights` (R,) weigh each token by its reply."""
     share = mask.to(values.dtype) * (1.0 if weights is None else weights[:, None])
     return (share * values).sum() / share.sum().clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Values (R, T) at variance 1 over the mask, their mean taken to 0 or (`shift_mean` false) left where it is.
+    """Scale values (R, T) to variance 1 over the mask; their mean becomes 0, or stays if `shift_mean` is false.
 
     The variance is the biased one, as in the code of arXiv 1909.08593.
     """
@@ -30,17 +30,17 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 
 def replaced_scores(scores: Tensor, ended: Tensor, instead: float = -1.0) -> Tensor:
-    """Scores (R,), of a reply that did not end by itself (`ended` false) `instead`: detail 23 of arXiv 2403.17031.
+    """Replace the scores (R,) of replies that did not end by themselves with `instead`: detail 23 of arXiv 2403.17031.
 
-    Replaced, not lowered: what a reward model says of half a reply counts for nothing.
+    Replaced, not lowered: a reward model's score of an unfinished reply means nothing.
     """
     return torch.where(ended, scores, torch.full_like(scores, instead))
 
 
 def token_rewards(scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """-beta log(policy / ref) at every token, and the score at the last: (R, T), section 2.2 of arXiv 1909.08593.
+    """-beta log(policy / ref) at every token, plus the score at the last: (R, T), section 2.2 of arXiv 1909.08593.
 
-    `scores` are (R,); the log-probs (R, T) are those of the policy that sampled and of the reference.
+    `scores` are (R,); the log-probs (R, T) are those of the policy that sampled and of the reference model.
     """
     rewards = torch.where(mask, -beta * (log_probs - ref_log_probs), 0.0)
     last = mask.sum(-1) - 1
@@ -50,7 +50,7 @@ def token_rewards(scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, mask
 def next_kl_coefficient(beta: float, kl: float, target: float, replies: int, horizon: int) -> float:
     """The adaptive controller of arXiv 1909.08593, section 2.2: beta (1 + clip(kl / target - 1, +-0.2) n / horizon).
 
-    `kl` and `target` are in the same unit, here nats a token; `replies` were sampled since the last time.
+    `kl` and `target` are in the same unit, here nats a token; n is `replies`, those sampled since the last update.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return beta * (1 + error * replies / horizon)
@@ -60,7 +60,7 @@ def next_kl_coefficient(beta: float, kl: float, target: float, replies: int, hor
 
 
 def rloo_advantages(rewards: Tensor) -> Tensor:
-    """Each reply's reward over the mean of the others to its prompt: (P, K) from (P, K), eq. 8 of arXiv 2402.14740.
+    """Each reply's reward minus the mean of the prompt's other replies: (P, K) from (P, K), eq. 8 of arXiv 2402.14740.
 
     K is at least 2.
     """
@@ -69,9 +69,9 @@ def rloo_advantages(rewards: Tensor) -> Tensor:
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
-    """Advantages and returns (R, T) of rewards and values (R, T): eq. 16 of arXiv 1506.02438.
+    """Advantages and returns (R, T) from rewards and values (R, T): eq. 16 of arXiv 1506.02438.
 
-    After a reply's last token there is nothing to come: value 0. Returns are advantages and values together.
+    The value after a reply's last token is 0. Returns are advantages plus values.
     """
     rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
     advantages = torch.zeros_like(values)
@@ -87,26 +87,26 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda:
 
 
 def reinforce_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
-    """-A log p, of Williams, 1992: advantages have no gradient. Any one shape in, the same out."""
+    """-A log p (Williams, 1992), without gradient through the advantages; inputs and output share any one shape."""
     return -advantages.detach() * log_probs
 
 
 def ppo_policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip: float) -> Tensor:
-    """max(-A r, -A clip(r, 1 +- clip)), eq. 7 of arXiv 1707.06347, r = p / p_old; one shape in, the same out."""
+    """max(-A r, -A clip(r, 1 +- clip)), r = p / p_old, eq. 7 of arXiv 1707.06347; inputs and output share one shape."""
     ratio = (log_probs - old_log_probs).exp()
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
 
 
 def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Half the larger of the squared errors of the value and of the value kept within `clip` of the old one.
+    """Half the larger of the squared errors of the value and of the value clipped to within `clip` of the old one.
 
-    As in the code of arXiv 1909.08593 (arXiv 2403.17031, table 5); one shape in, the same out.
+    As in the code of arXiv 1909.08593 (arXiv 2403.17031, table 5); inputs and output share one shape.
     """
     near = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
 
 
-# What is looked at
+# Metrics
 
 
 def kl_per_position(policy_logits: Tensor, ref_logits: Tensor) -> Tensor:
@@ -116,13 +116,13 @@ def kl_per_position(policy_logits: Tensor, ref_logits: Tensor) -> Tensor:
 
 
 def entropy_per_position(logits: Tensor) -> Tensor:
-    """(N,) nats from logits (N, V)."""
+    """Entropy: (N,) nats from logits (N, V)."""
     log_probs = logits.float().log_softmax(-1)
     return -(log_probs.exp() * log_probs).sum(-1)
 
 
 def approx_kl(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> Tensor:
-    """Half the mean squared log-ratio of the two policies, nats a token: a scalar, as in 1909.08593's code."""
+    """Half the mean squared log-ratio of two policies, nats a token: a scalar, as in the code of arXiv 1909.08593."""
     return 0.5 * masked_mean((log_probs - old_log_probs) ** 2, mask)
 
 
@@ -133,7 +133,7 @@ def clip_fraction(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, clip: 
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - var(returns - values) / var(returns): 1 where values tell returns, 0 or less where they tell nothing."""
+    """1 - var(returns - values) / var(returns): 1 if values predict returns exactly, 0 or less if not at all."""
 
     def variance(of: Tensor) -> Tensor:
         return masked_mean((of - masked_mean(of, mask)) ** 2, mask)

@@ -1,7 +1,7 @@
-"""The losses of learning from demonstrations, preferences and thumbs, as pure functions on tensors.
+"""Losses for demonstrations, preferences and thumbs, as pure functions on tensors.
 
-B replies or pairs; a log-prob is the sum over a reply's tokens, in nats, end of turn included; a score is a reward
-model's. `policy` is the model being trained, `ref` the reference it may not leave without reason. Losses come back per
+B is the number of replies or pairs. A log-prob is the sum over a reply's tokens, end of turn included, in nats; a score
+is a reward model's. `policy` is the model being trained, `ref` the reference model that it is held to. Losses are per
 example, unreduced; `weighted_mean` reduces them.
 """
 
@@ -19,7 +19,7 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def nll_loss(log_probs: Tensor, tokens: Tensor) -> Tensor:
-    """Language-model loss, nats a token: (B,) from summed log-probs (B,) and how many tokens each reply has (B,)."""
+    """Language-model loss, nats a token: (B,) from summed log-probs (B,) and the replies' token counts (B,)."""
     return -log_probs / tokens
 
 
@@ -35,7 +35,7 @@ def bradley_terry_loss(
 ) -> Tensor:
     """Bradley and Terry, 1952, as eq. 1 of arXiv 2203.02155, of scores (B,) and (B,); loss (B,).
 
-    `margin` (B,) is how far apart they should be (arXiv 2307.09288, eq. 2); `label` (B,) is the probability that
+    `margin` (B,) is how far apart the scores should be (arXiv 2307.09288, eq. 2); `label` (B,) is the probability that
     `better` is the better one; `center_rewards_coefficient` weighs (better + worse)^2, which keeps the mean of scores
     at 0 (arXiv 2312.09244; 0.01 there).
     """
@@ -55,9 +55,10 @@ def davidson_loss(left: Tensor, right: Tensor, outcome: Tensor, log_tie: Tensor 
 
 
 def rao_kupper_loss(left: Tensor, right: Tensor, outcome: Tensor, threshold: Tensor) -> Tensor:
-    """Rao and Kupper, 1967: who is not better by more than a threshold ties; loss (B,), arguments as `davidson_loss`.
+    """Rao and Kupper, 1967: a tie unless one is better by more than a threshold; loss (B,).
 
-    `threshold` is log theta, above 0: P(left) = s(d - log theta), P(tie) = (theta^2 - 1) P(left) P(right).
+    P(left) = s(d - log theta), P(tie) = (theta^2 - 1) P(left) P(right). `threshold` is log theta, above 0; the other
+    arguments are as in `davidson_loss`.
     """
     apart = left - right
     left_wins, right_wins = F.logsigmoid(apart - threshold), F.logsigmoid(-apart - threshold)
@@ -68,24 +69,24 @@ def rao_kupper_loss(left: Tensor, right: Tensor, outcome: Tensor, threshold: Ten
 def plackett_luce_loss(scores: Tensor, ranked: Tensor | None = None) -> Tensor:
     """Plackett, 1975: the best is chosen among all, the next among the rest; scores (B, K), best first; loss (B,).
 
-    `ranked` (B, K) is false where a row has fewer than K replies; those stand last.
+    `ranked` (B, K) is false at the unused places of a row with fewer than K replies, which come last.
     """
     if ranked is not None:
         scores = scores.masked_fill(~ranked, torch.finfo(scores.dtype).min / 2)
-    among = scores.flip(-1).logcumsumexp(-1).flip(-1)  # of each reply and all behind it
+    among = scores.flip(-1).logcumsumexp(-1).flip(-1)  # over each reply and all ranked after it
     steps = among - scores
     return (steps if ranked is None else steps.masked_fill(~ranked, 0.0)).sum(-1)
 
 
-# DPO and its kin
+# DPO and its variants
 
 
 def dpo_margin(
     policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
 ) -> Tensor:
-    """How much more the policy rewards the chosen reply than the rejected: (B,) from four (B,).
+    """The implicit reward of the chosen reply minus that of the rejected one: (B,) from four (B,).
 
-    The reward is the one implied by DPO, r = beta log(policy / ref), eq. 5 of arXiv 2305.18290 up to a constant.
+    The implicit reward is r = beta log(policy / ref), eq. 5 of arXiv 2305.18290 up to a constant.
     """
     return beta * ((policy_chosen - ref_chosen) - (policy_rejected - ref_rejected))
 
@@ -93,9 +94,9 @@ def dpo_margin(
 def normalised_margin(
     chosen_ratio: Tensor, rejected_ratio: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor, beta: float
 ) -> Tensor:
-    """`dpo_margin` a token, so that length alone moves nothing: (B,) from log(policy / ref) (B,) and lengths (B,).
+    """`dpo_margin` per token, so that length alone has no effect: (B,) from log(policy / ref) (B,) and lengths (B,).
 
-    The reference's log-probs taken off, as in the length-normalised DPO of arXiv 2411.15124, eq. 6.
+    The reference's log-probs are subtracted, as in the length-normalised DPO of arXiv 2411.15124, eq. 6.
     """
     return beta * (chosen_ratio / chosen_tokens - rejected_ratio / rejected_tokens)
 
@@ -103,7 +104,7 @@ def normalised_margin(
 def dpo_loss(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """DPO, eq. 7 of arXiv 2305.18290, of margins (B,); loss (B,).
 
-    With `label_smoothing` e it is conservative DPO: the loss expected when a label is wrong with probability e
+    With `label_smoothing` e it is conservative DPO: the expected loss if a label is wrong with probability e
     (Mitchell, "A note on DPO with noisy preferences", 2023, eq. 3).
     """
     return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
@@ -118,7 +119,7 @@ def robust_dpo_loss(margin: Tensor, flipped: float) -> Tensor:
 def ipo_loss(ratio_gap: Tensor, tau: float) -> Tensor:
     """IPO, eq. 17 of arXiv 2310.12036: (gap - 1 / (2 tau))^2; loss (B,).
 
-    `ratio_gap` (B,) is `normalised_margin` or `dpo_margin` with beta 1; the paper's authors measure it a token.
+    `ratio_gap` (B,) is `normalised_margin` or `dpo_margin` with beta 1; the paper's authors compute it per token.
     """
     return (ratio_gap - 1 / (2 * tau)) ** 2
 
@@ -132,8 +133,10 @@ def hinge_loss(margin: Tensor) -> Tensor:
 
 
 def kto_baseline(policy_mismatched: Tensor, ref_mismatched: Tensor) -> Tensor:
-    """z0 of KTO, section 4.1 of arXiv 2402.01306: the policy's KL from the reference, estimated on replies (B,) to
-    other prompts than their own. A scalar without gradient; an estimate below 0 is clamped to 0, as KL cannot be.
+    """z0 of KTO, section 4.1 of arXiv 2402.01306: the policy's KL from the reference, estimated on mismatched replies.
+
+    Takes log-probs (B,) of replies to prompts other than their own. Returns a scalar without gradient, clamped to at
+    least 0, as a KL cannot be negative.
     """
     if policy_mismatched.numel() == 0:
         return torch.zeros((), dtype=policy_mismatched.dtype, device=policy_mismatched.device)
@@ -141,7 +144,7 @@ def kto_baseline(policy_mismatched: Tensor, ref_mismatched: Tensor) -> Tensor:
 
 
 def kto_margin(policy: Tensor, ref: Tensor, baseline: Tensor, wanted: Tensor, beta: float) -> Tensor:
-    """How far a reply's reward stands on the right side of the baseline: (B,); `wanted` is boolean (B,)."""
+    """How far a reply's reward is on the right side of the baseline: (B,); `wanted` is boolean (B,)."""
     above = beta * (policy - ref - baseline)
     return torch.where(wanted, above, -above)
 
@@ -153,9 +156,9 @@ def kto_loss(margin: Tensor, wanted: Tensor, wanted_weight: float = 1.0, unwante
 
 
 def kto_weights(wanted: float, unwanted: float, most: float = 4 / 3) -> tuple[float, float]:
-    """Weights of a wanted and an unwanted reply, so that their sums over the data lie within 1:1 to 4:3.
+    """Weights of a wanted and an unwanted reply that bring the ratio of their sums over the data to 1:1 to 4:3.
 
-    The range is that of arXiv 2402.01306, section 4.2. The mean weight is 1; with one kind alone both are 1.
+    The range is that of arXiv 2402.01306, section 4.2. The mean weight is 1; with only one kind both are 1.
     """
     if not wanted or not unwanted:
         return 1.0, 1.0

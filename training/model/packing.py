@@ -1,9 +1,9 @@
-"""Rows of token ids, and packs of them: what several replies have in common is computed once, and nothing is padded.
+"""Rows of token ids, and packs of rows in which shared prefixes are computed once and no text is padded.
 
-A row is one prompt and the replies to it. A pack is several rows as one tree of tokens: every prefix that two of its
-texts share (the system message, a conversation's history, a prompt, how two replies begin) stands in it once, in the
-order in which a walk through the tree meets it. A token sees those on its way from the root, and its position is its
-depth; so the numbers are those of one text at a time, and a test holds that.
+A row is one prompt and the replies to it. A pack merges several rows into one tree of tokens in depth-first order:
+every prefix that two of its texts share (the system message, a conversation's history, a prompt, the beginning of two
+replies) appears once. A token attends to itself and its ancestors, and its position is its depth. The results therefore
+equal those of one text at a time; a test checks this.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from assistant.engine.kv_cache import shared_length
 
-TOKENS_AT_ONCE = 1024  # in one pass through the model; a longer row goes alone
-DENSE = 384  # tokens of a subtree that attends by one mask; in a larger one every branch attends by itself
+TOKENS_AT_ONCE = 1024  # per forward pass; a longer row gets a pass of its own
+DENSE = 384  # tokens of a subtree that attends by one mask; a larger one is divided into its stem and branches
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt and R replies to it, none of them empty, as token ids."""
+    """One prompt and R replies to it as token ids, none of them empty."""
 
     prompt_ids: Sequence[int]
     replies: Sequence[Sequence[int]]
@@ -35,56 +35,54 @@ class Row:
 
     @property
     def tokens(self) -> int:
-        """How many tokens it is at most: what its replies share is not taken off."""
+        """An upper bound on the row's tokens: prefixes that replies share are counted once per reply."""
         return len(self.prompt_ids) + self.reply_tokens
 
     @cached_property
     def reply_tokens(self) -> int:
-        """N, the tokens of all its replies."""
+        """N, the total number of reply tokens."""
         return sum(map(len, self.replies))
 
     def summed(self, values: Tensor) -> Tensor:
-        """(N,) values of reply tokens as (R,) sums over replies."""
+        """Sum (N,) values of reply tokens over each reply: (R,)."""
         return torch.stack([part.sum() for part in self.by_reply(values)])
 
     def by_reply(self, values: Tensor) -> tuple[Tensor, ...]:
-        """(N,) values of reply tokens, those of each reply by themselves."""
+        """Split (N,) values of reply tokens into one tensor per reply."""
         return values.split([len(reply) for reply in self.replies])
 
 
 @dataclass(frozen=True)
 class Block:
-    """Tokens that attend together: `start` to `stop`, to themselves and to all tokens of the blocks `before`."""
+    """Tokens `start` to `stop` of a pack, which attend among themselves and to all tokens of the blocks `before`."""
 
     start: int
     stop: int
-    before: tuple[int, ...]  # numbers of earlier blocks, each a run on the way from the root
-    depths: Tensor  # (n,) their positions
-    sees: Tensor | None  # (n, n) bool among its own tokens; None: each sees those before it
-    masks: dict[Any, Any] = field(
-        init=False, default_factory=dict
-    )  # kept by `tree_attention`, as every layer needs them
+    before: tuple[int, ...]  # indices of the ancestor blocks, root first; each is an unbranched chain
+    depths: Tensor  # (n,) positions of its tokens
+    sees: Tensor | None  # (n, n) bool mask among its own tokens; None: plain causal
+    masks: dict[Any, Any] = field(init=False, default_factory=dict)  # cached by `tree_attention` for all layers
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Several rows, T tokens in all, as the model takes them."""
+    """Several rows merged into one tree of T tokens, as the model takes them."""
 
     ids: Tensor  # (T,)
-    positions: Tensor  # (T,) how many tokens stand before it on its way from the root
-    blocks: tuple[Block, ...]  # in order, without gaps; padding behind the last
-    predicted_at: Tensor  # (N,) for every reply token, row by row, reply by reply, where it is predicted
+    positions: Tensor  # (T,) depth in the tree: the number of ancestors
+    blocks: tuple[Block, ...]  # in order, without gaps; any padding follows the last
+    predicted_at: Tensor  # (N,) for every reply token, row by row, reply by reply, the index that predicts it
     targets: Tensor  # (N,) the reply tokens
-    reply_at: Tensor  # (N,) where it stands itself
+    reply_at: Tensor  # (N,) the index of the reply token itself
     sizes: tuple[int, ...]  # N of each row
 
     def padded(self, length: int) -> "Pack":
-        """The same with a tail, up to a length, that no token sees and nothing is predicted from."""
+        """Return the pack padded at the end to `length`; no token attends to the padding or is predicted from it."""
         tail = (0, length - len(self.ids))
         return replace(self, ids=F.pad(self.ids, tail), positions=F.pad(self.positions, tail))
 
     def to(self, device: str) -> "Pack":
-        """The same on a device."""
+        """Return the pack with its tensors on `device`."""
         if device == "cpu":
             return self
         return replace(_moved(self, device), blocks=tuple(_moved(each, device) for each in self.blocks))
@@ -95,13 +93,13 @@ def _moved(of: Any, device: str) -> Any:
 
 
 def pack(rows: Sequence[Row], dense: int = DENSE) -> Pack:
-    """Rows as one tree; replies and their tokens are counted in the order of the rows."""
+    """Merge rows into one tree; reply tokens keep the order of rows. `dense` is the largest subtree in one block."""
     texts = [[*row.prompt_ids, *reply] for row in rows for reply in row.replies]
     begins = [len(row.prompt_ids) for row in rows for _ in row.replies]
     ids: list[int] = []
     positions: list[int] = []
-    ends: list[int] = []  # of each token, where the tokens behind it that see it end
-    way: list[int] = []  # the tokens of the text before, from the root on
+    ends: list[int] = []  # for each token, the index after its last descendant
+    way: list[int] = []  # the path of the previous text: its token indices, root first
     ways: list[list[int]] = [[] for _ in texts]
     before: list[int] = []
     for number in sorted(range(len(texts)), key=texts.__getitem__):
@@ -132,7 +130,7 @@ def pack(rows: Sequence[Row], dense: int = DENSE) -> Pack:
 
 
 def _blocks(ends: Sequence[int], depths: Tensor, dense: int) -> tuple[Block, ...]:
-    """The tree in blocks: a small subtree is one, of a larger one first the stem, then each branch."""
+    """Divide the tree into blocks: a subtree of up to `dense` tokens is one, a larger one its stem, then branches."""
     blocks: list[Block] = []
     whole = torch.tensor(ends)
 
@@ -156,16 +154,16 @@ def _blocks(ends: Sequence[int], depths: Tensor, dense: int) -> tuple[Block, ...
 
 
 def _sees(ends: Tensor, start: int) -> Tensor | None:
-    """(n, n), true where a token sees another, both from `start` on: it comes after it, and before that one's end."""
+    """Mask (n, n) among the tokens from `start` on, true at a token itself and its ancestors; None if plain causal."""
     if bool((ends >= start + len(ends)).all()):
         return None
     return (torch.arange(start, start + len(ends))[:, None] < ends[None, :]).tril()
 
 
 def together(rows: Sequence[Row], most: int) -> list[list[int]]:
-    """The numbers of rows that go through the model in one pass, `most` tokens at a time; a longer row goes alone.
+    """Group row indices into passes of at most `most` tokens; a longer row gets a pass of its own.
 
-    Rows that begin alike stand side by side, so that they share what they can.
+    Rows are sorted by prompt first, so that rows with a common prefix share a pass where possible.
     """
     groups: list[list[int]] = []
     filled = most

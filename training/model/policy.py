@@ -1,8 +1,8 @@
-"""One frozen base and LoRAs on it: a policy, reward models, a value model; with none of them on it is the reference.
+"""One frozen base model with LoRA adapters on it: the policy, reward models and a value model.
 
-There is never a second copy of the base, and to switch is to name another adapter. Rows are computed as a pack
-(`packing`): without padding, what they share once. Log-probs are computed at reply tokens only, a chunk of positions
-at a time, so that no tensor of every position by the whole vocabulary ever exists.
+The base is in memory once: switching means naming another adapter, and without any it is the reference model. Rows are
+computed as packs (`packing`). Log-probs are computed at reply tokens only, a chunk of positions at a time, so no tensor
+of all positions by the whole vocabulary ever exists.
 """
 
 import os
@@ -27,37 +27,37 @@ from feedback.errors import Refused
 from training.model import tree_attention
 from training.model.packing import Pack, Row, pack
 
-LOGITS = 50_000_000  # bytes of logits that live at one time
-IN_CACHE = 8  # positions whose logits a processor normalises at one time: what they take stays near it
-SAME_LENGTH = 32  # lengths are padded to multiples: a kernel is compiled, and kept, for each length that ever comes
-TRAINED, SERVING = "default", "serving"  # what PEFT calls the policy, and the adapter that is only compared with
-RECOMPUTE_ABOVE = 2048  # tokens in one pass; more keep each layer's input only and compute the rest again in backward
+LOGITS = 50_000_000  # bytes of logits in memory at once
+IN_CACHE = 8  # positions whose logits a CPU normalises at once, so that they stay in its cache
+SAME_LENGTH = 32  # lengths are padded to multiples, as a kernel is compiled and cached for every distinct length
+TRAINED, SERVING = "default", "serving"  # PEFT's names for the policy and for the adapter that is only compared with
+RECOMPUTE_ABOVE = 2048  # tokens in one pass; above it, only each layer's input is kept and backward recomputes the rest
 
 
 def courteous_threads() -> int:
-    """How many threads a night computes with: where there are more than two processors, one is left to the chats."""
+    """The number of threads a night computes with; on more than two CPUs, one is left for chats."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(torch.get_num_threads(), allowed - 1 if allowed > 2 else allowed))
 
 
 @dataclass
 class Switch:
-    """Which adapter every layer applies now; None: none."""
+    """The adapter that every layer applies now; None: the base alone."""
 
     on: str | None = TRAINED
 
 
 class Backbone:
-    """A base model with the policy's LoRA on it, and others. Raises `Refused` on a model it cannot train faithfully."""
+    """A base model with the policy's LoRA and others on it. Raises `Refused` on a model it cannot train faithfully."""
 
     def __init__(self, base: Base, dtype: torch.dtype, device: str, rank: int, alpha: int, seed: int) -> None:
         self.base, self.device = base, device
         self._switch, self._plain = Switch(), False
         causal = base_model.load_model(base, dtype, device)
-        torch.manual_seed(seed)  # the LoRA's first factors are random
+        torch.manual_seed(seed)  # the LoRA is initialised at random
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # between the two libraries
-            # The factors are kept in fp32.
+            warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers
+            # autocast_adapter_dtype keeps the factors in fp32.
             self.peft: PeftModel = get_peft_model(causal, _lora(rank, alpha), autocast_adapter_dtype=True)
         self.peft.eval()  # no dropout anywhere
         for each in self.peft.modules():
@@ -70,7 +70,7 @@ class Backbone:
 
     @property
     def causal(self) -> Any:
-        """The base's own network, the LoRAs inside its layers."""
+        """The base's network, with the LoRAs inside its layers."""
         return self.peft.get_base_model()
 
     @property
@@ -79,11 +79,11 @@ class Backbone:
         return self.causal.get_output_embeddings().weight
 
     def parameters(self, adapter: str = TRAINED) -> dict[str, nn.Parameter]:
-        """What is trained of an adapter, by name."""
+        """The LoRA factors of an adapter, by name."""
         return {name: each for name, each in self.peft.named_parameters() if "lora_" in name and f".{adapter}." in name}
 
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """The (out, in) of the base's linear layers by name, as `assistant.models.adapter.read_adapter` wants them."""
+        """(out, in) of the base's linear layers by name, as `assistant.models.adapter.read_adapter` expects them."""
         modules = {name.replace(".base_layer", ""): each for name, each in self.causal.named_modules()}
         return {
             name: (each.out_features, each.in_features)
@@ -92,7 +92,7 @@ class Backbone:
         }
 
     def add(self, adapter: str, rank: int, alpha: int, seed: int) -> None:
-        """One more adapter, to be trained; the seed alone decides its first factors."""
+        """Add an adapter to be trained; the seed alone decides its initial factors."""
         torch.manual_seed(seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -100,9 +100,10 @@ class Backbone:
         self._all_trained()
 
     def hold(self, directory: Path, adapter: str = SERVING, trained: bool = False) -> None:
-        """Take in an adapter from its directory; unless `trained`, it is only read.
+        """Load an adapter from its directory; `trained` is PEFT's `is_trainable`.
 
-        Raises `AdapterRefused` where `SERVING` is damaged or not of this base.
+        Afterwards every adapter but `SERVING` has gradients. Raises `AdapterRefused` if `SERVING` is damaged or of
+        another base.
         """
         if adapter == SERVING:
             read_adapter(directory, self.base.sha256, self.shapes())
@@ -112,19 +113,19 @@ class Backbone:
         self._all_trained()
 
     def drop(self, adapter: str) -> None:
-        """An adapter is needed no more."""
+        """Remove an adapter."""
         self.peft.delete_adapter(adapter)
         self._all_trained()
 
     def _all_trained(self) -> None:
-        # PEFT turns off the gradients of all adapters but one; here each has an optimiser of its own, or none.
+        # PEFT leaves gradients on for one adapter only; here several are trained, and only `SERVING` never is.
         self.peft.set_adapter(TRAINED)
         for name, each in self.peft.named_parameters():
             each.requires_grad_("lora_" in name and f".{SERVING}." not in name)
 
     @contextmanager
     def using(self, adapter: str | None) -> Iterator[None]:
-        """Inside, the model is the base with this adapter; None: the base alone."""
+        """Within the context, the model is the base with this adapter; None: the base alone."""
         before, self._switch.on = self._switch.on, adapter
         try:
             yield
@@ -133,7 +134,7 @@ class Backbone:
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
-        """Inside, the model is the base alone."""
+        """Within the context, the model is the reference: the base alone."""
         if self._plain:
             with self.peft.disable_adapter():
                 yield
@@ -143,7 +144,7 @@ class Backbone:
 
     @contextmanager
     def as_serving(self) -> Iterator[None]:
-        """Inside, the adapter that `hold` took in stands in for the trained one."""
+        """Within the context, the serving adapter that `hold` loaded replaces the trained one."""
         with self.using(SERVING):
             yield
 
@@ -152,7 +153,7 @@ class Backbone:
         return self.log_probs_of([row], reference)[0]
 
     def log_probs_of(self, rows: Sequence[Row], reference: bool = False) -> list[Tensor]:
-        """As `log_probs`, of several rows in one pass; the caller keeps them few (`packing.together`)."""
+        """`log_probs` of several rows in one pass; the caller keeps them few (`packing.together`)."""
         found = self.each_token_of(rows, reference)
         return [row.summed(values) for row, values in zip(rows, found, strict=True)]
 
@@ -171,7 +172,7 @@ class Backbone:
         return self.states(packed).index_select(0, packed.predicted_at)
 
     def states(self, packed: Pack) -> Tensor:
-        """The last hidden state of every token of a pack on this device: (T, d)."""
+        """The last hidden states of a pack on this device: (T, d), T padded to a multiple of `SAME_LENGTH`."""
         length = len(packed.ids)
         packed = packed.padded(length + -length % SAME_LENGTH)
         self._recompute(length > RECOMPUTE_ABOVE and torch.is_grad_enabled())
@@ -185,7 +186,7 @@ class Backbone:
         return hidden @ self.head.T
 
     def to_plain(self) -> None:
-        """Compute in fp32 and by the libraries' own layers from now on; the base's bf16 weights are kept exactly."""
+        """Switch to fp32 and the libraries' own layers for good; the base's bf16 weights are represented exactly."""
         self._plain = True
         self.peft.float()
         self.causal.set_attn_implementation("sdpa")
@@ -193,17 +194,17 @@ class Backbone:
             each.__dict__.pop("forward", None)
 
     def _prepare_recomputing(self) -> None:
-        """Let layers recompute in backward; `_recompute` says when."""
+        """Set up gradient checkpointing, which `_recompute` turns on and off."""
         self.causal.activation_checkpointing_enable({"use_reentrant": False})
         self._recomputing = [each for each in self.causal.modules() if getattr(each, "gradient_checkpointing", False)]
 
     def _recompute(self, on: bool) -> None:
-        # transformers asks a layer's own `training` flag; its parts stay in eval mode, so dropout stays off.
+        # transformers checks each layer's own `training` flag; its submodules stay in eval mode, so dropout stays off.
         for each in self._recomputing:
             each.training = on
 
     def _check_head(self) -> None:
-        """Refuse a model that does more to its logits than multiply by the head (bias, scale, soft cap)."""
+        """Refuse a model whose logits are more than hidden states times the head (bias, scale, soft cap)."""
         ids = torch.arange(3, 7, device=self.device)[None]
         with torch.no_grad():
             theirs = self.causal(input_ids=ids, use_cache=False).logits[0].float()
@@ -213,7 +214,7 @@ class Backbone:
             raise Refused(f"the model {self.base.name!r} shapes its logits in a way that cannot be trained here yet")
 
     def _check_packs(self) -> None:
-        """Refuse a model in which what stands in one pack is not what it would be alone."""
+        """Refuse a model whose hidden states in a pack differ from those of each text alone."""
         rows = [Row([3, 4, 5], [[6, 7], [8]]), Row([3, 4, 9, 10], [[11]])]
         with torch.no_grad():
             packed = pack(rows, dense=1).to(self.device)
@@ -231,7 +232,7 @@ def _lora(rank: int, alpha: int) -> LoraConfig:
 
 
 def _low_rank_forward(layer: LoraLinear, switch: Switch, x: Tensor) -> Tensor:
-    """What PEFT's layer computes, in the base's own number format and in as few passes over memory as it takes."""
+    """PEFT's LoRA layer, computed in the base's number format and with as few passes over memory as possible."""
     name = switch.on
     if name is None:
         return layer.base_layer(x)
@@ -240,7 +241,7 @@ def _low_rank_forward(layer: LoraLinear, switch: Switch, x: Tensor) -> Tensor:
 
 
 class _LowRank(torch.autograd.Function):
-    """x W^T + bias + s (x A^T) B^T, the frozen W's gradient left out (LoRA, arXiv 2106.09685, eq. 3).
+    """x W^T + bias + s (x A^T) B^T, without a gradient for the frozen W (LoRA, arXiv 2106.09685, eq. 3).
 
     x (..., in), W (out, in), A (r, in) and B (out, r); A and B are kept in fp32 and multiplied in x's format.
     """
@@ -265,7 +266,7 @@ class _LowRank(torch.autograd.Function):
 
 
 def positions_at_once(head: Tensor) -> int:
-    """At how many positions the logits of a head (V, d) live at one time."""
+    """The number of positions whose logits under a head (V, d) are in memory at once."""
     return max(SAME_LENGTH, LOGITS // (len(head) * head.itemsize) // SAME_LENGTH * SAME_LENGTH)
 
 
@@ -283,10 +284,10 @@ def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, temperature: 
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """log softmax(h W^T / t)[target], whose gradient, (W[target] - softmax(h W^T / t) W) / t, is worked out while the
-    logits live, in their place.
+    """log softmax(h W^T / t)[target], with its gradient computed in the forward pass.
 
-    So backward needs (N, d) numbers, not (N, V), and multiplies by the head no more often than it must.
+    The gradient, (W[target] - softmax(h W^T / t) W) / t, reuses the memory of the logits. So backward needs (N, d)
+    numbers instead of (N, V), and no further product with the head.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""The reference's log-probs of replies: computed once, and kept in the ledger for the nights to come.
+"""The reference model's log-probs of replies: computed once, and kept in the ledger for later nights.
 
-Kept by reply, reference and template: the hash of the token ids of prompt and reply, the base's hash with the number
-format, and the template's hash. Where one of them is another, so are the numbers.
+They are keyed by reply (the hash of the token ids of prompt and reply), reference (the base's hash and the number
+format) and template (its hash), since a change in any of these changes the log-probs.
 """
 
 import hashlib
@@ -18,18 +18,18 @@ from training.model.policy import Backbone
 
 
 class References:
-    """What is known by now; all of it on the CPU."""
+    """The log-probs known so far, all on the CPU."""
 
     def __init__(self, backbone: Backbone, template_sha256: str = "") -> None:
         dtype = str(backbone.head.dtype).removeprefix("torch.")
         self.reference, self.template_sha256 = f"{backbone.base.sha256} {dtype}", template_sha256
-        self.computed = 0  # replies
+        self.computed = 0  # replies computed here, not recalled
         self._backbone = backbone
         self._known: dict[str, Tensor] = {}
         self._fresh: dict[str, Tensor] = {}
 
     def each_token_of(self, rows: Sequence[Row]) -> list[Tensor]:
-        """The log-prob of every reply token: (N,) nats for each row. Rows with an unknown reply are one pass."""
+        """The log-prob of every reply token: (N,) nats for each row. Rows with unknown replies share one pass."""
         keys = [_keys(row) for row in rows]
         unknown = [at for at, each in enumerate(keys) if not all(key in self._known for key in each)]
         if unknown:
@@ -46,13 +46,13 @@ class References:
         return row.summed(self.each_token_of([row])[0])
 
     def recall(self, store: Database, rows: Iterable[Row]) -> None:
-        """Take over what the ledger knows of these rows."""
+        """Load the log-probs that the ledger has for these rows."""
         keys = [key for row in rows for key in _keys(row)]
         found = reference_logprobs.known(store, self.reference, self.template_sha256, keys)
         self._known |= {key: torch.frombuffer(bytearray(each), dtype=torch.float32) for key, each in found.items()}
 
     def keep(self, store: Database) -> None:
-        """Write what is new into the ledger."""
+        """Write the newly computed log-probs to the ledger."""
         if self._fresh:
             fresh = {key: each.numpy().tobytes() for key, each in self._fresh.items()}
             reference_logprobs.keep(store, self.reference, self.template_sha256, fresh)
@@ -60,7 +60,7 @@ class References:
 
 
 def _keys(row: Row) -> list[str]:
-    """A name for each of a row's replies with its prompt."""
+    """A key for each of a row's replies: the hash of its prompt's and its own token ids."""
     prompt = array("i", row.prompt_ids).tobytes()
     ids = [array("i", reply).tobytes() for reply in row.replies]
     return [hashlib.sha256(len(prompt).to_bytes(8) + prompt + each).hexdigest() for each in ids]

@@ -1,9 +1,9 @@
-"""Reward models: a LoRA and a scalar head each, on the one backbone; several of them judge as one.
+"""Reward models: a LoRA and a scalar head each on one shared backbone, used as an ensemble.
 
-A score is read from the mean of the hidden states over a reply's tokens, all of which see the prompt: of a few hundred
-comparisons a head learns more from it than from the state at the last token alone (docs/measurements.md). It is
-normalised: on replies of the reference its mean is 0 and its standard deviation 1, so that a KL coefficient means the
-same every night. A head is saved with its adapter, and what is read back must score as what was written.
+A score is read from the mean hidden state of a reply's tokens, all of which see the prompt: from a few hundred
+comparisons a head learns more this way than from the last token's state alone (docs/measurements.md). Scores are
+normalised to mean 0 and standard deviation 1 on the reference model's replies, so that a KL coefficient means the same
+every night. A head is saved with its adapter, and loaded models must score as they did when they were saved.
 """
 
 import json
@@ -23,13 +23,14 @@ from training.model.packing import TOKENS_AT_ONCE, Row, pack, together
 from training.model.policy import Backbone
 
 HEAD, CARD = "head.safetensors", "card.json"
-SAME = {"float32": 1e-3, "bfloat16": 0.05}  # how far a score read back may be from the one written
+SAME = {"float32": 1e-3, "bfloat16": 0.05}  # the most by which a loaded model's score may differ from the saved one
 
 
 class ScoreHead(nn.Module):
-    """A linear map from a hidden state to a number, kept in fp32, and the two constants that normalise it.
+    """A linear map from a hidden state to a score, kept in fp32, and the two constants that normalise scores.
 
-    Weights from N(0, 1 / (d + 1)), variance, and bias 0: the code of arXiv 2009.01325; arXiv 2403.17031, detail 11.
+    Weights start from N(0, 1 / (d + 1)), a variance, and the bias from 0, as in the code of arXiv 2009.01325 (arXiv
+    2403.17031, detail 11).
     """
 
     gain: Tensor
@@ -40,7 +41,7 @@ class ScoreHead(nn.Module):
         drawn = torch.randn(width, generator=torch.Generator().manual_seed(seed))
         self.weight = nn.Parameter(drawn / (width + 1) ** 0.5)
         self.bias = nn.Parameter(torch.zeros(()))
-        self.log_tie = nn.Parameter(torch.zeros(()))  # log nu of `preference.davidson_loss`; moves with ties alone
+        self.log_tie = nn.Parameter(torch.zeros(()))  # log nu of `preference.davidson_loss`; trained by ties only
         self.register_buffer("gain", torch.ones(()))
         self.register_buffer("shift", torch.zeros(()))
 
@@ -49,9 +50,9 @@ class ScoreHead(nn.Module):
         return states.float() @ self.weight + self.bias
 
     def normalise(self, raw: Tensor) -> None:
-        """From now on scores are such that these raw ones (S,), of the reference's replies, have mean 0 and std 1.
+        """Set gain and shift so that these raw scores (S,) of the reference model's replies get mean 0 and std 1.
 
-        Raises `Refused` where they are all the same.
+        Raises `Refused` if they are all the same.
         """
         spread = float(raw.double().std(correction=0))
         if not spread > 0:
@@ -62,7 +63,7 @@ class ScoreHead(nn.Module):
 
 @dataclass(frozen=True)
 class RewardCard:
-    """Where reward models came from, and what they score texts that anyone can score again."""
+    """Where reward models came from, and their scores on fixed texts, by which a loaded copy is checked."""
 
     id: str
     base_sha256: str
@@ -79,7 +80,7 @@ class RewardModels:
 
     def __init__(self, backbone: Backbone, heads: dict[str, ScoreHead]) -> None:
         self.backbone, self.heads = backbone, heads
-        self.temperature = 1.0  # of a margin, before it is read as a probability (`calibration`)
+        self.temperature = 1.0  # divides a margin before it is read as a probability (`calibration`)
 
     @torch.no_grad()
     def scores(self, rows: Sequence[Row]) -> list[Tensor]:
@@ -92,7 +93,7 @@ class RewardModels:
         return found
 
     def raw_scores(self, name: str, rows: Sequence[Row]) -> list[Tensor]:
-        """One model's scores as its head gives them, (R,) for each row, a few rows at a time."""
+        """One model's raw scores, (R,) for each row, a pack of rows at a time."""
         found: list[Tensor] = [torch.zeros(0)] * len(rows)
         for group in together(rows, TOKENS_AT_ONCE):
             values = raw_scores(self.backbone, name, self.heads[name], [rows[at] for at in group])
@@ -101,15 +102,15 @@ class RewardModels:
         return found
 
     def pessimistic(self, rows: Sequence[Row], uncertainty_penalty: float = 1.0) -> list[Tensor]:
-        """Mean score less `uncertainty_penalty` standard deviations between the models: (R,) for each row.
+        """Mean score minus `uncertainty_penalty` times the ensemble disagreement: (R,) for each row.
 
-        As arXiv 2310.02743, eq. 5, with the deviation for the variance: where they disagree, none is believed.
+        As arXiv 2310.02743, eq. 5, but with the standard deviation instead of the variance.
         """
         return [each.mean(0) - uncertainty_penalty * disagreement(each) for each in self.scores(rows)]
 
 
 def disagreement(scores: Tensor) -> Tensor:
-    """The standard deviation between M models, (R,) from (M, R); 0 for one model."""
+    """Ensemble disagreement: the standard deviation across M models, (R,) from (M, R); 0 for one model."""
     return scores.std(0, correction=0)
 
 
@@ -121,7 +122,7 @@ def raw_scores(backbone: Backbone, name: str, head: ScoreHead, rows: Sequence[Ro
 def reply_states(backbone: Backbone, name: str | None, rows: Sequence[Row]) -> list[Tensor]:
     """Each reply's mean hidden state, several rows in one pass, with gradient: (R, d) in fp32 for each row.
 
-    `name` says by which adapter; None: by the base alone.
+    `name` is the adapter to apply; None: the base alone.
     """
     packed = pack(rows).to(backbone.device)
     with backbone.using(name):
@@ -133,7 +134,7 @@ def reply_states(backbone: Backbone, name: str | None, rows: Sequence[Row]) -> l
 
 
 def save(models: RewardModels, folder: Path, card: RewardCard, proofs: Sequence[Row]) -> RewardCard:
-    """Write the adapters, their heads and the card into `folder`, which appears whole or not at all; the whole card."""
+    """Write adapters, heads and card into `folder`, which appears whole or not at all; return the completed card."""
     scored = zip(proofs, models.scores(proofs), strict=True)
     proof = [
         {"prompt_ids": list(row.prompt_ids), "replies": [list(each) for each in row.replies], "scores": scores.tolist()}
@@ -154,9 +155,9 @@ def save(models: RewardModels, folder: Path, card: RewardCard, proofs: Sequence[
 
 
 def load(backbone: Backbone, folder: Path) -> tuple[RewardModels, RewardCard]:
-    """The reward models of a folder, on this backbone.
+    """Load reward models from a folder onto this backbone.
 
-    Raises `Refused` where they are not whole, of another base, or score otherwise than when they were written.
+    Raises `Refused` if they are incomplete, of another base, or score differently than when they were saved.
     """
     try:
         card = RewardCard(**json.loads((folder / CARD).read_text()))

@@ -1,6 +1,6 @@
-"""Attention over a pack: every block of the tree sees itself and its own way from the root, and nothing else.
+"""Attention over a pack: every token of the tree attends to itself and its ancestors, and to nothing else.
 
-It is lent to transformers' own layers, so that no model is written twice. Without a pack it is their SDPA.
+It plugs into transformers' own layers, so no model is reimplemented. Without a pack it is their SDPA attention.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from training.model.packing import Block
 
-TREE = "nightschool_tree"  # its name among transformers' kinds of attention
+TREE = "nightschool_tree"  # its name in transformers' attention registry
 FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-KEYS = 8  # keys are padded to multiples: forward, in bf16, another number of them takes twice as long
-SHORT = 192  # queries: fewer go backward in fp32, as in bf16 they take twice as long
+KEYS = 8  # key counts are padded to multiples: any other takes twice as long in the bf16 forward pass
+SHORT = 192  # blocks of fewer queries run their backward pass in fp32, as bf16 takes twice as long
 
 
 def lend(model: Any) -> None:
-    """Let a model of transformers attend by trees; plain SDPA where it is given no blocks."""
+    """Make a transformers model use tree attention; without blocks it uses plain SDPA."""
     AttentionInterface.register(TREE, tree_attention)
     model.set_attn_implementation(TREE)
 
@@ -40,7 +40,7 @@ def tree_attention(
     softcap: float | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Queries (1, H, T, D) over keys and values (1, G, T, D), H a multiple of G; (1, T, H, D) out."""
+    """Attend with queries (1, H, T, D) to keys and values (1, G, T, D), H a multiple of G; returns (1, T, H, D)."""
     if blocks is None:
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **rest
@@ -60,7 +60,7 @@ def by_blocks(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """What `tree_attention` computes, by torch's own attention, on any device: (1, H, T, D)."""
+    """Tree attention block by block, from torch's differentiable operations, on any device: (1, H, T, D)."""
     times = query.shape[1] // key.shape[1]
     parts = []
     for number, block in enumerate(blocks):
@@ -78,7 +78,7 @@ def by_blocks(
 
 
 class _OnProcessor(torch.autograd.Function):
-    """`by_blocks` with torch's kernels for processors, each called as it is fastest; it keeps no copy of keys."""
+    """`by_blocks` by torch's CPU kernels, each called in its fastest form; saves no copies of keys for backward."""
 
     @staticmethod
     def forward(
@@ -136,9 +136,9 @@ class _OnProcessor(torch.autograd.Function):
 
 
 def _seen(of: Tensor, number: int, blocks: Sequence[Block], times: int, multiple: int = 1) -> Tensor:
-    """(1, H, K, D) of the keys or values (1, G, T, D) that a block looks at, its own last.
+    """The keys or values (1, G, T, D) that a block attends to, its own last: (1, H, K, D).
 
-    Once for each head of a group; zeros behind, up to a multiple.
+    Repeated for each head of a group, and zero-padded at the end to a multiple of `multiple`.
     """
     parts = [of[:, :, blocks[each].start : blocks[each].stop] for each in (*blocks[number].before, number)]
     missing = -sum(each.shape[2] for each in parts) % multiple
@@ -149,7 +149,7 @@ def _seen(of: Tensor, number: int, blocks: Sequence[Block], times: int, multiple
 
 
 def _added(number: int, blocks: Sequence[Block], window: int | None, dtype: torch.dtype) -> Tensor | None:
-    """The mask as numbers that are added to scores, padded as the keys are: (n, K); None as of `_mask`."""
+    """`_mask` in additive form, padded as the keys are, and cached in the block: (n, K); None where `_mask` is None."""
     kept = blocks[number].masks
     if (window, dtype) not in kept:
         mask = _mask(number, blocks, window)
@@ -166,7 +166,7 @@ def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
 
 
 def _mask(number: int, blocks: Sequence[Block], window: int | None) -> Tensor | None:
-    """(n, P + n) bool, true where a token may look; None: at itself and all before it, and there is no P."""
+    """Boolean mask (n, P + n), true where a token may attend, P ancestors' keys first; None: plain causal, P = 0."""
     block = blocks[number]
     own, keys = len(block.depths), torch.cat([blocks[each].depths for each in (*block.before, number)])
     near = bool(window) and int(keys.max()) - int(keys.min()) < (window or 0)
@@ -180,7 +180,7 @@ def _mask(number: int, blocks: Sequence[Block], window: int | None) -> Tensor | 
 
 
 def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, cap: float) -> Tensor:
-    """Attention whose scores stay within `cap` by a tanh (arXiv 2408.00118, section 2)."""
+    """Attention with scores soft-capped at `cap` by a tanh (arXiv 2408.00118, section 2)."""
     scores = query @ key.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
     scores = cap * torch.tanh(scores / cap)
     if mask is None:

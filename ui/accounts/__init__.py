@@ -1,1 +1,1 @@
-"""Who somebody is, and what they may do."""
+"""Logins, sessions and permissions."""

@@ -1,4 +1,4 @@
-"""A person's own account: a new password, and where they are logged in."""
+"""The page of a person's own account: changes the password, and lists and ends sessions."""
 
 import os
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/account", include_in_schema=False)
 
 @router.get("")
 def account(request: Request, user: Person, store: TheStore) -> Response:
-    """The page; the chat, where there are no accounts."""
+    """The page, or a redirect to the chat where there are no accounts."""
     if user.password_hash is None:
         return RedirectResponse("/", 303)
     return page(request, store, user)
@@ -40,7 +40,7 @@ async def change_password(
     new: Annotated[str, Form()] = "",
     again: Annotated[str, Form()] = "",
 ) -> Response:
-    """Change the password, and stay logged in here alone; or show the page again with what was wrong."""
+    """Change the password and log out everywhere else, or show the page again with what was wrong."""
     logins: Logins = request.app.state.logins
     try:
         require_changeable(user)
@@ -79,7 +79,7 @@ def end_session(request: Request, user: Person, store: TheStore, session: Annota
 
 
 def require_changeable(user: User) -> None:
-    """Raises `Refused` for a password that is set elsewhere."""
+    """Raises `Refused` when there is no password, or it is set by the environment."""
     if user.password_hash is None:
         raise Refused("without accounts there is no password to change")
     if user.name == users.OWNER and any(os.environ.get(f"{OWNER_PASSWORD}{end}") for end in ("", "_FILE")):
@@ -87,7 +87,7 @@ def require_changeable(user: User) -> None:
 
 
 async def require_own(logins: Logins, request: Request, user: User, current: str) -> None:
-    """Raises `Refused` unless this is the person's password, and `TooMany` as logging in does."""
+    """Raises `Forbidden` unless this is the person's password, and `TooMany` as logging in does."""
     try:
         await logins.check(request, user.name, current)
     except NotLoggedIn as error:
@@ -95,7 +95,7 @@ async def require_own(logins: Logins, request: Request, user: User, current: str
 
 
 def changed(request: Request, store: Database, user: User, hashed: str) -> None:
-    """Keep the new password; all sessions end, and a new one begins here if this is a browser's."""
+    """Save the new password and end all sessions; a browser's request gets a new one."""
     users.set_password(store, user.name, hashed, user.id)
     if session_of(request):
         open_session(request, user)
@@ -103,7 +103,7 @@ def changed(request: Request, store: Database, user: User, hashed: str) -> None:
 
 
 def page(request: Request, store: Database, user: User, error: Refused | None = None, done: str = "") -> Response:
-    """The page with what was wrong, or done."""
+    """The page, with what was wrong or what was done."""
     facts: dict[str, Any] = {
         "user": user,
         "sessions": sessions.of(store, user),

@@ -1,8 +1,8 @@
-"""Who a request is, and whether it may come in.
+"""Authentication of requests, and the gate in front of every route.
 
-Without accounts there is one local owner, and only requests to a loopback address are theirs: a page elsewhere that
-points its own name at this machine is refused. With accounts it takes a session cookie or an API token. A write that
-another site's page sends is refused whoever's cookie it carries. A session stands in the ledger, and ends there.
+Without accounts there is one local owner, and only requests to a loopback host are theirs: another site that points its
+own name at this machine is refused. With accounts, a request needs a session cookie or an API token. A write sent by
+another site's page is refused, whatever cookie it carries. A session is kept in the database, and ends there.
 """
 
 import ipaddress
@@ -30,10 +30,10 @@ from ui.accounts.patience import Patience
 from ui.refusals import Forbidden, NotLoggedIn, TooLarge, TooMany, refusal, refusal_page
 
 COOKIE = "nightschool"
-KEY = "session"  # in the cookie: what the session is found by
-HEALTH = "/healthz"  # who looks there must not be made to wait for others' faults
+KEY = "session"  # in the cookie: the key by which the session is found
+HEALTH = "/healthz"  # a health check must not wait because of other requests' refusals
 OPEN = ("/login", "/logout", HEALTH)  # for everybody
-FORMS = ("/login", "/logout", "/account")  # nothing large is written there
+FORMS = ("/login", "/logout", "/account")  # small bodies only
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 LARGEST_BODY = 16 << 20
 LARGEST_FORM = 16 << 10
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def cookie_secret(store: Database) -> str:
-    """What session cookies are signed with; made once, readable by this account only."""
+    """The secret that signs session cookies; made once, readable by this account only. Raises `Unavailable`."""
     path = store.data / "secret"
     try:
         with store.transaction():  # one process at a time
@@ -65,7 +65,7 @@ def is_loopback(host: str) -> bool:
 
 
 def admitted(store: Database, request: Request) -> User | None:
-    """Who sent a request; None for nobody in particular at a door that is open to all.
+    """The person who sent a request; None for an unknown sender on a path in `OPEN`.
 
     Raises `NotLoggedIn` or `Forbidden`.
     """
@@ -88,7 +88,7 @@ def admitted(store: Database, request: Request) -> User | None:
 
 
 def require_loopback(headers: Headers) -> None:
-    """Raises `Forbidden` unless the request was addressed to this machine by a name that only it has."""
+    """Raises `Forbidden` unless the request's Host is a loopback name or address."""
     host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
     if not is_loopback(host):
         raise Forbidden(f"without accounts Nightschool answers at 127.0.0.1 and localhost only, not at {host!r}")
@@ -106,24 +106,24 @@ def require_same_origin(request: Request) -> None:
 
 
 def is_ours(origin: str, request: Request) -> bool:
-    """Whether an origin is that of the page which this request goes to.
+    """Whether an origin is the one that this request was sent to.
 
-    That a request came by TLS is not known behind a proxy that was not named, so http may be https here, but never the
-    other way round.
+    TLS is not seen behind a proxy that was not named, so a request by http may have an https origin, but never the other
+    way round.
     """
     try:
         theirs = urlsplit(origin)
         ours = urlsplit(f"//{request.headers.get('host', '')}")
         port = DEFAULT_PORTS.get(theirs.scheme)
         same_place = (theirs.hostname, theirs.port or port) == (ours.hostname, ours.port or port)
-    except ValueError:  # no port at all
+    except ValueError:  # the port is not a valid one
         return False
     schemes = ("https",) if request.url.scheme == "https" else ("http", "https")
     return theirs.hostname is not None and theirs.scheme in schemes and same_place
 
 
 def open_session(request: Request, user: User) -> None:
-    """Let this browser be this person's from now on; its former session is over."""
+    """Begin a session of this person in this browser, and end its former one."""
     store: Database = request.app.state.assistant.store
     former = str(request.session.get(KEY, ""))
     agent = agent_in_words(request.headers.get("user-agent", ""))
@@ -133,23 +133,23 @@ def open_session(request: Request, user: User) -> None:
 
 
 def user_of_session(store: Database, request: Request) -> User | None:
-    """Whose session a request belongs to, if to one that stands; it is put into `request.state.session`."""
+    """The person whose session a request belongs to, if it is valid; sets `request.state.session`."""
     request.state.session = sessions.find(store, str(request.session.get(KEY, "")))
     return users.user_by_id(store, request.state.session.user) if request.state.session else None
 
 
 def session_of(request: Request) -> Session | None:
-    """The session that a request belongs to; None for programs and at doors open to all."""
+    """The session that a request belongs to; None for programs and on open paths."""
     return getattr(request.state, "session", None)
 
 
 def address_of(request: Request) -> str:
-    """Where a request comes from, as far as the server and its proxies know."""
+    """The client's address, as far as the server and its proxies know; empty if unknown."""
     return request.client.host if request.client else ""
 
 
 def network_of(address: str) -> str:
-    """Whom an address stands for: itself, or in IPv6 the /64 that one customer has all of."""
+    """The network that counts as one client: the address itself, or in IPv6 the /64, which one customer holds."""
     try:
         found = ipaddress.ip_address(address.split("%")[0])
     except ValueError:
@@ -160,7 +160,7 @@ def network_of(address: str) -> str:
 
 
 def agent_in_words(agent: str) -> str:
-    """A browser as its owner would call it: Firefox on Linux."""
+    """A user agent in words, such as Firefox on Linux."""
     browsers = {"Edg": "Edge", "OPR/": "Opera", "Firefox": "Firefox", "Chrom": "Chrome", "Safari": "Safari"}
     systems = {"Android": "Android", "iPhone": "iPhone", "iPad": "iPad", "Windows": "Windows", "Mac OS": "macOS"}
     named = [
@@ -171,7 +171,7 @@ def agent_in_words(agent: str) -> str:
 
 
 class Sessions:
-    """ASGI: `request.session` from a signed cookie, which goes by TLS only where the request came by TLS."""
+    """ASGI middleware: `request.session` from a signed cookie, for TLS only if the request came by TLS."""
 
     def __init__(self, app: ASGIApp, secret: str) -> None:
         lasts_s = int(sessions.LASTS.total_seconds())
@@ -185,10 +185,10 @@ class Sessions:
 
 
 class Gate:
-    """The one way in, before any route: who is let through stands in `request.state.user`."""
+    """ASGI middleware, the only way to every route: sets `request.state.user`, or refuses the request."""
 
     def __init__(self, app: ASGIApp, store: Database, roles: Mapping[str, str]) -> None:
-        """`roles` says which role a path takes, it and all below it."""
+        """`roles` maps a path to the role required for it and everything below it."""
         self.app = app
         self.store = store
         self._roles = roles
@@ -196,7 +196,7 @@ class Gate:
         self._seeing = ThreadPoolExecutor(1, "seen")  # no request waits for it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":  # nothing here speaks it
+        if scope["type"] == "websocket":  # nothing here uses it
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http":
@@ -214,7 +214,7 @@ class Gate:
         await (answer or self.app)(scope, receive, self._patience.counting(who, send))
 
     def _answer(self, request: Request) -> Response | None:
-        """What to answer instead of going on, if anything."""
+        """The response to a request that is not admitted, if it is not."""
         path = request.url.path
         try:
             request.state.user = admitted(self.store, request)
@@ -236,7 +236,7 @@ class Gate:
         return None
 
     def _see(self, session: Session) -> None:
-        """Write down that somebody is here."""
+        """Record that a session was seen."""
         try:
             sessions.see(self.store, session.id)
         except Refused as error:  # the next request tries again
@@ -244,12 +244,12 @@ class Gate:
 
 
 def wants_html(request: Request) -> bool:
-    """Whether a person's browser opens a page."""
+    """Whether a browser is opening a page."""
     return request.method == "GET" and "text/html" in request.headers.get("accept", "")
 
 
 def require_fitting(headers: Headers, largest: int = LARGEST_BODY) -> None:
-    """Raises `TooLarge` for a body that is too large, or does not say how large it is."""
+    """Raises `TooLarge` for a body that is too large, or of undeclared length."""
     length = headers.get("content-length", "0")
     if "transfer-encoding" in headers or not length.isdigit() or int(length) > largest:
         size = f"{largest >> 20} MB" if largest >> 20 else f"{largest >> 10} kB"
@@ -257,24 +257,24 @@ def require_fitting(headers: Headers, largest: int = LARGEST_BODY) -> None:
 
 
 def person(request: Request) -> User:
-    """Who sent this request."""
+    """The person who sent this request."""
     user = request.state.user
-    assert isinstance(user, User)  # the gate lets nobody else through to a route that asks
+    assert isinstance(user, User)  # the gate admits nobody else to a route that asks
     return user
 
 
 def operator(user: Annotated[User, Depends(person)]) -> User:
-    """Who sent this request, being an operator. Raises `Forbidden`."""
+    """The operator who sent this request. Raises `Forbidden` for anyone else."""
     return require_operator(user)
 
 
 def require_operator(user: User) -> User:
-    """The same person, being an operator. Raises `Forbidden`."""
+    """The same person, if they are an operator. Raises `Forbidden` if not."""
     return require_role(user, "operator")
 
 
 def require_role(user: User, role: str) -> User:
-    """The same person, who may do what a role may. Raises `Forbidden`."""
+    """The same person, if they may do what the role may. Raises `Forbidden` if not."""
     if not user.may(role):
         raise Forbidden(f"this takes the role {role}, and {user.name} is a {user.role}")
     return user
@@ -285,7 +285,7 @@ Operator = Annotated[User, Depends(operator)]
 
 
 def page_user(request: Any, store: Database) -> User:
-    """Who is at a Gradio page, from the `gr.Request` of a handler. Raises `NotLoggedIn`."""
+    """The person at a Gradio page, from the `gr.Request` of a handler. Raises `NotLoggedIn`."""
     user = users.find_user(store, request.username) if request.username else None
     if user is None or user.disabled_at:
         raise NotLoggedIn("log in first; reload the page")

@@ -1,4 +1,4 @@
-"""What routes ask for: the assistant, its store, and a write that acts once however often it is sent."""
+"""The dependencies of routes: the assistant, its database, and idempotent writes."""
 
 import threading
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def the_assistant(request: Request) -> Assistant:
 
 
 def the_store(request: Request) -> Database:
-    """Its store."""
+    """Its database."""
     return the_assistant(request).store
 
 
@@ -71,7 +71,7 @@ class Write:
         return self._given(answer, repeated)
 
     def in_time(self, body: BaseModel | None, act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The same for acts that take long: nobody's writes wait meanwhile, and a repetition is told to wait."""
+        """The same for acts that take long: no other writes wait meanwhile, and a repetition raises `Conflict`."""
         asked = self._asked(body)
         before = idempotency.answered(self.store, self.user, self.key, asked)
         if before is not None:

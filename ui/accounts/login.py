@@ -1,9 +1,9 @@
-"""Passwords: logging in and out, and the owner's password from the environment.
+"""Logging in and out with passwords, and the owner's password from the environment.
 
-A wrong name takes as long as a wrong password. Guesses are bounded by who guesses and never by whose password it is,
-so that nobody can lock another out: an address has few tries for one name and some for all names; a browser that has
-logged in before (OWASP's device cookie) has tries of its own. Hashing has threads of its own: a few may wait for them,
-and whoever comes then is told so at once.
+A wrong name takes as long as a wrong password. Guesses are limited per guesser, never per account, so that nobody can
+lock another person out: an address has few tries for one name and some for all names; a browser that has logged in
+before (OWASP's device cookie) has tries of its own. Hashing has threads of its own: a few requests may wait for them,
+and any more are refused at once.
 """
 
 import asyncio
@@ -36,11 +36,11 @@ from ui.refusals import Forbidden, NotLoggedIn, TooMany, retry_after, status_of,
 WITHIN_S = 300.0  # failed tries count for so long, to within a minute
 FAILURES = 10  # of one address, or of one known browser, for one name
 FAILURES_OF_ADDRESS = 60  # for all names
-SIEGE = 100  # failures from everywhere for one name, after which
-FAILURES_IN_SIEGE = 3  # is what an address has for it
-HASHING, KNOWN_HASHING = 2, 1  # threads, each with 64 MB; those of known browsers are kept for them
-WAITING = 8  # for each of the two
-DEVICE = "nightschool-device"  # the cookie by which a browser is known that has logged in before
+SIEGE = 100  # failures for one name from everywhere, after which
+FAILURES_IN_SIEGE = 3  # is the limit of one address for that name
+HASHING, KNOWN_HASHING = 2, 1  # threads, each with 64 MB; those for known browsers are reserved for them
+WAITING = 8  # requests, for each of the two
+DEVICE = "nightschool-device"  # the cookie of a browser that has logged in before
 DEVICE_S = 180 * 24 * 3600
 OWNER_PASSWORD = "NIGHTSCHOOL_OWNER_PASSWORD"
 
@@ -50,7 +50,7 @@ router = APIRouter(include_in_schema=False)
 
 
 class Passwords:
-    """Whose password is whose, whoever asks and however often."""
+    """Checks and hashes passwords, without any limit on tries."""
 
     def __init__(self, store: Database, hasher: PasswordHasher | None = None) -> None:
         self.store = store
@@ -58,7 +58,7 @@ class Passwords:
         self._nobody = self._hasher.hash("nobody's password")
 
     def check(self, name: str, password: str) -> User:
-        """Whose password this is. Raises `NotLoggedIn`, or `Forbidden` where it is right and the account disabled."""
+        """The person with this name and password. Raises `NotLoggedIn`, or `Forbidden` if they fit a disabled account."""
         user = users.find_user(self.store, name)
         known = (user.password_hash if user else None) or self._nobody
         if not self.matches(known, password) or user is None or known is self._nobody:
@@ -82,7 +82,7 @@ class Passwords:
 
 
 class Lane:
-    """Threads for what takes long; a few may wait for one, and whoever comes then is refused at once."""
+    """Threads for slow work; a few requests may wait for one, and any more are refused at once."""
 
     def __init__(self, threads: int) -> None:
         self._threads = ThreadPoolExecutor(threads, "passwords", give_way)  # chats come first
@@ -99,14 +99,14 @@ class Lane:
         self._places -= 1
         done = asyncio.get_running_loop().run_in_executor(self._threads, act)
         done.add_done_callback(lambda _: self._leave())
-        return await asyncio.shield(done)  # who goes away has taken the place all the same
+        return await asyncio.shield(done)  # a client that disconnects keeps its place until the work is done
 
     def _leave(self) -> None:
         self._places += 1
 
 
 class Logins:
-    """Lets passwords be tried, so often and so many at once. Lives in the event loop's thread."""
+    """Checks passwords, with limits on tries and on how many run at once. Lives in the event loop's thread."""
 
     def __init__(self, passwords: Passwords, secret: str) -> None:
         self.passwords = passwords
@@ -115,12 +115,12 @@ class Logins:
         self._strangers, self._known = Lane(HASHING), Lane(KNOWN_HASHING)
 
     async def check(self, request: Request, name: str, password: str) -> User:
-        """Whose password this is. Raises `NotLoggedIn`, `Forbidden` on a disabled account, or `TooMany`."""
+        """The person with this name and password. Raises `NotLoggedIn`, `Forbidden` on a disabled account, or `TooMany`."""
         device = self._device(request, name)
         lane = self._known if device else self._strangers
         lane.require_place()
         keys = [device] if device else self._stranger(network_of(address_of(request)), short(name))
-        tries = [(key, self.failures.add(key)) for key in keys]  # failed until it is known better: many come at once
+        tries = [(key, self.failures.add(key)) for key in keys]  # counted as failed until known better: many come at once
         try:
             return await lane.run(partial(self.passwords.check, name, password))
         except (NotLoggedIn, Forbidden):
@@ -131,19 +131,19 @@ class Logins:
                 self.failures.take_back(key, slice)
 
     def require_tries(self, request: Request) -> None:
-        """Raises `TooMany` where the address of an unknown browser has had its tries, whatever name comes next."""
+        """Raises `TooMany` when the address of an unknown browser has used up its tries for all names."""
         self._require_fewer(f"address {network_of(address_of(request))}", FAILURES_OF_ADDRESS, "from this address")
 
     def require_place(self) -> None:
-        """Raises `TooMany` while enough unknown browsers' tries wait already."""
+        """Raises `TooMany` while too many tries of unknown browsers wait."""
         self._strangers.require_place()
 
     async def hash(self, request: Request, password: str) -> str:
-        """The hash of a new password of somebody who is logged in. Raises `TooMany`."""
+        """The hash of a new password, for a person who is logged in. Raises `TooMany`."""
         return await self._known.run(partial(self.passwords.hash, password))
 
     def _stranger(self, network: str, name: str) -> list[str]:
-        """What a try of an unknown browser counts for. Raises `TooMany` when it had enough."""
+        """The keys under which a try of an unknown browser counts. Raises `TooMany` when one is used up."""
         pair, address, everywhere = f"pair {network} {name}", f"address {network}", f"name {name}"
         most = FAILURES if self.failures.count(everywhere) < SIEGE else FAILURES_IN_SIEGE
         self._require_fewer(pair, most, "for this name from this address")
@@ -167,7 +167,7 @@ class Logins:
         return key if is_theirs and self.failures.count(key) < FAILURES else None
 
     def know(self, request: Request, response: Response, user: User) -> None:
-        """Let the browser be known from now on."""
+        """Set the device cookie, by which the browser is known from now on."""
         response.set_cookie(
             DEVICE,
             str(self._devices.dumps([user.id, new_id()])),
@@ -179,9 +179,9 @@ class Logins:
 
 
 class Doorman:
-    """ASGI: refuses what would be refused anyway before any of it is read, so that a flood of guesses costs little.
+    """ASGI middleware: refuses hopeless logins before their body is read, so that a flood of guesses costs little.
 
-    An address that has had its tries hears so at a pace: its flood ebbs, and nobody else waits.
+    An address that has used up its tries is refused at a limited rate, which slows its flood and makes nobody else wait.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -212,7 +212,7 @@ class Doorman:
 
 
 def short(name: str) -> str:
-    """A name as tries are counted by it."""
+    """The form of a name under which its tries are counted."""
     return name.strip().casefold()[:64]
 
 
@@ -250,7 +250,7 @@ def named_password(environ: Mapping[str, str]) -> str | None:
 
 @router.get("/login")
 def login_page(request: Request, next: str = "/") -> Response:
-    """The login page; the chat, where there is nothing to log in to."""
+    """The login page, or a redirect to the chat where there are no accounts."""
     if not users.has_accounts(request.app.state.assistant.store):
         return RedirectResponse("/", 303)
     return _page(next)
@@ -277,7 +277,7 @@ async def login(
 
 @router.get("/logout")
 def logout_page(request: Request) -> Response:
-    """A button that logs out; a mere address must not, for another site's picture could have it."""
+    """A page with a log-out button. A GET must not log out: another site's image could send one."""
     if not sessions.find(request.app.state.assistant.store, str(request.session.get(KEY, ""))):
         return RedirectResponse("/login", 303)
     return HTMLResponse(template("logout.html").render())
@@ -285,7 +285,7 @@ def logout_page(request: Request) -> Response:
 
 @router.post("/logout")
 def logout(request: Request) -> Response:
-    """End the session, here and in the ledger."""
+    """End the session, in the cookie and in the database."""
     store: Database = request.app.state.assistant.store
     session = sessions.find(store, str(request.session.get(KEY, "")))
     if session:
@@ -300,11 +300,11 @@ def _page(next: str, name: str = "", error: Refused | None = None) -> Response:
 
 
 def headers_of(error: Refused | None) -> dict[str, str]:
-    """What a page about passwords says beside its words."""
+    """The headers of a page about passwords: Retry-After for `TooMany`."""
     return {"Retry-After": retry_after(error)} if isinstance(error, TooMany) else {}
 
 
 def _local(path: str) -> str:
-    """A path of ours to go on to, never an address elsewhere, nor out again."""
+    """A path of ours to redirect to, never an address elsewhere, nor the log-out page."""
     ours = path.startswith("/") and not path.startswith(("//", "/\\", "/logout")) and path.isprintable()
     return path if ours else "/"

@@ -1,7 +1,8 @@
-"""Which passwords may be chosen, and how they are kept.
+"""The rules for new passwords, and their hashing.
 
-The rule is that of NIST SP 800-63B-4 as far as it fits a house with a bound on guesses: a least length, no composition,
-nothing common or close to the person's own name (zxcvbn's lists of what people choose), at least 64 characters allowed.
+The rules are those of NIST SP 800-63B-4 as far as they fit a server that limits guesses: a minimum length, no rules of
+composition, nothing common or close to the person's own name (by zxcvbn's lists of what people choose), at least 64
+characters allowed.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ JUDGED = 72  # characters; zxcvbn's time grows with the square of them
 
 
 def require_usable(password: str, name: str) -> None:
-    """Raises `Refused` on a new password that is short or easily guessed; `name` is whose it is."""
+    """Raises `Refused` on a new password of person `name` that is too short, too long or easily guessed."""
     if len(password) < LEAST:
         raise Refused(f"a password has at least {LEAST} characters; a few words do well")
     if len(password) > MOST:
@@ -37,7 +38,7 @@ def require_usable(password: str, name: str) -> None:
 
 
 def beside(password: str, names: Sequence[str]) -> str:
-    """The letters and digits of a password that are not from those names."""
+    """The letters and digits of a password that are not part of those names."""
     rest = password.casefold()
     for each in names:
         rest = rest.replace(each.casefold(), " ")

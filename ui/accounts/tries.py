@@ -1,7 +1,7 @@
-"""How often something was tried of late, in memory that neither grows nor forgets before its time.
+"""Counts of recent tries by key, in a fixed amount of memory.
 
-A count-min sketch (Cormode and Muthukrishnan, 2005) for each slice of time: what was counted is forgotten by the clock
-alone, however much else is counted meanwhile. A count may come out too high, by chance, and never too low.
+A count-min sketch (Cormode and Muthukrishnan, 2005) for each slice of time: counts expire by the clock alone, however
+much else is counted meanwhile. A count may be too high, by chance, but never too low.
 """
 
 import hashlib
@@ -13,20 +13,20 @@ from collections.abc import Callable, Iterator
 
 SLICES = 5
 ROWS = 4
-WIDTH = 1 << 16  # cells a row: 200,000 keys within a slice leave a key's count right, but for a chance of 1 in 10^9
+WIDTH = 1 << 16  # cells a row: after 200,000 tries in a slice, one in 10^9 counts is 9 too high
 
 
 class Tries:
-    """Counts by key over the last `within_s` seconds, to within a fifth of them. Not for several threads at once."""
+    """Counts by key over the last `within_s` seconds, to within a fifth of them. Not thread-safe."""
 
     def __init__(self, within_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._slice_s = within_s / SLICES
         self._clock = clock
-        self._salt = secrets.token_bytes(16)  # so that nobody can choose keys that fall together
+        self._salt = secrets.token_bytes(16)  # so that nobody can choose keys that collide
         self._slices: dict[int, array[int]] = {}
 
     def add(self, key: str) -> int:
-        """Count one; the slice it was counted in."""
+        """Count one try; the slice it was counted in."""
         now = self._slice()
         cells = self._slices.setdefault(now, array("H", bytes(2 * ROWS * WIDTH)))
         for cell in self._cells(key):
@@ -34,19 +34,19 @@ class Tries:
         return now
 
     def take_back(self, key: str, slice: int) -> None:
-        """Undo `add`."""
+        """Undo an `add` in that slice."""
         cells = self._slices.get(slice)
         for cell in self._cells(key) if cells else ():
             assert cells is not None
             cells[cell] = max(cells[cell] - 1, 0)
 
     def count(self, key: str) -> int:
-        """How many were counted of late."""
+        """The number of tries within the last `within_s` seconds."""
         self._slice()
         return self._count(key, list(self._slices))
 
     def wait_s(self, key: str, most: int) -> float:
-        """In how many seconds fewer than `most` will be counted, if no more come."""
+        """The number of seconds until fewer than `most` are counted, if no more come."""
         now = self._slice()
         kept = sorted(self._slices)
         while kept and self._count(key, kept) >= most:
@@ -57,13 +57,13 @@ class Tries:
         return min(sum(self._slices[each][cell] for each in slices) for cell in self._cells(key))
 
     def _cells(self, key: str) -> Iterator[int]:
-        """Where a key is counted, once in each row."""
+        """The cells of a key, one in each row."""
         digest = hashlib.blake2b(key.encode(errors="replace"), digest_size=4 * ROWS, key=self._salt).digest()
         for row in range(ROWS):
             yield row * WIDTH + int.from_bytes(digest[4 * row : 4 * row + 4]) % WIDTH
 
     def _slice(self) -> int:
-        """The slice of this moment; those that are over are dropped."""
+        """The current slice; drops those that have expired."""
         now = math.floor(self._clock() / self._slice_s)
         for each in [each for each in self._slices if each <= now - SLICES]:
             del self._slices[each]

@@ -1,4 +1,4 @@
-"""The HTTP API of accounts: who there is, what they may do, and where they are logged in. For operators."""
+"""The HTTP API for operators to manage accounts: roles, disabling, removal and sessions."""
 
 from dataclasses import asdict
 from typing import Any
@@ -56,7 +56,7 @@ class Removed(BaseModel):
 
 
 def in_short(user: User) -> dict[str, Any]:
-    """What is told of an account."""
+    """An account as the API shows it."""
     facts = {"id": user.id, "name": user.name, "role": user.role}
     return facts | {"password": user.password_hash is not None, "disabled": user.disabled_at is not None}
 

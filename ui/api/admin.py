@@ -1,4 +1,4 @@
-"""The HTTP API of operators: nights, adapters, promotions, the schedule, settings, status."""
+"""The HTTP API for operators: nights, adapters, promotions, the schedule and the status."""
 
 from dataclasses import asdict
 from datetime import datetime
@@ -240,7 +240,7 @@ def status(assistant: TheAssistant) -> dict[str, Any]:
 
 
 def standing_schedule(store: Database) -> dict[str, Any]:
-    """The schedule as it stands, with the times at which it comes due (as text, so that it can be kept)."""
+    """The current schedule, with its next times (as text, so that a write's answer can be kept)."""
     standing = schedules.schedule(store)
     names = ("cron", "time_zone", "enabled", "grace_minutes", "every_new")
     return {name: getattr(standing, name, None) for name in names} | {
@@ -252,7 +252,7 @@ def standing_schedule(store: Database) -> dict[str, Any]:
 
 
 def our_version() -> str:
-    """Which Nightschool this is."""
+    """The installed version of Nightschool."""
     try:
         return version("nightschool")
     except PackageNotFoundError:

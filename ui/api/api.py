@@ -1,6 +1,6 @@
-"""The HTTP API of people: two replies to compare, questions, consent, and their own conversations.
+"""The HTTP API for people: two replies to compare, questions, consent, and their own conversations.
 
-A person's ids are theirs: another's look as if they did not exist.
+Another person's ids are treated as if they did not exist.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ from ui.accounts.auth import Person
 from ui.accounts.dependencies import REFUSALS, STRICT, TheAssistant, TheStore, Writing
 from ui.api.generating import Share
 
-MOST_MESSAGES = 2_000  # of a conversation that a program sends; a reply to so many begins within a second
-MOST_CHARACTERS = 1_000_000  # in all of them
+MOST_MESSAGES = 2_000  # in a conversation that a program sends; a reply to so many begins within a second
+MOST_CHARACTERS = 1_000_000  # in all messages of one
 IN_WINDOW = "At most the model's context window; prompt and reply together end there in any case."
 
 router = APIRouter(prefix="/api", responses=REFUSALS)
@@ -152,34 +152,37 @@ async def pair(
 
 
 class Listener:
-    """Who waits for two replies, and may go away before or after they are begun."""
+    """A client that waits for two replies, and may disconnect before or after they are begun."""
 
     def __init__(self) -> None:
         self._both: ReplyPair | None = None
         self._gone = False
 
     def begin(self, both: ReplyPair) -> None:
-        """These are written for them."""
+        """Attach the two replies; stop them if the client has left already."""
         self._both = both
         if self._gone:
             both.stop()
 
     def leave(self) -> None:
-        """Nobody waits any more: what is written stops."""
+        """Record that the client has left, and stop the replies."""
         self._gone = True
         if self._both:
             self._both.stop()
 
 
 async def when_gone(request: Request, act: Callable[[], None]) -> None:
-    """Wait for the client to go away, and act then."""
+    """Act once the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     act()
 
 
 def write_pair(assistant: Assistant, user: User, body: PairAsked, listener: Listener) -> dict[str, Any]:
-    """Record a conversation and write two replies to it. Raises `Refused`; nothing is recorded then."""
+    """Record a conversation and write two replies to it.
+
+    Raises `Refused` on a bad request, before anything is recorded, and `Unavailable` on a reply cut short or empty.
+    """
     sampling = Sampling(temperature=body.temperature, max_tokens=body.max_tokens, seed=body.seed)
     named = None
     if body.adapters is not None:
@@ -207,9 +210,9 @@ def write_pair(assistant: Assistant, user: User, body: PairAsked, listener: List
 def record(
     assistant: Assistant, user: User, source: str, messages: list[Message], sampling: Sampling, replies: int = 1
 ) -> tuple[str, list[int]]:
-    """Record a program's conversation that `replies` replies will be written to; its last message's id, and the prompt.
+    """Record a program's conversation that will get `replies` replies; its last message's id, and the prompt's tokens.
 
-    Raises `Refused` when it is malformed or too long for the model, `Busy`; nothing is recorded then.
+    Raises `Refused` when it is malformed or too long for the model, and `Busy`; nothing is recorded then.
     """
     require_in_window(assistant, sampling)
     assistant.engine.require_places(share_of(assistant.store, user), replies)
@@ -247,7 +250,7 @@ def question(user: Person, store: TheStore, write: Writing) -> dict[str, Any] | 
 
     def act() -> dict[str, Any]:
         asked = questions.next_question(store, user)
-        return {"question": asked and {"id": asked.id}}  # the words are another's: not kept with the answer
+        return {"question": asked and {"id": asked.id}}  # the words are another's, so they are not kept with the answer
 
     kept = write.at_once(None, act)["question"]
     asked = questions.question(store, user, kept["id"]) if kept else None
@@ -291,7 +294,7 @@ def set_conversation_consent(
 
 
 def said(store: Database, user: User, node: Node) -> dict[str, Any]:
-    """A message with the standing vote and correction of its reader."""
+    """A message with its reader's current vote and correction."""
     vote = standing_vote(store, user, node.id) if node.role == "assistant" else None
     return {
         "id": node.id,

@@ -1,6 +1,6 @@
-"""The page that explains the HTTP API, made from its OpenAPI schema; nothing in it comes from elsewhere.
+"""The documentation page of the HTTP API, rendered from its OpenAPI schema.
 
-FastAPI's own page would load its script from a content network.
+It loads nothing from other hosts; FastAPI's own page would load its script from a CDN.
 """
 
 import json
@@ -51,7 +51,7 @@ def content_of(holder: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolved(schema: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """A part of the schema with its reference followed; of a choice, the first that is not null."""
+    """A part of the schema with its reference followed; of `anyOf`, the first choice that is not null."""
     choices = [each for each in part.get("anyOf", []) if each.get("type") != "null"]
     if choices:
         return resolved(schema, choices[0])
@@ -61,7 +61,7 @@ def resolved(schema: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
 
 
 def fields(schema: dict[str, Any], part: dict[str, Any]) -> list[dict[str, Any]]:
-    """The fields of an object, or of what an array holds: name, kind, whether it must be there, description."""
+    """The fields of an object, or of an array's items: name, kind, whether it is required, description."""
     whole = resolved(schema, part)
     whole = resolved(schema, whole["items"]) if whole.get("type") == "array" else whole
     must = whole.get("required", [])
@@ -72,7 +72,7 @@ def fields(schema: dict[str, Any], part: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def kind(schema: dict[str, Any], part: dict[str, Any]) -> str:
-    """What a field holds, in a word or three."""
+    """The type of a field, in a few words."""
     if "anyOf" in part:
         return " or ".join(dict.fromkeys(kind(schema, each) for each in part["anyOf"]))
     whole = resolved(schema, part)
@@ -84,7 +84,7 @@ def kind(schema: dict[str, Any], part: dict[str, Any]) -> str:
 
 
 def example(schema: dict[str, Any], part: dict[str, Any]) -> Any:
-    """A value of that shape, its required fields only."""
+    """An example value of that shape, with its required fields only."""
     whole = resolved(schema, part)
     if "properties" in whole:
         return {name: example(schema, whole["properties"][name]) for name in whole.get("required", [])}

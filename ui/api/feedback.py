@@ -1,4 +1,4 @@
-"""The HTTP API of feedback: a route for every kind that there is, and all that one person said of a reply."""
+"""The HTTP API for feedback: a route for every kind, and one that lists a person's feedback on a reply."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -30,7 +30,7 @@ class Saying(BaseModel):
 
 
 def router() -> APIRouter:
-    """The routes of every kind that is declared by now."""
+    """The routes of every kind declared so far."""
     made = APIRouter(prefix="/api", responses=REFUSALS, tags=["feedback"])
     for kind in KINDS.values():
         options: dict[str, Any] = {"name": kind.write.__name__, "description": kind.help}
@@ -40,12 +40,12 @@ def router() -> APIRouter:
 
 
 def saying(kind: Kind) -> Callable[..., dict[str, Any]]:
-    """The route that writes a kind."""
+    """The route that writes feedback of a kind."""
 
     def route(body: Any, user: Person, store: TheStore, write: Writing) -> dict[str, Any]:
         return write.at_once(body, lambda: {"id": kind.write(store, user, **body.model_dump())})
 
-    route.__annotations__["body"] = kind.body  # FastAPI reads and explains it by this
+    route.__annotations__["body"] = kind.body  # by this, FastAPI validates and documents it
     return route
 
 

@@ -1,4 +1,4 @@
-"""The threads that wait for tokens, shared between people: one who asks for much cannot take them all."""
+"""The threads that wait for tokens, shared fairly: no one person can take them all."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Generating:
-    """So many threads, and whose work they do; for the event loop."""
+    """A fixed number of threads, and the person each works for. To be used from the event loop only."""
 
     def __init__(self, places: int) -> None:
         self._places = places
@@ -25,23 +25,23 @@ class Generating:
         self._held: Counter[Who] = Counter()
 
     async def begin(self, who: Who, work: Callable[[], T]) -> T:
-        """What `work` returns, done in a thread. Raises `Busy`, before it takes one, where this person has too many."""
+        """Run `work` in a thread, for its result. Raises `Busy`, before taking one, when this person has too many."""
         if who is not None:
             require_places(who, 1, self._held.elements(), self._places)
         return await self.go_on(who, work)
 
     async def go_on(self, who: Who, work: Callable[[], T]) -> T:
-        """The same for work that belongs to a request that was begun."""
+        """The same for further work of a request that has begun, without the check."""
         self._held[who] += 1
         try:
             return await to_thread.run_sync(work, limiter=self._threads)
         finally:
             self._held[who] -= 1
-            self._held += Counter()  # only those who hold any
+            self._held += Counter()  # drops those who hold none
 
 
 def share(user: Person, store: TheStore) -> Who:
-    """Whose share a request counts to."""
+    """The share that a request counts towards."""
     return share_of(store, user)
 
 

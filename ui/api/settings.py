@@ -1,4 +1,4 @@
-"""The HTTP API of what an operator sets: its models and routes list what `feedback.records.settings` declares."""
+"""The HTTP API for settings, with models and routes made from what `feedback.records.settings` declares."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def type_of(declared: Setting) -> Any:
 
 
 def models() -> tuple[type[BaseModel], type[BaseModel]]:
-    """What is answered, and what may be asked for."""
+    """The model of the answer, and the model of the request."""
     every = SETTINGS.values()
     stands: dict[str, Any] = {each.name: (type_of(each), Field(description=each.help)) for each in every}
     wanted: dict[str, Any] = {each.name: (type_of(each), Field(None, description=each.help)) for each in every}
@@ -28,7 +28,7 @@ def models() -> tuple[type[BaseModel], type[BaseModel]]:
 
 
 def routes() -> APIRouter:
-    """The routes for the settings that are declared by now."""
+    """The routes for the settings declared so far."""
     router = APIRouter(prefix="/api", tags=["operating"], dependencies=[Depends(operator)], responses=REFUSALS)
     stands, asked = models()
 

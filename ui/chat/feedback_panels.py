@@ -1,7 +1,4 @@
-"""Thumbs with reasons and words, and the reply as it should have been.
-
-Asked for in small panels under the chat that never stand in its way.
-"""
+"""The panels under the chat: reasons and words for a thumb, and the correction of a reply."""
 
 from html import escape
 
@@ -19,7 +16,7 @@ from ui.shared.widgets import Updates
 
 
 def thumb(store: Database, user: User, reply: str, liked: bool | str) -> int:
-    """Record what a click on a thumb says; the vote's value."""
+    """Record a click on a thumb; the vote's value."""
     # Gradio sends "" when a thumb is taken back.
     value = NONE if liked == "" else UP if liked is True else DOWN
     vote(store, user, reply, value)
@@ -27,16 +24,16 @@ def thumb(store: Database, user: User, reply: str, liked: bool | str) -> int:
 
 
 def explain(store: Database, user: User, reply: str, reasons: list[str], words: str) -> None:
-    """Record the reasons for the thumb that stands. Raises `Refused` where it was taken back meanwhile."""
+    """Record reasons and words for the current thumb. Raises `Refused` when it was taken back meanwhile."""
     standing = standing_vote(store, user, reply)
     if standing is None:
         raise Refused("your thumb on this reply was taken back; give one first")
-    kept = reasons if standing.value == DOWN else []  # they all say what was wrong
+    kept = reasons if standing.value == DOWN else []  # all reasons say what was wrong
     vote(store, user, reply, standing.value, kept, words.strip())
 
 
 def correct(store: Database, user: User, reply: str, text: str) -> None:
-    """Record the reply as it should have been. Raises `Refused` where it says nothing new."""
+    """Record the correction of a reply. Raises `Refused` when it is empty or the reply as it was."""
     if not text.strip():
         raise Refused("an empty correction says nothing; write the reply as it should have been")
     if text.strip() == conversations.own_reply(store, user, reply).content.strip():
@@ -45,7 +42,7 @@ def correct(store: Database, user: User, reply: str, text: str) -> None:
 
 
 def ask_why(panel: RatingPanel, store: Database, user: User, reply: str) -> Updates:
-    """Open the panel of reasons, as they stand."""
+    """Open the panel of reasons, with the current ones."""
     standing = standing_vote(store, user, reply)
     if standing is None:
         return hide_panels(panel)
@@ -60,7 +57,7 @@ def ask_why(panel: RatingPanel, store: Database, user: User, reply: str) -> Upda
 
 
 def ask_correction(panel: RatingPanel, store: Database, user: User, reply: str) -> Updates:
-    """Open the reply for correcting: as it was corrected, else as it was."""
+    """Open the correction panel, with the current correction or else the reply."""
     before = standing_correction(store, user, reply)
     return hide_panels(panel) | {
         panel.correction: gr.Column(visible=True),
@@ -70,5 +67,5 @@ def ask_correction(panel: RatingPanel, store: Database, user: User, reply: str) 
 
 
 def hide_panels(panel: RatingPanel) -> Updates:
-    """Neither panel."""
+    """Hide both panels."""
     return {panel.why: gr.Column(visible=False), panel.correction: gr.Column(visible=False)}

@@ -1,4 +1,4 @@
-"""What happens on the chat page: each handler asks who the person is, acts through the store, and shows the result."""
+"""The event handlers of the chat page: each identifies the person, acts on the database, and shows the result."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,11 +22,11 @@ from ui.chat.view import look, newest, newest_leaf
 from ui.shared.markdown import as_typed
 from ui.shared.widgets import Updates, telling
 
-TICK_S = 0.08  # a growing reply is shown this often
+TICK_S = 0.08  # between updates of a growing reply
 
 
 class ChatPage:
-    """The handlers of one page, which all its visitors share; each asks who the person is."""
+    """The handlers of one page, which all its visitors share; each identifies the person."""
 
     def __init__(self, assistant: Assistant, sidebar: Sidebar, chat: Chat, pair: PairPanel, panel: RatingPanel) -> None:
         self.assistant = assistant
@@ -50,12 +50,12 @@ class ChatPage:
         return shown | {self.chat.notice: render.notice(sentence)}
 
     def open(self, request: gr.Request, left: str) -> Updates:
-        """The page as it opens: the chat that was left with something typed in it, else the newest."""
+        """The page as it opens: the chat that was left with unsent text, else the newest."""
         user = page_user(request, self.store)
         return self.screen(user, left or newest(self.store, user)) | feedback_panels.hide_panels(self.panel)
 
     def new_chat(self, request: gr.Request) -> Updates:
-        """An empty chat; it is in the list once something is said."""
+        """Open an empty chat; it is in the list once a message is sent."""
         return (
             self.screen(page_user(request, self.store), None)
             | feedback_panels.hide_panels(self.panel)
@@ -63,7 +63,7 @@ class ChatPage:
         )
 
     def open_chat(self, request: gr.Request, picked: gr.SelectData) -> Updates:
-        """Another of the person's chats."""
+        """Open another of the person's chats."""
         return self.screen(page_user(request, self.store), picked.value) | feedback_panels.hide_panels(self.panel)
 
     def hide_chat(self, conversation: str, request: gr.Request) -> Updates:
@@ -78,11 +78,11 @@ class ChatPage:
     # Talking
 
     def send(self, request: gr.Request, conversation: str, text: str, *settings: Any) -> Updates:
-        """Say something, and begin the answer."""
+        """Send a message and begin the reply."""
         return self._send(page_user(request, self.store), conversation, text, settings)
 
     def two_replies(self, request: gr.Request, conversation: str, text: str, *settings: Any) -> Updates:
-        """Say something and begin two answers; with an empty box, two answers to what was said last."""
+        """Send a message and begin two replies; with an empty box, two replies to the person's last message."""
         user = page_user(request, self.store)
         nodes = look(self.store, user, conversation).nodes
         asked = [node.id for node in nodes if node.role == "user"]
@@ -102,20 +102,20 @@ class ChatPage:
         return self.screen(user, conversation, sentence=told.sentence)
 
     def retry(self, request: gr.Request, what: gr.RetryData, shown: list[dict[str, Any]], *settings: Any) -> Updates:
-        """Another reply to the same message, as a new branch."""
+        """Begin another reply to the same message, as a new branch."""
         user, message = page_user(request, self.store), id_of(shown, what.index)
         with telling():
             signal_newest(self.store, user, message, "retry")
         return self._answer(user, message, settings)
 
     def answer_it(self, request: gr.Request, shown: list[dict[str, Any]], *settings: Any) -> Updates:
-        """A reply to the last message, which has none."""
+        """Begin a reply to the last message, which has none."""
         return self._answer(page_user(request, self.store), id_of(shown, -1), settings)
 
     def edit(
         self, request: gr.Request, what: gr.EditData, conversation: str, shown: list[dict[str, Any]], *settings: Any
     ) -> Updates:
-        """Say something else in a message's place, as a new branch."""
+        """Send another message in place of one, as a new branch."""
         user = page_user(request, self.store)
         with telling() as told:
             self.turns.check_free(conversation)
@@ -128,7 +128,7 @@ class ChatPage:
         return self.screen(user, conversation, sentence=told.sentence)
 
     def _answer(self, user: User, message: str, settings: tuple[Any, ...], on_demand: bool = False) -> Updates:
-        """Begin the answer to a message, and show the chat at that message."""
+        """Begin the reply to a message, and show the chat at that message."""
         conversation = None
         with telling() as told:
             conversation = conversations.own_node(self.store, user, message).conversation
@@ -139,7 +139,7 @@ class ChatPage:
         return self.screen(user, conversation, sentence=told.sentence) | feedback_panels.hide_panels(self.panel)
 
     def follow(self, request: gr.Request, conversation: str, asking: str) -> Iterator[Updates]:
-        """Show the answer that the page waits for as it grows, then the chat as it stands."""
+        """Show the reply that the page waits for as it grows, then the whole page as it should look."""
         user = page_user(request, self.store)
         if not asking:
             yield {self.chat.stop: gr.Button(visible=False)}
@@ -155,14 +155,14 @@ class ChatPage:
         yield self.screen(user, conversation, sentence=turn.error if turn else "")
 
     def stop(self, request: gr.Request, conversation: str) -> None:
-        """End the answer here; whoever follows it sees what was written."""
+        """Stop the reply being written; the pages that follow it show what was written."""
         user = page_user(request, self.store)
         turn = self.turns.of(look(self.store, user, conversation).conversation)
         if turn:
             turn.writing.stop()
 
     def other_version(self, request: gr.Request, step: int, conversation: str) -> Updates:
-        """The chat along the branch before or after the one shown, where it last forks."""
+        """Show the chat along the branch before or after the one shown, at its last fork."""
         user = page_user(request, self.store)
         with telling() as told:
             self.turns.check_free(conversation)
@@ -174,21 +174,21 @@ class ChatPage:
     # Rating
 
     def choose(self, request: gr.Request, choice: str, conversation: str) -> Updates:
-        """Left, right, tie or both bad."""
+        """Record a choice: left, right, tie or both bad."""
         user = page_user(request, self.store)
         with telling() as told:
             side_by_side.choose(self.store, user, conversation, choice)
         return self.screen(user, conversation, sentence=told.sentence)
 
     def choose_again(self, request: gr.Request, conversation: str, focus: str) -> Updates:
-        """Show the two replies again, as if nobody had chosen."""
+        """Take back the choice and show the two replies again."""
         user = page_user(request, self.store)
         with telling() as told:
             side_by_side.choose_again(self.store, user, focus)
         return self.screen(user, conversation, sentence=told.sentence) | feedback_panels.hide_panels(self.panel)
 
     def thumb(self, request: gr.Request, what: gr.LikeData, conversation: str, shown: list[dict[str, Any]]) -> Updates:
-        """A thumb given, changed or taken back; then, once, why."""
+        """Record a thumb given, changed or taken back, and ask for the reasons if there is one."""
         user = page_user(request, self.store)
         reply = id_of(shown, what.index)
         panels = feedback_panels.hide_panels(self.panel)
@@ -198,7 +198,7 @@ class ChatPage:
         return self.screen(user, conversation, reply, told.sentence) | panels
 
     def explain(self, request: gr.Request, conversation: str, reply: str, reasons: list[str], words: str) -> Updates:
-        """Reasons and words for a thumb."""
+        """Record reasons and words for a thumb."""
         user = page_user(request, self.store)
         panels: Updates = {}
         with telling() as told:
@@ -207,14 +207,14 @@ class ChatPage:
         return self.screen(user, conversation, reply, told.sentence) | panels
 
     def ask_correction(self, request: gr.Request, conversation: str, reply: str) -> Updates:
-        """Open the reply for correcting."""
+        """Open the correction panel of a reply."""
         user = page_user(request, self.store)
         with telling() as told:
             return feedback_panels.ask_correction(self.panel, self.store, user, reply)
         return self.screen(user, conversation, sentence=told.sentence)
 
     def correct(self, request: gr.Request, conversation: str, reply: str, text: str) -> Updates:
-        """Save the reply as it should have been."""
+        """Record the correction of a reply."""
         user = page_user(request, self.store)
         panels: Updates = {}
         with telling() as told:
@@ -223,7 +223,7 @@ class ChatPage:
         return self.screen(user, conversation, reply, told.sentence) | panels
 
     def take_correction_back(self, request: gr.Request, conversation: str, reply: str) -> Updates:
-        """The reply stands as it was."""
+        """Take back the correction of a reply."""
         user = page_user(request, self.store)
         with telling() as told:
             correct(self.store, user, reply, "")
@@ -232,13 +232,13 @@ class ChatPage:
     def point_at(
         self, request: gr.Request, what: gr.SelectData, conversation: str, shown: list[dict[str, Any]]
     ) -> Updates:
-        """Tell about the reply that was clicked."""
+        """Show the details of the reply that was clicked."""
         user = page_user(request, self.store)
         view = look(self.store, user, conversation, id_of(shown, what.index))
         return render.show_about(self.chat, view, self.turns.of(view.conversation))
 
     def consent(self, request: gr.Request, given: bool) -> Updates:
-        """Whether this person's ratings may teach."""
+        """Record whether this person's ratings may be used for training."""
         user = page_user(request, self.store)
         with telling() as told:
             users.set_consent(self.store, user, given)
@@ -251,7 +251,7 @@ class ChatPage:
 
 
 def id_of(shown: list[dict[str, Any]], index: int | tuple[int, int]) -> str:
-    """The store's id of a message in the chatbot. A correction is not a message of the store."""
+    """The id of a message in the chatbot; empty out of range. A correction's id is not one of the database."""
     place = index if isinstance(index, int) else index[0]
     if not -len(shown) <= place < len(shown):
         return ""
@@ -259,7 +259,7 @@ def id_of(shown: list[dict[str, Any]], index: int | tuple[int, int]) -> str:
 
 
 def sampling_of(settings: tuple[Any, ...]) -> Sampling:
-    """The sidebar's settings, in the order of `sampling_controls`. Raises `Refused` on what cannot be."""
+    """The sampling parameters from values in the order of `sampling_controls`. Raises `Refused` on invalid ones."""
     temperature, top_p, max_tokens, seed, greedy, beams = settings
     if seed.strip() and not (seed.strip().isascii() and seed.strip().isdecimal()):
         raise Refused(f"a seed is a whole number, or empty for a new one each time, not {seed.strip()[:40]!r}")

@@ -1,4 +1,7 @@
-"""The chat page's controls and where they stand. Every control has an `elem_id` that stays."""
+"""The controls of the chat page and their layout.
+
+The `elem_id` of a control never changes.
+"""
 
 from dataclasses import dataclass, fields
 
@@ -20,7 +23,7 @@ time in the sidebar."""
 
 @dataclass(frozen=True)
 class Sidebar:
-    """Beside the chat: the person's chats and settings."""
+    """The sidebar, with the person's chats and settings."""
 
     new_chat: gr.Button
     chats: gr.Radio
@@ -37,9 +40,9 @@ class Sidebar:
 
 @dataclass(frozen=True)
 class Chat:
-    """The conversation, what is known of one reply, and the text box."""
+    """The conversation, the details of one reply, and the text box."""
 
-    conversation: gr.Textbox  # ids live in the page, not in the session: they outlast a server's restart
+    conversation: gr.Textbox  # ids are kept in the page, not in the session, so they survive a restart
     focus: gr.Textbox
     asking: gr.Textbox  # the message whose answer is being written, as far as the page knows
     consent: gr.Column
@@ -62,7 +65,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class PairPanel:
-    """Two replies next to each other."""
+    """Two replies side by side, and the buttons of the choice."""
 
     panel: gr.Column
     left: gr.Chatbot
@@ -76,7 +79,7 @@ class PairPanel:
 
 @dataclass(frozen=True)
 class RatingPanel:
-    """What was good or wrong, after a thumb; and the reply as it should have been."""
+    """The reasons for a thumb, and the correction of a reply."""
 
     why: gr.Column
     question: gr.HTML
@@ -92,19 +95,19 @@ class RatingPanel:
 
 
 def controls(*parts: Sidebar | Chat | PairPanel | RatingPanel) -> list[gr.blocks.Block]:
-    """Every control of some parts of the page, as gradio's list of outputs."""
+    """Every control of some parts of the page, as Gradio's list of outputs."""
     return [getattr(part, each.name) for part in parts for each in fields(part)]
 
 
 def messages(elem_id: str, label: str, **more: object) -> gr.Chatbot:
-    """A list of messages in which text is never markup beyond Markdown."""
+    """A list of messages in which Markdown is the only markup."""
     return gr.Chatbot(
         elem_id=elem_id,
         label=label,
         show_label=False,
         container=False,
         sanitize_html=True,
-        allow_tags=["img"],  # "allowed" to be seen as text: an image would tell another server who reads this
+        allow_tags=["img"],  # "allowed" means shown as text: an image would tell another server who reads this
         latex_delimiters=LATEX,
         height="auto",
         **more,  # type: ignore[arg-type]
@@ -112,7 +115,7 @@ def messages(elem_id: str, label: str, **more: object) -> gr.Chatbot:
 
 
 def build_sidebar() -> Sidebar:
-    """The chats of a person, how replies are sampled, whether ratings may teach."""
+    """The person's chats, the sampling settings, and the consent to learning from ratings."""
     with gr.Sidebar(elem_id="sidebar", width=290, open=False):
         gr.HTML("<h1>Nightschool</h1>", elem_id="brand")
         new_chat = gr.Button("New chat", elem_id="new-chat", variant="secondary")
@@ -124,7 +127,7 @@ def build_sidebar() -> Sidebar:
             )
             top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p", info="Lower: only likely words", elem_id="top-p")
             max_tokens = gr.Slider(1, 2048, 512, step=1, label="Longest reply, in tokens", elem_id="max-tokens")
-            # Not a gr.Number: that one takes an empty field for 0.
+            # Not gr.Number, which reads an empty field as 0.
             seed = gr.Textbox("", label="Seed", placeholder="a new one for each reply", max_lines=1, elem_id="seed")
             greedy = gr.Checkbox(False, label="Greedy: always the likeliest word", elem_id="greedy")
             beams = gr.Slider(1, 8, 1, step=1, label="Beams", info="Over 1: beam search", elem_id="beams")
@@ -136,7 +139,7 @@ def build_sidebar() -> Sidebar:
 
 
 def build_consent() -> tuple[gr.Column, gr.Button, gr.Button]:
-    """The first-run notice."""
+    """The notice that asks for consent."""
     with gr.Column(elem_id="consent", visible=False) as consent:
         gr.Markdown(CONSENT)
         with gr.Row():
@@ -146,7 +149,7 @@ def build_consent() -> tuple[gr.Column, gr.Button, gr.Button]:
 
 
 def build_pair() -> PairPanel:
-    """Two replies, blind."""
+    """The panel of two blind replies."""
     with gr.Column(elem_id="pair", visible=False) as panel:
         gr.HTML("<strong>Which reply is better?</strong> The chat goes on with your choice.", elem_id="pair-question")
         with gr.Row(elem_id="pair-replies"):
@@ -196,7 +199,7 @@ def build_rating() -> RatingPanel:
 
 
 def build_about() -> tuple[gr.Row, gr.HTML, gr.Button, gr.Button, gr.Button, gr.Button, gr.Button]:
-    """The quiet line under the conversation."""
+    """The details line under the conversation, with its buttons."""
     with gr.Row(elem_id="about-row", visible=False) as row:
         older = button("‹ Older version", "older-version", visible=False)
         newer = button("Newer version ›", "newer-version", visible=False)
@@ -208,7 +211,7 @@ def build_about() -> tuple[gr.Row, gr.HTML, gr.Button, gr.Button, gr.Button, gr.
 
 
 def build_composer() -> tuple[gr.Textbox, gr.Button, gr.Button, gr.Button, gr.HTML]:
-    """Where the person writes."""
+    """The text box with its buttons, and the notice under it."""
     with gr.Column(elem_id="composer"):
         box = gr.Textbox(
             label="Your message",

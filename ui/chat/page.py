@@ -1,6 +1,6 @@
-"""The chat page: a person's chats, the one being had, and what they think of its replies.
+"""The chat page: a person's chats, the one that is open, and their ratings of its replies.
 
-Everything shown is read from the store, and everything said or rated is in the store before the page shows it.
+Everything shown is read from the database, and every message and rating is in the database before the page shows it.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from ui.shared.declaration import Page
 from ui.shared.widgets import in_turn, on
 
 CSS = Path(__file__).with_name("chat.css").read_text()
-# The sidebar stands open where there is room, and gets out of the way on a phone once a chat was picked.
+# The sidebar is open where there is room, and closes on a phone once a chat is picked.
 ROOM_FOR_SIDEBAR = """() => {
     const bar = document.querySelector("#sidebar");
     if (bar && bar.classList.contains("open") !== innerWidth > 768) bar.querySelector(".toggle-button").click();
@@ -39,7 +39,7 @@ def build(assistant: Assistant) -> gr.Blocks:
 
 
 def wire_talking(page: gr.Blocks, handlers: ChatPage) -> None:
-    """Which control says, stops, opens and hides."""
+    """Wire the controls that send, stop, open and hide."""
     chat, sidebar = handlers.chat, handlers.sidebar
     everything = layout.controls(sidebar, chat, handlers.pair, handlers.panel)
     settings = sampling_controls(sidebar)
@@ -62,7 +62,7 @@ def wire_talking(page: gr.Blocks, handlers: ChatPage) -> None:
     ]
     awaited = [chat.conversation, chat.asking]
     following = [on(each.then, handlers.follow, awaited, everything, trigger_mode="multiple") for each in begun]
-    # Another chat on the screen: what is being written goes on unseen, in its own thread.
+    # When another chat is opened, the reply being written goes on in its own thread.
     for trigger, act, inputs in (
         (sidebar.new_chat.click, handlers.new_chat, []),
         (sidebar.chats.select, handlers.open_chat, []),
@@ -76,7 +76,7 @@ def wire_talking(page: gr.Blocks, handlers: ChatPage) -> None:
 
 
 def wire_rating(handlers: ChatPage) -> None:
-    """Which control rates, chooses, corrects and consents."""
+    """Wire the controls that rate, choose, correct and consent."""
     chat, sidebar, pair, panel = handlers.chat, handlers.sidebar, handlers.pair, handlers.panel
     everything = layout.controls(sidebar, chat, pair, panel)
     about = [chat.conversation, chat.focus]
@@ -106,7 +106,7 @@ def wire_rating(handlers: ChatPage) -> None:
 
 
 def sampling_controls(sidebar: Sidebar) -> list[Any]:
-    """What `sampling_of` reads."""
+    """The controls that `sampling_of` reads, in its order."""
     return [sidebar.temperature, sidebar.top_p, sidebar.max_tokens, sidebar.seed, sidebar.greedy, sidebar.beams]
 
 

@@ -1,6 +1,6 @@
-"""A chat as the page's controls show it: from what the store says to gradio's updates.
+"""The rendering of a chat, from its view to Gradio's updates.
 
-The same view always gives the same screen, so whatever happened, showing it again makes the page true.
+The same view always gives the same screen, so showing it again corrects the page, whatever happened before.
 """
 
 from html import escape
@@ -16,11 +16,11 @@ from ui.chat.view import About, ChatView
 from ui.shared.markdown import with_maths, without_tags
 from ui.shared.widgets import Updates
 
-THUMBS = {UP: "Like", DOWN: "Dislike"}  # gradio draws these two words as thumbs
+THUMBS = {UP: "Like", DOWN: "Dislike"}  # Gradio draws these two words as thumbs
 
 
 def message(role: str, text: str, message_id: str, **more: str) -> dict[str, Any]:
-    """One message for a Chatbot; as a part, so that its text is taken as it is."""
+    """One message for a Chatbot; as a part, so that Gradio takes its text as it is."""
     shown = without_tags(with_maths(text) if role == "assistant" else text)
     parts = [{"type": "text", "text": shown or "(an empty reply)"}]
     return {"role": role, "content": parts, "metadata": {"id": message_id} | more}
@@ -40,7 +40,7 @@ def transcript(view: ChatView, turn: Turn | None = None) -> list[dict[str, Any]]
 
 
 def thumbs(view: ChatView) -> list[str | None]:
-    """One per reply, in order."""
+    """The thumb of each reply, in order; None for no thumb."""
     replies = (node.id for node in view.nodes if node.role == "assistant")
     return [THUMBS[view.votes[reply].value] if reply in view.votes else None for reply in replies]
 
@@ -59,7 +59,7 @@ def show_conversation(chat: Chat, view: ChatView, turn: Turn | None) -> Updates:
 
 
 def show_about(chat: Chat, view: ChatView, turn: Turn | None) -> Updates:
-    """The quiet line: who wrote the reply and what its reader said of it. Blind while two replies wait for a choice."""
+    """The details line: who wrote the reply and how its reader rated it. Hidden while two replies wait for a choice."""
     about = view.about if turn is None and view.pair is None else None
     unanswered = turn is None and view.is_unanswered
     versions = view.versions if turn is None and view.pair is None else None
@@ -85,7 +85,7 @@ def notice(sentence: str) -> str:
 
 
 def about_line(about: About) -> str:
-    """HTML; everything a person or model wrote in it is escaped."""
+    """The details line as HTML; everything that a person or model wrote is escaped."""
     parts = []
     if not about.is_last:
         start = " ".join(about.text.split())[:40]
@@ -118,7 +118,7 @@ def show_pair(panel: PairPanel, view: ChatView, turn: Turn | None) -> Updates:
 
 
 def show_sidebar(sidebar: Sidebar, view: ChatView, user: User) -> Updates:
-    """The person's chats, the current one marked."""
+    """The person's chats, the current one marked; the consent switch and the account."""
     known = view.conversation in [each for _, each in view.chats]
     account = '<a id="to-operate" href="/operate/">Operate</a>' if user.may("operator") else ""
     if user.password_hash is not None:

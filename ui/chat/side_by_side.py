@@ -1,6 +1,6 @@
-"""Two replies next to each other: when they are shown, and what a choice does.
+"""Two replies side by side: when they are shown, and what a choice does.
 
-Blind: nothing on the page tells which adapter wrote which until a choice is made.
+Nothing on the page tells which adapter wrote which reply until a choice is made.
 """
 
 import random
@@ -19,7 +19,7 @@ from ui.chat.view import waiting_pair
 
 
 def begin(assistant: Assistant, user: User, parent: str, sampling: Sampling, on_demand: bool) -> Turn:
-    """Begin the answer to a message: two replies on demand and on the operator's share of turns, else one."""
+    """Begin the reply to a message: two on demand and on the operator's share of turns, else one."""
     drawn = random.random() < settings.setting(assistant.store, "side_by_side_share")
     if on_demand or drawn:
         asked = "demand" if on_demand else "share"
@@ -28,7 +28,7 @@ def begin(assistant: Assistant, user: User, parent: str, sampling: Sampling, on_
 
 
 def choose(store: Database, user: User, conversation: str, choice: str) -> None:
-    """Record a choice between the two replies that wait for one. After a tie or two bad ones the left one goes on."""
+    """Record a choice between the two waiting replies. After a tie or both bad, the chat goes on from the left one."""
     leaf = conversations.own_conversation(store, user, conversation)["leaf"]
     pair = waiting_pair(store, user, leaf)
     if pair is None:
@@ -39,7 +39,7 @@ def choose(store: Database, user: User, conversation: str, choice: str) -> None:
 
 
 def choose_again(store: Database, user: User, reply: str) -> None:
-    """Take back the choice that led to a reply, so that both are shown again."""
+    """Take back the choice that led to a reply, so that both replies are shown again."""
     parent = conversations.own_reply(store, user, reply).parent
     pair = conversations.pair_under(store, parent) if parent else None
     if pair is None:
@@ -48,7 +48,7 @@ def choose_again(store: Database, user: User, reply: str) -> None:
 
 
 def goes_on_from(store: Database, user: User, conversation: str) -> str | None:
-    """The message that the next one goes under: the left reply where nobody chose."""
+    """The parent of the next message: the left reply of a pair without a choice, else the chat's last message."""
     leaf: str | None = conversations.own_conversation(store, user, conversation)["leaf"]
     pair = waiting_pair(store, user, leaf)
     return pair.shown.left if pair else leaf

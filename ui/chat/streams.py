@@ -1,7 +1,7 @@
 """The replies being written now, one turn per conversation.
 
-A turn is written in a thread of its own, so a reply is finished and recorded whether or not its page stays open,
-and whoever opens the chat meanwhile sees it grow.
+A turn runs in a thread of its own, so a reply is finished and recorded whether or not its page stays open, and a page
+that opens the chat meanwhile shows it grow.
 """
 
 import logging
@@ -14,12 +14,12 @@ from feedback.errors import Conflict, Refused
 
 log = logging.getLogger(__name__)
 
-KEPT = 100  # turns that have ended, for pages that have still to hear of it
+KEPT = 100  # ended turns, for pages that have not shown the end yet
 
 
 @dataclass
 class Turn:
-    """One answer in the making: one text, or two side by side. `error` says in a sentence why it failed."""
+    """A reply being written, or two side by side. `error` says in a sentence why it failed."""
 
     parent: str
     writing: ReplyStream | ReplyPair
@@ -59,7 +59,7 @@ class Turns:
         return None if turn is None or turn.ended.is_set() else turn
 
     def under(self, conversation: str | None, message: str) -> Turn | None:
-        """The turn that answers a message, also a while after it has ended."""
+        """The turn that answers a message, also for a while after it has ended."""
         turn = self._newest.get(conversation or "")
         return turn if turn and turn.parent == message else None
 
@@ -69,7 +69,7 @@ class Turns:
             raise Conflict("a reply is still being written in this chat; wait for it, or press Stop")
 
     def start(self, conversation: str, turn: Turn) -> None:
-        """Write a turn. Raises `Conflict`, and stops it, while another is written in that conversation."""
+        """Start a turn. Stops it and raises `Conflict` while another is being written in that conversation."""
         with self._lock:
             try:
                 self.check_free(conversation)

@@ -1,4 +1,4 @@
-"""What a person sees of their chats, read from the store: nothing on the page is remembered anywhere else."""
+"""A person's view of their chats, read from the database; what the page shows is kept nowhere else."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class About:
-    """One reply and what its reader said of it. `chosen_over` is the other reply of a pair, if it was one."""
+    """One reply and how its reader rated it. `chosen_over` is the pair that it is one of, if any."""
 
     reply: str
     text: str
@@ -46,7 +46,7 @@ class Versions:
 
 @dataclass(frozen=True)
 class ChatView:
-    """One chat as its person sees it. `conversation` is None for a chat not begun."""
+    """One chat as its person sees it. `conversation` is None for a chat that has not begun."""
 
     conversation: str | None
     chats: tuple[tuple[str, str], ...]  # (title, id), newest first
@@ -65,7 +65,7 @@ class ChatView:
 
 
 def look(store: Database, user: User, conversation: str | None, focus: str | None = None) -> ChatView:
-    """This person's chat, or an empty one where it is not theirs. `focus` is the reply to tell about."""
+    """This person's chat, or an empty one where it is not theirs. `focus` is the reply to show the details of."""
     leaf = _leaf(store, user, conversation)
     nodes = conversations.path(store, leaf)
     pair = waiting_pair(store, user, leaf)
@@ -95,7 +95,7 @@ def newest(store: Database, user: User) -> str | None:
 
 
 def waiting_pair(store: Database, user: User, leaf: str | None) -> Pair | None:
-    """The two replies a chat ends in while nobody has chosen between them."""
+    """The two replies that a chat ends in, while nobody has chosen between them."""
     node = conversations.node(store, leaf) if leaf else None
     if node is None or node.role != "assistant" or node.parent is None:
         return None
@@ -108,7 +108,7 @@ def waiting_pair(store: Database, user: User, leaf: str | None) -> Pair | None:
 
 
 def newest_leaf(store: Database, message: str) -> str:
-    """Where the newest branch under a message ends."""
+    """The last message of the newest branch under a message."""
     while below := conversations.children(store, message):
         message = below[-1].id
     return message

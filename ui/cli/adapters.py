@@ -1,4 +1,4 @@
-"""`nightschool adapters`, `promote` and `rollback`: which adapters there are, and which one serves."""
+"""`nightschool adapters`, `promote` and `rollback`: list the adapters, and change which one serves."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -62,7 +62,7 @@ def rollback(data: Path, model: str, reason: str) -> None:
 
 
 def serve_from_now_on(store: "Database", model: str, name: str | None, reason: str) -> None:
-    """Prove and promote, and say what serves now."""
+    """Prove and promote an adapter, and print what serves now."""
     from feedback.records.adapters import require_promotable
 
     require_promotable(store, name)  # before anything heavy is loaded

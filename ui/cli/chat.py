@@ -1,4 +1,4 @@
-"""`nightschool chat`."""
+"""`nightschool chat`: chat in a terminal."""
 
 from pathlib import Path
 

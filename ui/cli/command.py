@@ -1,4 +1,4 @@
-"""What the commands share: who types them, the store they open, and how they show what they found."""
+"""What the commands share: the account for the audit trail, opening the database, and output."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ json_option = click.option("--json", "as_json", is_flag=True, callback=here_or_b
 
 
 class Command(click.Command):
-    """A command whose deeds are written down as those of the account at this terminal."""
+    """A command whose actions are audited under the operating system's account that typed it."""
 
     def invoke(self, ctx: click.Context) -> Any:
         from feedback.records import adapters
@@ -36,7 +36,7 @@ class InOrder(click.Group):
 
 
 class Word(click.ParamType):
-    """One of some words that are looked up only when they are needed; whoever takes the word says if it is none."""
+    """A choice of words that are looked up only when needed; the command itself refuses any other word."""
 
     name = "word"
 
@@ -52,7 +52,7 @@ class Word(click.ParamType):
 
 @contextmanager
 def new_or_existing(data: Path) -> Iterator["Database"]:
-    """The store of a data folder, made where there is none."""
+    """Open the database of a data folder, and create it if there is none."""
     from feedback.database.database import Database
 
     store = Database(data)
@@ -64,7 +64,7 @@ def new_or_existing(data: Path) -> Iterator["Database"]:
 
 @contextmanager
 def existing(data: Path) -> Iterator["Database"]:
-    """The store of a data folder that is there. Raises `NotFound`."""
+    """Open the database of a data folder. Raises `NotFound` if there is none."""
     if not (data / "nightschool.db").is_file():
         raise NotFound(f"there is no Nightschool data in {data}; start one with: nightschool serve --data {data}")
     with new_or_existing(data) as store:
@@ -72,5 +72,5 @@ def existing(data: Path) -> Iterator["Database"]:
 
 
 def show(as_json: bool, facts: Any, lines: Sequence[str]) -> None:
-    """Print facts as JSON where asked to, else as lines."""
+    """Print facts as JSON if asked to, else as lines."""
     print(json.dumps(facts, indent=1) if as_json else "\n".join(lines))

@@ -1,4 +1,4 @@
-"""The commands that move what people said: import, export, forget, backup, restore; and doctor, which examines it."""
+"""The commands on the data: import, export, forget, backup, restore, and doctor, which examines it."""
 
 import sys
 from collections import Counter
@@ -22,21 +22,21 @@ KINDS_OF_FILE = ".jsonl, .json, .csv, .parquet"
 
 
 def importable() -> Sequence[str]:
-    """The formats that are read."""
+    """The formats that can be imported."""
     from feedback.formats.registry import FORMATS
 
     return list(FORMATS)
 
 
 def exportable() -> Sequence[str]:
-    """The formats that are written."""
+    """The formats that can be exported."""
     from feedback.formats.registry import writable
 
     return [*writable(), OWN]
 
 
 class WithFormats(Command):
-    """A command that ends its help with what each format is."""
+    """A command whose help ends with a description of each format."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from feedback.formats.registry import FORMATS
@@ -100,7 +100,7 @@ def export_own(store: "Database", out: Path, user: str | None) -> None:
 
 
 def export_rows(store: "Database", out: Path, name: str, user: str | None, mask: bool, licence: str) -> None:
-    """Write rows in a format. Raises `Refused` on one that is unknown or only read."""
+    """Write rows in a format. Raises `Refused` on one that is unknown or for import only."""
     from feedback.examples import pii
     from feedback.formats import export
     from feedback.formats.registry import format_named, writable
@@ -120,7 +120,7 @@ def export_rows(store: "Database", out: Path, name: str, user: str | None, mask:
 
 
 def person_named(store: "Database", name: str) -> "User":
-    """Raises `NotFound`."""
+    """The person of that name. Raises `NotFound`."""
     from feedback.accounts import users
 
     person = users.find_user(store, name)
@@ -130,14 +130,14 @@ def person_named(store: "Database", name: str) -> "User":
 
 
 def watched(rows: Iterator[Any], doing: str) -> Iterator[Any]:
-    """Rows with a bar on a terminal that says how many there were."""
+    """The rows, counted by a progress bar on a terminal."""
     from tqdm import tqdm
 
     return iter(tqdm(rows, doing, unit=" rows", disable=None, leave=False))
 
 
 def counted(left_out: dict[str, int]) -> str:
-    """What was left out and why, in words."""
+    """The counts of rows left out, by reason, in words."""
     reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(left_out.items()))
     return f"; left out {sum(left_out.values()):,} ({reasons})" if left_out else ""
 

@@ -1,4 +1,7 @@
-"""The command line: `nightschool`. Bad input is one sentence and exit status 2, and changes nothing."""
+"""The command line: `nightschool`.
+
+Bad input gets one sentence and exit status 2, and changes nothing.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -44,7 +47,7 @@ def show_version(context: click.Context, _: click.Parameter, wanted: bool) -> No
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Print the version."
 )
 def nightschool(**_: Any) -> None:
-    """Every command; they look up here what was typed before their names."""
+    """The group of every command; they look up here the options typed before their names."""
 
 
 @click.command("completion", epilog='In bash: eval "$(nightschool completion bash)", best in ~/.bashrc.')

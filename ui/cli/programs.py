@@ -1,4 +1,4 @@
-"""The commands that are whole programs: the server, and those of training, which nothing in this package imports."""
+"""The commands that are whole programs: the server, and those of `training`, which nothing in `ui` imports."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ from ui.serve_options import ServeOptions, serve_command
 
 
 class Program(click.Command):
-    """A command that becomes another program, which reads the arguments, and prints the help, itself."""
+    """A command that replaces its process by another program, which parses the arguments and prints the help itself."""
 
     def __init__(self, name: str, module: str, words: str) -> None:
         super().__init__(name, short_help=words, add_help_option=False)
@@ -53,7 +53,7 @@ rehearse = Program("rehearse", "training.rehearsal.run", "Show on the spot that 
 
 
 def start(options: ServeOptions) -> int:
-    """Import the server, which takes a moment, and run it."""
+    """Import the server, which is slow, and run it."""
     from ui import app
 
     return app.start(options)

@@ -1,4 +1,4 @@
-"""`nightschool raters` and `leaderboard`: what people's choices say of the people, and of the adapters."""
+"""`nightschool raters` and `leaderboard`: agreement between raters, and the adapters ranked by people's choices."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -36,14 +36,14 @@ def raters(data: Path, as_json: bool) -> None:
 
 
 def in_words(share: "Share") -> str:
-    """A share with its interval."""
+    """A share with its interval, in words."""
     if not share.whole:
         return "nothing yet"
     return f"{share.share:.1%} of {share.whole:,} ({share.low:.1%} to {share.high:.1%})"
 
 
 def one_rater(rater: "Rater") -> str:
-    """A rater's weight and labels."""
+    """A rater's label, weight and share of gold answers, in words."""
     known = rater.reliability
     words = [rater.label] if rater.label else []
     words += [f"weight {known.weight:.2f}, {known.ratings} shared ratings"] if known else ["not compared yet"]
@@ -69,6 +69,6 @@ def leaderboard(data: Path, as_json: bool) -> None:
 
 
 def ranks(standing: "Rank") -> str:
-    """A rank as far as it is known."""
+    """A rank, or the range of ranks that are possible."""
     best, worst = standing.rank
     return f"{best}." if best == worst else f"{best}.-{worst}."

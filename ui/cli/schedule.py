@@ -95,14 +95,14 @@ def turn(data: Path, enabled: bool, as_json: bool) -> None:
 
 
 def whole(option: str, text: str) -> int:
-    """A whole number as typed. Raises `Refused`."""
+    """A whole number as typed. Raises `Refused` on anything else."""
     if not (text.isascii() and text.removeprefix("-").isdecimal()):
         raise Refused(f"{option} takes a whole number, not {text!r}")
     return int(text)
 
 
 def show_schedule(store: "Database", as_json: bool) -> None:
-    """Print the schedule, the next times, and what became of the last ones."""
+    """Print the schedule, its next times, and the latest occurrences."""
     from feedback.upkeep import schedules
     from ui.schedule.schedule import next_nights
 
@@ -119,7 +119,7 @@ def show_schedule(store: "Database", as_json: bool) -> None:
 
 
 def standing_lines(standing: "Schedule | None", arrived: int) -> list[str]:
-    """The schedule as it stands."""
+    """The current schedule, as lines of text."""
     if standing is None:
         return ["no schedule yet; set one with: nightschool schedule set --cron '0 3 * * *'"]
     lines = [f"schedule   {'on' if standing.enabled else 'off'}"]
@@ -133,12 +133,12 @@ def standing_lines(standing: "Schedule | None", arrived: int) -> list[str]:
 
 
 def next_lines(times: Sequence[datetime]) -> list[str]:
-    """When the clock comes due next."""
+    """The next times of the clock, as lines of text."""
     return [f"{'' if number else 'next':<11}{each:%a %d %b %Y %H:%M %Z}" for number, each in enumerate(times)]
 
 
 def past_line(past: "Occurrence") -> str:
-    """What became of one occurrence."""
+    """An occurrence and its outcome, as a line of text."""
     from feedback.upkeep.schedules import STARTED
 
     became = f"night {past.night}" if past.night else "a night begins" if past.outcome == STARTED else "no night"

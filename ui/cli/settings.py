@@ -1,4 +1,4 @@
-"""`nightschool set`: what an operator sets."""
+"""`nightschool set`: show and change the settings."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ui.cli.command import Command, Word, existing, json_option, show
 
 
 def names() -> Sequence[str]:
-    """What can be set."""
+    """The names of the settings."""
     from feedback.records.settings import SETTINGS
 
     return list(SETTINGS)
@@ -37,7 +37,7 @@ def set_(name: str | None, value: str | None, data: Path, as_json: bool) -> None
 
 
 def value_typed(name: str, text: str) -> Any:
-    """A setting's value as typed: JSON, or the bare word where it is one of some words. Raises `Refused`."""
+    """A setting's value as typed: JSON, or the bare word if it is one of the setting's choices. Raises `Refused`."""
     from feedback.records.settings import SETTINGS
 
     declared = SETTINGS.get(name)
@@ -51,7 +51,7 @@ def value_typed(name: str, text: str) -> Any:
 
 
 def line_of(name: str, line: str) -> str:
-    """A setting with what it means."""
+    """A setting with its meaning and its choices."""
     from feedback.records.settings import SETTINGS
 
     declared = SETTINGS[name]

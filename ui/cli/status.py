@@ -1,4 +1,4 @@
-"""`nightschool status`: what serves, what runs, what was said."""
+"""`nightschool status`: what serves, what runs, and how much feedback there is."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from feedback.records.nights import Night
     from feedback.upkeep.schedules import Schedule
 
-# The few metrics that say how a night is going, and what they are called on one line.
+# The few metrics that say how a night is going, and their short names.
 SHORT = {
     "loss": "loss",
     "reward": "reward",
@@ -58,7 +58,7 @@ def status(data: Path, as_json: bool) -> None:
 
 
 def night_line(running: "Night | None", last: "Night | None", metrics: Mapping[str, float]) -> dict[str, str]:
-    """The night that runs, or the last one: its name and what there is to say of it."""
+    """The running night, or the last one: its name and its state in words."""
     if running:
         return {f"night {running.id}": f"{progress(running)}{'; ' if metrics else ''}{in_short(metrics)}"}
     if last:
@@ -67,7 +67,7 @@ def night_line(running: "Night | None", last: "Night | None", metrics: Mapping[s
 
 
 def progress(night: "Night") -> str:
-    """How far a night is, and when it may be done."""
+    """The progress of a night and the time left, in words."""
     words = [night.phase]
     if night.steps:
         words += [f"step {night.step} of {night.steps}"]
@@ -77,12 +77,12 @@ def progress(night: "Night") -> str:
 
 
 def in_short(metrics: Mapping[str, float]) -> str:
-    """The metrics of a step that say most."""
+    """The metrics of a step that say most, in words."""
     return ", ".join(f"{short} {metrics[name]:.2f}" for name, short in SHORT.items() if name in metrics)
 
 
 def schedule_words(standing: "Schedule | None") -> str:
-    """When nights start by themselves."""
+    """The schedule in words."""
     if standing is None:
         return "none; nights start by hand"
     if not standing.enabled:

@@ -1,7 +1,6 @@
 """Chat in a terminal, with thumbs and corrections: `nightschool chat`.
 
-What is said lands in the same store as on the page, and teaches the same.
-Side by side, edits and branches are the page's alone.
+Messages and ratings go into the same database as those of the page, and are used for training alike.
 """
 
 import sys
@@ -25,7 +24,7 @@ HELP = """Write a message, or:
 
 @dataclass
 class Talk:
-    """Where this chat stands."""
+    """The state of this chat."""
 
     conversation: str | None = None
     last: str | None = None  # message id of the last reply
@@ -56,7 +55,7 @@ def chat(assistant: Assistant, user: User, sampling: Sampling) -> None:
 
 
 def turn(assistant: Assistant, user: User, talk: Talk, text: str, sampling: Sampling) -> None:
-    """One message and its reply, written as it comes."""
+    """Send one message, and print its reply as it is written."""
     message = add_user_message(assistant, user, talk.conversation, talk.last, text, source="terminal")
     reply = start_reply(assistant, user, message, sampling)
     written = 0
@@ -72,14 +71,14 @@ def turn(assistant: Assistant, user: User, talk: Talk, text: str, sampling: Samp
 
 
 def remember(assistant: Assistant, talk: Talk, reply: ReplyStream) -> None:
-    """The chat goes on from this reply."""
+    """Continue the chat from this reply, unless it is empty."""
     if reply.text:
         talk.last, talk.adapter = reply.id, reply.adapter
         talk.conversation = talks.node(assistant.store, reply.id).conversation
 
 
 def command(assistant: Assistant, user: User, talk: Talk, line: str) -> str:
-    """Do what a line that begins with / asks; what to tell the person."""
+    """Carry out a line that begins with /; the words to print."""
     store = assistant.store
     name, _, rest = line.partition(" ")
     if name == "/new":
@@ -103,6 +102,6 @@ def command(assistant: Assistant, user: User, talk: Talk, line: str) -> str:
 
 
 def sure_of_utf8() -> None:
-    """Print any character, also where the terminal says it cannot."""
+    """Let any character be printed, whatever encoding the terminal declares."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""`nightschool user`: accounts, their roles, passwords, tokens and sessions; each act is in the audit trail."""
+"""`nightschool user`: accounts, their roles, passwords, tokens and sessions; each action is in the audit trail."""
 
 import getpass
 import sys
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def roles() -> Sequence[str]:
-    """What people can be."""
+    """The roles that people can have."""
     from feedback.accounts.users import ROLES
 
     return ROLES
 
 
 def asking(question: str) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
-    """Lets an argument that is missing be asked for in a word."""
+    """A callback that refuses a missing argument with a short question."""
 
     def asked(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
         if value is None and not context.resilient_parsing:
@@ -51,7 +51,7 @@ def user(**_: Any) -> None:
 
 @contextmanager
 def person(data: Path, name: str) -> Iterator[tuple["Database", "User"]]:
-    """The store, and somebody who has an account. Raises `NotFound`."""
+    """Open the database and find a person by name. Raises `NotFound`."""
     from feedback.accounts.users import find_user
 
     with new_or_existing(data) as store:
@@ -97,7 +97,7 @@ def make(store: "Database", name: str, role: str, taking: bool) -> None:
 
 
 def tell_of_earlier_chats(store: "Database", name: str, count: int, taking: bool, is_first: bool) -> None:
-    """Say who has the chats of the time without accounts, and whether anybody can operate."""
+    """Print who has the chats from before there were accounts, and a warning if nobody can operate."""
     from feedback.accounts import roles
     from feedback.accounts.users import OWNER
 
@@ -111,7 +111,7 @@ def tell_of_earlier_chats(store: "Database", name: str, count: int, taking: bool
 
 
 def wanted(count: int, name: str) -> bool:
-    """Whether somebody at a terminal hands the earlier chats to the first account."""
+    """Ask whether the first account gets the earlier chats; False without a terminal."""
     if not sys.stdin.isatty():
         return False
     asked = f"{chats(count)} had before there were accounts: shall {name} have them? Only if they are {name}'s. [y/N] "
@@ -119,7 +119,7 @@ def wanted(count: int, name: str) -> bool:
 
 
 def chats(count: int) -> str:
-    """So many chats, in words."""
+    """A number of chats, in words."""
     return f"{count:,} chat{'' if count == 1 else 's'}"
 
 
@@ -273,7 +273,7 @@ def take_over(name: str, data: Path) -> None:
 
 
 def asked_password() -> str:
-    """A password typed twice, or one line of standard input where that is no terminal. Raises `Refused`."""
+    """A password typed twice, or one line of standard input if that is no terminal. Raises `Refused` if the two differ."""
     if not sys.stdin.isatty():
         return sys.stdin.readline().rstrip("\n")
     password = getpass.getpass("password: ")

@@ -1,4 +1,4 @@
-"""What happens on the operate page: each handler makes sure of the operator, acts, and sends what has changed."""
+"""The event handlers of the operate page: each checks for an operator, acts, and sends what has changed."""
 
 import hashlib
 import json
@@ -25,9 +25,9 @@ from ui.operations import operations
 from ui.shared import time_format
 from ui.shared.widgets import Updates, notice, telling
 
-NEWEST = "newest"  # as the night to show: the one that runs, or else the last one
+NEWEST = "newest"  # as the night to show: the running one, or else the last one
 DAYS = 14
-POINTS = 400  # of a curve, at most
+POINTS = 400  # at most, in a curve
 
 
 class OperatePage:
@@ -39,7 +39,7 @@ class OperatePage:
         self.page = page
 
     def _operator(self, request: gr.Request) -> User:
-        """Who is at the page. Raises `Forbidden`, also for one who is an operator no longer."""
+        """The operator at the page. Raises `Forbidden` for anyone else, former operators included."""
         return require_operator(page_user(request, self.store))
 
     # Showing
@@ -85,7 +85,7 @@ class OperatePage:
         return shown | {self.page.seen: json.dumps(stamps) if shown else gr.skip()}
 
     def _controls(self, house: SystemStatus, running: str, chosen: str) -> Updates:
-        """Which buttons there are, which nights to choose from, and how soon to look again."""
+        """The updates of the buttons, the choice of nights, and the refresh interval."""
         night = self.page.night
         choices = [("The newest night", NEWEST), *((f"Night {each.id}", str(each.id)) for each in house.nights)]
         if chosen not in [value for _, value in choices]:
@@ -108,7 +108,7 @@ class OperatePage:
             return next(iter(house.nights), None)
 
     def _form(self, zone: str) -> Updates:
-        """The schedule and the share as they stand, to be changed."""
+        """The updates that fill the forms with the current schedule, share and settings."""
         panel, standing = self.page.schedule, schedules.schedule(self.store)
         stand = settings.all_settings(self.store)
         shown: Updates = {panel.share: round(100 * stand[SHARE])}
@@ -129,7 +129,7 @@ class OperatePage:
     def run_now(
         self, request: gr.Request, zone: str, chosen: str, seen: str, method: str, again: bool
     ) -> Iterator[Updates]:
-        """Start a night; or say in one sentence why not."""
+        """Start a night, or say in one sentence why not."""
         user, panel = self._operator(request), self.page.night
         yield {panel.notice: notice("a night is being started…", good=True), panel.run: gr.Button(interactive=False)}
         words, good = "", False
@@ -143,7 +143,7 @@ class OperatePage:
         }
 
     def cancel(self, request: gr.Request, zone: str, chosen: str, seen: str, running: str) -> Iterator[Updates]:
-        """End the night that was shown to run, and say what became of it."""
+        """Cancel the night that was shown as running, and say how it ended."""
         user, panel = self._operator(request), self.page.night
         yield {panel.notice: notice("the night is being ended…", good=True), panel.cancel: gr.Button(interactive=False)}
         words = ""
@@ -162,7 +162,7 @@ class OperatePage:
         }
 
     def see_night(self, request: gr.Request, zone: str, seen: str, clicked: gr.EventData) -> Updates:
-        """The curves of a night in the table."""
+        """Show the curves of a night that was clicked in the table."""
         self._operator(request)
         chosen = str(clicked._data.get("name", NEWEST))
         return self.screen(zone, chosen, seen)
@@ -170,13 +170,13 @@ class OperatePage:
     # Adapters
 
     def ask(self, request: gr.Request, zone: str, clicked: gr.EventData) -> Updates:
-        """Ask for the reason to let an adapter of the list serve."""
+        """Ask for the reason to promote an adapter from the list."""
         self._operator(request)
         name = str(clicked._data.get("name", ""))
         return self._question(zone, None if name == BASE else name)
 
     def ask_rollback(self, request: gr.Request, zone: str) -> Updates:
-        """Ask for the reason to let what served before serve again."""
+        """Ask for the reason to roll back."""
         self._operator(request)
         with telling() as told:
             return self._question(zone, adapters.before_serving(self.store))
@@ -196,19 +196,19 @@ class OperatePage:
     def promote(
         self, request: gr.Request, zone: str, chosen: str, seen: str, target: str, instead_of: str, reason: str
     ) -> Updates:
-        """Let an adapter serve in place of what the operator was shown; or say in one sentence why not."""
+        """Promote an adapter in place of the one the operator was shown as serving, or say in one sentence why not."""
         user, panel = self._operator(request), self.page.promotion
         name, believed = (None if each == BASE else each for each in (target, instead_of))
         with telling() as told:
             operations.promote(self.assistant, user, name, reason, believed)
             said = f"from the next message on, {name or 'the base model'} serves"
             return self.screen(zone, chosen, seen) | self.close() | {panel.notice: notice(said, good=True)}
-        # What was decided about may have changed: the question is put again, as things are now.
+        # Something else serves by now: ask again, about the current state.
         again = self._question(zone, name) if adapters.serving(self.store) not in (believed, name) else {}
         return self.screen(zone, chosen, seen) | again | {panel.notice: notice(told.sentence)}
 
     def close(self) -> Updates:
-        """Put the question away."""
+        """Close the question."""
         panel = self.page.promotion
         return {panel.panel: gr.Column(visible=False), panel.reason: "", panel.notice: ""}
 
@@ -217,7 +217,7 @@ class OperatePage:
     def preview(
         self, request: gr.Request, cron: str, time_zone: str, enabled: bool, grace: str, every_new: str
     ) -> Updates:
-        """The next five times of a schedule that is being written, or what is wrong with it."""
+        """Show the next five times of the schedule being edited, or what is wrong with it."""
         self._operator(request)
         panel = self.page.schedule
         with telling() as told:
@@ -238,7 +238,7 @@ class OperatePage:
         grace: str,
         every_new: str,
     ) -> Updates:
-        """Let the schedule stand, from now on."""
+        """Save the schedule."""
         user, panel = self._operator(request), self.page.schedule
         with telling() as told:
             wish = wished(cron, time_zone, enabled, grace, every_new)
@@ -249,7 +249,7 @@ class OperatePage:
         return {panel.next_times: notice(told.sentence), panel.notice: ""}
 
     def save_share(self, request: gr.Request, zone: str, chosen: str, seen: str, percent: float) -> Updates:
-        """How often two replies are shown."""
+        """Save the share of turns that show two replies."""
         user, panel = self._operator(request), self.page.schedule
         with telling() as told:
             settings.set_setting(self.store, user.id, SHARE, percent / 100)
@@ -258,7 +258,7 @@ class OperatePage:
         return {panel.share_notice: notice(told.sentence)}
 
     def save_settings(self, request: gr.Request, zone: str, chosen: str, seen: str, *typed: Any) -> Updates:
-        """Change the settings that differ from what stands."""
+        """Save the settings that differ from their current values."""
         user, panel = self._operator(request), self.page.settings
         with telling() as told:
             wanted = {name: as_value(SETTINGS[name], text) for name, text in zip(panel.fields, typed, strict=True)}
@@ -271,7 +271,7 @@ class OperatePage:
 
 
 def as_value(declared: Setting, typed: Any) -> Any:
-    """A setting's value as it was typed on the page; what is no number stays text, to be refused as such."""
+    """A setting's value from the text typed on the page; text that is no number stays text, to be refused as such."""
     text = str(typed).strip()
     if declared.choices is not None:
         return text
@@ -282,7 +282,7 @@ def as_value(declared: Setting, typed: Any) -> Any:
 
 
 def words_of(house: SystemStatus) -> dict[str, str]:
-    """The parts that are words alone, by their names in `Glance`."""
+    """The parts that are rendered from the status alone, as HTML, by their names in `Glance`."""
     return {
         "headline": render.show_headline(house),
         "tiles": render.show_tiles(house),
@@ -295,7 +295,7 @@ def words_of(house: SystemStatus) -> dict[str, str]:
 
 
 def seen_of(text: str) -> dict[str, str]:
-    """What the browser says it has; nothing where that cannot be read."""
+    """The state of each part that the browser has; empty if it cannot be read."""
     try:
         found = json.loads(text or "{}")
     except ValueError:

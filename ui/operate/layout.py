@@ -1,4 +1,7 @@
-"""The operate page's controls and where they stand. Every control has an `elem_id` that stays."""
+"""The controls of the operate page and their layout.
+
+The `elem_id` of a control never changes.
+"""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,9 +13,9 @@ from feedback.records import methods
 from feedback.records.settings import SETTINGS
 from ui.shared.widgets import button
 
-SHARE = "side_by_side_share"  # the setting that has a place of its own
-TICK_S, IDLE_TICK_S = 2.0, 6.0  # how often the page looks while a night runs, and while none does
-# A button in a list says which line it stands in.
+SHARE = "side_by_side_share"  # the setting with a place of its own, in the schedule panel
+TICK_S, IDLE_TICK_S = 2.0, 6.0  # between refreshes, while a night runs and while none does
+# A button in a list tells its handler which row it is in.
 NAMED_BUTTONS = """element.addEventListener("click", event => {
     const button = event.target.closest("button[data-name]");
     if (button) trigger("click", {name: button.dataset.name});
@@ -21,7 +24,7 @@ NAMED_BUTTONS = """element.addEventListener("click", event => {
 
 @dataclass(frozen=True)
 class Glance:
-    """What is read; each part is sent again when it has changed, and only then."""
+    """The parts that are only read; each is sent again only when it has changed."""
 
     account: gr.HTML
     headline: gr.HTML
@@ -37,9 +40,9 @@ class Glance:
 
 @dataclass(frozen=True)
 class NightPanel:
-    """Starts and ends nights, and says which one is shown."""
+    """Starts and cancels nights, and chooses the one that is shown."""
 
-    running: gr.Textbox  # the id of the night that was shown to run
+    running: gr.Textbox  # the id of the night shown as running
     which: gr.Dropdown
     method: gr.Dropdown
     again: gr.Checkbox
@@ -57,7 +60,7 @@ class PromotionPanel:
     panel: gr.Column
     question: gr.HTML
     target: gr.Textbox
-    instead_of: gr.Textbox  # what the operator was shown to be serving
+    instead_of: gr.Textbox  # the adapter that the operator was shown as serving
     reason: gr.Textbox
     promote: gr.Button
     close: gr.Button
@@ -82,7 +85,7 @@ class SchedulePanel:
 
 @dataclass(frozen=True)
 class SettingsPanel:
-    """A field for every setting but `SHARE`, by its name, in the order in which they are declared."""
+    """A field for every setting but `SHARE`, by name, in the order of declaration."""
 
     fields: dict[str, gr.blocks.Block]
     save: gr.Button
@@ -91,7 +94,7 @@ class SettingsPanel:
 
 @dataclass(frozen=True)
 class Controls:
-    """All of it. `zone` is the browser's time zone; `seen` says which state of each part the browser has."""
+    """All controls of the page. `zone` is the browser's time zone; `seen` the state of each part it has."""
 
     zone: gr.Textbox
     seen: gr.Textbox
@@ -103,7 +106,7 @@ class Controls:
     settings: SettingsPanel
 
     def controls(self) -> list[gr.blocks.Block]:
-        """Every control, as gradio's list of outputs."""
+        """Every control, as Gradio's list of outputs."""
         parts = (self.glance, self.night, self.promotion, self.schedule)
         return [
             self.zone,
@@ -117,17 +120,17 @@ class Controls:
 
 
 def text(elem_id: str) -> gr.HTML:
-    """A place for words."""
+    """An empty place for text."""
     return gr.HTML(elem_id=elem_id, padding=False)
 
 
 def heading(words: str) -> None:
-    """A section's name."""
+    """The heading of a section."""
     gr.HTML(f"<h2>{words}</h2>", padding=False, elem_classes="heading")
 
 
 def build() -> Controls:
-    """The page from top to bottom: a glance, the night and what was said, adapters and schedule, the record."""
+    """Lay out the page from top to bottom: overview, training and feedback, adapters and schedule, history."""
     zone, seen = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
     with gr.Column(elem_id="operate"):
         account = text("account")
@@ -159,7 +162,7 @@ def build() -> Controls:
 
 
 def build_night() -> tuple[gr.HTML, NightPanel]:
-    """The night that runs, or the one that was chosen, with its curves."""
+    """The panel of the running or chosen night, with its curves."""
     with gr.Row(elem_id="night-top"):
         heading("Training")
         which = gr.Dropdown([], label="Night", show_label=False, container=False, elem_id="which-night", visible=False)
@@ -182,7 +185,7 @@ def build_night() -> tuple[gr.HTML, NightPanel]:
 
 
 def build_promotion() -> tuple[gr.HTML, PromotionPanel]:
-    """The adapters, and the question that every change of what serves has to answer."""
+    """The list of adapters, and the question that comes before every promotion."""
     with gr.Row(elem_id="adapters-top"):
         heading("Adapters")
         rollback = button("Roll back…", "rollback")
@@ -204,7 +207,7 @@ def build_promotion() -> tuple[gr.HTML, PromotionPanel]:
 
 
 def build_schedule() -> tuple[gr.HTML, SchedulePanel]:
-    """The schedule as it stands, the form that changes it, and the share of turns with two replies."""
+    """The current schedule, the form that changes it, and the share of turns with two replies."""
     gr.HTML('<h2 id="schedule-heading">Schedule</h2>', padding=False, elem_classes="heading")
     standing = text("standing-schedule")
     enabled = gr.Checkbox(True, label="Nights start by themselves", elem_id="enabled", container=False)
@@ -227,7 +230,7 @@ def build_schedule() -> tuple[gr.HTML, SchedulePanel]:
             min_width=120,
         )
     with gr.Row(elem_classes="fields"):
-        # Not gr.Number: that one takes an empty field for 0.
+        # Not gr.Number, which reads an empty field as 0.
         grace = gr.Textbox(
             "60",
             label="Late by at most",
@@ -267,6 +270,6 @@ def build_settings() -> SettingsPanel:
         if each.choices is not None:
             words = [(f"{word}: {meaning}", word) for word, meaning in each.choices.items()]
             made[each.name] = gr.Dropdown(words, value=each.default, filterable=False, **name)
-        else:  # not gr.Number: that one takes an empty field for 0
+        else:  # not gr.Number, which reads an empty field as 0
             made[each.name] = gr.Textbox(str(each.default), max_lines=1, **name)
     return SettingsPanel(made, button("Save settings", "save-settings"), text("settings-notice"))

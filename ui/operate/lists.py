@@ -1,6 +1,6 @@
-"""The operate page's lists as HTML: adapters with their evidence, nights, what came due, who did what.
+"""The operate page's lists as HTML: adapters with their evidence, nights, occurrences, and the audit trail.
 
-All that people and models wrote is escaped.
+Everything that people and models wrote is escaped.
 """
 
 from html import escape
@@ -36,7 +36,7 @@ DONE = {
 
 
 def show_adapters(house: SystemStatus) -> str:
-    """Every adapter with what speaks for it, and the base; each with the button that lets it serve."""
+    """The newest adapters with their evidence, and the base; each with a button if it can be promoted."""
     served = {each.adapter for each in house.promotions}
     shown = [_adapter(house, each, each.id in served) for each in house.adapters[:ADAPTERS_SHOWN]]
     more = len(house.adapters) - ADAPTERS_SHOWN
@@ -100,7 +100,7 @@ def evidence(adapter: Adapter) -> str:
 
 
 def show_question(house: SystemStatus, name: str | None) -> str:
-    """What a promotion would do, with the evidence for it."""
+    """The question before a promotion: what it would do, with the evidence for it."""
     adapter = next((each for each in house.adapters if each.id == name), None)
     return (
         f"<p><strong>Let {escape(name or 'the base model')} serve</strong> instead of "
@@ -142,7 +142,7 @@ def _night_row(house: SystemStatus, night: Night) -> str:
 
 
 def show_clock(house: SystemStatus) -> str:
-    """What the clock and new feedback set off, and what was skipped and why."""
+    """The nights that came due by the clock or by new feedback: started, or skipped and why."""
     if not house.occurrences:
         return '<p class="empty">Nothing has come due yet.</p>'
     causes = {"clock": "by the clock", "feedback": "by new feedback"}
@@ -156,7 +156,7 @@ def show_clock(house: SystemStatus) -> str:
 
 
 def show_trail(house: SystemStatus) -> str:
-    """Who did what, newest first."""
+    """The audit trail, newest first."""
     if not house.trail:
         return '<p class="empty">Nobody has changed anything yet.</p>'
     items = "".join(
@@ -169,13 +169,13 @@ def show_trail(house: SystemStatus) -> str:
 
 
 def doer(deed: AuditEntry) -> str:
-    """Who did it: a person, whoever typed a command, or the program itself."""
+    """The author of an audit row: a person, the account that typed a command, or Nightschool itself."""
     typed = deed.detail.get(TERMINAL)
     return deed.user or (f"{typed} (command line)" if typed else "Nightschool")
 
 
 def detail_words(detail: dict[str, Any]) -> str:
-    """An audit row's detail, in words."""
+    """The detail of an audit row, in words."""
     detail = {name: value for name, value in detail.items() if name != TERMINAL}
     if set(detail) == {"reason"}:
         return sentence(str(detail["reason"]))

@@ -1,7 +1,7 @@
-"""The operate page: one glance says whether all is well; nights, adapters, the schedule and the record lie below.
+"""The operate page: an overview that says whether all is well, then nights, adapters, the schedule and the history.
 
-All that is shown is read from the store, and looked at again every few seconds; only what has changed is sent, and
-what somebody is typing is never written over.
+Everything shown is read from the database, again every few seconds. Only what has changed is sent, and a field in
+which somebody may be typing is never overwritten.
 """
 
 from dataclasses import fields
@@ -38,7 +38,7 @@ def build(assistant: Assistant) -> gr.Blocks:
 
 
 def watched(page: Controls) -> list[Any]:
-    """What a look may change: everything but the fields in which somebody may be typing."""
+    """The controls that a refresh may change: all but the fields in which somebody may be typing."""
     glance = [getattr(page.glance, each.name) for each in fields(page.glance)]
     night = page.night
     return [
@@ -55,7 +55,7 @@ def watched(page: Controls) -> list[Any]:
 
 
 def wire_looking(blocks: gr.Blocks, page: Controls, handlers: OperatePage) -> None:
-    """When the page looks, and what somebody may look at."""
+    """Wire what refreshes the page, and the choice of the night it shows."""
     opened = on(blocks.load, handlers.open, [page.zone], page.controls(), js=ZONE)
     opened.then(None, js=OPENED, api_visibility="private")
     on(page.timer.tick, handlers.tick, looked_at(page), watched(page))
@@ -65,12 +65,12 @@ def wire_looking(blocks: gr.Blocks, page: Controls, handlers: OperatePage) -> No
 
 
 def looked_at(page: Controls) -> list[Any]:
-    """What says how things are to be shown, and what the browser has."""
+    """The inputs of a refresh: the time zone, the chosen night, and what the browser has."""
     return [page.zone, page.night.which, page.seen]
 
 
 def wire_acting(page: Controls, handlers: OperatePage) -> None:
-    """Which control starts, cancels, promotes and sets."""
+    """Wire the controls that start and cancel nights, promote adapters, and save settings."""
     night, promotion, schedule = page.night, page.promotion, page.schedule
     shown, looks = watched(page), looked_at(page)
     in_turn(night.run.click, handlers.run_now, [*looks, night.method, night.again], [*shown, night.notice], once="run")

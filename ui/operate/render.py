@@ -1,4 +1,7 @@
-"""The operate page as HTML: from how the house is to what is read. All that people and models wrote is escaped."""
+"""The operate page as HTML, rendered from the system status.
+
+Everything that people and models wrote is escaped.
+"""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,7 +19,7 @@ from ui.shared.widgets import MARKS, chip, sentence
 
 
 def show_account(user: User) -> str:
-    """Where one is, who one is, and the way back."""
+    """The header: the page's name, the account with its log-out button, and the link to the chat."""
     leave = '<form method="post" action="/logout"><button id="log-out">Log out</button></form>'
     who = f"<span>{escape(user.name)}</span>{leave}" if user.password_hash else ""
     nav = f'<nav><a id="to-chat" href="/">‹ Chat</a>{who}</nav>'
@@ -24,7 +27,7 @@ def show_account(user: User) -> str:
 
 
 def show_headline(house: SystemStatus) -> str:
-    """Whether all is well."""
+    """The headline, which says whether all is well."""
     said = headline(house)
     title, words = escape(sentence(said.title)), escape(sentence(said.words))
     return (
@@ -34,13 +37,13 @@ def show_headline(house: SystemStatus) -> str:
 
 
 def tile(name: str, value: str, *lines: str) -> str:
-    """A fact with its name above and what explains it below; all but `value`'s escaping is done here."""
+    """A fact with its name above and what explains it below. The lines are escaped here; `value` is HTML."""
     below = "".join(f'<p class="line" title="{escape(line)}">{escape(line)}</p>' for line in lines if line)
     return f'<section class="tile"><h2>{name}</h2><p class="value">{value}</p>{below}</section>'
 
 
 def show_tiles(house: SystemStatus) -> str:
-    """Serving, last night, next night, new feedback."""
+    """The four tiles: serving, last night, next night, new feedback."""
     tiles = (_serving(house), _last_night(house), _next_night(house), _new_feedback(house))
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
@@ -113,7 +116,7 @@ def show_night(house: SystemStatus, night: Night | None, steps: Sequence[dict[st
 
 
 def curves(night: Night, steps: Sequence[dict[str, Any]]) -> str:
-    """Loss, margin, accuracy, KL, and the gain of what is kept aside (where there is enough), over the steps."""
+    """Loss, margin, accuracy, KL, and the gain on the validation set (if it is large enough), over the steps."""
 
     def line(name: str) -> list[tuple[float, float]]:
         return [(each["step"], each[name]) for each in steps if isinstance(each.get(name), int | float)]
@@ -148,7 +151,7 @@ def show_said(days: Sequence[Day]) -> str:
 
 
 def show_schedule(house: SystemStatus) -> str:
-    """The schedule as it stands, its next times among it."""
+    """The current schedule, in one sentence."""
     standing = house.schedule
     if standing is None:
         return '<p class="told">There is none yet: nights start by hand only. Set one here.</p>'
@@ -160,7 +163,7 @@ def show_schedule(house: SystemStatus) -> str:
 
 
 def show_times(times: Sequence[datetime], enabled: bool, saved: bool) -> str:
-    """When a schedule comes due next, by its own clock."""
+    """The next times of a schedule, in their own time zone."""
     if not times:
         return '<p class="when">Not by the clock.</p>'
     heading = "The next five times" if saved else "The next five times, once it is saved"

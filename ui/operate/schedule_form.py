@@ -1,4 +1,4 @@
-"""The schedule's form: what somebody writes there as a wish, and when that would come due."""
+"""The schedule form: reads what was typed into it, and previews when that would come due."""
 
 from dataclasses import fields
 
@@ -13,7 +13,7 @@ NEXT_TIMES = 5
 
 
 def wished(cron: str, time_zone: str | None, enabled: bool, grace: str, every_new: str) -> ScheduleForm:
-    """The schedule that a form says. Raises `Refused` on one that cannot be followed."""
+    """The schedule in a filled form. Raises `Refused` on an invalid one."""
     minutes = whole_number(grace, "late by at most", "minutes")
     pieces = whole_number(every_new, "also after so much feedback", "pieces") if every_new.strip() else None
     wish = ScheduleForm(" ".join(cron.split()), (time_zone or "").strip(), enabled, minutes, pieces)
@@ -22,7 +22,7 @@ def wished(cron: str, time_zone: str | None, enabled: bool, grace: str, every_ne
 
 
 def whole_number(text: str, field: str, unit: str) -> int:
-    """What a field says. Raises `Refused`."""
+    """The whole number in a field. Raises `Refused` on anything else."""
     stripped = text.strip()
     if not (stripped.isascii() and stripped.isdecimal() and len(stripped) < 10):
         raise Refused(f"“{field}” is a whole number of {unit}, not {stripped[:40]!r}")
@@ -30,7 +30,7 @@ def whole_number(text: str, field: str, unit: str) -> int:
 
 
 def stands(store: Database, wish: ScheduleForm) -> bool:
-    """Whether this is the schedule that stands already."""
+    """Whether this is the current schedule."""
     standing = schedules.schedule(store)
     return (
         standing is not None

@@ -1,4 +1,4 @@
-"""How the house is, read from the store: what serves, what trains, what is due, and whether that is well."""
+"""The system status, read from the database: what serves, what trains, what is due, and whether all is well."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
@@ -15,7 +15,7 @@ from ui.schedule.schedule import next_times
 from ui.shared import time_format
 
 NIGHTS_SHOWN, DEEDS_SHOWN, OCCURRENCES_SHOWN = 12, 12, 8
-QUIET_S = 180  # a night that runs says something far more often
+QUIET_S = 180  # a running night gives a sign of life far more often
 PHASES = {
     "starting": "starting",
     "examples": "gathering what people said",
@@ -29,7 +29,7 @@ PHASES = {
 
 @dataclass(frozen=True)
 class SystemStatus:
-    """Everything the page tells beside plots. Newest first, wherever there are several."""
+    """Everything the page shows except the plots. Tuples are newest first."""
 
     now: datetime
     zone: tzinfo
@@ -54,11 +54,11 @@ class SystemStatus:
         return next((night for night in self.nights if self.running is None or night.id != self.running.id), None)
 
     def clock(self, at: str) -> str:
-        """A moment of the database, for this operator."""
+        """A timestamp of the database, in this operator's time zone."""
         return time_format.clock(time_format.parsed(at), self.zone, self.now)
 
     def who(self, user: int | None) -> str:
-        """Who did it."""
+        """The name of a person by id, or Nightschool's own."""
         return self.people.get(user or 0, "Nightschool")
 
 
@@ -72,7 +72,7 @@ class Headline:
 
 
 def read_status(store: Database, zone: tzinfo) -> SystemStatus:
-    """The house as it is now."""
+    """The current system status."""
     now = datetime.now(UTC)
     standing = schedules.schedule(store)
     ticking = standing and standing.enabled and standing.cron
@@ -94,7 +94,7 @@ def read_status(store: Database, zone: tzinfo) -> SystemStatus:
 
 
 def headline(house: SystemStatus) -> Headline:
-    """The one sentence that an operator came for."""
+    """The headline: whether all is well, what is running, or what went wrong."""
     answers = f"{house.serving or 'the base model'} answers"
     last = house.last
     if house.running:
@@ -121,7 +121,7 @@ def headline(house: SystemStatus) -> Headline:
 
 
 def came_of(night: Night) -> str:
-    """What a night that ended well has come to."""
+    """The result of a night that ended well, in words."""
     if night.state == "nothing":
         return f"night {night.id} found {night.reason}"
     return {
@@ -132,7 +132,7 @@ def came_of(night: Night) -> str:
 
 
 def doing(night: Night) -> str:
-    """What a running night does, how far it is and how long it takes."""
+    """The phase of a running night, its progress and the time left, in words."""
     parts = [PHASES.get(night.phase, night.phase)]
     if night.phase == "training" and night.steps:
         parts.append(f"step {night.step} of {night.steps}")
@@ -142,7 +142,7 @@ def doing(night: Night) -> str:
 
 
 def outcome(night: Night, is_running: bool) -> tuple[str, str]:
-    """How a night stands, in a word or two, and the state by which it is coloured."""
+    """The outcome of a night in a word or two, and the state that sets its colour."""
     if night.state == RUNNING:
         return ("running", "busy") if is_running else ("interrupted", "trouble")
     if night.state == "done" and night.verdict:
@@ -152,7 +152,7 @@ def outcome(night: Night, is_running: bool) -> tuple[str, str]:
 
 
 def learned_from(night: Night) -> str:
-    """How much of what a night trained on: "3 comparisons, 12 thumbs up"."""
+    """The amounts of feedback that a night trained on: "3 comparisons, 12 thumbs up"."""
     counts = {kind: count for kind, count in night.counts.items() if isinstance(count, int) and count}
     return ", ".join(
         f"{count} {kind.replace('_', ' ')}{'' if count == 1 or kind.startswith('thumbs') else 's'}"
@@ -161,5 +161,5 @@ def learned_from(night: Night) -> str:
 
 
 def in_words(thing: Night | Adapter) -> str:
-    """Why it is as it is, without the verdict that is shown beside it."""
+    """The reason of a night or an adapter, without the verdict that is shown next to it."""
     return thing.reason.removeprefix(f"{thing.verdict}: ")

@@ -1,1 +1,1 @@
-"""What an operator does, with its audit row."""
+"""The actions of operators, with their audit rows."""

@@ -1,4 +1,4 @@
-"""What an operator does; the page and the HTTP API do it through here, and what is done leaves its audit row."""
+"""The actions of operators, shared by the page and the HTTP API; each leaves its audit row."""
 
 from dataclasses import asdict, dataclass
 
@@ -16,7 +16,7 @@ PREVIOUS = "previous"  # as an adapter's name: what served before
 
 @dataclass(frozen=True)
 class ScheduleForm:
-    """A schedule that somebody wants. An empty `cron`: not by the clock."""
+    """A requested schedule. An empty `cron`: not by the clock."""
 
     cron: str
     time_zone: str
@@ -32,7 +32,7 @@ def start_night(assistant: Assistant, user: User, method: str | None = None, aga
 
 
 def cancel_night(store: Database, user: User, night: int) -> Night:
-    """End a night's process; its row afterwards. Raises as `processes.cancel_night` does."""
+    """Cancel a night; its row afterwards. Raises as `processes.cancel_night` does."""
     processes.cancel_night(store, night, user.id)
     return nights.night(store, night)
 
@@ -40,7 +40,7 @@ def cancel_night(store: Database, user: User, night: int) -> Night:
 def promote(
     assistant: Assistant, user: User, name: str | None, reason: str, instead_of: str | None = ANYTHING
 ) -> tuple[str | None, Agreement | None]:
-    """Prove an adapter and let it serve; its name (None: the base), and its proof.
+    """Prove an adapter and promote it; its name (None: the base), and its proof.
 
     Raises as `AdapterManager.promote` does.
     """
@@ -50,5 +50,5 @@ def promote(
 
 
 def set_schedule(store: Database, user: User, wish: ScheduleForm) -> None:
-    """Let a schedule stand. Raises as `schedule.change` does."""
+    """Save a schedule. Raises as `schedule.change` does."""
     schedule.change(store, user.id, **asdict(wish))

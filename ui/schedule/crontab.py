@@ -1,8 +1,8 @@
-"""Crontab lines as moments: when a schedule comes due in its time zone.
+"""The times at which a crontab line comes due in its time zone.
 
-Written as in crontab(5), weekdays included: 0 and 7 are Sunday, and where both a day of the month and a weekday are
-named, either will do. Each time on the wall comes due once, whatever the clocks do: one that is skipped in spring is
-due at the moment of the change, one that comes twice in autumn is due the first time.
+The syntax is that of crontab(5), weekdays included: 0 and 7 are Sunday, and where both a day of the month and a weekday
+are named, either matches. Each wall-clock time comes due once: one that is skipped in spring is due at the moment of
+the change, one that occurs twice in autumn is due the first time.
 """
 
 from collections import deque
@@ -29,9 +29,9 @@ def next_times(cron: str, time_zone: str, count: int, after: datetime | None = N
 
 
 def last_time(cron: str, time_zone: str, after: datetime, until: datetime) -> datetime | None:
-    """The newest time, in UTC, that came due after one moment and up to another; None if none did."""
+    """The latest due time, in UTC, after one moment and up to another; None if there is none."""
     span = timedelta(hours=2)
-    while True:  # back from the end in growing strides: the start may be years ago
+    while True:  # search back from the end in growing strides: the start may be years ago
         since = max(after, until - span)
         up_to = takewhile(lambda each: each <= until, due_times(cron, time_zone, since))
         newest = deque(up_to, maxlen=1)
@@ -54,11 +54,11 @@ def due_times(cron: str, time_zone: str, after: datetime) -> Iterator[datetime]:
 
 
 def moment_of(wall: datetime, zone: ZoneInfo) -> datetime:
-    """The moment, in UTC, at which the clocks of a zone show a time; the first of two, or when they skip it."""
+    """The moment, in UTC, of a zone's wall-clock time: the first of two, or the moment of the change that skips it."""
     first, second = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
     if first.astimezone(zone).replace(tzinfo=None) == wall:
         return first
-    # Skipped: read with the offset after the change it lies before the change, and the other way round.
+    # Skipped: with the offset from after the change it lies before the change, and the other way round.
     before, after = second, first
     while after - before > SECOND:
         middle = before + (after - before) // 2
@@ -70,7 +70,7 @@ def moment_of(wall: datetime, zone: ZoneInfo) -> datetime:
 
 
 def trigger(cron: str, time_zone: str) -> BaseTrigger:
-    """When a crontab line comes due on a wall clock, read as if it were UTC's; `due_times` says which moments that is.
+    """The trigger of a crontab line on a wall clock that is taken for UTC; `due_times` converts its times to moments.
 
     Raises `Refused` on a line that is malformed or never comes due, and on a time zone that does not exist.
     """
@@ -87,7 +87,7 @@ def trigger(cron: str, time_zone: str) -> BaseTrigger:
         named = ",".join(WEEKDAYS[each] for each in sorted(set(weekdays(weekday))))
         both = not day.startswith("*") and not weekday.startswith("*")
         choices = [{"day": day}, {"day_of_week": named}] if both else [{"day": day, "day_of_week": named}]
-        # UTC, which no change of clocks disturbs: a CronTrigger in a zone with summer time fires twice in autumn.
+        # UTC, which has no clock changes: a CronTrigger in a zone with summer time fires twice in autumn.
         triggers = [CronTrigger(minute=minute, hour=hour, month=month, timezone=UTC, **each) for each in choices]
         due = triggers[0] if len(triggers) == 1 else OrTrigger(triggers)
         first = due.get_next_fire_time(None, datetime.now(UTC))
@@ -107,7 +107,7 @@ def weekdays(field: str) -> Iterator[int]:
             numbers = range(0, 7)
         elif dash:
             start, end = weekday_number(first), weekday_number(last)
-            numbers = range(start, end + 1 if end >= start else end + 8)  # fri-mon goes over the weekend
+            numbers = range(start, end + 1 if end >= start else end + 8)  # fri-mon wraps around the weekend
         else:
             numbers = range(weekday_number(first), 7 if slash else weekday_number(first) + 1)
         if not numbers or (slash and not (step.isdecimal() and int(step))):
@@ -116,7 +116,7 @@ def weekdays(field: str) -> Iterator[int]:
 
 
 def weekday_number(name: str) -> int:
-    """0 to 7 (0 and 7 are Sunday), or the first three letters of a weekday's name."""
+    """A weekday's number, from 0 to 7 (0 and 7 are Sunday) or its name's first three letters. Raises `ValueError`."""
     if name in WEEKDAYS:
         return WEEKDAYS.index(name)
     if not name.isdecimal() or int(name) > 7:

@@ -1,4 +1,4 @@
-"""Nights as processes of their own: started, seen and cancelled from anywhere, imported by nobody."""
+"""Nights as separate processes: starts, finds and cancels them without importing `training`."""
 
 import argparse
 import os
@@ -29,9 +29,10 @@ def night_command(data: Path, model: str, options: Sequence[str] = ()) -> list[s
 def start_night(store: Database, model: str, options: Sequence[str] = (), asked_by: int | None = None) -> Night:
     """Start a night in the background and wait for it to announce itself; its row.
 
-    The night writes down which person asked for it; without one it is the clock's.
+    The night records the person who asked for it, or the clock if nobody did.
 
-    Raises `Conflict` when one is running, or with the night's own sentence when it ends before it announces itself.
+    Raises `Conflict` when one is running, with the night's own sentence when it ends before it announces itself, and
+    when it does neither within 60 s.
     """
     if running_night(store):
         raise Conflict("a night is running already; wait for it or cancel it")
@@ -56,7 +57,7 @@ def start_night(store: Database, model: str, options: Sequence[str] = (), asked_
 
 
 def last_line(log: Path, began_at: int) -> str:
-    """The last line that was written to a file from a position on."""
+    """The last line that was written to a file after a position."""
     with log.open("rb") as file:
         file.seek(began_at)
         lines = file.read().decode(errors="replace").strip().splitlines()
@@ -69,7 +70,7 @@ def running_night(store: Database) -> Night | None:
 
 
 def is_night(pid: int) -> bool:
-    """Whether a process is alive and a night; process ids are used again."""
+    """Whether a process is alive and a night; process ids are reused."""
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and "training.night" in process.cmdline()
@@ -78,7 +79,7 @@ def is_night(pid: int) -> bool:
 
 
 def starts_or_ends(store: Database) -> bool:
-    """Whether a night's process is alive on this data folder without a running row: not yet, or no longer."""
+    """Whether a night is starting or ending: its process is alive on this data folder, and has no running row."""
     running = {night.pid for night in nights.nights(store, 5) if night.state == RUNNING}
     found = (each for each in psutil.process_iter() if each.pid not in running and is_night(each.pid))
     return any(data_of(each) == store.data.resolve() for each in found)
@@ -96,7 +97,7 @@ def data_of(process: psutil.Process) -> Path | None:
 
 
 def cancel_night(store: Database, night_id: int, user: int | None = None) -> None:
-    """End a night's process: asked to first, killed after 4 s. Raises `Conflict` when it is not running."""
+    """End a night's process with SIGTERM, and with SIGKILL after 4 s. Raises `Conflict` when it is not running."""
     night = nights.night(store, night_id)
     if night.state != RUNNING or not is_night(night.pid):
         raise Conflict(f"night {night_id} is not running")

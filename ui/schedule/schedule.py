@@ -1,9 +1,9 @@
-"""The clock that starts nights: when one is due by the standing schedule, it starts once, or is recorded as skipped.
+"""The clock that starts nights: a night that the current schedule makes due starts once, or is recorded as skipped.
 
-Every few seconds each server looks at what has come due since the newest time that is recorded, and claims it by its
-row in the occurrences. Nothing is kept in memory from look to look, so a restart, a laptop that slept, a second
-server and a clock that was set change nothing about what is due. Of several times that were missed the newest counts,
-and says that there were others. Feedback that makes a night due while another runs waits for that one to end.
+Every few seconds each server checks what has come due since the newest recorded time, and claims it with a row in the
+occurrences. No state is kept in memory between checks, so a restart, a sleeping laptop, a second server or a clock that
+was set does not change what is due. Of several missed times only the newest counts, and its reason mentions the others.
+Feedback that makes a night due while another runs waits for that one to end.
 """
 
 import logging
@@ -24,7 +24,7 @@ from ui.schedule.crontab import due_times, last_time, next_times, trigger
 
 __all__ = ["Schedule", "change", "check", "next_nights", "next_times", "trigger"]
 LOOK_EVERY_S = 3.0
-ON_TIME = timedelta(minutes=1)  # no later than this is no delay worth a word, whatever the grace
+ON_TIME = timedelta(minutes=1)  # a delay up to this counts as none, whatever the grace
 COUNTED_AT_MOST = 100
 
 log = logging.getLogger(__name__)
@@ -48,13 +48,13 @@ class Schedule:
         self._trouble = ""
 
     def start(self) -> None:
-        """Begin; does not wait."""
-        # Not a job of APScheduler's: it sleeps until a time of day, so once the clock is set back by an hour it
-        # looks at nothing for an hour. A thread's wait is not measured by the clock.
+        """Start checking in a thread; does not wait."""
+        # Not an APScheduler job: that sleeps until a time of day, so after the clock is set back by an hour it would
+        # check nothing for an hour. A thread's wait does not depend on the clock.
         threading.Thread(target=self._look_on, name="schedule", daemon=True).start()
 
     def stop(self) -> None:
-        """End; does not wait. A night that runs is a process of its own, and goes on."""
+        """Stop checking; does not wait. A running night is a separate process, and continues."""
         self._over.set()
 
     def _look_on(self) -> None:
@@ -62,16 +62,16 @@ class Schedule:
             try:
                 self.tick()
                 self._trouble = ""
-            except Exception as error:  # the next look may go better; the same trouble is told once
+            except Exception as error:  # tried again at the next check; the same error is logged once
                 if repr(error) != self._trouble:
                     log.exception("could not see whether a night is due")
                 self._trouble = repr(error)
             self._over.wait(LOOK_EVERY_S)
 
     def tick(self) -> None:
-        """Look once and do what is due: at most one night is started, and waited for until it announces itself.
+        """Check once and do what is due: start at most one night, and wait until it announces itself.
 
-        Returns at once where another look is under way, here or in another process.
+        Returns at once while another check is under way, here or in another process.
         """
         try:
             with FileLock(self.store.data / "schedule.lock", timeout=0):
@@ -82,12 +82,12 @@ class Schedule:
             return
 
     def _look(self, standing: schedules.Schedule, now: datetime) -> None:
-        # 1. what was claimed and never came to a night; while one is on its way nothing else is due
+        # 1. claims that have no night yet; while one is starting, nothing else is due
         for claimed in schedules.unsettled(self.store):
             if not self._resolve(claimed, standing, now):
                 return
 
-        # 2. what is due: a time by the clock, or enough that was said
+        # 2. what is due: a time by the clock, or enough new feedback
         due, enough = self._due(standing, now), self._enough(standing)
         if not (due or enough) or processes.starts_or_ends(self.store):
             return
@@ -98,16 +98,16 @@ class Schedule:
             if self._take(CLOCK, in_utc(due), reason, why_not):
                 return
 
-        # 4. by what was said
+        # 4. by new feedback
         if enough:
             self._take(FEEDBACK, enough, "enough new feedback", "")
 
     def _due(self, standing: schedules.Schedule, now: datetime) -> datetime | None:
-        """The newest time by the clock that has come and is not recorded, by whichever schedule stood then."""
+        """The newest time by the clock that has passed and is not recorded, by the schedule that was current then."""
         recorded = schedules.last_due(self.store, in_utc(now))
         handled = datetime.fromisoformat(recorded) if recorded else datetime.min.replace(tzinfo=UTC)
         if datetime.fromisoformat(standing.at) > now:
-            # The clock has gone back since this was set, so nobody can tell when that was.
+            # The clock has been set back since this schedule was saved, so when that was is unknown.
             return due_by(standing, max(handled, now - grace(standing)), now)
         until = now
         for each in schedules.history(self.store):
@@ -119,9 +119,9 @@ class Schedule:
         return None
 
     def _enough(self, standing: schedules.Schedule) -> str:
-        """What was said that makes a night due and is not recorded, in words; empty if nothing, or while one runs.
+        """The new feedback that makes a night due and is not recorded, in words; empty if too little or while one runs.
 
-        Named by the multiple that was reached: where a night failed, as much again must be said for the next.
+        It is named by the multiple of `every_new` that was reached: after a failed night, as much again is needed.
         """
         if not standing.enabled or not standing.every_new:
             return ""
@@ -132,7 +132,7 @@ class Schedule:
         return due
 
     def _why(self, due: datetime, standing: schedules.Schedule, now: datetime) -> tuple[str, str]:
-        """Why a night starts at a time that has come, or else why not."""
+        """The reason to start a night at a due time, and the reason not to (empty to start it)."""
         others = self._missed_before(due, standing)
         late = now - due
         reason = "on time" if late <= ON_TIME else f"made up for, {in_words(late)} late"
@@ -147,7 +147,7 @@ class Schedule:
         return reason + others, schedules.why_nothing_new(self.store)
 
     def _missed_before(self, due: datetime, standing: schedules.Schedule) -> str:
-        """How many earlier times this one stands for, in words; empty for none."""
+        """The number of earlier times that were missed too, in words; empty for none."""
         if not standing.cron:
             return ""
         since = max(standing.at, schedules.last_due(self.store, in_utc(due)) or "")
@@ -157,7 +157,7 @@ class Schedule:
         return f"; {count}{'+' * (count == COUNTED_AT_MOST)} earlier missed too" if count else ""
 
     def _take(self, cause: str, due: str, reason: str, why_not: str) -> bool:
-        """Claim an occurrence and start its night, or record why not; whether a night was to start."""
+        """Claim an occurrence and start its night, or record why not; True if a night was to start."""
         claimed = schedules.claim(self.store, cause, due, SKIPPED if why_not else STARTED, why_not or reason)
         if claimed is None:  # another server was first
             return False
@@ -168,12 +168,12 @@ class Schedule:
         return True
 
     def _begin(self, claimed: Occurrence, reason: str) -> None:
-        """Start the night of a claimed occurrence and write down which it is, or why there is none."""
+        """Start the night of a claimed occurrence and record which it is, or why there is none."""
         try:
             night = self._start_night(self.store, self.model)
         except Conflict as error:
             if processes.starts_or_ends(self.store):
-                return  # slow, and not given up: a later look sees what became of it
+                return  # slow, but not given up: a later check records its outcome
             schedules.settle(self.store, claimed.id, SKIPPED, str(error))
             log.warning("no night for %s: %s", claimed.due, error)
             return
@@ -181,7 +181,7 @@ class Schedule:
         log.info("started night %d for %s: %s", night.id, claimed.due, reason)
 
     def _resolve(self, claimed: Occurrence, standing: schedules.Schedule, now: datetime) -> bool:
-        """Find the night of a claim whose server ended, start it again, or record why not; False while it begins."""
+        """Find the night of a claim that has none yet, start it again, or record why not; False while it starts."""
         night = schedules.night_alive_since(self.store, claimed.at)
         if night:
             schedules.settle(self.store, claimed.id, STARTED, claimed.reason, night)
@@ -214,13 +214,13 @@ def change(
     grace_minutes: int = 60,
     every_new: int | None = None,
 ) -> None:
-    """Check a schedule and let it stand, whoever asks: API, page or command line. Raises as `check` does."""
+    """Check a schedule and save it; for the API, the page and the command line. Raises as `check` does."""
     check(cron, time_zone, enabled, grace_minutes, every_new)
     schedules.set_schedule(store, user, " ".join(cron.split()), time_zone, enabled, grace_minutes, every_new)
 
 
 def check(cron: str, time_zone: str, enabled: bool, grace_minutes: int = 60, every_new: int | None = None) -> None:
-    """Raises `Refused`, in one sentence, on a schedule that cannot be followed. An empty cron is no clock."""
+    """Raises `Refused`, in one sentence, on an invalid schedule. An empty `cron`: not by the clock."""
     trigger(cron if cron.strip() else "0 0 * * *", time_zone)
     schedules.check_numbers(grace_minutes, every_new)
     if enabled and not cron.strip() and every_new is None:
@@ -228,30 +228,30 @@ def check(cron: str, time_zone: str, enabled: bool, grace_minutes: int = 60, eve
 
 
 def next_nights(standing: schedules.Schedule | None, count: int) -> list[datetime]:
-    """The next times the clock of a schedule comes due, in its time zone; none where it is off, or has no clock."""
+    """The next times of a schedule's clock, in its time zone; empty if it is off or has no clock."""
     ticking = standing and standing.enabled and standing.cron
     return next_times(standing.cron, standing.time_zone, count) if standing and ticking else []
 
 
 def due_by(standing: schedules.Schedule, after: datetime, until: datetime) -> datetime | None:
-    """The newest time by a schedule's clock after one moment and up to another."""
+    """The newest time by a schedule's clock after one moment and up to another; None if there is none."""
     if not (standing.enabled and standing.cron and after < until):
         return None
     return last_time(standing.cron, standing.time_zone, after, until)
 
 
 def grace(standing: schedules.Schedule) -> timedelta:
-    """How late a night may start."""
+    """The longest delay with which a night may still start, at least `ON_TIME`."""
     return max(timedelta(minutes=standing.grace_minutes), ON_TIME)
 
 
 def in_utc(moment: datetime) -> str:
-    """A moment as the occurrences name it: in UTC, to the second."""
+    """A moment as the occurrences store it: in UTC, to the second."""
     return moment.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def in_words(span: timedelta) -> str:
-    """A span of time for a person, in minutes, hours or days."""
+    """A duration in words: minutes, hours or days."""
     minutes = round(span.total_seconds() / 60)
     if minutes < 120:
         return f"{minutes} min"

@@ -1,4 +1,4 @@
-"""What a page declares: where it answers, whom it is for, and what it is made of."""
+"""The declaration of a page: its path, the role it requires, and how it is built."""
 
 import re
 from collections.abc import Callable
@@ -15,14 +15,14 @@ PATH = re.compile("/|/[a-z][a-z0-9-]*")
 
 @dataclass(frozen=True)
 class Page:
-    """One page: `build` makes its Gradio blocks, which hold only what `GuardedBlocks` lets through.
+    """One page: `build` makes its Gradio blocks, whose events may hold only what `gradio_guard.Guard` lets through.
 
-    A page that is for a role is so with all below its path, and so are its events. Raises `ValueError`.
+    The role covers everything below the page's path, events included. Raises `ValueError` on an invalid path or role.
     """
 
     path: str
     build: Callable[[Assistant], gr.Blocks]
-    role: str = ""  # the least one that may see it; empty: whoever may come in
+    role: str = ""  # the least role that may see it; empty: everyone whom the gate admits
     css: str = ""
     head: str = HEAD
     theme: gr.themes.ThemeClass = THEME

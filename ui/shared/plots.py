@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, HEIGHT = 1000, 300  # of a curve's own coordinates
-NOISY_FROM = 40  # points; a line of fewer is shown as it is
+WIDTH, HEIGHT = 1000, 300  # the view box of a curve
+NOISY_FROM = 40  # points; a line of fewer is not smoothed
 Points = Sequence[tuple[float, float]]  # (step, value), by step
 
 
 def number(value: float) -> str:
-    """A value with the digits that matter: 0.6931, 12.3, 1,240."""
+    """A value with the digits that matter: 0.693, 12.3, 1,240."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "–"
     if abs(value) >= 1000:
@@ -26,7 +26,8 @@ def curve(
 ) -> str:
     """A small plot over steps 1 to `steps`: one line per name, the newest value of each in the title.
 
-    The values of `axis` are within what is shown, whatever the lines. A `noisy` first line gets its running mean.
+    The vertical axis always includes the values of `axis`. If `noisy`, the first line is drawn with its running mean,
+    from `NOISY_FROM` points on.
     """
     drawn = {name: [each for each in points if math.isfinite(each[1])] for name, points in lines.items()}
     values = [value for points in drawn.values() for _, value in points]
@@ -51,7 +52,7 @@ def curve(
 
 
 def _line(kind: str, points: Points, steps: int, low: float, high: float, noisy: bool) -> str:
-    """A line; a noisy one faint, with its running mean over it; a lone point as a short dash."""
+    """A line as SVG: a noisy one faint, with its running mean over it; a lone point as a short dash."""
     if len(points) == 1:
         points = [points[0], (points[0][0] + max(steps, 1) / 100, points[0][1])]
     if not noisy:
@@ -60,7 +61,7 @@ def _line(kind: str, points: Points, steps: int, low: float, high: float, noisy:
 
 
 def smooth(points: Points) -> Points:
-    """The mean of a noisy line around each of its points, over a tenth of it."""
+    """The centred running mean of a line, over about a tenth of its points."""
     reach, smoothed = max(2, len(points) // 20), []
     for place, (step, _) in enumerate(points):
         near = points[max(0, place - reach) : place + reach + 1]
@@ -82,7 +83,7 @@ def _y(value: float, low: float, high: float) -> float:
 
 
 def bars(days: Sequence[tuple[str, str, Mapping[str, int]]], kinds: Mapping[str, str]) -> str:
-    """One stacked bar per day of (short label, long label, count by kind); `kinds` gives the kinds' words, in order."""
+    """One stacked bar per day of (short label, long label, count by kind); `kinds` has the kinds' labels, in order."""
     totals = [sum(counts.values()) for _, _, counts in days]
     top = nice_top(max(totals, default=0))
     columns = []
@@ -109,7 +110,7 @@ def bars(days: Sequence[tuple[str, str, Mapping[str, int]]], kinds: Mapping[str,
 
 
 def nice_top(most: int) -> int:
-    """The axis's end for counts up to `most`: even, so that its middle is a whole number."""
+    """The upper end of an axis for counts up to `most`: even, so that its middle is a whole number."""
     if most <= 4:
         return 4
     unit = 10 ** math.floor(math.log10(most))
@@ -118,7 +119,7 @@ def nice_top(most: int) -> int:
 
 
 def interval(low: float, rate: float, high: float) -> str:
-    """A share with its interval on a line from 0 to 100 %, a mark at one half."""
+    """A rate with its interval, on a line from 0 to 100 % with a mark at one half, as HTML."""
     return (
         '<span class="interval" aria-hidden="true"><i class="half"></i>'
         f'<i class="whisker" style="left:{100 * low:.1f}%;width:{100 * max(0.0, high - low):.1f}%"></i>'

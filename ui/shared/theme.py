@@ -1,4 +1,4 @@
-"""How every page looks, and the script that each of them has."""
+"""The theme of every page, and the script in its head."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Moments and spans of time as people say them, by the clocks of a time zone."""
+"""Times and durations in words, in a given time zone."""
 
 from datetime import UTC, datetime, tzinfo
 from zoneinfo import ZoneInfo
@@ -13,12 +13,12 @@ def zone_of(name: str) -> tzinfo:
 
 
 def parsed(at: str) -> datetime:
-    """A moment as the database keeps it."""
+    """A timestamp of the database as a `datetime`."""
     return datetime.fromisoformat(at)
 
 
 def clock(at: datetime, zone: tzinfo, now: datetime | None = None) -> str:
-    """A moment on the clock and, where it is not today, in the calendar: "03:00", "tomorrow 03:00", "21 Nov 03:00"."""
+    """A time with its day: "today 03:00", "tomorrow 03:00", "21 Nov 03:00"; with the year if it is another one."""
     here, today = at.astimezone(zone), (now or datetime.now(UTC)).astimezone(zone).date()
     days = (here.date() - today).days
     named = {0: "today", 1: "tomorrow", -1: "yesterday"}.get(days)
@@ -28,13 +28,13 @@ def clock(at: datetime, zone: tzinfo, now: datetime | None = None) -> str:
 
 
 def calendar(at: datetime, zone: tzinfo) -> str:
-    """A moment with its weekday: "Sun 22 Nov 2026, 03:00 CET"."""
+    """A time with its weekday and date: "Sun 22 Nov 2026, 03:00 CET"."""
     here = at.astimezone(zone)
     return f"{here:%a} {here.day} {here:%b %Y, %H:%M %Z}"
 
 
 def span(seconds: float) -> str:
-    """A length of time in its largest unit or two: "8 s", "4 min", "2 h 5 min", "3 days"."""
+    """A duration in its largest one or two units: "8 s", "4 min", "2 h 5 min", "3 days"."""
     seconds = max(0, round(seconds))
     if seconds < 60:
         return f"{seconds} s"
@@ -50,7 +50,7 @@ def span(seconds: float) -> str:
 
 
 def away(at: datetime, now: datetime | None = None) -> str:
-    """How long ago, or how soon: "5 min ago", "in 7 h", "just now"."""
+    """A time relative to now: "5 min ago", "in 7 h", "just now"."""
     seconds = (at - (now or datetime.now(UTC))).total_seconds()
     if abs(seconds) < 60:
         return "just now" if seconds <= 0 else "in a moment"

@@ -1,4 +1,4 @@
-"""What the pages are put together from: buttons, events, and the sentences that tell how something went."""
+"""Building blocks of the pages: buttons, events, and notices of how something went."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from gradio.events import Dependency
 from assistant.engine.request import EngineError
 from feedback.errors import Refused
 
-Updates = dict[Any, Any]  # control -> what it shows from now on
+Updates = dict[Any, Any]  # control -> its new value
 MARKS = {"well": "✓", "busy": "●", "note": "!", "trouble": "✕"}
 
 
@@ -26,7 +26,7 @@ def button(
 def on(
     trigger: Callable[..., Dependency], act: Callable[..., Any], inputs: list[Any], outputs: list[Any], **more: Any
 ) -> Dependency:
-    """An event as all of a page are: at once, unseen, and for this page only."""
+    """An event with the settings of all our events: no concurrency limit, no progress shown, not in Gradio's API."""
     return trigger(
         act, inputs, outputs, show_progress="hidden", concurrency_limit=None, api_visibility="private", **more
     )
@@ -40,27 +40,27 @@ def in_turn(
     once: str = "",
     **more: Any,
 ) -> Dependency:
-    """An event that waits for those before it, so that quick clicks all land, in their order.
+    """An event that waits for those before it, so that quick clicks are all handled, in order.
 
-    `once` names what is done once however often it is asked for meanwhile: a message is not said twice.
+    While an event with a key `once` waits or runs, another with the same key is dropped: no message is sent twice.
     """
     js = f"async (...inputs) => {{ await nightschool.turn('{once}'); return inputs; }}"
     done = on(trigger, act, inputs, outputs, js=js, trigger_mode="multiple", **more)
-    for after in (done.then, done.failure):  # the first when it went well, the second when it did not
+    for after in (done.then, done.failure):  # the first on success, the second on failure
         after(None, js="() => nightschool.over()", api_visibility="private")
     return done
 
 
 @dataclass
 class Told:
-    """What the page has to tell the person; empty when all went well."""
+    """The sentence to show to the person; empty when all went well."""
 
     sentence: str = ""
 
 
 @contextmanager
 def telling() -> Iterator[Told]:
-    """The edge: what was refused, or could not be done, becomes one sentence on the page."""
+    """Catch `Refused` and `EngineError`, and keep their sentence for the page."""
     told = Told()
     try:
         yield told
@@ -77,11 +77,11 @@ def sentence(words: str) -> str:
 
 
 def notice(words: str, good: bool = False) -> str:
-    """One sentence beside what was clicked."""
+    """One sentence next to what was clicked, as HTML; empty without words."""
     kind, role = ("good", "status") if good else ("bad", "alert")
     return f'<p class="notice {kind}" role="{role}">{escape(sentence(words))}</p>' if words else ""
 
 
 def chip(words: str, state: str) -> str:
-    """A state, by word, sign and colour."""
+    """A state as HTML, with a word, a sign and a colour."""
     return f'<span class="chip {state}"><span aria-hidden="true">{MARKS[state]}</span> {escape(words)}</span>'

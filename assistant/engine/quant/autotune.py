@@ -1,7 +1,7 @@
-"""Which number format multiplies fastest here, for how many rows: measured, and kept in a small file.
+"""The fastest number formats on this machine, by the number of rows: measured, and kept in a small file.
 
-Processors differ too much to guess. What is chosen holds for one model on one machine, and is measured again when
-either changes. Eight bits are only chosen for a model that they do no harm.
+Processors differ too much to guess. A choice holds for one model on one machine, and is measured again when either
+changes. Eight bits are only chosen for a model that they do not harm.
 """
 
 import json
@@ -24,9 +24,9 @@ from assistant.models.base_model import Base, cache_folder
 from feedback import atomic
 
 ROWS = (1, 2, 4, 8, 16, 32, 128)  # at which the formats are compared
-LAYERS = 6  # of the model that are multiplied with: more than a processor's own cache holds
+LAYERS = 6  # of the model that are measured: more than a processor's cache holds
 REPEATS = 5
-WORTH = 0.93  # of another format's time that makes a further copy of the weights worth its memory
+WORTH = 0.93  # of another format's time, at most, for a further copy of the weights to be worth its memory
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +65,14 @@ def plans(base: Base, model: Any, asked: str, four_bit: Mapping[str, FourBit]) -
 
 
 def _few_bits(base: Base, model: Any, four_bit: Mapping[str, FourBit]) -> list[str]:
-    """The formats of few bits that do a model no harm."""
+    """The low-bit formats that do not harm a model."""
     cost = cost_of_eight_bits(base, model)
     log.info("eight-bit weights cost %s %.2g nats a token", base.name, cost)
     return [*([INT8] if cost <= MOST_NATS else []), *([INT4] if four_bit else [])]
 
 
 def _chosen(kept: Any) -> tuple[Plan, Plan] | None:
-    """The two plans as the file has them; None: it has none that make sense."""
+    """The two plans as kept in the file; None if it has none that make sense."""
     try:
         layers, head = ([(int(most), str(name)) for most, name in steps] for steps in kept)
     except (TypeError, ValueError):
@@ -83,7 +83,7 @@ def _chosen(kept: Any) -> tuple[Plan, Plan] | None:
 
 
 def time_of(weights: Sequence[Weight], number_format: str) -> Timing:
-    """How long products with all of these weights take in one format."""
+    """Measure products with all of these weights in one format."""
     linears = [Linear(weight, [number_format], "cpu") for weight in weights]
     return Timing(number_format, tuple(_ms(linears, number_format, rows) for rows in ROWS))
 
@@ -103,7 +103,7 @@ def _ms(linears: Iterable[Linear], number_format: str, rows: int) -> float:
 
 
 def _steps(timings: Sequence[Timing]) -> list[tuple[int, str]]:
-    """The fastest format for many rows, and for up to so many rows the one other that saves most."""
+    """The fastest format for many rows and, up to some number of rows, the one other format that saves most."""
     many = min(timings, key=lambda each: each.ms[-1])
     best, most = many, 0
     for few in timings:
@@ -139,7 +139,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name and the features that decide."""
+    """The processor's name, and the features that matter for speed."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines if ":" in line)

@@ -1,8 +1,8 @@
-"""Frozen linear layers in several number formats, and which format multiplies how many rows.
+"""Frozen linear layers in several number formats, and the plan of which format multiplies how many rows.
 
-No one format is best: a few rows are bound by how fast the weights come from memory, so fewer bits win; many rows
-are bound by the processor, and processors differ by a factor of twenty in bfloat16. So every layer keeps the formats
-that a plan names, and the plan is made by measuring (`autotune`).
+No one format is best: a few rows are bound by memory bandwidth, so fewer bits win; many rows are bound by the
+processor, and processors differ by a factor of twenty in bfloat16. So every layer keeps the formats that a plan names,
+and the plan is made by measuring (`autotune`).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,13 +27,13 @@ class FourBit:
     minimum: Tensor  # (out, in / 32), float32
 
     def rows(self, order: Tensor) -> "FourBit":
-        """With its output rows in another order."""
+        """The same weight with its output rows in another order."""
         return FourBit(self.q[order], self.scale[order], self.minimum[order])
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A frozen weight (out, in) as it was loaded, its bias, and the four-bit numbers it came from, where it did."""
+    """A frozen weight (out, in) as it was loaded, its bias, and the four-bit numbers it came from, if any."""
 
     full: Tensor
     bias: Tensor | None = None
@@ -41,7 +41,7 @@ class Weight:
 
     @classmethod
     def joined(cls, weights: Sequence["Weight"]) -> "Weight":
-        """Several that multiply the same input, as one. Where some have a bias, the others' is zero."""
+        """Join several weights that multiply the same input. If some have a bias, the others' is zero."""
         full = torch.cat([each.full for each in weights])
         biases = [each.bias if each.bias is not None else each.full.new_zeros(len(each.full)) for each in weights]
         bias = torch.cat(biases) if any(each.bias is not None for each in weights) else None
@@ -54,7 +54,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which format multiplies: the first whose `most_rows` is not exceeded. The last one takes any number."""
+    """Steps of (most rows, format): the first whose limit is not exceeded multiplies. The last takes any number."""
 
     steps: tuple[tuple[int, str], ...]
 
@@ -69,28 +69,28 @@ class Plan:
 
     @property
     def few_rows(self) -> int:
-        """Up to how many rows have a format of their own; 0: all have the same."""
+        """The most rows that have a format of their own; 0 if all have the same."""
         return self.steps[0][0] if len(self.steps) > 1 else 0
 
     @property
     def formats(self) -> set[str]:
-        """All that are used."""
+        """All formats that are used."""
         return {name for _, name in self.steps}
 
 
-# Of one weight in memory, its share of scales included.
+# Of one weight in memory, including its share of the scales.
 BYTES = {FLOAT32: 4.0, BFLOAT16: 2.0, INT8: 1.0, INT4: 0.5 + 4 / BLOCK}
 
 
 class Linear:
-    """y = x w' + bias, in the formats of a plan. The weight as it was loaded is not kept."""
+    """y = x w' + bias, in the formats of a plan. The weight as loaded is not kept."""
 
     def __init__(self, weight: Weight, formats: Iterable[str], device: str) -> None:
         self.out_features, self.in_features = weight.full.shape
         self._by_format = {name: MAKERS[name](weight, device) for name in sorted(formats)}
 
     def nbytes(self, number_format: str) -> int:
-        """What a product reads of memory."""
+        """The bytes of weights that a product reads."""
         return int(self.out_features * self.in_features * BYTES[number_format])
 
     def __call__(self, x: Tensor, number_format: str) -> Tensor:
@@ -98,14 +98,14 @@ class Linear:
 
 
 def float32(weight: Weight, device: str) -> Multiply:
-    """As it is written in a book."""
+    """The plain product, in float32."""
     w = weight.full.to(device, torch.float32)
     bias = None if weight.bias is None else weight.bias.to(device, torch.float32)
     return lambda x: F.linear(x.float(), w, bias)
 
 
 def bfloat16(weight: Weight, device: str) -> Multiply:
-    """Products of bfloat16, summed in float32. On a CPU the weight is laid out once as the kernels want it."""
+    """Products of bfloat16, summed in float32. On a CPU the weight is laid out once as the kernels need it."""
     w = weight.full.to(device, torch.bfloat16)
     bias = None if weight.bias is None else weight.bias.to(device, torch.bfloat16)
     if device == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -123,7 +123,7 @@ def eight_bits(full: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int8(weight: Weight, device: str) -> Multiply:
-    """Eight-bit weights, one scale for each output; activations stay bfloat16."""
+    """Eight-bit weights, one scale per output; activations stay bfloat16."""
     q, scale = eight_bits(weight.full.to(device))
     multiply = _with_bias(weight, device)
     return lambda x: multiply(torch._weight_int8pack_mm(x.to(torch.bfloat16), q, scale))

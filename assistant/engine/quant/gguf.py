@@ -1,8 +1,8 @@
-"""The embedded model's own four-bit numbers, read from its file as they are.
+"""The embedded model's own four-bit weights, read from its file unchanged.
 
-Its weights were rounded to four bits once. Packing those numbers again loses almost nothing; rounding the
-dequantised weights a second time would.
-(Q4_1, as ggml defines it: for each 32 weights a float16 scale, a float16 minimum and 16 bytes of two weights each.)
+Its weights were rounded to four bits once. Repacking those numbers loses almost nothing; rounding the dequantised
+weights a second time would lose more. (Q4_1, as ggml defines it: for each 32 weights a float16 scale, a float16 minimum
+and 16 bytes of two weights each.)
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ NAMES = {
 
 
 def read_four_bit(gguf_file: Path, config: Any) -> dict[str, FourBit]:
-    """The four-bit weights of a Llama-shaped model in a gguf file, by the names that transformers gives its layers."""
+    """Read the four-bit weights of a Llama-shaped model in a gguf file, by transformers' names for its layers."""
     import gguf
 
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(gguf_file).tensors}
@@ -54,5 +54,5 @@ def _unpacked(tensor: Any) -> FourBit:
 
 
 def _halves_together(rows: int, heads: int) -> Tensor:
-    """The file alternates the two halves of a head; transformers has them one behind the other."""
+    """The order that turns the file's alternating halves of a head into transformers' consecutive ones."""
     return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).flatten()

@@ -1,6 +1,6 @@
-"""What eight-bit weights would cost a model, known before anybody is answered with them.
+"""The error of eight-bit weights in a model, measured before any reply is written with them.
 
-Models differ: a few large weights in a row leave all others of the row too coarse.
+Models differ: a few large weights in a row make the scale too coarse for all others of the row.
 """
 
 from typing import Any
@@ -15,13 +15,14 @@ from assistant.models.adapter import PROOF_TEXTS
 from assistant.models.base_model import Base, load_tokenizer
 from feedback.messages import Message
 
-MOST_NATS = 0.01  # a token: what a format may cost that nobody asked for by name
+MOST_NATS = 0.01  # per token: the most that a format may cost if nobody asked for it by name
 
 
 @torch.inference_mode()
 def cost_of_eight_bits(base: Base, model: Any) -> float:
-    """Mean KL(p || q) over the tokens of some replies, in nats: p the model's next-token distributions, q those with
-    every linear layer's weight rounded.
+    """Mean KL(p || q) over the tokens of some replies, in nats.
+
+    p are the model's next-token distributions, q those with every linear layer's weight rounded.
     """
     tokenizer = load_tokenizer(base)
     texts = []
@@ -42,11 +43,11 @@ def cost_of_eight_bits(base: Base, model: Any) -> float:
 
 
 def _log_probs(model: Any, ids: Tensor, first: int) -> Tensor:
-    """(T - first, V) of ids (1, T): what the tokens from `first` on are drawn from."""
+    """The log-probs (T - first, V) that the tokens from `first` on are drawn from, of ids (1, T)."""
     return torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, first - 1 : -1].float(), dim=-1)
 
 
 def _rounded(layer: nn.Linear, inputs: tuple[Tensor], _: Tensor) -> Tensor:
-    """What the layer would give with eight-bit weights."""
+    """A forward hook: the layer's output with eight-bit weights."""
     q, scale = eight_bits(layer.weight)
     return F.linear(inputs[0], (q * scale.float()[:, None]).to(layer.weight), layer.bias)

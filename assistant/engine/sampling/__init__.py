@@ -1,1 +1,1 @@
-"""From logits to tokens: settings, draws, beams, grammars and stops."""
+"""From logits to tokens: settings, sampler, beam search, grammars and stop strings."""

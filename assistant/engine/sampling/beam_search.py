@@ -1,8 +1,8 @@
 """Beam search: the likeliest whole replies, a few side by side.
 
-The same choices as transformers' `generate(num_beams=k, do_sample=False)`: 2k candidates a step, finished replies
-scored by their mean log-prob a token, an end when no running beam can still beat the worst of the k finished, and
-at the length limit the running ones count as finished too.
+It makes the same choices as transformers' `generate(num_beams=k, do_sample=False)`: 2k candidates per step (more if
+several tokens end a turn), finished replies scored by their mean log-prob per token, an end when no running beam can
+still beat the worst of the k finished, and at the length limit the running ones count as finished too.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Beam:
-    """A reply in the making: its token ids, their log-probs, and the sum of those."""
+    """A partial reply: its token ids, their log-probs, and the sum of those."""
 
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
@@ -21,7 +21,7 @@ class Beam:
 
     @property
     def score(self) -> float:
-        """Mean log-prob a token, in nats."""
+        """Mean log-prob per token, in nats."""
         return self.total / max(len(self.token_ids), 1)
 
     def grown(self, token: int, logprob: float) -> "Beam":
@@ -31,7 +31,7 @@ class Beam:
 
 @dataclass
 class Search:
-    """The beams of one reply. `running` go on, `finished` have ended; both best first, `width` at most."""
+    """The beams of one reply. `running` ones go on, `finished` ones have ended; both best first, `width` at most."""
 
     width: int
     end_ids: frozenset[int]
@@ -39,7 +39,7 @@ class Search:
     finished: list[Beam] = field(default_factory=list)
 
     def advance(self, logits: Tensor) -> list[int]:
-        """Take logits (running beams, V) and choose; for each new running beam, which old one it grew from."""
+        """Choose from logits (running beams, V); return, for each new running beam, the old one it grew from."""
         logprobs = torch.log_softmax(logits.float(), dim=-1)
         totals = torch.tensor([beam.total for beam in self.running], device=logits.device)[:, None] + logprobs
         vocabulary = logprobs.shape[1]

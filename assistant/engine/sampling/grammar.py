@@ -1,6 +1,6 @@
-"""Replies that must be JSON of a given schema: which tokens may come next.
+"""Grammars for replies that must be JSON of a given schema: the tokens that may come next.
 
-The schema is followed by construction, token by token, whatever the model would rather say. llguidance does the work.
+The schema is followed by construction, token by token, whatever the model would prefer. llguidance does the work.
 """
 
 import json
@@ -17,13 +17,13 @@ from feedback.errors import Refused
 
 ANY_OBJECT = '{"type": "object"}'
 LONGEST_SCHEMA = 100_000  # characters
-# Between two parts at most a new line and its indent: a small model that may write spaces for ever does.
+# Between two parts, at most a new line and its indent: a small model that may write spaces forever does.
 WHITESPACE = r"\n? {0,12}"
 
 
 @lru_cache(maxsize=64)
 def grammar_of(schema: str) -> str:
-    """A schema's text as llguidance's grammar. Raises `Refused` with what in it cannot be followed."""
+    """A schema's text as a grammar of llguidance. Raises `Refused`, saying what in it cannot be followed."""
     if len(schema) > LONGEST_SCHEMA:
         raise Refused(f"json_schema has at most {LONGEST_SCHEMA:,} characters, not {len(schema):,}")
     try:
@@ -37,12 +37,12 @@ def grammar_of(schema: str) -> str:
 
 
 def sentence(message: str) -> str:
-    """A message of many lines as the beginning of one."""
+    """A message of many lines as one, cut to 200 characters."""
     return " ".join(message.split())[:200]
 
 
 class Grammars:
-    """JSON schemas for one model's vocabulary. Share one between all replies; it is made ready when first needed."""
+    """JSON schemas for one model's vocabulary. Share one between all replies; it is prepared when first needed."""
 
     def __init__(self, tokenizer: Any, end_ids: frozenset[int], vocabulary: int) -> None:
         self._tokenizer = tokenizer
@@ -52,7 +52,7 @@ class Grammars:
         self._making = threading.Lock()
 
     def begin(self, schema: str) -> "Grammar":
-        """For one reply. Raises `Refused` with the reason when the schema cannot be followed."""
+        """Begin a schema for one reply. Raises `Refused` with the reason if the schema cannot be followed."""
         matcher = LLMatcher(self._ready(), grammar_of(schema), log_level=0)
         if matcher.is_error():
             raise Refused(f"json_schema cannot be followed: {sentence(matcher.get_error())}")
@@ -71,22 +71,22 @@ class Grammars:
 
 
 class Grammar:
-    """How far one reply has come in its schema."""
+    """The progress of one reply through its schema."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
     @property
     def failure(self) -> str | None:
-        """Why it could not be followed to the end, where it could not; then only an end of turn is allowed."""
+        """The reason the schema could not be followed to the end, if any; then only an end of turn is allowed."""
         return sentence(self._matcher.get_error()) if self._matcher.is_error() else None
 
     def allowed(self, vocabulary: int) -> Tensor:
-        """Which of the model's tokens may come next, (V,) bool; the end of the turn when the JSON is whole."""
+        """The mask (V,) bool of the model's tokens that may come next; the end of turn once the JSON is complete."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         mask = np.unpackbits(bits, count=vocabulary, bitorder="little")  # zeros past the tokenizer's last
         return torch.from_numpy(mask).bool()
 
     def accept(self, token: int) -> None:
-        """Go on by one token."""
+        """Advance by one token."""
         self._matcher.consume_token(token)

@@ -1,4 +1,4 @@
-"""What may be asked of one reply: how freely it is drawn, where it ends, what it must look like.
+"""The sampling settings of one reply: how freely it is drawn, where it ends, which schema it must follow.
 
 The names and meanings are those of OpenAI's API and, for what that lacks, of vLLM's.
 """
@@ -21,7 +21,7 @@ MOST_LIKELIEST = 20
 class Token:
     """One token of a reply: its log-prob in nats under the model, and under the distribution it was drawn from.
 
-    `likeliest` are the most probable tokens in its place, with their log-probs under the model, where asked for.
+    `likeliest` are the most probable tokens in its place, with their log-probs under the model, if asked for.
     """
 
     id: int
@@ -32,7 +32,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a person or program may ask of one reply. `temperature` 0 is greedy; `seed` None draws one."""
+    """The settings a person or program may ask for. `temperature` 0 is greedy; with `seed` None, one is drawn."""
 
     temperature: float = 0.7
     top_p: float = 0.95
@@ -42,13 +42,13 @@ class Sampling:
     top_k: int = 0  # 0: all
     min_p: float = 0.0  # of the likeliest token's probability
     repetition_penalty: float = 1.0  # over the tokens of prompt and reply
-    presence_penalty: float = 0.0  # these two over the reply's alone
+    presence_penalty: float = 0.0  # this and the next over the reply's tokens alone
     frequency_penalty: float = 0.0
     stop: tuple[str, ...] = ()  # the text ends before the first of these
     logit_bias: tuple[tuple[int, float], ...] = ()  # given as a mapping of token ids or as pairs
-    top_logprobs: int = 0  # so many of the likeliest tokens are told in each place
+    top_logprobs: int = 0  # the number of likeliest tokens to report in each place
     json_schema: str | None = None  # as JSON text
-    ignore_end: bool = False  # an end of turn is a token like another; for measurements
+    ignore_end: bool = False  # an end of turn is a token like any other; for measurements
 
     def __post_init__(self) -> None:
         _require_number("temperature", self.temperature, 0, 2)
@@ -77,18 +77,18 @@ class Sampling:
             self._require_plain()
 
     def _require_plain(self) -> None:
-        """Raises `Refused` on what beam search, which ranks whole replies by the model alone, cannot keep."""
+        """Raise `Refused` on settings that beam search, which ranks whole replies by the model alone, cannot honour."""
         plain = Sampling()
         for name in (*SHAPING, "top_logprobs"):
             if getattr(self, name) != getattr(plain, name):
                 raise Refused(f"{name} does not go with beams over 1; leave out one of the two")
 
     def as_dict(self) -> dict[str, Any]:
-        """For the reply's record."""
+        """The settings as a dictionary, for the reply's record."""
         return asdict(self)
 
 
-# What changes which token is drawn, besides temperature and top_p.
+# The settings that change which token is drawn, besides temperature and top_p.
 SHAPING = (
     "top_k",
     "min_p",
@@ -115,7 +115,7 @@ def _require_whole(name: str, value: object, lowest: int, highest: int) -> None:
 
 
 def _stops(asked: object) -> tuple[str, ...]:
-    """Stop strings in a form that is kept. Raises `Refused`."""
+    """Check stop strings and return them as a tuple. Raises `Refused` on bad ones."""
     if not isinstance(asked, list | tuple) or len(asked) > MOST_STOPS:
         raise Refused(f"stop is a list of at most {MOST_STOPS} strings, not {str(asked)[:80]!r}")
     for each in asked:
@@ -125,7 +125,7 @@ def _stops(asked: object) -> tuple[str, ...]:
 
 
 def _biases(asked: object) -> tuple[tuple[int, float], ...]:
-    """Biases by token id, in a form that is kept. Raises `Refused`."""
+    """Check biases and return them sorted by token id. Raises `Refused` on bad ones."""
     pairs = asked.items() if isinstance(asked, Mapping) else asked
     try:
         biases: dict[Any, Any] = dict(pairs)  # type: ignore[call-overload]

@@ -1,9 +1,9 @@
-"""How the next tokens of many replies are drawn at once from logits.
+"""The sampler: draws the next tokens of many replies at once from logits.
 
-A row goes through: repetition penalty, frequency and presence penalties, bias, grammar mask, temperature, top-k,
-top-p, min-p. That is the order of transformers' `generate` (`_get_logits_processor`); vLLM's sampler differs only in
-cutting by min-p first, and adding the bias before the penalties. Each reply draws one number a token from a generator
-of its own, and no row's arithmetic depends on another's, so a seed gives the same reply whoever else is answered.
+A row goes through: repetition penalty, frequency and presence penalties, bias, grammar mask, temperature, top-k, top-p,
+min-p. That is the order of transformers' `generate` (`_get_logits_processor`); vLLM's sampler differs only in cutting
+by min-p first, and adding the bias before the penalties. Unless it is greedy, each reply draws one number per token
+from a generator of its own, and no row's arithmetic depends on another's, so a seed gives the same reply in any batch.
 """
 
 import math
@@ -20,16 +20,16 @@ from feedback.errors import Refused
 
 # Ranking a whole vocabulary costs milliseconds, and the few likeliest tokens nearly always decide.
 CANDIDATES = 256
-COLDEST = 1e-5  # temperatures under this overflow float32; here the likeliest token is all but certain
+COLDEST = 1e-5  # temperatures under this overflow float32; at this one the likeliest token is all but certain
 
 Numbers = NDArray[np.float64]
 
 
 class SamplerState:
-    """What drawing one reply remembers: its generator, the tokens to count against it, and where its JSON stands."""
+    """The sampler's state for one reply: its generator, the tokens that penalties count, its place in its schema."""
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], grammars: Grammars | None = None) -> None:
-        """Raises `Refused` when the JSON schema cannot be followed, or there is nothing that could follow it."""
+        """Raises `Refused` if the JSON schema cannot be followed, or there are no `grammars` to follow it with."""
         self.sampling = sampling
         self.cuts = (max(sampling.temperature, COLDEST), sampling.top_k or math.inf, _share(sampling), sampling.min_p)
         self._generator = torch.Generator()
@@ -41,7 +41,7 @@ class SamplerState:
         self._counting = sampling.repetition_penalty != 1 or bool(
             sampling.presence_penalty or sampling.frequency_penalty
         )
-        # Every token that counts, where in `_seen` it stands, and how often the reply has it.
+        # The tokens that penalties count, where each is in `_seen`, and how often the reply has it.
         seen = list(dict.fromkeys(prompt_ids)) if sampling.repetition_penalty != 1 else []
         self._slots = {token: slot for slot, token in enumerate(seen)}
         self._seen = torch.tensor(seen, dtype=torch.long)
@@ -50,11 +50,11 @@ class SamplerState:
 
     @property
     def failure(self) -> str | None:
-        """Why the reply cannot be finished as its schema wants; such a reply draws an end of turn."""
+        """The reason the reply cannot follow its schema to the end, if any; it then draws an end of turn."""
         return self._grammar.failure if self._grammar else None
 
     def number(self) -> float:
-        """The next random number, from 0 and under 1."""
+        """The next random number, in [0, 1)."""
         return float(torch.rand((), dtype=torch.float64, generator=self._generator))
 
     def shape(self, row: Tensor) -> None:
@@ -63,7 +63,7 @@ class SamplerState:
         if len(self._seen):
             seen, counts = self._seen.to(row.device), self._counts.to(row.device)
             values = row[seen]
-            # CTRL (1909.05858), as transformers has it: towards less likely, whatever the logit's sign.
+            # CTRL (arXiv 1909.05858), as in transformers: towards less likely, whatever the logit's sign.
             factor = asked.repetition_penalty
             values = torch.where(values < 0, values * factor, values / factor)
             row[seen] = values - counts * asked.frequency_penalty - (counts > 0) * asked.presence_penalty
@@ -74,7 +74,7 @@ class SamplerState:
             row.masked_fill_(~self._grammar.allowed(len(row)).to(row.device), -math.inf)
 
     def accept(self, token: int) -> None:
-        """The reply goes on with this token."""
+        """Continue the reply with this token."""
         if self._grammar is not None:
             self._grammar.accept(token)
         if not self._counting:
@@ -95,15 +95,15 @@ def _grammar(sampling: Sampling, grammars: Grammars | None) -> Grammar | None:
 
 
 def _share(sampling: Sampling) -> float:
-    """Top-p; infinite where it cuts nothing, so that rounding cuts nothing either."""
+    """Top-p; infinite if it cuts nothing, so that rounding cuts nothing either."""
     return sampling.top_p if sampling.top_p < 1 else math.inf
 
 
 def sample(logits: Tensor, drawers: Sequence[SamplerState]) -> list[Token]:
-    """The next token of every reply, from its row of logits (R, V), which are left as they are.
+    """Draw the next token of every reply from its row of logits (R, V), which are left unchanged.
 
-    A token's `logprob` is under the model itself, at temperature 1; its `sampled_logprob` is under what it was really
-    drawn from, and greedy draws from a distribution of one. The drawers go on by the tokens.
+    A token's `logprob` is under the model itself, at temperature 1; its `sampled_logprob` is under the distribution it
+    was really drawn from, which has a single token if greedy. The drawers advance by the tokens.
     """
     assert logits.shape[0] == len(drawers)
     logits = logits.float()
@@ -131,7 +131,7 @@ def sample(logits: Tensor, drawers: Sequence[SamplerState]) -> list[Token]:
 
 
 def _shaped(logits: Tensor, drawers: Sequence[SamplerState]) -> Tensor:
-    """The logits with penalties, biases and grammars applied; the same tensor where there are none."""
+    """The logits with penalties, biases and grammars applied; the same tensor if there are none."""
     rows = [row for row, drawer in enumerate(drawers) if drawer.shapes]
     if not rows:
         return logits
@@ -148,7 +148,7 @@ def _rows(logits: Tensor, rows: list[int]) -> Tensor:
 def _sum_of_exp(logits: Tensor, best: Tensor, inverse: Tensor | None = None) -> Tensor:
     """Sum over each row of exp((logits - best) * inverse), (R,).
 
-    In two steps, neither of which torch splits among threads within a row: a row's sum is the same in any company.
+    In two steps, neither of which torch splits among threads within a row: a row's sum is the same in any batch.
     """
     weights = logits - best[:, None]
     if inverse is not None:
@@ -161,9 +161,9 @@ def _sum_of_exp(logits: Tensor, best: Tensor, inverse: Tensor | None = None) -> 
 
 
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Each row's `count` highest logits, best first, and their ids: what `topk` gives, in half the time.
+    """Each row's `count` highest logits, best first, and their ids: the result of `topk`, in half the time.
 
-    The columns are dealt to strips. The highest `count` can only be in the `count` strips with the highest maxima.
+    The columns are dealt into strips. The highest `count` can only be in the `count` strips with the highest maxima.
     """
     rows, vocabulary = logits.shape
     depth = math.isqrt(vocabulary // count)
@@ -181,12 +181,12 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _sample(logits: Tensor, drawers: Sequence[SamplerState]) -> list[tuple[int, float]]:
-    """A token drawn from each row of logits (S, V), and its log-prob under what it was drawn from."""
+    """Draw a token from each row of logits (S, V); return it with its log-prob under what it was drawn from."""
     cuts = np.array([drawer.cuts for drawer in drawers])
     numbers = np.array([drawer.number() for drawer in drawers])
     ranked, order = top(logits, CANDIDATES)
     sums = np.zeros(len(cuts))
-    if (cuts[:, 1] > CANDIDATES).any():  # else all that is needed is ranked
+    if (cuts[:, 1] > CANDIDATES).any():  # otherwise everything needed is ranked
         inverse = torch.from_numpy(1 / cuts[:, 0]).to(logits)
         sums = _sum_of_exp(logits, ranked[:, 0], inverse).double().cpu().numpy()
     at, logprobs, settled = _choose(ranked.double().cpu().numpy(), sums, cuts, numbers)
@@ -205,9 +205,10 @@ def _choose(
 ) -> tuple[NDArray[np.int64], Numbers, NDArray[np.bool_]]:
     """Draw from logits (S, C) ranked best first: positions, log-probs, and where these candidates were enough.
 
-    `sums` are of exp((logits - best) / temperature) over the whole vocabulary; None says that it is all ranked here.
-    Top-p keeps the fewest tokens that reach p, as in "The Curious Case of Neural Text Degeneration" (1904.09751);
-    min-p those with that share of the best one's probability (2407.01082). Every cut keeps a beginning of the row.
+    `sums` are of exp((logits - best) / temperature) over the whole vocabulary; None means that all of it is ranked
+    here. Top-p keeps the fewest tokens that reach p, as in "The Curious Case of Neural Text Degeneration" (1904.09751);
+    min-p those with at least that share of the best one's probability (2407.01082). Every cut keeps a prefix of the
+    row.
     """
     temperature, top_k, top_p, min_p = (cuts[:, [column]] for column in range(4))
     count = ranked.shape[1]
@@ -234,13 +235,13 @@ def _choose(
     if sums is None:
         return at, logprobs, np.ones(len(at), dtype=bool)
     cut_here = (top_k <= count) | (reached[:, -1:] >= top_p * total) | (weights[:, -1:] < min_p)
-    # Top-p is a share of what top-k leaves: of more than these candidates, that is not known here.
+    # Top-p is a share of what top-k leaves, which is not known here if that is more than these candidates.
     known = (top_k <= count) | np.isinf(top_k) | np.isinf(top_p)
     return at, logprobs, (cut_here & known)[:, 0] | (uncut & (goal < reached[:, -1]))
 
 
 def _likeliest(logits: Tensor, normaliser: Tensor, counts: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
-    """For each row as many of the most probable tokens as are asked for, with their log-probs under the model."""
+    """For each row, as many of the most probable tokens as were asked for, with their log-probs under the model."""
     found: list[tuple[tuple[int, float], ...]] = [()] * len(counts)
     rows = [row for row, count in enumerate(counts) if count]
     if rows:

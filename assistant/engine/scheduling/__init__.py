@@ -1,1 +1,1 @@
-"""Whose turn it is: places, memory, and what a step reads."""
+"""Scheduling between people: places, memory, and what a step reads."""

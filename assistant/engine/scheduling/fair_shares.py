@@ -1,8 +1,8 @@
-"""How rows, places and memory are shared between people, so that nobody waits for one who asks for much.
+"""Fair shares of rows, places and memory, so that nobody waits for a person who asks for much.
 
-One person may take nearly all while no other is there: the last quarter is for those who hold little. While others
-are there, or were a moment ago, one person's replies advance by few rows a step, whatever was begun before, so that
-steps stay short. Who holds least comes first; of several, who has waited longest.
+One person may take nearly everything while nobody else is present: the last quarter is for people who hold little.
+While others are present, or were a moment ago, one person's replies advance by few rows per step, whatever was begun
+before, so that steps stay short. The person who holds least comes first; of several, the one who has waited longest.
 """
 
 import time
@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 
 from assistant.engine.request import Busy, Who
 
-BESIDE_OTHERS = 4  # rows of one person's in a step, while others are there
-BESIDE_NEWCOMERS = 1  # the same in a step that reads what one with fewer rows has said: their first token comes next
-BESIDE_OTHERS_S = 0.03  # of a step, that reading prompts may take while others are there: who comes next waits as long
-KEYS_A_STEP = 2048  # of the texts so far, that a person's may read in a step beside others, on average
-NEWCOMERS_FIRST = 4  # steps longer that a reply waits which would read more than that, while a newcomer is read
-PUT_OFF = 32  # steps that a prompt waits for those of people who hold less, before it is read a little beside them
-ABOUT_AS_LITTLE = 2  # times what the first has to read, that others may have who are read beside them
-LATELY_S = 60.0  # so long after a reply its reader is still there: people read, think and write
+BESIDE_OTHERS = 4  # rows of one person in a step, while others are present
+BESIDE_NEWCOMERS = 1  # the same in a step that prefills for a person with fewer rows: their first token comes next
+BESIDE_OTHERS_S = 0.03  # of a step, for prefill while others are present: the next person waits as long
+KEYS_A_STEP = 2048  # keys that one person's replies may attend to in a step beside others, on average
+NEWCOMERS_FIRST = 4  # extra steps that a reply over this many keys waits while a newcomer is prefilled
+PUT_OFF = 32  # steps that a prompt waits for those of people who hold less, before it is read along with them
+ABOUT_AS_LITTLE = 2  # times as many unread tokens as the first person's, for others to be read along with them
+LATELY_S = 60.0  # how long after a reply its reader counts as present: people read, think and write
 
 
 def may_take(who: Who, held: int, more: int, taken: int, places: int) -> bool:
@@ -29,7 +29,7 @@ def may_take(who: Who, held: int, more: int, taken: int, places: int) -> bool:
 
 
 def require_places(who: Who, count: int, waiting: Iterable[Who], places: int) -> None:
-    """Raises `Busy` unless `count` more requests of a person may wait beside these. One may have half of the places."""
+    """Raise `Busy` unless `count` more requests by a person may wait beside these. One may have half of the places."""
     held = Counter(waiting)
     most = places // 2
     if who is not None and held[who] + count > most:
@@ -39,23 +39,23 @@ def require_places(who: Who, count: int, waiting: Iterable[Who], places: int) ->
 
 
 class Turns:
-    """Whose replies may read how many keys: a long text costs a step more than the whole model does.
+    """A budget of keys for each person's replies: attention over a long text costs a step more than the whole model.
 
-    Deficit round robin (Shreedhar and Varghese, 1996): who has too little for their next token saves it up.
+    Deficit round robin (Shreedhar and Varghese, 1996): a person with too little for their next token saves it up.
     """
 
     def __init__(self) -> None:
         self._saved: dict[Who, int] = {}
 
     def begin(self, most: Mapping[Who, int]) -> None:
-        """A step in which these people have texts that could go on, the longest of which reads so many keys."""
+        """Begin a step and add to the savings of these people, whose longest text reads this many keys."""
         self._saved = {
             who: min(self._saved.get(who, 0) + KEYS_A_STEP, keys + KEYS_A_STEP * NEWCOMERS_FIRST)
             for who, keys in most.items()
         }
 
     def take(self, who: Who, keys: int, beside_newcomer: bool) -> bool:
-        """Whether a reply may read so many keys now; they are taken off."""
+        """Whether a reply may read this many keys now; if so, they are deducted."""
         waits = KEYS_A_STEP * NEWCOMERS_FIRST if beside_newcomer and keys > KEYS_A_STEP else 0
         if self._saved[who] < keys + waits:
             return False
@@ -64,19 +64,19 @@ class Turns:
 
 
 class Present:
-    """Who is there, or was lately; for one thread."""
+    """The people who are present, or were recently. For a single thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seen: dict[Who, float] = {}
 
     def see(self, people: Iterable[Who]) -> None:
-        """These are there now. The machine's own work is nobody's."""
+        """Record that these people are present now. The machine's own work (None) is not a person's."""
         now = self._clock()
         self._seen |= {who: now for who in people if who is not None}
         if len(self._seen) > 1:
             self._seen = {who: at for who, at in self._seen.items() if now - at < LATELY_S}
 
     def is_alone(self, who: Who) -> bool:
-        """Whether nobody else is there."""
+        """Whether nobody else is present."""
         return not any(each != who for each in self._seen)

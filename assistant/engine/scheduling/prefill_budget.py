@@ -1,28 +1,28 @@
-"""How much of waiting prompts a step may read, so that those who are being answered hardly notice.
+"""The prefill budget: how many prompt tokens a step may read, so that replies being written hardly slow down.
 
-Reading may take as long as the tokens of the others, so that their gaps double, and more where many wait for their
-first token beside few who are being answered. A step that reads costs something however little it reads (it multiplies
-in another number format, for one), so it then reads as long as that takes, within reason; or where that is too long,
-only as much as the format for few rows takes along. The times are measured as the engine goes, so a slow machine reads
-less at a time, and nothing is to be set.
+Prefill may take as long as the step's other tokens, which doubles the gaps between these, and longer if many prompts
+wait for their first token beside few replies being written. A step that reads anything has a fixed cost (it multiplies
+in another number format, for one), so it may then read for as long as that takes, within reason; if that is too long,
+it reads only as much as the format for few rows can take along. The times are measured as the engine runs, so a slow
+machine reads less at a time, and there is nothing to configure.
 """
 
 from dataclasses import dataclass
 
-ALONE = 512  # prompt tokens in a step when nobody waits for a token
+ALONE = 512  # prompt tokens in a step when no reply is being written
 LEAST = 16
-FEW = 4  # the same in a step of few rows
-MOST = 512  # beside others, where many wait
-MOST_OF_FEW = 64  # where few wait: a wrong estimate then costs the others little
-TRIED_AGAIN = 64  # steps kept to few rows, after which one of more shows what that takes by now
-MOST_SLOWED = 1.5  # of a step's own time, that it may take longer so as to read more than `LEAST`
-APART = (0.9, 1.1)  # a little less and a little more in turn: only steps that differ tell what a token takes
-KEPT = 0.9  # of what is remembered, after another step
+FEW = 4  # in place of `LEAST`, in a step of few rows
+MOST = 512  # beside replies being written, if many prompts wait
+MOST_OF_FEW = 64  # if few wait: a wrong estimate then costs the others little
+TRIED_AGAIN = 64  # steps in a row kept to few rows, before one with more measures its cost again
+MOST_SLOWED = 1.5  # times a step's own duration, that prefill may take in order to read more than `LEAST`
+APART = (0.9, 1.1)  # a little less and a little more in turn: only steps that differ reveal the time per token
+KEPT = 0.9  # weight of earlier measurements after another step
 
 
 @dataclass
 class OnlineLinearFit:
-    """What reading adds to a step: seconds, and seconds a token; least squares over the last steps."""
+    """The seconds, and seconds per token, that reading adds to a step: least squares over recent steps."""
 
     count: float = 0.0
     tokens: float = 0.0
@@ -31,7 +31,7 @@ class OnlineLinearFit:
     products: float = 0.0  # of tokens and seconds
 
     def add(self, tokens: int, seconds: float) -> None:
-        """A step read so much, and took so much longer. One slow step counts for no more than twice what was due."""
+        """Add a step that `tokens` made `seconds` longer. A slow one counts at most twice the expected time."""
         if self.count:
             fixed_s, token_s = self.costs()
             seconds = min(seconds, 2 * (fixed_s + token_s * tokens))
@@ -42,7 +42,7 @@ class OnlineLinearFit:
         )
 
     def costs(self) -> tuple[float, float]:
-        """Seconds of reading anything at all, and of each token."""
+        """The seconds of reading anything at all, and the seconds per token."""
         tokens, seconds = self.tokens / self.count, self.seconds / self.count
         mean = seconds / tokens
         variance = self.squares / self.count - tokens**2
@@ -53,7 +53,7 @@ class OnlineLinearFit:
         return seconds - slope * tokens, slope
 
     def within(self, seconds: float) -> int:
-        """How many tokens are read in so many seconds."""
+        """The number of tokens that are read in this many seconds."""
         if not self.count:
             return MOST
         fixed_s, token_s = self.costs()
@@ -61,20 +61,20 @@ class OnlineLinearFit:
 
 
 class PrefillBudget:
-    """Measured seconds of a step that reads nothing, and what reading adds to it."""
+    """The measured seconds of a step that reads nothing, and what reading adds to them."""
 
     def __init__(self, few_rows: int = 0) -> None:
-        """`few_rows`: as many are multiplied in a format of their own; 0: there is none."""
+        """`few_rows` is the most rows that are multiplied in a format of their own; 0: there is none."""
         self._few_rows = few_rows
         self._kept_few = 0  # steps in a row
-        self._step_s: dict[int, float] = {}  # by rows that grow, in powers of two
+        self._step_s: dict[int, float] = {}  # by growing rows, in powers of two
         self._reading = OnlineLinearFit()  # of steps with more than few rows
         self._few = OnlineLinearFit()  # of the others
         self._turn = 0
         self._last = LEAST
 
     def prompt_tokens(self, growing: int, reading: int) -> int:
-        """How many prompt tokens the next step may read beside so many rows that grow; so many prompts wait for it."""
+        """The prompt tokens that the next step may read beside `growing` rows, while `reading` prompts wait for it."""
         if not growing:
             return ALONE
         step_s = self._alone_s(growing)
@@ -89,7 +89,7 @@ class PrefillBudget:
         return self._last
 
     def tokens_within(self, seconds: float, growing: int) -> int:
-        """How many prompt tokens a step reads in about so many seconds, beside so many rows that grow."""
+        """The prompt tokens that a step reads in about this many seconds, beside `growing` rows."""
         if not self._reading.count:
             return 2 * LEAST
         tokens = self._reading.within(seconds)
@@ -101,17 +101,17 @@ class PrefillBudget:
         return max(LEAST, min(tokens, MOST))
 
     def took(self, seconds: float, growing: int, read: int) -> None:
-        """A step with so many rows that grow and so many prompt tokens took so long."""
+        """Record that a step with `growing` rows and `read` prompt tokens took this many seconds."""
         alone_s = self._alone_s(growing) if growing else 0.0
         if not read:
             before = self._step_s.get(growing.bit_length(), seconds)
-            share = 0.5 if seconds < before else 0.2  # what is slow once is mostly another's doing
+            share = 0.5 if seconds < before else 0.2  # a single slow step is mostly another program's doing
             self._step_s[growing.bit_length()] = before + share * (min(seconds, 2 * before) - before)
         elif alone_s is not None:
             line = self._reading if growing + read > self._few_rows else self._few
             line.add(read, max(seconds - alone_s, 0.05 * seconds))
 
     def _alone_s(self, growing: int) -> float | None:
-        """What a step with so many rows takes that reads nothing; as long as none did, with fewer rows."""
+        """The seconds of a step with this many rows that reads nothing; until one is measured, with fewer rows."""
         known = [size for size in self._step_s if size <= growing.bit_length()]
         return self._step_s[max(known)] if known else None

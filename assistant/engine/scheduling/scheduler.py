@@ -1,6 +1,6 @@
-"""Whose reply goes on in a step, whose prompt is read, and who gets a place: fair between people.
+"""The scheduler: whose reply goes on in a step, whose prompt is read, and who is admitted, fairly between people.
 
-It decides and computes nothing; the cache and the network belong to the engine.
+It only decides; the cache and the network belong to the engine.
 """
 
 from collections import Counter
@@ -21,25 +21,25 @@ from assistant.engine.scheduling.fair_shares import (
 from assistant.engine.scheduling.prefill_budget import ALONE, LEAST, PrefillBudget
 from assistant.engine.scheduling.writing import Writing
 
-MOST_ROWS = 32  # answered at once
+MOST_ROWS = 32  # written at once
 Portion = tuple[Writing, list[int]]  # a reply, and the tokens of its prompt that a step reads
 
 
 class Scheduler:
-    """What the engine thread asks between two steps; all that is here is that thread's alone."""
+    """The decisions between two steps. Everything here belongs to the engine's thread alone."""
 
     def __init__(self, cache: Cache, few_rows: int, driven: bool) -> None:
-        """`few_rows` is how many rows the network computes in the format for few of them."""
+        """`few_rows` is the most rows that the network computes in its format for few rows."""
         self._cache = cache
         self._few_rows = few_rows
         self._driven = driven
         self._budget = PrefillBudget(few_rows)
         self._present = Present()
         self._turns = Turns()
-        self._put_off = 0  # steps in a row in which somebody's prompt waited for that of one who holds less
+        self._put_off = 0  # steps in a row in which a prompt waited for those of people who hold less
 
     def plan(self, active: Sequence[Writing]) -> tuple[list[Writing], list[Portion]]:
-        """The replies that get a token in this step, and what it reads of which prompts."""
+        """The replies that get a token in this step, and the prompt tokens that it reads."""
         self._present.see(each.who for each in active if not each.forced)
         self._turns.begin({each.who: each.keys for each in sorted(active, key=lambda each: each.keys)})
         held = rows_held(active)
@@ -48,24 +48,24 @@ class Scheduler:
         return growing, self._portions(active, growing, reading, held)
 
     def took(self, seconds: float, growing: int, read: int) -> None:
-        """Learn from how long a step took that wrote `growing` tokens and read `read` of prompts."""
+        """Learn from the duration of a step that wrote `growing` tokens and read `read` prompt tokens."""
         self._budget.took(seconds, growing, read)
 
     def next(self, waiting: Iterable[Writing], active: Sequence[Writing]) -> Writing | None:
-        """The request that gets a place now: the first of whoever holds least. None: nobody's can."""
+        """The request to admit now: a scored one, or the first of the person who holds least. None: none can be."""
         firsts: dict[Who, Writing] = {}
         for writing in waiting:
             if writing.forced:
                 return writing
             firsts.setdefault(writing.who, writing)
         held = rows_held(active)
-        passed = False  # one who waits for more room than there is
+        passed = False  # whether a request was passed that needs more room than there is
         for who in sorted(firsts, key=lambda each: held[each]):
             first, beams = firsts[who], firsts[who].sampling.beams
             if not active:
                 return first
             if passed and held[who]:
-                return None  # only who has nothing yet goes before one who was passed
+                return None  # only a person who holds nothing goes before a request that was passed
             if held.total() + beams > MOST_ROWS or not self._cache.fits(first.room, beams):
                 passed = True
             elif self._is_fair(first, held):
@@ -73,7 +73,7 @@ class Scheduler:
         return None
 
     def _is_fair(self, writing: Writing, held: Counter[Who]) -> bool:
-        """Whether what a request would take leaves enough for others."""
+        """Whether a request leaves enough for others."""
         who, beams = writing.who, writing.sampling.beams
         if who is None or not held[who]:
             return True
@@ -86,7 +86,7 @@ class Scheduler:
     def _taking_turns(
         self, growing: Sequence[Writing], reading: Sequence[Writing], held: Counter[Who]
     ) -> list[Writing]:
-        """Those of these replies that go on in this step: of one person's the oldest, while others are there."""
+        """The replies that go on in this step: each person's oldest ones, while others are present."""
         fewest = min((held[each.who] for each in reading), default=MOST_ROWS)
         taken: Counter[Who] = Counter()
         going, wait = [], set()
@@ -106,11 +106,11 @@ class Scheduler:
     def _portions(
         self, active: Sequence[Writing], growing: Sequence[Writing], reading: Sequence[Writing], held: Counter[Who]
     ) -> list[Portion]:
-        """What the step reads of which prompts: as much of each person's, as far as they have it.
+        """The prompt tokens that the step reads: an equal share for each person, as far as they have that many.
 
-        A prompt's last few tokens are read at once, where they take no other format: each step costs something
-        however little it reads, and the first token comes after the last of them.
-        What another text has computed of a prompt, or is about to, is not read but copied.
+        A prompt's last few tokens are read at once if the format for few rows has room for them: each step has a fixed
+        cost, and the first token comes after the last of them. What another sequence has computed of a prompt, or is
+        about to, is copied instead of read.
         """
         budget, few = self._prompt_tokens(growing, reading), self._few_rows - len(growing)
         people = self._who_reads(_least_unread(reading), held)
@@ -136,14 +136,14 @@ class Scheduler:
         return portions
 
     def _copies_much(self, row: CacheSlot, prompt_ids: Sequence[int]) -> bool:
-        """Copy what another text has computed of a prompt; whether that was all that one step may copy."""
+        """Copy what another sequence has computed of a prompt; return whether that was the most a step may copy."""
         before = row.length
         return self._cache.reuse(row, prompt_ids) and row.length - before == MOST_COPIED
 
     def _who_reads(self, least: Mapping[Who, int], held: Counter[Who]) -> list[Who]:
-        """Of these, in fair order, those who hold least and have about as little to read as the first.
+        """Of these people, in fair order, those who hold least and have about as little to read as the first.
 
-        Their first token is next. Others wait for a few steps.
+        Their first token is next. The others wait for up to `PUT_OFF` steps.
         """
         people = list(least)
         lightest = [
@@ -156,7 +156,7 @@ class Scheduler:
         return lightest
 
     def _prompt_tokens(self, growing: Sequence[Writing], reading: Sequence[Writing]) -> int:
-        """How many tokens of prompts this step may read."""
+        """The number of prompt tokens that this step may read."""
         if self._driven:
             return ALONE
         if all(each.forced for each in reading) and not all(each.forced for each in growing):
@@ -167,7 +167,7 @@ class Scheduler:
         return min(tokens, self._budget.tokens_within(BESIDE_OTHERS_S, len(growing)))
 
     def _will_be_read(self, writing: Writing, active: Sequence[Writing]) -> bool:
-        """Whether one who reads before it is about to compute more of its prompt than it could by itself."""
+        """Whether an earlier request is about to compute enough more of this one's prompt to be worth waiting for."""
         row, ids = writing.rows[0], writing.prompt_ids
         for other in active:
             if other is writing:
@@ -180,7 +180,7 @@ class Scheduler:
 
 
 def rows_held(active: Iterable[Writing]) -> Counter[Who]:
-    """How many rows each person's replies have, those that are only scored among the machine's own."""
+    """The number of rows of each person's replies; scored ones count as the machine's own."""
     held: Counter[Who] = Counter()
     for each in active:
         held[each.who] += each.sampling.beams
@@ -188,14 +188,14 @@ def rows_held(active: Iterable[Writing]) -> Counter[Who]:
 
 
 def _in_fair_order(reading: Sequence[Writing], held: Counter[Who]) -> list[Writing]:
-    """Prompts in the order in which they are read: first those of whoever holds least, then has least to read."""
+    """Prompts in the order in which they are read: by how little their person holds, then by how little is unread."""
     least = _least_unread(reading)
     people = sorted(least, key=lambda who: (held[who], least[who]))
     return sorted(reading, key=lambda each: people.index(each.who))
 
 
 def _least_unread(reading: Sequence[Writing]) -> dict[Who, int]:
-    """How much each person's shortest prompt still has to be read, in the order in which they come."""
+    """The unread tokens of each person's shortest prompt, in the order in which the people come."""
     least: dict[Who, int] = {}
     for each in reading:
         least[each.who] = min(least.get(each.who, each.unread), each.unread)

@@ -1,4 +1,4 @@
-"""A reply in the engine: its rows of the cache, and how far it has come."""
+"""A reply in the engine: its rows of the cache, and its progress."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from assistant.models.adapter import LoadedAdapter
 
 
 class Writing(Generation):
-    """A reply in this engine; all that is here is the engine thread's alone."""
+    """A reply in this engine. Everything here belongs to the engine's thread alone."""
 
     def __init__(
         self,
@@ -28,36 +28,36 @@ class Writing(Generation):
         self.rows: list[CacheSlot] = []  # one, or one for each beam
         self.next: list[int] = []  # the token that each row reads next, once the prompt is read
         self.search: Search | None = None
-        self.drawer: SamplerState | None = None  # not of a forced reply, nor of one that beams write
-        self.drive: Callable[[], None] | None = None  # a step of an engine that has no thread
+        self.drawer: SamplerState | None = None  # None for a scored reply or beam search
+        self.drive: Callable[[], None] | None = None  # runs a step of an engine that has no thread
 
     def take(self, timeout_s: float | None = None) -> list[Token] | None:
-        """As `Generation.take`; where the engine has no thread, this one computes."""
+        """As `Generation.take`; if the engine has no thread, this one computes."""
         while self.drive is not None and self._tokens.empty() and not self._over:
             self.drive()
         return super().take(timeout_s)
 
     @property
     def lora_slot(self) -> Any:
-        """Where its adapter's factors lie; None: the base."""
+        """Its adapter's LoRA slot; None: the base."""
         return self.adapter.lora_slot if self.adapter else None
 
     @property
     def reading(self) -> bool:
-        """Whether some of the prompt is still to be read."""
+        """Whether part of the prompt is still to be read."""
         return not self.next
 
     @property
     def unread(self) -> int:
-        """How many tokens of the prompt are still to be read."""
+        """The number of prompt tokens still to be read."""
         return len(self.prompt_ids) - self.rows[0].length
 
     @property
     def keys(self) -> int:
-        """How many keys its next token reads, over its rows."""
+        """The number of keys that its next token reads, over its rows."""
         return sum(row.length for row in self.rows)
 
     @property
     def room(self) -> int:
-        """How many tokens each of its rows may come to hold."""
+        """The most tokens that each of its rows may come to hold."""
         return len(self.prompt_ids) + (len(self.forced) or self.sampling.max_tokens)

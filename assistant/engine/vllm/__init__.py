@@ -1,1 +1,1 @@
-"""The same engine contract kept by a vLLM server."""
+"""The engine contract, kept by a vLLM server."""

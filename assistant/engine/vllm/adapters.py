@@ -1,6 +1,6 @@
-"""Adapters in a model server: each under a name made from its content, so that a name always means the same.
+"""Adapters in a model server, each under a name made from its content, so that a name always means the same.
 
-That holds after either side was started anew, and lets two of us share a server.
+That holds after a restart of either side, and lets two Nightschools share a server.
 """
 
 import hashlib
@@ -21,22 +21,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """Where an adapter is: its name in the server, and its directory, which the server sees under the same path."""
+    """An adapter's name in the server, and its directory, which the server sees under the same path."""
 
     model: str
     directory: Path
 
 
 def place_for(directory: Path, card: AdapterCard) -> Place:
-    """An adapter's place, named after all that the server reads: weights and settings."""
+    """An adapter's place, named after everything that the server reads: weights and settings."""
     content = hashlib.sha256(card.weights_sha256.encode() + (directory / CONFIG).read_bytes()).hexdigest()
     return Place(f"{directory.name}-{content[:12]}", directory)
 
 
 async def lend(client: httpx.AsyncClient, place: Place, card: AdapterCard) -> None:
-    """Have the server load an adapter that it has not.
+    """Have the server load an adapter unless it has it.
 
-    Raises `AdapterRefused` with the server's reason, and `EngineError` where it has no time to look.
+    Raises `AdapterRefused` with the server's reason, and `EngineError` if the server is too busy.
     """
     if await has(client, place):
         return
@@ -46,7 +46,7 @@ async def lend(client: httpx.AsyncClient, place: Place, card: AdapterCard) -> No
     answer = await client.post("/v1/load_lora_adapter", json=asked)
     if answer.status_code in protocol.BUSY:
         raise EngineError(f"the model server is too busy to load adapter {card.id}; try again in a moment")
-    if answer.status_code != 200 and not await has(client, place):  # another of us may have loaded it meanwhile
+    if answer.status_code != 200 and not await has(client, place):  # another Nightschool may have loaded it meanwhile
         said = protocol.message_in(answer)
         raise AdapterRefused(
             f"adapter {card.id} cannot be loaded by the model server: {said} (it must see {place.directory}, too)"
@@ -60,7 +60,7 @@ async def has(client: httpx.AsyncClient, place: Place) -> bool:
 
 
 async def take_back(client: httpx.AsyncClient, model: str) -> None:
-    """Have the server forget an adapter; one that it has not is forgotten already."""
+    """Have the server unload an adapter; one that it does not have counts as unloaded."""
     try:
         answer = await client.post("/v1/unload_lora_adapter", json={"lora_name": model}, timeout=FORGET_S)
         forgotten = answer.status_code in (200, 404)

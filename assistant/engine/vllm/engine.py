@@ -1,7 +1,7 @@
 """The same contract as `engine`, kept by a model server such as vLLM: it has the weights, we have the chat.
 
 Each reply is one HTTP stream, all of them in one thread. A cancelled reply closes its stream, and the server stops
-writing. An adapter is unloaded when nobody holds it and no reply is being written by it.
+writing. An adapter is unloaded when nothing holds it and no reply is being written with it.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ from assistant.models.adapter import LoadedAdapter, checked_card
 from assistant.models.base_model import Base, one_line
 from feedback.errors import Refused
 
-# Nats a token that the server's log-probs may differ from the trainer's, by the number format it computes in; it
-# does not tell which, so without a word from the operator it may be the coarser.
+# Nats per token by which the server's log-probs may differ from the trainer's, by its number format. It does not report
+# which that is, so unless the operator does, it may be the coarser one.
 TOLERANCES = {"float32": 2e-3, "bfloat16": 0.2, "auto": 0.2}
 TAKEN_ON_WITHIN_S = 10.0  # a server says at once that it is too busy; one that says nothing has not refused
 HEALTHY_WITHIN_S = 3.0
 GOODBYE_S = 5.0
-MOST_OPEN = MOST_ROWS  # replies to one person at once: what this machine's own engine writes for all
+MOST_OPEN = MOST_ROWS  # replies to one person at once: as many as this machine's own engine writes for everyone
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Asked(Generation):
         who: Who = None,
     ) -> None:
         super().__init__(prompt_ids, sampling, adapter, forced, who)
-        self.taken_on: Future[None] = Future()  # or refused
+        self.taken_on: Future[None] = Future()  # set once the server has taken the request on or refused it
         self.writes = False  # a first token has come
         self.task: asyncio.Task[None] | None = None
         self._loop = loop
@@ -71,10 +71,10 @@ class Asked(Generation):
 
 
 class RemoteEngine:
-    """The server's door, and the thread that stands in it. Share one between all chats."""
+    """The connection to a model server, and the thread that runs it. Share one between all chats."""
 
     def __init__(self, url: str, base: Base, tokenizer: Any, dtype: str = "auto") -> None:
-        """`dtype` is the number format the server computes in. Raises `Refused` when it cannot answer for the base."""
+        """`dtype` is the number format the server computes in. Raises `Refused` if it cannot answer for the base."""
         if dtype not in TOLERANCES:
             raise Refused(
                 f"with a model server, dtype is {', '.join(TOLERANCES)} and what it computes in, not {dtype!r}"
@@ -86,7 +86,7 @@ class RemoteEngine:
         self.window = min(self.window, self.server.window or self.window)
         self.tokens_written = 0
         self._open: list[Asked] = []
-        self._holders: Counter[str] = Counter()  # of each adapter, by its name in the server: rosters and replies
+        self._holders: Counter[str] = Counter()  # of each adapter, by its name in the server: loads and replies
         self._lock = threading.RLock()
         self._closing = False
         self._loop = asyncio.new_event_loop()
@@ -101,7 +101,7 @@ class RemoteEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether the server says that it is well."""
+        """Whether the server reports that it is healthy."""
         if self._closing or not self._thread.is_alive():
             return False
         try:
@@ -113,18 +113,18 @@ class RemoteEngine:
 
     @property
     def active(self) -> int:
-        """How many replies are being written."""
+        """The number of replies being written."""
         return sum(each.writes for each in self._open[:])
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for their first token."""
+        """The number of requests waiting for their first token."""
         return sum(not each.writes for each in self._open[:])
 
     def load(self, directory: Path) -> LoadedAdapter:
-        """Check an adapter on disk and have the server load it; it must see the directory under the same path.
+        """Check an adapter on disk and have the server load it; the server must see the directory under the same path.
 
-        Raises `AdapterRefused` with the reason, and `EngineError` where the server is not there to ask.
+        Raises `AdapterRefused` with the reason, and `EngineError` if the server is busy or cannot be reached.
         """
         directory = directory.resolve()
         card = checked_card(directory, self.base.sha256)
@@ -135,13 +135,13 @@ class RemoteEngine:
         return LoadedAdapter(directory.name, card, lora_slot=place)
 
     def unload(self, adapter: LoadedAdapter) -> None:
-        """Have the server forget an adapter, once the replies it is writing are finished."""
+        """Have the server unload an adapter once the replies it is writing are finished."""
         self._let_go(adapter)
 
     def require_places(self, who: Who, count: int) -> None:
-        """Raises `Busy` where `count` more requests of a person would be too many, of all people's or their own.
+        """Raise `Busy` if `count` more requests by a person would be too many, in total or for that person.
 
-        The server begins with everyone for whom it has room, so a person's own replies count from first to last.
+        The server begins every reply that it has room for, so a person's own replies count from first token to last.
         """
         with self._lock:
             theirs = [each for each in self._open if not each.forced]
@@ -154,23 +154,23 @@ class RemoteEngine:
     def submit(
         self, prompt_ids: Sequence[int], sampling: Sampling, adapter: LoadedAdapter | None = None, *, who: Who = None
     ) -> Generation:
-        """Ask for a reply. Raises `Refused` when the prompt does not fit the window, `Busy` when too many wait."""
+        """Request a reply. Raises `Refused` if the prompt does not fit the window, `Busy` if too many requests wait."""
         room = self._room(prompt_ids, 1)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         generation = self._ask(Asked(self._loop, prompt_ids, sampling, adapter, (), who))
-        with suppress(TimeoutError, EngineError):  # whoever reads the reply will see
+        with suppress(TimeoutError, EngineError):  # the reader of the reply will see
             generation.taken_on.result(timeout=TAKEN_ON_WITHIN_S)
         return generation
 
     def score(self, prompt_ids: Sequence[int], reply_ids: Sequence[int], adapter: LoadedAdapter | None) -> Generation:
-        """Read a given reply as if it were being written; its tokens come with their log-probs."""
+        """Score a given reply: its tokens come with their log-probs, computed as if it were being written."""
         self._room(prompt_ids, len(reply_ids))
         return self._ask(Asked(self._loop, prompt_ids, Sampling(temperature=0), adapter, reply_ids))
 
     def close(self) -> None:
-        """Stop: replies being written end as cancelled, and the server forgets our adapters."""
+        """Stop: replies being written end as cancelled, and the server unloads our adapters."""
         with self._lock:
             if self._closing:
                 return
@@ -183,7 +183,7 @@ class RemoteEngine:
     # What follows runs in the callers' threads.
 
     def _room(self, prompt_ids: Sequence[int], least: int) -> int:
-        """Tokens of the window that a prompt leaves. Raises `Refused` when they are fewer than `least`."""
+        """The tokens of the window that a prompt leaves. Raises `Refused` if they are fewer than `least`."""
         room = self.window - len(prompt_ids)
         if room < least:
             raise Refused(f"the prompt has {len(prompt_ids):,} tokens, and the model takes at most {self.window:,}")
@@ -202,7 +202,7 @@ class RemoteEngine:
         return generation
 
     def _await(self, asking: Coroutine[Any, Any, Any], within_s: float = ANSWER_S) -> Any:
-        """What a coroutine gives that the engine's thread runs. Raises `EngineError` where the server is not there."""
+        """Run a coroutine in the engine's thread and return its result. Raises `EngineError` if the server is lost."""
         future = asyncio.run_coroutine_threadsafe(asking, self._loop)
         try:
             return future.result(within_s)
@@ -214,7 +214,7 @@ class RemoteEngine:
         return EngineError(f"the connection to the model server at {self.server.url} is lost ({one_line(error)})")
 
     def _let_go(self, adapter: LoadedAdapter) -> None:
-        """One holder less; the last one's leaving unloads it."""
+        """Release one hold on an adapter; releasing the last one unloads it."""
         model = adapter.lora_slot.model
         with self._lock:
             self._holders[model] -= 1
@@ -240,7 +240,7 @@ class RemoteEngine:
             generation.task.cancel()
 
     def _end(self, generation: Asked, task: asyncio.Task[None]) -> None:
-        """Close a reply, however it ended, and tell whoever reads it."""
+        """Close a reply, however it ended, and tell its reader."""
         error = None if task.cancelled() else task.exception()
         if task.cancelled():
             generation.finish = generation.finish or "cancelled"
@@ -258,7 +258,7 @@ class RemoteEngine:
             generation.taken_on.set_exception(error) if error else generation.taken_on.set_result(None)
 
     async def _write(self, generation: Asked) -> None:
-        """Ask for one reply and hand its tokens on as they come."""
+        """Request one reply and pass its tokens on as they come."""
         adapter, sampling = generation.adapter, generation.sampling
         model = adapter.lora_slot.model if adapter else self.server.model
         body = protocol.writing(model, generation.prompt_ids, sampling, self.end_ids)
@@ -274,7 +274,7 @@ class RemoteEngine:
         generation.finish = finish
 
     async def _read(self, generation: Asked) -> None:
-        """Ask for the log-probs of one given reply."""
+        """Request the log-probs of one given reply."""
         adapter, read = generation.adapter, list(generation.prompt_ids)
         model = adapter.lora_slot.model if adapter else self.server.model
         for start in range(0, len(generation.forced), protocol.SCORED_AT_ONCE):
@@ -292,7 +292,7 @@ class RemoteEngine:
         generation.put(token)
 
     async def _answer(self, body: dict[str, Any], adapter: LoadedAdapter | None) -> httpx.Response:
-        """The answer to a request, begun with status 200; a server that lost the adapter is given it again, once."""
+        """The response to a request, begun with status 200; a server that lost the adapter gets it again, once."""
         for may_lend in (adapter is not None, False):
             request = self._client.build_request("POST", "/v1/completions", json=body)
             answer = await self._client.send(request, stream=True)

@@ -1,6 +1,6 @@
-"""A model server met for the first time: is it there, does it speak our language, has it our model?
+"""The first contact with a model server: the checks that it is there, speaks our protocol and has our model.
 
-What would go wrong in the middle of a chat is refused here, in one sentence with the way out. That the server's
+What would go wrong in the middle of a chat is refused here, in one sentence that says what to do. That the server's
 weights are the base's own is proved with each adapter, whose log-probs hold for one base only (`chat.adapter_manager`).
 """
 
@@ -18,10 +18,10 @@ from assistant.models.base_model import Base, one_line
 from assistant.models.chat_template import end_ids
 from feedback.errors import Refused
 
-KEY = "VLLM_API_KEY"  # as vLLM itself calls it
+KEY = "VLLM_API_KEY"  # vLLM's own name for it
 CONNECT_S = 5.0
-ANSWER_S = 300.0  # without a byte; a long queue is no failure, a lost machine is
-COMPILED_WITHIN_S = 180.0  # a server's first replies may wait for its kernels
+ANSWER_S = 300.0  # without a byte; a long queue is not a failure, a lost machine is
+COMPILED_WITHIN_S = 180.0  # a server's first replies may wait for its kernels to be compiled
 PROBE = "A probe: é, 日本, 🙂 and\n\tthree   spaces, 1234567."
 NOWHERE = "/nowhere/nightschool-asks-whether-adapters-can-be-loaded"
 RUNTIME_LORA = "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
@@ -29,7 +29,7 @@ RUNTIME_LORA = "start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATI
 
 @dataclass(frozen=True)
 class ModelServer:
-    """A server that may answer for a base: its address, its name for the base, and the longest it reads and writes."""
+    """A server that may answer for a base: its address, its name for the base, and its window."""
 
     url: str
     model: str
@@ -37,7 +37,7 @@ class ModelServer:
 
 
 def address(url: str) -> str:
-    """A server's address without the end that is common to all of its paths. Raises `Refused` when it is none."""
+    """A server's address without a final slash or /v1. Raises `Refused` if it is not a web address."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -48,13 +48,13 @@ def address(url: str) -> str:
 
 
 def headers() -> dict[str, str]:
-    """What proves to the server that we may ask, where it wants that."""
+    """The headers that authenticate us to the server, if there is a key."""
     key = os.environ.get(KEY)
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def meet(url: str, base: Base, tokenizer: Any) -> ModelServer:
-    """The server at an address, after making sure that it can answer for a base. Raises `Refused`."""
+    """The server at an address, after checking that it can answer for a base. Raises `Refused` if it cannot."""
     url = address(url)
     patience = httpx.Timeout(COMPILED_WITHIN_S, connect=CONNECT_S)
     with httpx.Client(base_url=url, headers=headers(), timeout=patience) as client:
@@ -72,7 +72,7 @@ def meet(url: str, base: Base, tokenizer: Any) -> ModelServer:
 
 
 def served_base(client: httpx.Client, url: str, base: Base) -> dict[str, Any]:
-    """The server's entry for a base. Raises `Refused` when it serves another, or nothing that we know."""
+    """The server's entry for a base. Raises `Refused` if it serves another, or is no server that we know."""
     answer = client.get("/v1/models", timeout=CONNECT_S)
     if answer.status_code in (401, 403):
         raise Refused(f"the model server at {url} wants a key: set {KEY} to the one it was started with")
@@ -94,10 +94,10 @@ def served_base(client: httpx.Client, url: str, base: Base) -> dict[str, Any]:
 
 
 def require_same_tokens(client: httpx.Client, server: ModelServer, tokenizer: Any) -> None:
-    """Raises `Refused` when the server cuts text into other tokens than the base's tokenizer does."""
+    """Raise `Refused` if the server tokenizes text differently from the base's tokenizer."""
     asked = {"model": server.model, "prompt": PROBE, "add_special_tokens": False}
     answer = client.post("/tokenize", json=asked)
-    if answer.status_code != 200:  # not everyone tells; the log-probs of an adapter will
+    if answer.status_code != 200:  # not every server tells; an adapter's log-probs will
         return
     ours = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     if answer.json().get("tokens") != ours:
@@ -105,17 +105,18 @@ def require_same_tokens(client: httpx.Client, server: ModelServer, tokenizer: An
 
 
 def require_adapters(client: httpx.Client, server: ModelServer) -> None:
-    """Raises `Refused` when adapters cannot be loaded while the server runs: it is asked for one that is nowhere."""
+    """Raise `Refused` if adapters cannot be loaded while the server runs, by asking for one that does not exist."""
     answer = client.post("/v1/load_lora_adapter", json={"lora_name": "nightschool-asks", "lora_path": NOWHERE})
     if answer.status_code == 404 and NOWHERE in answer.text:
-        return  # it looked for it
+        return  # it looked for the adapter
     raise Refused(f"the model server at {server.url} cannot load adapters while it runs; {RUNTIME_LORA}")
 
 
 def require_log_probs(client: httpx.Client, server: ModelServer, tokenizer: Any) -> None:
-    """Raises `Refused` when log-probs do not come with token ids, or are not those under the model.
+    """Raise `Refused` if log-probs do not come with token ids, or are not those under the model.
 
-    Drawn hot, a token's log-prob is far from the model's wherever the server tells that of the distribution drawn from.
+    At a high temperature, a token's log-prob is far from the model's if the server reports that of the distribution it
+    was drawn from.
     """
     prompt_ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     sampling = Sampling(temperature=2, top_p=1, max_tokens=4, seed=1)
@@ -134,7 +135,7 @@ def require_log_probs(client: httpx.Client, server: ModelServer, tokenizer: Any)
 
 
 def ask(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
-    """A completion that comes whole."""
+    """Request a completion that comes whole."""
     answer = client.post("/v1/completions", json=body)
     if answer.status_code != 200:
         raise protocol.refusal(answer)

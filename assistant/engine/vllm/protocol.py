@@ -1,4 +1,4 @@
-"""What is asked of a model server, and what it answers: the wire of `/v1/completions`, as vLLM speaks it.
+"""Requests to a model server and its answers: the wire format of `/v1/completions`, as vLLM speaks it.
 
 Prompts travel as token ids and tokens come back as ids, so nothing is tokenised twice.
 """
@@ -14,8 +14,8 @@ from assistant.engine.request import Busy, EngineError
 from assistant.engine.sampling.params import Sampling, Token
 from feedback.errors import Refused
 
-LIKELIEST = 20  # tokens whose log-probs come with each token; what vLLM gives unless told otherwise
-SCORED_AT_ONCE = 100  # tokens of a given reply; vLLM tells of 128 different ones in an answer
+LIKELIEST = 20  # log-probs requested with each token; the most that vLLM gives unless told otherwise
+SCORED_AT_ONCE = 100  # tokens of a given reply; vLLM reports on at most 128 different ones in an answer
 TOKEN = "token_id:"  # how a token is spelt where ids are asked for
 BUSY = (429, 503)
 FINISHES = ("stop", "length")
@@ -25,9 +25,9 @@ Known = Sequence[tuple[int, float]]  # token ids with their log-probs, likeliest
 
 
 def writing(model: str, prompt_ids: Sequence[int], sampling: Sampling, end_ids: frozenset[int]) -> dict[str, Any]:
-    """The request for a reply. All that shapes a draw is said, for the server has defaults of its own.
+    """The request for a reply. Every setting that shapes a draw is sent, as the server has defaults of its own.
 
-    Stop strings are not: `chat.reply` watches for them, and cancels.
+    Stop strings are not sent: `chat.reply` watches for them, and cancels.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -57,10 +57,10 @@ def writing(model: str, prompt_ids: Sequence[int], sampling: Sampling, end_ids: 
 
 
 def scoring(model: str, prompt_ids: Sequence[int], reply_ids: Sequence[int]) -> dict[str, Any]:
-    """The request for the log-probs of a given reply: what would come after each beginning of it.
+    """The request for the log-probs of a given reply: one token after each prefix of it.
 
-    So they are computed as those of a reply that is written. vLLM's `prompt_logprobs` are another path, on which its
-    CPU build dies when two requests with adapters meet in a batch (0.32).
+    So they are computed as those of a reply being written. vLLM's `prompt_logprobs` take another path, on which its CPU
+    build crashes when two requests with adapters meet in a batch (0.32).
     """
     return {
         "model": model,
@@ -75,7 +75,7 @@ def scoring(model: str, prompt_ids: Sequence[int], reply_ids: Sequence[int]) -> 
 
 
 async def parts(answer: httpx.Response, streamed: bool) -> AsyncIterator[dict[str, Any]]:
-    """The parts of a reply as they come; one that comes whole is one part. Raises `EngineError` on one that failed."""
+    """The parts of a reply as they come; one that comes whole is one part. Raises `EngineError` if the reply failed."""
     if not streamed:
         yield json.loads(await answer.aread())["choices"][0]
         return
@@ -103,7 +103,7 @@ def written(part: dict[str, Any], sampling: Sampling) -> list[Token]:
 
 
 def token_id(name: str) -> int:
-    """The id in a token's name. Raises `ValueError` where the server gave text instead."""
+    """The id in a token's name. Raises `ValueError` if the server gave text instead."""
     if not name.startswith(TOKEN):
         raise ValueError(f"a token without its id: {name!r}")
     return int(name.removeprefix(TOKEN))
@@ -120,22 +120,22 @@ def scored(answer: dict[str, Any], reply_ids: Sequence[int]) -> list[Token]:
 
 
 def drawn_logprob(logprob: float, known: Known, sampling: Sampling) -> float:
-    """A token's log-prob in nats under the distribution it was drawn from, worked out from what the server tells.
+    """A token's log-prob in nats under the distribution it was drawn from, derived from what the server reports.
 
-    It tells log-probs under the model (`logprob`, and the likeliest 20 as `known`). Exact are: greedy (0), and
-    temperature 1 with nothing cut off. Else temperature and cuts are redone on the 20, and each token of the tail is
-    taken to be as likely as the last of them; the error is small where the 20 hold nearly all. What penalties, biases
-    or a schema did is not told, and not in this number.
+    It reports log-probs under the model (`logprob`, and the likeliest 20 as `known`). The result is exact for greedy
+    (0), and for temperature 1 with nothing cut off. Otherwise temperature and cuts are redone on the 20, and each token
+    of the tail is taken to be as likely as the last of them; the error is small if the 20 hold nearly all probability.
+    The effect of penalties, biases or a schema is not reported, and not in this number.
     """
     if sampling.temperature == 0 or sampling.beams > 1:
         return 0.0
-    # 1. weights at this temperature, relative to the likeliest; the tail's as so many of the last
+    # 1. weights at this temperature, relative to the likeliest; the tail counts as so many of the last
     best, last = known[0][1], known[-1][1]
     weights = [math.exp((value - best) / sampling.temperature) for _, value in known]
     missing = max(0.0, 1.0 - sum(math.exp(value) for _, value in known))
     unknown = missing / max(math.exp(last), 1e-30)
 
-    # 2. of these, what the cuts leave: min-p, then top-k, then top-p, as vLLM orders them
+    # 2. what the cuts leave of these: min-p, then top-k, then top-p, in vLLM's order
     if weights[-1] < sampling.min_p:
         weights, unknown = [each for each in weights if each >= sampling.min_p], 0.0
     if sampling.top_k:
@@ -151,7 +151,7 @@ def drawn_logprob(logprob: float, known: Known, sampling: Sampling) -> float:
 
 
 def refusal(answer: httpx.Response) -> Exception:
-    """What to raise for an answer that is not 200, once it is read."""
+    """The exception for an answer that is not 200, once it is read."""
     message = message_in(answer)
     if answer.status_code in BUSY:
         return Busy(f"the assistant is busy: {message}")
@@ -163,7 +163,7 @@ def refusal(answer: httpx.Response) -> Exception:
 
 
 def message_in(answer: httpx.Response) -> str:
-    """The sentence in an answer that says no."""
+    """The message in an error response."""
     try:
         return message_of(answer.json())
     except ValueError:
@@ -171,6 +171,6 @@ def message_in(answer: httpx.Response) -> str:
 
 
 def message_of(said: Any) -> str:
-    """The sentence in an error object."""
+    """The message in an error object."""
     error = said.get("error", said) if isinstance(said, dict) else said
     return str(error.get("message") or error.get("detail") or error) if isinstance(error, dict) else str(error)

@@ -1,1 +1,1 @@
-"""The HTTP API as OpenAI's clients know it."""
+"""The OpenAI-compatible HTTP API."""

@@ -1,4 +1,4 @@
-"""A request for a chat completion, as OpenAI's clients send it, and what of it can be done here."""
+"""A chat completion request as OpenAI's clients send it, and the check of what is supported."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from ui.api.api import IN_WINDOW, MOST_MESSAGES
 
 MOST_CHOICES = 8
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-# Sent by common clients; leaving them out changes nothing about the reply.
+# Sent by common clients; ignoring them changes nothing about the reply.
 HARMLESS = (
     "metadata",
     "parallel_tool_calls",
@@ -25,7 +25,7 @@ HARMLESS = (
     "store",
     "user",
 )
-# Parameters whose effect we have only at this value.
+# Parameters that are supported only at these values.
 ONLY: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -33,7 +33,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
 }
-# What goes to the drawing of tokens under the name it came with.
+# Parameters that go to the sampler under the name they came with.
 AS_SENT = (
     "temperature",
     "top_p",
@@ -89,11 +89,11 @@ class Completion(BaseModel):
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream shall end with the token counts."""
+        """Whether a stream must end with the token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def require_supported(self) -> None:
-        """Raises `Refused` on a parameter that asks for something that cannot be done here."""
+        """Raises `Refused` on a parameter that is not supported, or not at its value."""
         for name, value in (self.model_extra or {}).items():
             if name in HARMLESS or value is None or value in ONLY.get(name, ()):
                 continue
@@ -104,9 +104,9 @@ class Completion(BaseModel):
             raise Refused("top_logprobs goes with logprobs: true")
 
     def sampling(self) -> Sampling:
-        """How to draw the reply; what is not said is as in the chat. Raises `Refused`."""
+        """The sampling parameters; those not given are as in the chat. Raises `Refused` on invalid ones."""
         said = {name: getattr(self, name) for name in AS_SENT} | {
-            "top_k": 0 if self.top_k == -1 else self.top_k,  # vLLM's way to say all
+            "top_k": 0 if self.top_k == -1 else self.top_k,  # vLLM's value for all tokens
             "max_tokens": self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens,
             "stop": stops_of(self.stop),
             "logit_bias": biases_of(self.logit_bias),
@@ -115,19 +115,19 @@ class Completion(BaseModel):
         return Sampling(**{name: value for name, value in said.items() if value is not None})
 
     def samplings(self) -> list[Sampling]:
-        """The same for each choice; with a seed, one seed after the other. Raises `Refused`."""
+        """The sampling parameters of each choice; a given seed counts up from choice to choice. Raises `Refused`."""
         first = self.sampling()
         if first.seed is None:
             return [first] * (self.n or 1)
         return [replace(first, seed=(first.seed + at) % 2**63) for at in range(self.n or 1)]
 
     def conversation(self) -> list[Message]:
-        """The messages. Raises `Refused` on a role or a content that is none."""
+        """The messages. Raises `Refused` on an unknown role, or content that is not text."""
         return [Message(role_of(each.role), text_of(each.content)) for each in self.messages]
 
 
 def role_of(role: str) -> str:
-    """Our role for one of OpenAI's. Raises `Refused`."""
+    """Our role for one of OpenAI's. Raises `Refused` on an unknown one."""
     if role not in ROLES:
         raise Refused(f"a message's role is one of {', '.join(ROLES)}, not {role!r}")
     return ROLES[role]
@@ -147,14 +147,14 @@ def text_of(content: Any) -> str:
 
 
 def stops_of(stop: Any) -> Any:
-    """Stop strings as a list: one may come by itself, and an empty one for none."""
+    """The stop strings as a list; a single string may be given instead, an empty one for none."""
     if isinstance(stop, str):
         return [stop] if stop else []
     return stop
 
 
 def biases_of(biases: dict[str, float] | None) -> dict[int | str, float] | None:
-    """Biases by token id; JSON has them as text."""
+    """Biases by token id, from the text keys of JSON; a key that is no id stays text."""
     if biases is None:
         return None
     return {int(token) if token.isascii() and token.isdecimal() else token: bias for token, bias in biases.items()}

@@ -1,6 +1,6 @@
-"""Replies in the shapes of OpenAI's chat completions, whole or as a stream of chunks.
+"""Replies in the format of OpenAI's chat completions, whole or as a stream of chunks.
 
-A completion's id is its first reply's; every choice names its own reply in a field of ours, `reply`.
+A completion's id is that of its first reply; every choice names its own reply in an additional field, `reply`.
 """
 
 import json
@@ -29,7 +29,7 @@ class Choice:
 
 
 class Answer:
-    """One completion's answer."""
+    """The response to one completion request."""
 
     def __init__(
         self, assistant: Assistant, replies: Sequence[ReplyStream], with_logprobs: bool, with_usage: bool
@@ -51,12 +51,12 @@ class Answer:
         return self._head("chat.completion") | {"choices": choices, "usage": self._usage()}
 
     def opening(self) -> Iterator[str]:
-        """The first chunks: who speaks."""
+        """The first chunks, which carry the role."""
         for choice in self._choices:
             yield self._chunk(choice, {"role": "assistant", "content": ""})
 
     def news(self) -> Iterator[str]:
-        """Chunks with what is new in the replies; with how it ended, once for each. Raises `Unavailable`."""
+        """Chunks with each reply's new text and, once, its finish reason. Raises `Unavailable` on one cut short."""
         for choice in self._choices:
             over, text = choice.replying.over, choice.replying.text
             if new := text[len(choice.sent) :]:
@@ -99,14 +99,14 @@ class Answer:
         }
 
     def _usage(self) -> dict[str, int]:
-        """Tokens; the prompt's once, however many replies it got."""
+        """The token counts; the prompt's tokens count once, however many replies it got."""
         used = [choice.replying.usage for choice in self._choices]
         prompt_tokens, reply_tokens = used[0][0], sum(each for _, each in used)
         counts = {"prompt_tokens": prompt_tokens, "completion_tokens": reply_tokens}
         return counts | {"total_tokens": prompt_tokens + reply_tokens}
 
     def _logprobs(self, choice: Choice, text: str) -> dict[str, Any] | None:
-        """The log-probs, in nats under the model, of the tokens that bring the reply to this text and were not told."""
+        """The log-probs, in nats under the model, of the tokens up to this text that have not been sent yet."""
         if not self.with_logprobs:
             return None
         replying, first = choice.replying, choice.told

@@ -1,7 +1,7 @@
-"""OpenAI's chat endpoint, so that any client of theirs can talk to Nightschool and rate what it gets.
+"""The OpenAI-compatible chat endpoint, through which any client of OpenAI's API can chat and rate the replies.
 
-A completion's id is a reply's id. A client that goes away stops its replies at once, which are kept as far as they
-got. What would change the meaning of a request and cannot be done is refused, not ignored.
+A completion's id is a reply's id. When a client disconnects, its replies stop at once and are kept as far as they got.
+An unsupported parameter that would change the meaning of a request is refused, not ignored.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from ui.api.openai.response import Answer
 from ui.refusals import Unknown
 
 NIGHTSCHOOL = "nightschool"  # as a model's name: what serves now
-LOOK_EVERY_S = 0.05  # at the other choices of a completion, while one is waited for
+LOOK_EVERY_S = 0.05  # how often to look at the other choices while waiting for one
 
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
@@ -61,7 +61,7 @@ def model(model: str, user: Person, store: TheStore) -> dict[str, Any]:
 
 
 def shown(model: str, made_at: str | None = None) -> dict[str, Any]:
-    """A model as OpenAI shows one."""
+    """A model in OpenAI's format."""
     created = int(datetime.fromisoformat(made_at).timestamp()) if made_at else 0
     return {"id": model, "object": "model", "created": created, "owned_by": NIGHTSCHOOL}
 
@@ -78,7 +78,7 @@ async def complete(body: Completion, request: Request, user: Person, share: Shar
     watching = asyncio.create_task(when_gone(request, lambda: stop(replies)))
 
     async def finish() -> None:
-        """Leave nothing running or unrecorded, whoever has gone; a second time it does nothing."""
+        """Stop and record every reply, also if the client has left; a second call does nothing."""
         watching.cancel()
         stop(replies)
         with CancelScope(shield=True):
@@ -87,7 +87,7 @@ async def complete(body: Completion, request: Request, user: Person, share: Shar
     answer = Answer(assistant, replies, bool(body.logprobs), body.wants_usage)
     try:
         await in_thread(lambda: grow(replies))
-        if body.stream:  # from here on the status is sent, so what fails later is told in the stream
+        if body.stream:  # the status is sent from here on, so later errors go into the stream
             chunks = stream(answer, replies, in_thread, finish)
             return StreamingResponse(chunks, media_type="text/event-stream", background=BackgroundTask(finish))
         while not all(each.over for each in replies):
@@ -100,12 +100,12 @@ async def complete(body: Completion, request: Request, user: Person, share: Shar
     return JSONResponse(whole)
 
 
-# One person's requests find their places one after another: together each would take some of what all need.
+# One person's requests take their places one after another: at once, each might get only some of those it needs.
 BEGINNING = [threading.Lock() for _ in range(64)]
 
 
 def begin(assistant: Assistant, user: User, body: Completion) -> list[ReplyStream]:
-    """Record what was sent and begin the replies. Raises `Refused`; nothing is recorded then."""
+    """Record the conversation and begin its replies. Raises `Refused` on a bad request, before anything is recorded."""
     body.require_supported()
     adapter = adapter_of(assistant.store, body.model)
     if adapter != SERVING:
@@ -135,7 +135,7 @@ def adapter_of(store: Database, model: str) -> str | None:
 
 
 def require_tokens(assistant: Assistant, sampling: Sampling) -> None:
-    """Raises `Refused` where a bias names a token that the model has not."""
+    """Raises `Refused` when a bias names a token that the model does not have."""
     count = len(assistant.tokenizer)
     for token, _ in sampling.logit_bias:
         if token >= count:
@@ -143,7 +143,7 @@ def require_tokens(assistant: Assistant, sampling: Sampling) -> None:
 
 
 def stop(replies: Sequence[ReplyStream]) -> None:
-    """End what is still being written."""
+    """Stop the replies that are still being written."""
     for each in replies:
         if not each.over:
             each.stop()
@@ -155,19 +155,19 @@ def grow(replies: Sequence[ReplyStream]) -> None:
     while state(replies) == before and not all(each.over for each in replies):
         going = [each for each in replies if not each.over]
         for at, each in enumerate(going):
-            # One engine writes them in step: when the first has grown, the others have.
+            # The engine writes them in step: when the first has grown, so have the others.
             each.advance(None if len(going) == 1 else LOOK_EVERY_S if at == 0 else 0)
 
 
 def state(replies: Sequence[ReplyStream]) -> list[tuple[int, bool]]:
-    """How far each has come."""
+    """The number of tokens of each reply, and whether it is over."""
     return [(len(each.tokens), each.over) for each in replies]
 
 
 def end(replies: Sequence[ReplyStream]) -> None:
-    """Stop and record what is still being written."""
+    """Stop and record the replies that are still being written."""
     for each in replies:
-        with suppress(EngineError):  # told already, or nobody is there to be told
+        with suppress(EngineError):  # reported already, or nobody is left to report to
             if not each.over:
                 each.finish_now()
 

@@ -7,6 +7,7 @@ import gc
 import weakref
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -167,7 +168,14 @@ class Texts(RuleBasedStateMachine):
 
 
 TestTexts = Texts.TestCase
-TestTexts.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestTexts.settings = settings(max_examples=6, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.soak
+class TestManyTexts(Texts.TestCase):
+    """The same, for longer."""
+
+    settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 
 
 def test_the_next_turn_of_a_long_conversation_takes_the_memory_over_without_copying() -> None:

@@ -22,9 +22,9 @@ PAIRS = Path(__file__).parents[3] / "shared" / "data" / "pairs_helpful_train.jso
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    """The embedded model in fp32, with a LoRA that does something."""
-    made = Backbone(base_model.find_base("embedded"), torch.float32, "cpu", rank=16, alpha=32, seed=0)
+def backbone(base):
+    """A model in fp32, with a LoRA that does something."""
+    made = Backbone(base, torch.float32, "cpu", rank=16, alpha=32, seed=0)
     noise = torch.Generator().manual_seed(1)
     for name, each in made.parameters().items():
         if ".lora_B." in name:  # a fresh one is zero, and would let nothing through to the other factor

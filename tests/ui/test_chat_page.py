@@ -1,4 +1,4 @@
-"""The chat page, as a person uses it: a real Chromium against a real server process on the embedded model.
+"""The chat page, as a person uses it: a real Chromium against a real server process.
 
 One server and one data folder serve the whole module; every test begins a chat of its own.
 """
@@ -22,12 +22,13 @@ from tests.conftest import BY_BASE
 from tests.helpers.browser import REPLY_MS, Server, Visitor, chromium, serving
 from ui.shared.markdown import as_typed
 
-pytestmark = [pytest.mark.browser, pytest.mark.long]
+pytestmark = pytest.mark.browser
 QUESTION = "Name one colour."
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one model's own."""
     return tmp_path_factory.mktemp("chat") / "data"
 
 
@@ -46,8 +47,8 @@ def me(said: Database) -> User:
 
 
 @pytest.fixture(scope="module")
-def server(data: Path, said: Database) -> Iterator[Server]:
-    with serving(data) as running:
+def server(data: Path, said: Database, model: str) -> Iterator[Server]:
+    with serving(data, ["--model", model]) as running:
         yield running
 
 

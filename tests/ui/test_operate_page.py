@@ -89,7 +89,6 @@ def answered_by(visitor: Visitor, expected: str) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.long
 def test_a_glance_tells_that_all_is_well_on_any_screen(visitor: Visitor, browser: Browser, house: Database) -> None:
     visitor.open()
     visitor.locate("#to-operate").click()
@@ -119,7 +118,6 @@ def test_a_glance_tells_that_all_is_well_on_any_screen(visitor: Visitor, browser
 
 
 @pytest.mark.browser
-@pytest.mark.long
 def test_a_promotion_takes_a_reason_serves_the_next_reply_and_is_rolled_back(
     visitor: Visitor, browser: Browser, house: Database
 ) -> None:
@@ -165,7 +163,6 @@ def test_a_promotion_takes_a_reason_serves_the_next_reply_and_is_rolled_back(
 
 
 @pytest.mark.browser
-@pytest.mark.long
 def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Visitor, house: Database) -> None:
     visitor.operate()
     cron, zone = visitor.locate("#cron input"), visitor.locate("#time-zone input")
@@ -226,7 +223,6 @@ def test_every_setting_is_set_on_the_page_and_what_cannot_be_changes_nothing(vis
 
 
 @pytest.mark.browser
-@pytest.mark.long
 def test_a_night_is_watched_live_cancelled_within_five_seconds_and_the_next_one_works(
     visitor: Visitor, house: Database
 ) -> None:

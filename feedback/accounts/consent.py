@@ -1,22 +1,23 @@
-"""May a piece of feedback be used? It has two owners: who gave it, and whose conversation it is of.
+"""The consent rule, as SQL: whether a piece of feedback may be used.
 
-Both must have said yes, and the newest answer of each counts; no answer is a no. Of a conversation its owner may say no
-whatever else they allow. An imported conversation has no owner. Every query that reads feedback in bulk asks this.
+Both the rater and the owner of the conversation must have said yes; the newest answer of each counts, and no answer is
+a no. An owner may say no for a single conversation. An imported conversation has no owner to ask. Every query that
+reads feedback in bulk must apply this rule.
 """
 
 
 def given(user: str) -> str:
-    """SQL: whether a person lets their words be used; `user` is a column that names them."""
+    """SQL: whether a person consents to the use of their words; `user` is a column with their id."""
     return f"coalesce((SELECT given FROM consents WHERE user = {user} ORDER BY id DESC LIMIT 1), 0)"
 
 
 def shared(conversation: str) -> str:
-    """SQL: whether what is said in a conversation may be used; `conversation` is the alias of its row."""
+    """SQL: whether a conversation's words may be used; `conversation` is the alias of its row."""
     owner = f"({conversation}.source = 'import' OR {given(f'{conversation}.user')})"
     newest = f"SELECT given FROM conversation_consents WHERE conversation = {conversation}.id ORDER BY id DESC LIMIT 1"
     return f"({owner} AND coalesce(({newest}), 1))"
 
 
 def usable(user: str, conversation: str) -> str:
-    """SQL: whether what a person says of a conversation may be used; a column, and an alias."""
+    """SQL: whether a person's feedback on a conversation may be used; takes a column and an alias."""
     return f"({given(user)} AND {shared(conversation)})"

@@ -1,7 +1,7 @@
-"""Requests that may be sent twice and must act once.
+"""Idempotency keys: a request that is sent twice acts once.
 
-A request carries a key of the caller's choosing; the first answer under that key is kept, written in the same
-transaction as what it did, and given again to whoever repeats the request.
+A request carries a key of the caller's choosing. The first answer under that key is stored in the same transaction as
+the request's writes, and returned again when the request is repeated.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ LONGEST_KEY = 200
 
 
 def answered(store: Database, user: User, key: str, request: object) -> dict[str, Any] | None:
-    """The answer already given to this request, if it was made before.
+    """The stored answer to this request, if it was made before.
 
     Raises `Refused` on an unusable key, `Conflict` when the key was used for a different request.
     """
@@ -36,10 +36,10 @@ def answered(store: Database, user: User, key: str, request: object) -> dict[str
 def once(
     store: Database, user: User, key: str, request: object, act: Callable[[], dict[str, Any]]
 ) -> tuple[dict[str, Any], bool]:
-    """Act and keep the answer, or give the kept one; the answer, and whether it is a repetition.
+    """Act and store the answer, or use the stored one; return the answer, and whether it is a repetition.
 
-    `act` writes inside the same transaction, so the act and its answer are saved together or not at all. It should
-    be quick: everybody else's writes wait for it. Raises what `answered` and `act` raise.
+    `act` writes inside the same transaction, so its writes and its answer are saved together or not at all. It should
+    be quick, because all other writes wait for it. Raises what `answered` and `act` raise.
     """
     with store.transaction():
         before = answered(store, user, key, request)

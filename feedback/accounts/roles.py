@@ -1,6 +1,6 @@
-"""What an operator does with accounts, each act with its line in the audit trail.
+"""Account management by operators, with every action in the audit trail.
 
-Somebody can always operate: the last operator stays one. `by` is who did it; None: whoever is at the command line.
+The last operator cannot be removed, disabled or given another role. `by` is the user who acts; None: the command line.
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from feedback.database.database import Database, now
 from feedback.errors import Conflict, NotFound, Refused
 from feedback.records import adapters
 
-KEYS = ("tokens", "sessions", "answered_requests", "consents")  # of an account, and no trace of what it said or did
+KEYS = ("tokens", "sessions", "answered_requests", "consents")  # not counted as said or done
 
 
 @dataclass(frozen=True)
 class Left:
-    """What was said on this machine before there were accounts."""
+    """The chats on this machine from before there were accounts."""
 
     owner: User
     chats: int
 
 
 def left_with_owner(store: Database) -> Left | None:
-    """The local owner who has no password and yet has chats."""
+    """The local owner and the number of their chats, if they have chats and no password."""
     owner = users.find_user(store, OWNER)
     if owner is None or owner.password_hash is not None:
         return None
@@ -32,7 +32,7 @@ def left_with_owner(store: Database) -> Left | None:
 
 
 def require_left(store: Database) -> Left:
-    """The same. Raises `NotFound` where there is nothing to take over."""
+    """As `left_with_owner`. Raises `NotFound` if there is nothing to take over."""
     left = left_with_owner(store)
     if left is None:
         raise NotFound(f"there is nothing to take over: {OWNER!r} has a password, or no chats")
@@ -40,7 +40,7 @@ def require_left(store: Database) -> Left:
 
 
 def add(store: Database, by: int | None, name: str, role: str, password_hash: str, take_over: bool = False) -> User:
-    """A new account; with `take_over` the local owner's, under that name. Raises as `users.add_user` does."""
+    """Add an account; with `take_over`, turn the local owner into it. Raises as `add_user` and `require_left` do."""
     return (
         become(store, name, role, password_hash, by)
         if take_over
@@ -49,7 +49,7 @@ def add(store: Database, by: int | None, name: str, role: str, password_hash: st
 
 
 def become(store: Database, name: str, role: str, password_hash: str, by: int | None) -> User:
-    """The local owner's row as an account, so that all that is theirs stays theirs."""
+    """Turn the local owner's row into an account, so that they keep all that is theirs."""
     name = users.usable_name(name)
     users.require_role(role)
     with store.transaction() as db:
@@ -63,16 +63,16 @@ def become(store: Database, name: str, role: str, password_hash: str, by: int | 
 
 
 def take_over(store: Database, by: int | None, user: User) -> int:
-    """Give an account all that the local owner said before there were accounts; how many chats.
+    """Give an account everything that the local owner said before there were accounts; return the number of chats.
 
-    Raises `NotFound` where there is nothing.
+    Raises `NotFound` if there is nothing, and `Refused` if the account is the local owner itself.
     """
     with store.transaction() as db:
         left = require_left(store)
         if left.owner.id == user.id:
             raise Refused(f"these chats are {OWNER}'s own; give {OWNER} a password: nightschool user password {OWNER}")
         for table, column in referring(store):
-            # A key or a placement that both have stays where it is.
+            # IGNORE: where both have a request key or a place in the split, the owner keeps theirs.
             sql = f"UPDATE OR IGNORE {table} SET {column} = ? WHERE {column} = ?"
             db.conn.execute(sql, (user.id, left.owner.id))
         adapters.audit(store, by, "take over", user.name, {"from": OWNER, "chats": left.chats})
@@ -80,7 +80,7 @@ def take_over(store: Database, by: int | None, user: User) -> int:
 
 
 def set_role(store: Database, by: int | None, user: User, role: str) -> None:
-    """What somebody may do from now on. Raises `Refused` on an unknown role, `Conflict` for the last operator."""
+    """Change an account's role. Raises `Refused` on an unknown role, `Conflict` for the last operator."""
     users.require_role(role)
     with store.transaction() as db:
         standing = require_user(store, user.id)
@@ -91,7 +91,10 @@ def set_role(store: Database, by: int | None, user: User, role: str) -> None:
 
 
 def disable(store: Database, by: int | None, user: User) -> None:
-    """Let somebody in no more: sessions end, tokens rest. Raises `Conflict` for the last operator, or a second time."""
+    """Disable an account: its sessions end, its tokens are suspended.
+
+    Raises `Conflict` for the last operator, or if it is disabled already.
+    """
     with store.transaction() as db:
         standing = require_user(store, user.id)
         if standing.disabled_at:
@@ -103,7 +106,7 @@ def disable(store: Database, by: int | None, user: User) -> None:
 
 
 def enable(store: Database, by: int | None, user: User) -> None:
-    """Let somebody in again. Raises `Conflict` where nobody had kept them out."""
+    """Enable a disabled account. Raises `Conflict` if it is not disabled."""
     with store.transaction() as db:
         standing = require_user(store, user.id)
         if not standing.disabled_at:
@@ -113,7 +116,7 @@ def enable(store: Database, by: int | None, user: User) -> None:
 
 
 def remove(store: Database, by: int | None, user: User) -> None:
-    """Remove an account that has said and done nothing. Raises `Conflict` for another, or for the last operator."""
+    """Remove an account that has said and done nothing. Raises `Conflict` for any other, or for the last operator."""
     with store.transaction() as db:
         standing = require_user(store, user.id)
         require_another_operator(store, standing)
@@ -130,7 +133,7 @@ def remove(store: Database, by: int | None, user: User) -> None:
 
 
 def end_sessions(store: Database, by: int | None, user: User) -> int:
-    """Log somebody out everywhere; of how many sessions."""
+    """End all sessions of an account; return their number."""
     with store.transaction():
         ended = sessions.end_all(store, user)
         adapters.audit(store, by, "end sessions", user.name, {"sessions": ended})
@@ -138,7 +141,7 @@ def end_sessions(store: Database, by: int | None, user: User) -> int:
 
 
 def require_user(store: Database, user_id: int) -> User:
-    """An account as it stands now. Raises `NotFound`."""
+    """The current state of an account. Raises `NotFound`."""
     user = users.user_by_id(store, user_id)
     if user is None:
         raise NotFound(f"there is no user {user_id}")
@@ -146,20 +149,20 @@ def require_user(store: Database, user_id: int) -> User:
 
 
 def is_operated(store: Database, but: int | None = None) -> bool:
-    """Whether some operator can log in, `but` one aside."""
+    """Whether any operator other than `but` can log in."""
     sql = """SELECT 1 FROM users WHERE role = 'operator' AND password_hash IS NOT NULL AND disabled_at IS NULL
         AND id IS NOT ? LIMIT 1"""
     return store.row(sql, but) is not None
 
 
 def require_another_operator(store: Database, user: User) -> None:
-    """Raises `Conflict` for the one person without whom nobody could operate."""
+    """Raises `Conflict` if this is an active operator and no other operator can log in."""
     if user.role == "operator" and not user.disabled_at and not is_operated(store, user.id):
         raise Conflict(f"{user.name} is the last operator; make another first (nightschool user role NAME operator)")
 
 
 def referring(store: Database) -> list[tuple[str, str]]:
-    """Every table and column in which an account is named."""
+    """Every (table, column) that refers to an account."""
     sql = """SELECT m.name AS name, f."from" AS part FROM sqlite_master m, pragma_foreign_key_list(m.name) f
         WHERE m.type = 'table' AND f."table" = 'users' ORDER BY m.name"""
     return [(row["name"], row["part"]) for row in store.rows(sql)]

@@ -1,6 +1,6 @@
-"""Sessions: who logged in from where, until they log out, change their password or stay away for long.
+"""Login sessions, which last until logout, a change of password, or 14 days after login.
 
-A session's key is known to the browser alone; what is kept is its hash.
+Only the browser has a session's key; the database stores its hash.
 """
 
 import secrets
@@ -13,13 +13,13 @@ from feedback.database.database import Database, now
 from feedback.errors import NotFound
 
 LASTS = timedelta(days=14)  # from logging in
-SEEN_EVERY = timedelta(minutes=5)  # how exactly it is known when somebody was last here
-MOST = 50  # kept of one person; the oldest ends
+SEEN_EVERY = timedelta(minutes=5)  # resolution of `seen_at`
+MOST = 50  # sessions per person; beyond that the oldest end
 
 
 @dataclass(frozen=True)
 class Session:
-    """One login that stands."""
+    """One active login."""
 
     id: int
     user: int
@@ -30,7 +30,7 @@ class Session:
 
 
 def begin(store: Database, user: User, address: str, agent: str, instead_of: str = "") -> str:
-    """The key of a new session; the browser's former one ends, and what is long over is removed."""
+    """Begin a session and return its key; the browser's former session, `instead_of`, and expired ones are deleted."""
     key = secrets.token_urlsafe(32)
     row = {"user": user.id, "sha256": users.sha256(key), "address": address[:64], "agent": agent[:64]}
     with store.transaction() as db:
@@ -42,7 +42,7 @@ def begin(store: Database, user: User, address: str, agent: str, instead_of: str
 
 
 def find(store: Database, key: str) -> Session | None:
-    """The standing session of that key."""
+    """The active session with that key, if any."""
     sql = """SELECT s.id, s.user, s.address, s.agent, s.made_at, s.seen_at FROM sessions s JOIN users u ON u.id = s.user
         WHERE s.sha256 = ? AND s.ended_at IS NULL AND s.made_at >= ?
         AND u.disabled_at IS NULL AND u.password_hash IS NOT NULL"""
@@ -51,14 +51,14 @@ def find(store: Database, key: str) -> Session | None:
 
 
 def of(store: Database, user: User) -> list[Session]:
-    """A person's standing sessions, newest first."""
+    """A person's active sessions, newest first."""
     sql = """SELECT id, user, address, agent, made_at, seen_at FROM sessions
         WHERE user = ? AND ended_at IS NULL AND made_at >= ? ORDER BY id DESC"""
     return [Session(**row) for row in store.rows(sql, user.id, limit())]
 
 
 def end(store: Database, user: User, session: int) -> None:
-    """End one. Raises `NotFound` where this person has no such session."""
+    """End one session. Raises `NotFound` if this person has no such active session."""
     with store.transaction() as db:
         sql = "UPDATE sessions SET ended_at = ? WHERE id = ? AND user = ? AND ended_at IS NULL"
         if not db.conn.execute(sql, (now(), session, user.id)).rowcount:
@@ -66,25 +66,25 @@ def end(store: Database, user: User, session: int) -> None:
 
 
 def end_by_id(store: Database, session: int) -> None:
-    """End one that may have ended already."""
+    """End one session, which may have ended already."""
     with store.transaction() as db:
         db.conn.execute("UPDATE sessions SET ended_at = ? WHERE id = ? AND ended_at IS NULL", (now(), session))
 
 
 def end_all(store: Database, user: User, but: int | None = None) -> int:
-    """End every session of a person, or all but one; how many."""
+    """End every session of a person, or all but one; return their number."""
     with store.transaction() as db:
         sql = "UPDATE sessions SET ended_at = ? WHERE user = ? AND id IS NOT ? AND ended_at IS NULL AND made_at >= ?"
         return db.conn.execute(sql, (now(), user.id, but, limit())).rowcount
 
 
 def is_seen_long_ago(session: Session) -> bool:
-    """Whether it is time to write down that somebody is here."""
+    """Whether `seen_at` is due for an update."""
     return datetime.fromisoformat(session.seen_at) < datetime.now(UTC) - SEEN_EVERY
 
 
 def see(store: Database, session: int) -> None:
-    """Write down that somebody is here now; one write each `SEEN_EVERY`, however many requests say so."""
+    """Update a session's `seen_at`, at most once per `SEEN_EVERY` however many requests there are."""
     row = store.row("SELECT id, user, address, agent, made_at, seen_at FROM sessions WHERE id = ?", session)
     if row and is_seen_long_ago(Session(**row)):
         with store.transaction() as db:
@@ -92,5 +92,5 @@ def see(store: Database, session: int) -> None:
 
 
 def limit() -> str:
-    """A session made before this is over."""
+    """The time such that sessions begun before it have expired."""
     return (datetime.now(UTC) - LASTS).isoformat(timespec="milliseconds")

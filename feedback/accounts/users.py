@@ -1,4 +1,4 @@
-"""Who people are, what they may do, and whether their ratings may be used."""
+"""User accounts: roles, passwords, API tokens and consent."""
 
 import hashlib
 import secrets
@@ -8,8 +8,8 @@ from feedback.database.database import Database, now
 from feedback.errors import Conflict, NotFound, Refused
 from feedback.records import adapters
 
-ROLES = ("chatter", "rater", "operator")  # each may do all that those before it may
-OWNER = "owner"  # the local person, while there are no accounts
+ROLES = ("chatter", "rater", "operator")  # each includes the permissions of those before it
+OWNER = "owner"  # the local user, while there are no accounts
 USERS = "SELECT id, name, role, password_hash, disabled_at FROM users"
 
 
@@ -24,12 +24,12 @@ class User:
     disabled_at: str | None = None
 
     def may(self, role: str) -> bool:
-        """Whether this person may do what `role` may."""
+        """Whether this person has the permissions of `role`."""
         return ROLES.index(self.role) >= ROLES.index(role)
 
 
 def add_user(store: Database, name: str, role: str, password_hash: str | None, by: int | None = None) -> User:
-    """A new account, made by whom. Raises `Refused` on an unusable name or role, `Conflict` on a taken name."""
+    """Add an account. Raises `Refused` on an unusable name or role, `Conflict` on a taken name."""
     name = usable_name(name)
     require_role(role)
     with store.transaction():
@@ -41,7 +41,7 @@ def add_user(store: Database, name: str, role: str, password_hash: str | None, b
 
 
 def usable_name(name: str) -> str:
-    """A user name as it is kept. Raises `Refused`."""
+    """A user name, stripped. Raises `Refused` on an unusable one."""
     name = name.strip()
     if not name or len(name) > 64 or not name.isprintable():
         raise Refused("a user name has 1 to 64 printable characters")
@@ -72,7 +72,7 @@ def set_password(store: Database, name: str, password_hash: str, by: int | None 
 
 
 def set_hash(store: Database, user: User, password_hash: str) -> None:
-    """Keep the same password under a stronger hash, unless it has been changed meanwhile."""
+    """Store the same password under a stronger hash, unless it has been changed meanwhile."""
     with store.transaction() as db:
         sql = "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?"
         db.conn.execute(sql, (password_hash, user.id, user.password_hash))
@@ -96,18 +96,18 @@ def users(store: Database) -> list[User]:
 
 
 def has_accounts(store: Database) -> bool:
-    """Whether anyone must log in: true as soon as one account has a password."""
+    """Whether people must log in: true as soon as one account has a password."""
     return store.row("SELECT 1 FROM users WHERE password_hash IS NOT NULL LIMIT 1") is not None
 
 
 def local_owner(store: Database) -> User:
-    """The one person of a machine without accounts; made on first sight."""
+    """The one user of a machine without accounts, created if missing."""
     with store.transaction():
         return find_user(store, OWNER) or _added(store, OWNER, "operator", None)
 
 
 def add_token(store: Database, user: User, name: str, by: int | None = None) -> str:
-    """A new API token, shown this once."""
+    """Add an API token and return it; only its hash is stored."""
     token = "ns-" + secrets.token_urlsafe(32)
     with store.transaction():
         store.insert("tokens", {"user": user.id, "name": name, "sha256": sha256(token), "created_at": now()})
@@ -116,13 +116,13 @@ def add_token(store: Database, user: User, name: str, by: int | None = None) -> 
 
 
 def count_tokens(store: Database, user: User) -> int:
-    """How many API tokens of a person are valid."""
+    """The number of a person's valid API tokens."""
     row = store.row("SELECT count(*) AS n FROM tokens WHERE user = ? AND revoked_at IS NULL", user.id)
     return int(row["n"]) if row else 0
 
 
 def revoke_token(store: Database, user: User, name: str, by: int | None = None) -> int:
-    """Revoke a person's tokens of that name; how many there were."""
+    """Revoke a person's tokens of that name; return their number."""
     with store.transaction() as db:
         sql = "UPDATE tokens SET revoked_at = ? WHERE user = ? AND name = ? AND revoked_at IS NULL"
         revoked = db.conn.execute(sql, (now(), user.id, name)).rowcount
@@ -131,7 +131,7 @@ def revoke_token(store: Database, user: User, name: str, by: int | None = None) 
 
 
 def user_of_token(store: Database, token: str) -> User | None:
-    """Whose token this is, if it is valid and they are not disabled."""
+    """The user of a token, if it is valid and they are not disabled."""
     sql = f"""{USERS} WHERE disabled_at IS NULL
         AND id = (SELECT user FROM tokens WHERE sha256 = ? AND revoked_at IS NULL)"""
     row = store.row(sql, sha256(token))
@@ -139,17 +139,17 @@ def user_of_token(store: Database, token: str) -> User | None:
 
 
 def sha256(text: str) -> str:
-    """Hex digest; tokens carry 256 random bits, so no salt and no slow hash is needed."""
+    """Hex digest. Tokens have 256 random bits, so they need no salt and no slow hash."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def set_consent(store: Database, user: User, given: bool) -> None:
-    """Whether this person's ratings may teach the assistant, from now on and for all they said before."""
+    """Record whether this person's ratings may be used for training, from now on and for all they gave before."""
     store.insert("consents", {"user": user.id, "given": int(given), "at": now()})
 
 
 def set_conversation_consent(store: Database, user: User, conversation: str, given: bool) -> None:
-    """Whether what is said in one conversation may teach; a no outweighs the person's yes for that conversation.
+    """Record whether one conversation may be used for training; a no overrides the person's general yes.
 
     Raises `NotFound` on a conversation that is not this person's.
     """
@@ -161,6 +161,6 @@ def set_conversation_consent(store: Database, user: User, conversation: str, giv
 
 
 def consent(store: Database, user: User) -> bool | None:
-    """The person's standing answer; None while they have not been asked."""
+    """The person's current answer; None if they have not answered yet."""
     row = store.row("SELECT given FROM consents WHERE user = ? ORDER BY id DESC LIMIT 1", user.id)
     return bool(row["given"]) if row else None

@@ -261,7 +261,7 @@ def shown_reply(store: Database, user: User, reply: str) -> Node:
 
 
 def ratable_reply(store: Database, user: User, reply: str, taking_back: bool = False) -> Node:
-    """One reply that this person may rate: always in their own conversations, in another's while both consent (`consent`).
+    """One reply that this person may rate: their own always, another's while both people consent (`consent`).
 
     Feedback on it may always be taken back. Raises `NotFound` as `shown_reply` does, and `Refused` if one of the two
     does not consent.
@@ -324,7 +324,7 @@ def messages_of(nodes: Sequence[Node]) -> tuple[Message, ...]:
 
 
 def record_messages(store: Database, user: User, source: str, messages: Sequence[Message]) -> str:
-    """Record a conversation sent by a program (HTTP API); return the id of its last message, which the reply goes under.
+    """Record a conversation sent by a program (HTTP API); return the id of its last message, the reply's parent.
 
     Raises `Refused` unless the last message is the user's, and on an unknown role or an invalid message.
     """

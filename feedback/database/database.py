@@ -155,7 +155,7 @@ class Database:
         connection.execute("BEGIN IMMEDIATE")
 
     def _undo(self, connection: sqlite3.Connection, group: CommitGroup, leads: bool, error: BaseException) -> None:
-        """Roll back one turn. If SQLite has rolled back the whole transaction (full disk), the whole group has failed."""
+        """Roll back one turn. If SQLite rolled back the whole transaction (full disk), the group has failed."""
         if leads:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -180,7 +180,7 @@ class Database:
         self._release()
 
     def _bound_log(self, connection: sqlite3.Connection) -> None:
-        """Keep the log under `LONGEST_LOG`. Raises `Unavailable` if readers of an old state keep it from being emptied."""
+        """Keep the log under `LONGEST_LOG`. Raises `Unavailable` if readers of an old state prevent that."""
         length = self.log_bytes()
         if length < self._shorten_from:
             return
@@ -257,7 +257,7 @@ class Database:
         return rows[0] if rows else None
 
     def insert(self, table: str, row: dict[str, Any]) -> int:
-        """Insert one row, dicts and lists as JSON, and return its rowid. Inside `transaction` it joins that transaction."""
+        """Insert one row, dicts and lists as JSON; return its rowid. Inside `transaction` it joins that transaction."""
         values = [json.dumps(value) if isinstance(value, dict | list) else value for value in row.values()]
         marks = ", ".join("?" * len(row))
         with self.transaction() as db:

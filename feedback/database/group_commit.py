@@ -55,14 +55,14 @@ class GroupCommit:
             return self._group, leads
 
     def leave(self, leads: bool) -> None:
-        """End a turn that wrote nothing. A leader that does so ends its group, which nobody else can have joined yet."""
+        """End a turn that wrote nothing. A leader that does so ends its group, which nobody else has joined yet."""
         with self._free:
             if leads:
                 self._group = None
             self._next()
 
     def share(self, group: CommitGroup, leads: bool, commit: Callable[[CommitGroup], None]) -> None:
-        """End a turn and return once `commit`, which the leader runs for all, has saved it. Raises the group's error."""
+        """End a turn; return once `commit`, which the leader runs for all, has saved it. Raises the group's error."""
         if leads:
             self._gather(group)
             commit(group)  # never raises: it sets the group's error

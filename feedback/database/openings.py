@@ -22,7 +22,7 @@ FIRST_SAID = """WITH RECURSIVE beginning (id, role, content) AS (
 
 
 def alike(text: str) -> str:
-    """The opening that a person's first message stands for: its first `BEGINNING` characters, case and spaces folded."""
+    """The opening of a conversation with this first message: `BEGINNING` characters, case and spaces folded."""
     return " ".join(text.casefold().split())[:BEGINNING]
 
 

@@ -1,1 +1,1 @@
-"""Feedback as training data."""
+"""Training examples made from feedback."""

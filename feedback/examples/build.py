@@ -1,11 +1,10 @@
-"""Standing feedback as training examples, with a counted reason for everything left out.
+"""Makes training examples from the current feedback, with a counted reason for everything left out.
 
-Each kind of feedback says in its file what its rows teach. Nothing is taught by what was taken back, what has no
-consent (of who said it, and of whose conversation it is: `consent`), and what is empty or equal on both sides. What one
-person said twice of the same texts counts once, and of two words that contradict each other the newer (`filtering`);
-nobody's words weigh more than others agree they should (`reliability`), and nobody carries more of the whole than their
-share (`caps`).
-The same feedback gives the same examples in the same order, and the same hash.
+Each kind of feedback defines in its file what its rows teach. Rows that were taken back, that lack the consent of the
+rater or of the conversation's owner (`consent`), or whose replies are empty or equal teach nothing. A person's repeated
+feedback on the same texts counts once, and of contradictory feedback only the newest (`filtering`). Weights follow
+agreement with others (`reliability`), and nobody carries more than their share of the whole (`caps`).
+The same feedback gives the same examples in the same order, with the same hash.
 """
 
 from collections import Counter
@@ -24,7 +23,7 @@ from feedback.messages import Message
 
 @dataclass(frozen=True)
 class SoftLabel:
-    """Two replies to one conversation, and the weighted share of people that prefer the first; ties are a half each."""
+    """Two replies to one conversation, and the weighted share of people who prefer the first; a tie counts half."""
 
     messages: tuple[Message, ...]
     first: str
@@ -34,7 +33,7 @@ class SoftLabel:
 
 
 def gather(store: Database, since: Position | None = None) -> Examples:
-    """Everything that stands, or what stands of what was said since a position, as examples, oldest feedback first."""
+    """All current feedback, or that added since a position, as examples, oldest first within each kind of feedback."""
     left_out: Counter[str] = Counter()
     kinds = teaching()
     rows = {kind.table: current.rows(store, kind, since) for kind in kinds}
@@ -55,7 +54,7 @@ def gather(store: Database, since: Position | None = None) -> Examples:
 
 
 def _giving(kind: Kind, rows: list[Row], left_out: Counter[str]) -> list[Row]:
-    """The rows that may teach; the others are counted."""
+    """The rows that may teach; counts the others by reason."""
     giving = []
     for row in rows:
         if row["usable"] and not kind.is_taken_back(row):
@@ -66,14 +65,14 @@ def _giving(kind: Kind, rows: list[Row], left_out: Counter[str]) -> list[Row]:
 
 
 def still_standing(store: Database, examples: Examples) -> Examples:
-    """Those of examples gathered before that may be used now: not taken back, and consented to by both."""
+    """The previously gathered examples that may still be used: not taken back, and with both consents."""
     now = set(gather(store))
     kept: dict[str, Any] = {kind: tuple(each for each in getattr(examples, kind) if each in now) for kind in KINDS}
     return replace(examples, **kept)
 
 
 def soft_labels(examples: Examples) -> list[SoftLabel]:
-    """Where several people compared the same two texts, what share of their weight is on each side."""
+    """The soft label of every two texts that were compared, over all people who compared them."""
     sums: dict[tuple[Any, ...], list[tuple[float, float, int]]] = {}
     for each in (*examples.pairs, *examples.ties):
         first, second = sorted((each.chosen.text, each.rejected.text))

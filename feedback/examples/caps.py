@@ -1,14 +1,13 @@
-"""How much of a night one person may carry, and of what judges it: nobody decides alone, and feedback is not wasted.
+"""Caps on the share of a night, or of what judges it, that one person's feedback may carry.
 
-- A newcomer, or whoever's agreement with others is not shown, carries at most one and a half times an equal share: a
-  half of the whole where two or three rate, 2 % from 75 people on.
-- Whose agreement is surely typical carries up to a third.
-- Whom an operator made a rater carries up to a third, too, and is never cut below half of what they said: somebody
-  answers for them, and most of a small team's feedback may be one person's.
-- Who is no person (imported raters, other models) weighs and carries what a newcomer may, at most; all imported raters
-  without a name count as one.
-One person alone, and a ledger without people, have no bounds. Many accounts that agree with each other are not found
-(`docs/poison.md` has the figures).
+- Newcomers, and people whose agreement with others is not established, carry at most one and a half times an equal
+  share: half of the whole with two or three raters, 2 % with 75 or more.
+- People whose agreement is surely typical carry up to a third.
+- Raters named by an operator also carry up to a third, and are never cut below half of what they said: the operator
+  vouches for them, and most of a small team's feedback may come from one person.
+- Imported raters and models have at most a newcomer's weight and share; all unnamed imported raters count as one.
+A person who is the only rater, and a ledger without people, have no caps. Many accounts that agree with each other are
+not detected (`docs/poison.md` has the figures).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,50 +19,50 @@ from feedback.database.database import Database
 from feedback.example_types import Examples
 from feedback.raters.reliability import NEW, Rating, Reliability, reliabilities, shared_ratings
 
-PROBATION = 0.25  # the weight of somebody's words before others have rated the same things
-MOST, LEAST_SHARE = 0.5, 0.02  # a newcomer's largest share of a night, where few rate and where many do
-EQUAL_SHARES = 1.5  # in between, so many times an equal share
+PROBATION = 0.25  # the weight of a person's feedback before others have rated the same items
+MOST, LEAST_SHARE = 0.5, 0.02  # a newcomer's largest share of a night, with few and with many raters
+EQUAL_SHARES = 1.5  # a newcomer's largest share in between, in equal shares
 TRUSTED_SHARE = 1 / 3
-KEPT = 0.5  # of what a person said whom an operator made a rater, at least
+KEPT = 0.5  # the least share kept of the feedback of a rater named by an operator
 SURE = 1.28  # standard deviations: a one-sided 90 % bound
-TYPICAL = 0.5  # of the typical rater's agreement, that a person's must surely reach
-TYPICAL_FROM = 20  # ratings that others gave too
+TYPICAL = 0.5  # the share of the typical rater's agreement that a person's must surely reach
+TYPICAL_FROM = 20  # the least number of ratings on items that established raters rated, too
 UNNAMED = -1  # stands for all imported raters without a name
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Who rates, and whose word is worth more than a newcomer's. Without anybody (the default) nobody is bounded."""
+    """The raters by how much they may carry. Without people (the default) nobody is capped."""
 
     raters: int = 0  # people, not imported raters or models
-    named: frozenset[int] = frozenset()  # whom an operator made raters, or operators
+    named: frozenset[int] = frozenset()  # people with the role of rater or operator
     typical: frozenset[int] = frozenset()
     unnamed: frozenset[int] = frozenset()  # imported raters without a name
-    other: bool = False  # whether imported raters or models have their say beside people
+    other: bool = False  # whether imported raters or models gave feedback, too
 
     def share(self, user: int) -> float:
-        """The largest share of the whole that somebody may carry."""
+        """The largest share of the whole that a user may carry."""
         if self.raters == 0 or (self.raters == 1 and not self.other):
             return 1.0
         least = newcomer_share(self.raters)
         return max(TRUSTED_SHARE, least) if user in self.named or user in self.typical else least
 
     def kept(self, user: int) -> float:
-        """The share of what somebody said that is never cut."""
+        """The share of a user's feedback that is never cut."""
         return KEPT if user in self.named else 0.0
 
     def carrier(self, user: int) -> int:
-        """As whom somebody is counted."""
+        """The user that this one is counted as."""
         return UNNAMED if user in self.unnamed else user
 
 
 def newcomer_share(raters: int) -> float:
-    """The largest share of a night that somebody unknown may carry, when so many people rate."""
+    """The largest share of a night that a newcomer may carry, given the number of people who rate."""
     return min(MOST, max(LEAST_SHARE, EQUAL_SHARES / max(raters, 1)))
 
 
 def of_raters(store: Database, users: Iterable[int]) -> tuple[Bounds, dict[int, float]]:
-    """The bounds for those who rate, and the weight of everybody's words before them, from 0 to 1."""
+    """The bounds for these raters, and each one's weight, from 0 to 1, before the bounds apply."""
     rows = {row["id"]: row for row in store.rows("SELECT id, name, role, kind FROM users")}
     said = {user: rows[user] for user in users if user in rows}
     people = {user for user, row in said.items() if is_person(row)}
@@ -82,17 +81,20 @@ def of_raters(store: Database, users: Iterable[int]) -> tuple[Bounds, dict[int, 
 
 
 def is_person(row: Mapping[str, Any]) -> bool:
-    """Whether a user's row is of somebody who rates here."""
+    """Whether a user's row is of a person who rates here, not an imported rater or a model."""
     return row["kind"] in ("person", "anonymous")
 
 
 def row_is_named(row: Mapping[str, Any]) -> bool:
-    """Whether an operator made this account a rater, or an operator."""
+    """Whether this account has the role of rater or operator."""
     return row["kind"] == "person" and row["role"] in ("rater", "operator")
 
 
 def _weight(user: int, bounds: Bounds, person: bool, known: Reliability | None, compared: Mapping[int, int]) -> float:
-    """From `PROBATION` up to what agreement gives, as others rate the same things; no machine goes beyond it."""
+    """A weight that rises from `PROBATION` to the reliability weight as others rate the same items.
+
+    Imported raters and models stay at `PROBATION` at most; raters named by an operator have their reliability weight.
+    """
     whole = known.weight if known else 1.0
     if not person:
         return min(PROBATION, whole)
@@ -103,10 +105,10 @@ def _weight(user: int, bounds: Bounds, person: bool, known: Reliability | None, 
 
 
 def compared_with(ratings: Sequence[Rating], named: frozenset[int]) -> dict[int, int]:
-    """How many of each person's ratings somebody established gave too.
+    """The number of each person's ratings on items that an established rater rated, too.
 
-    Established are those whom an operator named and, in turn, whoever has `NEW` ratings in common with the established.
-    Where none of the named shares a rating with anybody, everybody's word counts: there is nobody to begin with.
+    Established raters are those named by an operator and, recursively, people who share `NEW` rated items with them. If
+    none of the named raters shares an item with anybody, everybody is established, since there is nowhere to start.
     """
     people: dict[str, set[int]] = {}
     for each in ratings:
@@ -126,9 +128,9 @@ def compared_with(ratings: Sequence[Rating], named: frozenset[int]) -> dict[int,
 
 
 def surely_typical(known: Mapping[int, Reliability], compared: Mapping[int, int]) -> frozenset[int]:
-    """Those whose agreement, at the lower end of what it may be, is at least half of the typical rater's.
+    """The people whose agreement is, at its lower bound, at least half of the typical rater's.
 
-    That of the typical rater itself would be too much to ask: by definition half of all people agree less.
+    The typical rater's own agreement would be too strict: by definition half of all people agree less.
     """
     enough = [each for user, each in known.items() if compared.get(user, 0) >= TYPICAL_FROM]
     if not enough:
@@ -138,9 +140,9 @@ def surely_typical(known: Mapping[int, Reliability], compared: Mapping[int, int]
 
 
 def capped(sums: Mapping[int, float], bounds: Bounds) -> dict[int, float]:
-    """For each person, of whose words `sums` is the weight, a factor from 0 to 1 that keeps them within their bounds.
+    """A factor from 0 to 1 for each person that keeps them within their bounds; `sums` holds their total weights.
 
-    The largest total T with T = sum of min(own, max(share * T, kept * own)): who is within their share keeps all.
+    Finds the largest total T with T = sum of min(own, max(share * T, kept * own)); people within their share keep all.
     """
     carried: dict[int, float] = {}
     for user, own in sums.items():
@@ -158,9 +160,9 @@ def capped(sums: Mapping[int, float], bounds: Bounds) -> dict[int, float]:
 
 
 def within(examples: Examples, bounds: Bounds, weights: Mapping[int, float]) -> Examples:
-    """Examples of all kinds with the weight of who said so, everybody within their bounds; the greatest weight is 1.
+    """The examples with their raters' weights, everybody within their bounds, scaled so that the largest weight is 1.
 
-    Where all weigh the same, as long as nobody has been compared, nobody loses anything.
+    The scaling cancels equal weights, as when nobody has been compared with others yet.
     """
     sums: dict[int, float] = {}
     for each in examples:
@@ -171,5 +173,5 @@ def within(examples: Examples, bounds: Bounds, weights: Mapping[int, float]) -> 
 
 
 def bounded(store: Database, examples: Examples) -> Examples:
-    """Examples weighed by what is known now of those who gave them."""
+    """The examples with the weights and bounds that their raters have now."""
     return within(examples, *of_raters(store, {each.user for each in examples}))

@@ -1,4 +1,4 @@
-"""What of the examples counts: once each, the newer of two that contradict, not too many of one person."""
+"""Filtering of examples: no duplicates, the newer of two that contradict, not too many from one person."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from feedback.database.openings import BEGINNING
 if TYPE_CHECKING:
     from feedback.example_types import Example, Made
 
-PEOPLE = 5  # that rate, before one person's words are too many
-MOST_PROMPTS = 200  # of one person, once others rate too; near-duplicates count as one
+PEOPLE = 5  # the number of raters from which `MOST_PROMPTS` applies
+MOST_PROMPTS = 200  # per person; near-duplicates count as one
 
 
 def sift(made: Sequence[Made], left_out: Counter[str]) -> list[Example]:
-    """Examples without repetitions, contradictions and what is over a person's share, in order; counts those."""
+    """The examples in order without duplicates, contradictions and those over a rater's cap; counts these by reason."""
     newest: dict[Any, tuple[str, Any]] = {}
     for at, example in made:
         about, said = example.meaning()
@@ -36,7 +36,7 @@ def sift(made: Sequence[Made], left_out: Counter[str]) -> list[Example]:
 
 
 def within_share(examples: Sequence[Example], left_out: Counter[str]) -> list[Example]:
-    """Each person's newest `MOST_PROMPTS` prompts, once `PEOPLE` people rate."""
+    """The examples of each person's newest `MOST_PROMPTS` prompts, once `PEOPLE` people rate; all before that."""
     if len({each.user for each in examples}) < PEOPLE:
         return list(examples)
     prompts: dict[int, dict[str, None]] = {}
@@ -50,6 +50,6 @@ def within_share(examples: Sequence[Example], left_out: Counter[str]) -> list[Ex
 
 
 def prompt(example: Example) -> str:
-    """A prompt, or the long beginning of it: those that share one are near-duplicates."""
+    """The normalised beginning of an example's prompt; prompts that share it are near-duplicates."""
     said = " ".join(f"{each.role}: {each.content}" for each in example.messages)
     return " ".join(said.casefold().split())[:BEGINNING]

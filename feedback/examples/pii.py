@@ -1,8 +1,7 @@
-"""What tells who somebody is, taken out of texts on their way out: e-mail addresses, telephone numbers and the like.
+"""Masking of personal data in exports: e-mail addresses, telephone numbers and the like.
 
-Found by the package scrubadub, an optional extra, by patterns alone. It overlooks what no pattern tells, such as names:
-a masked file is safer, and not anonymous.
-Only exports are masked; the ledger keeps what people said.
+The package scrubadub, an optional extra, finds them by patterns alone. It misses what no pattern matches, such as
+names: a masked file is safer, but not anonymous. Only exports are masked; the ledger keeps what people said.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,11 +9,11 @@ from typing import Any
 
 from feedback.errors import Refused
 
-KEPT = ("id", "role", "from", "kind", "label", "choice", "rater", "at", "model", "message", "reasons")  # no prose
+KEPT = ("id", "role", "from", "kind", "label", "choice", "rater", "at", "model", "message", "reasons")  # not prose
 
 
 def masked(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows with every text masked. Raises `Refused` where the extra is not installed."""
+    """The rows with every text masked. Raises `Refused` if the extra is not installed."""
     try:
         import scrubadub
     except ImportError:

@@ -1,9 +1,10 @@
-"""Which feedback teaches and which judges: decided before anything is trained, and never again.
+"""The split of feedback into training, early stopping and held-out parts, fixed before anything is trained on it.
 
-- All conversations that open with the same words, or with the same long beginning, go the same way, for ever: what
-  judges an adapter was never taught, neither to it nor to one before it. Nobody outside can tell which (`openings`).
-- Once five people rate, a share of those who come is kept for judging with all they say, so that an adapter is also
-  judged by people whose taste it was not taught. What a person was first, they stay.
+- All conversations with the same opening (first words, or a long beginning) stay in the same part for ever, so what
+  judges an adapter was never taught to it or to an earlier one. Outsiders cannot tell which part that is (`openings`).
+- Once five people rate, a share of new raters is kept for judging with all their feedback, so that an adapter is also
+  judged by people whose taste it was not taught. Their feedback is held out whatever the conversation's part. This
+  decision never changes for a person.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ PARTS = ("training", "stopping", "held_out")
 
 @dataclass(frozen=True)
 class Split:
-    """One night's examples in three parts that share no conversation."""
+    """One night's examples in three parts; only feedback of `judges` may share a conversation with another part."""
 
     training: Examples
     stopping: Examples
@@ -29,14 +30,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Places:
-    """What decides where an example belongs, in one data folder; `judges` are the people who are kept for judging."""
+    """Everything that decides an example's part, in one data folder; `judges` are the people kept for judging."""
 
     secret: str
-    placed: Mapping[str, str] = field(default_factory=dict)  # opening, by its name -> part: without the secret
+    placed: Mapping[str, str] = field(default_factory=dict)  # name of an opening -> part, if placed before the secret
     judges: frozenset[int] = frozenset()
 
     def part_of(self, example: Example) -> str:
-        """ "training", "stopping" or "held_out"."""
+        """The part of an example: "training", "stopping" or "held_out"."""
         if example.user in self.judges:
             return "held_out"
         first = opening(example)
@@ -44,20 +45,20 @@ class Places:
 
 
 def places(store: Database, judges: frozenset[int] = frozenset()) -> Places:
-    """Where examples of this data folder belong."""
+    """The `Places` of this data folder."""
     placed = {row["opening"]: row["part"] for row in store.rows("SELECT opening, part FROM split_openings")}
     return Places(secret_of(store), placed, judges)
 
 
 def secret_of(store: Database) -> str:
-    """What keeps others from telling which way an opening goes."""
+    """The secret that keys the split, so that outsiders cannot tell which part an opening is in."""
     return str(store.rows("SELECT secret FROM split_secret")[0]["secret"])
 
 
 def split(examples: Examples, where: Places) -> Split:
-    """Examples by part. The same example goes the same way for ever.
+    """The examples by part, always the same part for the same example.
 
-    What was left out is counted with the training part.
+    The counts of what was left out go with the training part.
     """
     parts: dict[str, dict[str, Any]] = {name: {kind: [] for kind in KINDS} for name in PARTS}
     for kind in KINDS:
@@ -69,14 +70,14 @@ def split(examples: Examples, where: Places) -> Split:
 
 
 def opening(example: Example) -> str:
-    """How the conversation of an example opens."""
+    """The opening of an example's conversation."""
     return alike(next((each.content for each in example.messages if each.role == "user"), ""))
 
 
 def judges(store: Database, examples: Examples, settle: bool = False) -> frozenset[int]:
-    """The people who are kept for judging, among those who rate; with `settle`, newcomers are written down.
+    """The raters who are kept for judging; with `settle`, the decision for newcomers is recorded.
 
-    Until five people rate nobody is.
+    Nobody is kept for judging until five people rate.
     """
     raters = {each.user for each in examples.pairs} | {each.user for each in examples.thumbs}
     settled = {row["user"]: bool(row["held_out"]) for row in store.rows("SELECT user, held_out FROM split_people")}

@@ -1,5 +1,5 @@
-"""What people said in the formats of others: rows in, rows out, with a counted reason for every row left out.
+"""Import and export formats: rows in, rows out, with a counted reason for every row left out.
 
-Each format is one file in the folder of its family, and `registry` finds them. `base` has what they declare, `record`
-what a row can say, `files` how rows lie in files, `load` and `export` the ways to and from the ledger.
+Each format is one file in the folder of its family, and `registry` finds them. `base` defines what a format declares,
+`record` the helpers for rows, `files` the file types; `load` imports into the ledger, and `export` exports from it.
 """

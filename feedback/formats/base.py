@@ -1,4 +1,4 @@
-"""What a format declares: how its rows are told from others', read and written."""
+"""The declaration of a format: how its rows are recognized, read and written."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,24 +9,24 @@ from feedback.formats.record import Record
 Reader = Callable[[dict[str, Any]], Record]
 Writer = Callable[[Record, int], dict[str, Any]]
 COMPARED = frozenset({"comparison", "ranked pair", "corrected pair"})
-EVERYTHING = frozenset({"everything"})  # a format that holds every kind there is
+EVERYTHING = frozenset({"everything"})  # for a format that holds every kind of feedback
 
 
 def is_given(value: Any) -> bool:
-    """Whether there is a value at all."""
+    """Whether a value is present."""
     return value is not None
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is one text, rather than turns."""
+    """Whether a value is one text rather than a list of turns."""
     return isinstance(value, str)
 
 
 @dataclass(frozen=True)
 class Row:
-    """The evidence that a row is in a format, as names of fields with spaces between them.
+    """The pattern of a format's rows; names of fields are separated by spaces.
 
-    A row has all of `fields`, perhaps some of `perhaps`, none of `without`, and values for which `where` holds.
+    A row has all of `fields`, perhaps some of `perhaps`, none of `without`, and values that meet `where`.
     """
 
     fields: str
@@ -35,7 +35,7 @@ class Row:
     where: Mapping[str, Callable[[Any], bool]] = field(default_factory=dict)
 
     def evidence(self, raw: Mapping[str, Any]) -> int:
-        """How much of a row this accounts for: its fields and conditions that are met; 0 where it is another's."""
+        """The number of fields and conditions that a row matches; 0 if the pattern does not fit."""
         fields = self.fields.split()
         if not raw.keys() >= set(fields) or any(raw.get(name) is not None for name in self.without.split()):
             return 0
@@ -46,15 +46,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of file. `kinds` are what of the ledger it holds (or `EVERYTHING`); without `write` it is only read."""
+    """One format. `kinds` are the kinds of feedback it holds, or `EVERYTHING`; without `write` it is import-only."""
 
     name: str
     words: str
-    rows: tuple[Row, ...]  # it is enough to look like one of these
+    rows: tuple[Row, ...]  # a row need match only one
     read: Reader
     write: Writer | None = None
     kinds: frozenset[str] = frozenset()
 
     def evidence(self, raw: Mapping[str, Any]) -> int:
-        """How much of a row its own rows account for; 0 where it is none of them."""
+        """The evidence of the pattern that fits a row best; 0 if none fits."""
         return max(each.evidence(raw) for each in self.rows)

@@ -1,7 +1,7 @@
-"""From the ledger into a file of any format: what stands and may teach, or all that one person said.
+"""Export from the ledger to a file of any format: the current feedback that may be used, or all of one person's.
 
-Every rater is a number, so that a file does not tell who they are. Rows come in the order of the ledger, a few hundred
-in memory at a time; what a format cannot say is counted.
+People appear as numbers, so that a file does not tell who they are; imported raters keep the name in their file. Rows
+come kind by kind, each in ledger order, at most `AT_ONCE` in memory. What a format cannot express is counted.
 """
 
 import itertools
@@ -22,17 +22,17 @@ from feedback.kinds.base import Kind, ReplyInContext, Row, spoken
 from feedback.records import adapters
 from feedback.upkeep import privacy
 
-AT_ONCE = 2000  # rows of a table whose texts are in memory
+AT_ONCE = 2000  # rows of a table whose texts are in memory at a time
 
 
 def rows(store: Database, form: Format, left_out: Counter[str], of: User | None = None) -> Iterator[dict[str, Any]]:
-    """Every row that a format can hold. Counts what is left out.
+    """Every row that a format can hold. Counts what is left out, by reason.
 
-    With `of` what this person said, whether they let it be used or not; of others' conversations only where those do.
+    With `of`, this person's feedback whether they consent or not, but on others' conversations only if the owners do.
     """
     assert form.write is not None, f"{form.name} is for import only"
     number = 0
-    numbers: dict[str, str] = {}  # of messages and replies, by their ids, in the order in which they come up
+    numbers: dict[str, str] = {}  # id of a message or reply -> number, in order of appearance
     for row in said(store, form, left_out, of):
         if form.name == "nightschool":
             row = _numbered(row, numbers)
@@ -55,7 +55,7 @@ def export_file(
     change: Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]] = iter,
     licence: str = "other",
 ) -> int:
-    """Write rows, `change`d, to a file or (a name without an ending) a new folder, and who had them; how many."""
+    """Write rows, after `change`, to a file or (name without suffix) a new folder; audit it and return their number."""
     found = change(rows(store, form, left_out, of))
     if out.suffix:
         count = files.write(out, found)
@@ -68,13 +68,13 @@ def export_file(
 
 
 def export_own(store: Database, out: Path, of: User, by: int | None = None) -> None:
-    """Write all that is kept of one person, and who had it. Raises `Refused`."""
+    """Write all data of one person to a file, and audit it. Raises `Refused`."""
     files.write_document(out, privacy.own_data(store, of))
     adapters.audit(store, by, "export to", str(out), {"format": "own", "of": f"user {of.id}"})
 
 
 def _numbered(row: Record, numbers: dict[str, str]) -> Record:
-    """A row whose ids are numbers: the same for the same ledger, wherever it is kept."""
+    """A row with numbers for ids, so that the same ledger exports the same file anywhere."""
 
     def number(of: str) -> str:
         return numbers.setdefault(of, str(len(numbers) + 1))
@@ -84,7 +84,7 @@ def _numbered(row: Record, numbers: dict[str, str]) -> Record:
 
 
 def said(store: Database, form: Format, left_out: Counter[str], of: User | None) -> Iterator[Record]:
-    """What stands, one thing said at a time, as far as a format holds its kind."""
+    """The current feedback of the kinds that a format holds, one annotation per record."""
     here = current.position(store)
     raters = {row["id"]: row for row in store.rows("SELECT id, name, kind FROM users")}
     holds = {kind.name for kind in spoken()} if form.kinds == EVERYTHING else form.kinds
@@ -109,26 +109,26 @@ def said(store: Database, form: Format, left_out: Counter[str], of: User | None)
 
 
 def _why_not(kind: Kind, row: Row, of: User | None) -> str:
-    """Why a row may not be written, in words; empty if it may."""
+    """The reason that a row may not be exported; empty if it may."""
     if not (row["usable"] or (of and (row["shared"] or row["owner"] == of.id))):
         return "no consent"
     return "taken back" if kind.is_taken_back(row) else ""
 
 
 def held_as(kind: Kind) -> set[str]:
-    """What a format may hold of a kind: itself, or what can be made of it."""
+    """The names under which a format may hold a kind: its own, and those of what it can be converted to."""
     return {kind.name, *kind.instead}
 
 
 def _rater(user: dict[str, Any]) -> str:
-    """A rater's name in a file: that of the file they came from, or a number."""
+    """A rater's name in an export: an imported rater's original name, or a number."""
     if user["kind"] == "imported":
         return str(user["name"]).partition(": ")[2]
     return f"rater-{user['id']}"
 
 
 def _extras(store: Database, form: Format, conversations: set[str]) -> dict[str, dict[str, Any]]:
-    """What imported rows held beside: in the format that they came in, or their origin in the ledger's own."""
+    """Extra fields of imported rows, by conversation: those of the same format, and in the ledger's own the origin."""
     sql = """SELECT r.conversation, r.extra, i.format, i.source, i.licence, i.name FROM json_each(?) j
         JOIN imported_rows r ON r.conversation = j.value JOIN imports i ON i.id = r.import"""
     found = {}
@@ -141,14 +141,14 @@ def _extras(store: Database, form: Format, conversations: set[str]) -> dict[str,
 
 
 def _record(kind: Kind, row: Row, told: Sequence[ReplyInContext], rater: str) -> Record:
-    """A row of the ledger as what one rater said of its replies."""
+    """A row of the ledger as a record with one annotation."""
     said = Annotation(kind.name, tuple(range(len(told))), rater, row["at"], **kind.says(row))
     replies = tuple(Reply(each.text, each.model, each.id) for each in told)
     return Record(told[0].messages, replies, (said,), message=told[0].parent)
 
 
 def _as_held(kind: Kind, whole: Record, holds: Set[str]) -> Iterator[Record]:
-    """A record as the kind itself where a format holds it, else as the first thing that it holds instead."""
+    """A record unchanged if the format holds its kind, else converted to the first alternative that it holds."""
     if kind.name in holds:
         yield whole
     else:

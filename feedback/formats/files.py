@@ -1,6 +1,6 @@
-"""How rows lie in files: JSON Lines, a JSON array, CSV, Parquet, or a folder that `datasets` loads.
+"""Reading and writing rows as JSON Lines, a JSON array, CSV, Parquet, or a folder that `datasets` loads.
 
-Rows are read and written one after another. Parquet is read and written by pyarrow, an optional extra.
+Rows are streamed, except that a JSON array is read whole. Parquet needs pyarrow, an optional extra.
 """
 
 import csv
@@ -16,13 +16,13 @@ from feedback import atomic
 from feedback.errors import NotFound, Refused
 
 AT_ONCE = 2000  # rows of a Parquet row group
-ROWS_READ = 64  # of a Parquet file at a time
+ROWS_READ = 64  # rows of a Parquet file read at a time
 LONGEST_FIELD = 10_000_000  # characters of a CSV field
 LONGEST_LINE = 64_000_000  # characters
 LARGEST_ARRAY = 512 << 20  # bytes of a JSON array, which is read whole
-MOST_BYTES = 256 << 20  # that a column of a Parquet row group, or some rows, may unpack to
-MOST_VALUES = 20_000_000  # of a column of a Parquet row group
-ENCODER = json.JSONEncoder(ensure_ascii=False)  # one for all rows: to make one costs as much as a row
+MOST_BYTES = 256 << 20  # limit for a column of a Parquet row group, or a batch of rows, once unpacked
+MOST_VALUES = 20_000_000  # limit for a column of a Parquet row group
+ENCODER = json.JSONEncoder(ensure_ascii=False)  # shared, since making one costs as much as encoding a row
 CARD = """---
 license: {licence}
 configs:
@@ -38,7 +38,7 @@ configs:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, or of a folder that was written here. Raises `NotFound` or `Refused`, naming the line."""
+    """The rows of a file, or of a folder that `write_folder` made. Raises `NotFound`, or `Refused` naming the line."""
     if path.is_dir():
         path = path / "train.jsonl"
     if not path.is_file():
@@ -63,7 +63,7 @@ def _lines(path: Path) -> Iterator[Any]:
 
 
 def _short_lines(path: Path, file: TextIO) -> Iterator[str]:
-    """The lines of a file, each of which memory has room for. Raises `Refused`."""
+    """The lines of a file. Raises `Refused` on one longer than `LONGEST_LINE`."""
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
@@ -83,7 +83,7 @@ def _array(path: Path) -> Iterator[Any]:
 
 
 def _parsed(text: str, where: str) -> Any:
-    """A JSON value, whose numbers are all finite. Raises `Refused`, saying where it is not."""
+    """A JSON value with finite numbers only. Raises `Refused`, naming the place, if it is not valid."""
     try:
         return json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except RecursionError:
@@ -119,7 +119,7 @@ def _parquet(path: Path) -> Iterator[Any]:
     try:
         with arrow.parquet.ParquetFile(path) as file:
             texts = list(_bounded_columns(path, file.metadata))
-        # A word that thousands of rows share takes up its own length here, and not thousands of times that.
+        # As a dictionary, a text that thousands of rows share is in memory once.
         with arrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
             for batch in file.iter_batches(ROWS_READ):
                 if batch.nbytes > MOST_BYTES:
@@ -132,7 +132,7 @@ def _parquet(path: Path) -> Iterator[Any]:
 
 
 def _bounded_columns(path: Path, metadata: Any) -> Iterator[str]:
-    """The columns of text. Raises `Refused` where a column unpacks to more than memory should have to hold."""
+    """The paths of text columns. Raises `Refused` if any column would unpack to more than fits in memory."""
     for group in range(metadata.num_row_groups):
         for at in range(metadata.num_columns):
             column = metadata.row_group(group).column(at)
@@ -145,7 +145,7 @@ def _bounded_columns(path: Path, metadata: Any) -> Iterator[str]:
 
 
 def _with_finite(value: Any, path: Path) -> Any:
-    """The same value. Raises `Refused` on a number in it that is not finite."""
+    """The same value. Raises `Refused` if it contains a number that is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         raise Refused(f"{path.name} has a number that is not finite")
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -163,14 +163,14 @@ def _pyarrow() -> Any:
 
 
 def _without_nothing(value: Any) -> Any:
-    """Parquet gives every row every field; those that a row did not have come back as None."""
+    """A value without None fields: Parquet gives every row every field, and None for those that it lacked."""
     if isinstance(value, dict):
         return {name: _without_nothing(each) for name, each in value.items() if each is not None}
     return [_without_nothing(each) for each in value] if isinstance(value, list) else value
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows to a file of this name, which appears whole or not at all; how many there were."""
+    """Write rows to a file, which appears complete or not at all; return their number. Raises `Refused`."""
     writers = {".jsonl": _write_lines, ".json": _write_array, ".csv": _write_columns, ".parquet": _write_parquet}
     if path.suffix not in writers:
         raise Refused(f"{path.name} ends in none of {', '.join(writers)}")
@@ -183,7 +183,7 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def write_document(path: Path, facts: Any) -> None:
-    """Write one JSON document, which appears whole or not at all. Raises `Refused`."""
+    """Write one JSON document, which appears complete or not at all. Raises `Refused`."""
     try:
         with atomic.file(path) as making:
             making.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -192,7 +192,7 @@ def write_document(path: Path, facts: Any) -> None:
 
 
 def as_line(row: dict[str, Any]) -> str:
-    """A row as one line of JSON, ending it."""
+    """A row as one line of JSON, with its newline."""
     return ENCODER.encode(row) + "\n"
 
 
@@ -233,7 +233,7 @@ def _write_columns(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     arrow = _pyarrow()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        spool = Path(folder) / "rows.jsonl"  # read twice: the columns are known after the last row
+        spool = Path(folder) / "rows.jsonl"  # read twice, because the columns are known only after the last row
         count = _write_lines(spool, rows)
         names = list(dict.fromkeys(name for row in _lines(spool) for name in row))
         tables = [arrow.Table.from_pylist(_with_all(some, names)).schema for some in _groups(spool)]
@@ -245,7 +245,7 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def _with_all(rows: list[Any], names: list[str]) -> list[Any]:
-    """Rows that all have all fields: what columns there are is told by the first."""
+    """The rows with every field in each, because pyarrow takes the columns from the first row."""
     return [{name: row.get(name) for name in names} for row in rows]
 
 
@@ -256,7 +256,10 @@ def _groups(path: Path) -> Iterator[list[Any]]:
 
 
 def write_folder(path: Path, rows: Iterable[dict[str, Any]], card: dict[str, Any]) -> int:
-    """A new folder that `datasets.load_dataset` loads, with a card. Raises `Refused` where there is something."""
+    """Write a new folder, with a card, that `datasets.load_dataset` loads; return the number of rows.
+
+    Raises `Refused` if the path exists or cannot be written.
+    """
     from feedback.upkeep.backup import facts
 
     if path.exists():

@@ -1,8 +1,8 @@
-"""From a file of any format into the ledger.
+"""Import of a file of any format into the ledger.
 
-Imported rows keep their file, source and licence, and are told from what people said here for ever: their
-conversations have the source "import", and their raters are people of the kind "imported" who never log in. The whole
-file is read before the first row is kept. An import that was killed goes on where it was.
+Imported rows keep their file, source and licence, and stay distinguishable from local feedback: their conversations
+have the source "import", and their raters are users of the kind "imported", who never log in. The whole file is checked
+before the first row is kept. An import that was killed resumes where it stopped.
 """
 
 import json
@@ -25,13 +25,13 @@ from feedback.kinds.vote import REASONS
 from feedback.records import adapters
 from feedback.upkeep.backup import facts
 
-AT_ONCE = 200  # rows of one transaction
+AT_ONCE = 200  # rows per transaction
 TEXTS = ("words", "text")
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of a file: its rows that were kept, and those that were not, by reason."""
+    """The result of an import: the number of rows kept, and of those left out by reason."""
 
     format: str
     kept: int
@@ -40,14 +40,14 @@ class Imported:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a file's own ids stand for in the ledger: raters, messages (with their conversations), replies."""
+    """The ledger's ids for a file's own: raters, messages (conversation and message), replies."""
 
     raters: dict[str, int] = field(default_factory=dict)
     messages: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     replies: dict[str, str] = field(default_factory=dict)
 
 
-Watch = Callable[[Iterator[Any], str], Iterator[Any]]  # shows how far it is
+Watch = Callable[[Iterator[Any], str], Iterator[Any]]  # wraps an iterator to show progress
 
 
 def import_file(
@@ -59,9 +59,9 @@ def import_file(
     watch: Watch = lambda rows, _: rows,
     by: int | None = None,
 ) -> Imported:
-    """Keep every row of a file that can be kept; `name` is that of its format, empty to tell it by the first row.
+    """Import every valid row of a file; `name` is that of its format, empty to recognize it by the first row.
 
-    Raises `Refused` on a file that cannot be read or is of no known format, `Conflict` on one that was imported.
+    Raises `Refused` on a file that cannot be read or is in no known format, `Conflict` on one imported before.
     """
     form, left_out, kept = _looked_over(path, name, watch)
     result = Imported(form.name, kept, dict(sorted(left_out.items())))
@@ -83,7 +83,7 @@ def import_file(
 
 
 def _looked_over(path: Path, name: str, watch: Watch) -> tuple[Format, Counter[str], int]:
-    """The whole file read once, and nothing kept."""
+    """Read the whole file without keeping anything; return its format, reasons for left-out rows, and valid rows."""
     form = format_named(name) if name else None
     left_out: Counter[str] = Counter()
     kept = 0
@@ -105,7 +105,7 @@ def _parsed(raws: Iterator[dict[str, Any]], form: Format) -> Iterator[tuple[int,
 
 
 def _row_or_reason(raw: dict[str, Any], form: Format) -> Record | str:
-    """A row, or why it cannot be kept."""
+    """The row as a record, or the reason that it cannot be kept."""
     try:
         row = form.read(raw)
         for said in row.said:
@@ -127,7 +127,7 @@ def _row_or_reason(raw: dict[str, Any], form: Format) -> Record | str:
 
 
 def _require_possible(said: Annotation) -> None:
-    """Raises `Dropped` on what nobody could have said here."""
+    """Raises `Dropped` on an annotation that the ledger cannot hold."""
     kind = named(said.kind)
     if kind is None or kind.trace or not kind.possible(said) or len(set(said.of)) != len(said.of):
         raise Dropped("it says what cannot be said here")
@@ -136,7 +136,7 @@ def _require_possible(said: Annotation) -> None:
 
 
 def _begun(store: Database, given: dict[str, Any], by: int | None) -> tuple[int, int]:
-    """The import's number, and the first row that is not kept yet."""
+    """Start or resume an import; return its number and its first row that is not kept yet. Raises `Conflict`."""
     with store.transaction():
         before = store.row("SELECT id, ended_at FROM imports WHERE sha256 = ? ORDER BY id DESC", given["sha256"])
         if not (before and before["ended_at"]):
@@ -151,7 +151,7 @@ def _begun(store: Database, given: dict[str, Any], by: int | None) -> tuple[int,
 
 
 def _rater(store: Database, number: int, said: str, known: dict[str, int]) -> int:
-    """The person that stands for a rater of a file; made on first sight."""
+    """The id of the user for a file's rater, created if missing."""
     if said not in known:
         name = f"import {number}: {said}" if said else f"import {number}"
         row = store.row("SELECT id FROM users WHERE name = ?", name)
@@ -210,7 +210,7 @@ def _message(
 
 
 def saying_of(said: Annotation, parent: str | None, replies: list[str]) -> tuple[str, dict[str, Any]]:
-    """The table that something said belongs to, and its row there."""
+    """The table for an annotation, and its row there."""
     kind = named(said.kind)
     assert kind is not None, "what cannot be said was left out before"
     row = kind.row(said, parent, [replies[each] for each in said.of])

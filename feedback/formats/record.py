@@ -1,4 +1,4 @@
-"""What formats read and write rows with: turns, texts, and why a row cannot be kept."""
+"""Helpers for formats: turns, texts, and the exception for a row that cannot be kept."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ ROLES = {
 
 
 class Dropped(Exception):
-    """A row that cannot be kept; the message is the reason, the same for all rows of its kind."""
+    """A row that cannot be kept; the message is the reason, in the same words for all such rows."""
 
 
 CHOSEN_FIRST = (Annotation("comparison", (0, 1), choice="left"),)
@@ -30,12 +30,12 @@ MODEL_ANSWER = (Annotation("label", (0,), label=DEMONSTRATION),)
 
 
 def rest(raw: dict[str, Any], *known: str) -> dict[str, Any]:
-    """What a row holds beside the fields that its format gives a meaning."""
+    """The fields of a row other than the `known` ones."""
     return {name: value for name, value in raw.items() if name not in known}
 
 
 def text(value: Any) -> str:
-    """A reply's text. Raises `Dropped` on what is none."""
+    """A reply's text. Raises `Dropped` if it is empty or not text."""
     if isinstance(value, dict):
         value = value.get("content")
     if isinstance(value, list) and len(value) == 1:
@@ -48,7 +48,7 @@ def text(value: Any) -> str:
 
 
 def messages(value: Any) -> tuple[Message, ...]:
-    """A conversation that ends with its person's turn. Raises `Dropped`."""
+    """A conversation that ends with a user's turn. Raises `Dropped` on any other."""
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     turns = turns_of(value)
@@ -58,7 +58,7 @@ def messages(value: Any) -> tuple[Message, ...]:
 
 
 def turns_of(value: Any) -> tuple[Message, ...]:
-    """Turns as OpenAI's or ShareGPT's clients write them. Raises `Dropped`."""
+    """The turns of a conversation in the style of OpenAI or ShareGPT. Raises `Dropped` on anything else."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise Dropped("the conversation is no list of turns")
     turns = []
@@ -76,12 +76,12 @@ def turns_of(value: Any) -> tuple[Message, ...]:
 
 
 def as_turns(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """A conversation as most formats write it."""
+    """A conversation as a list of {role, content}, as most formats write it."""
     return [{"role": each.role, "content": each.content} for each in messages]
 
 
 def decided(row: Record) -> tuple[Reply, Reply]:
-    """The preferred and the other reply of a comparison. Raises `Dropped` where none was preferred."""
+    """The preferred and the other reply of a comparison. Raises `Dropped` if neither was preferred."""
     (said,) = row.said
     left, right = (row.replies[number] for number in said.of)
     if said.choice not in ("left", "right"):
@@ -90,7 +90,7 @@ def decided(row: Record) -> tuple[Reply, Reply]:
 
 
 def shared(first: tuple[Message, ...], second: tuple[Message, ...]) -> int:
-    """How many turns two conversations begin with in common."""
+    """The number of turns at the start that two conversations share."""
     same = 0
     while same < min(len(first), len(second)) and first[same] == second[same]:
         same += 1
@@ -98,12 +98,12 @@ def shared(first: tuple[Message, ...], second: tuple[Message, ...]) -> int:
 
 
 def demonstration(turns: tuple[Message, ...], extra: dict[str, Any]) -> Record:
-    """A conversation whose last reply is as it should be. Raises `Dropped`."""
+    """A record of a conversation whose last turn is a model answer. Raises `Dropped` if that is not a reply."""
     if not turns or turns[-1].role != "assistant":
         raise Dropped("the conversation does not end with a reply")
     return Record(messages(as_turns(turns[:-1])), (Reply(text(turns[-1].content)),), MODEL_ANSWER, extra)
 
 
 def whole(row: Record) -> tuple[Message, ...]:
-    """A conversation with the reply that it should have."""
+    """A conversation followed by its first reply."""
     return (*row.messages, Message("assistant", row.replies[0].text))

@@ -1,6 +1,6 @@
-"""The formats there are, and how to tell which one a row is in.
+"""The registry of formats, and the recognition of a row's format.
 
-Each stands in a file of its own, in the folders beside this one; a program that brings its own calls `register`.
+Each format has its own file, in the folders beside this one; a plug-in with its own format calls `register`.
 """
 
 import pkgutil
@@ -15,14 +15,14 @@ FORMATS: dict[str, Format] = {}
 
 
 def register(added: Format) -> None:
-    """Let a format be read, written and told by its rows. Raises `ValueError` where its name is taken."""
+    """Add a format. Raises `ValueError` on a name in use."""
     if added.name in FORMATS:
         raise ValueError(f"there is a format {added.name!r} already")
     FORMATS[added.name] = added
 
 
 def _register_ours() -> None:
-    """Every module in a folder of this package declares one format."""
+    """Register the one format that each module in a folder of this package declares."""
     for family in pkgutil.iter_modules(formats.__path__, f"{formats.__name__}."):
         if family.ispkg:
             for each in pkgutil.iter_modules(import_module(family.name).__path__, f"{family.name}."):
@@ -38,14 +38,14 @@ def writable() -> tuple[str, ...]:
 
 
 def format_named(name: str) -> Format:
-    """Raises `Refused` on an unknown name."""
+    """The format of this name. Raises `Refused` on an unknown one."""
     if name not in FORMATS:
         raise Refused(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
 def format_of(raw: dict[str, Any]) -> Format:
-    """The format that accounts for most of a row. Raises `Refused` where none does, or two do equally well."""
+    """The format with the most evidence for a row. Raises `Refused` if there is none, or two have the most."""
     found = {name: each.evidence(raw) for name, each in FORMATS.items()}
     most = max(found.values())
     best = sorted(name for name, evidence in found.items() if evidence == most)

@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-FIRST = ("vote", "comparison", "ranking", "correction", "critique", "label", "signal")  # the order of every list; other kinds follow
+FIRST = ("vote", "comparison", "ranking", "correction", "critique", "label", "signal")  # first in lists
 
 for _name in dict.fromkeys((*FIRST, *sorted(each.name for each in iter_modules(__path__)))):
     import_module(f"{__name__}.{_name}")

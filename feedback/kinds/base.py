@@ -62,9 +62,7 @@ class Kind:
     name: str  # in annotations and files: "thumb"
     help: str  # one sentence for the sender
     body: type[Body]
-    write: Callable[
-        ..., int
-    ]  # (store, user, body's fields) -> row id. Raises `Refused`, `NotFound`
+    write: Callable[..., int]  # (store, user, body's fields) -> row id. Raises `Refused`, `NotFound`
 
     # The target of a row, and how the rows about a reply are found, as columns and SQL
     thing: tuple[str, ...] = ("reply",)
@@ -87,7 +85,7 @@ class Kind:
 
     # How it is exported and imported
     says: Callable[[Row], dict[str, Any]] = lambda row: {}  # the fields of the row's annotation
-    possible: Callable[[Annotation], bool] = lambda said: len(said.of) == 1  # whether an annotation is valid for this kind
+    possible: Callable[[Annotation], bool] = lambda said: len(said.of) == 1  # whether this kind can hold it
     row: Callable[[Annotation, str | None, list[str]], Row] = lambda said, parent, replies: {"reply": replies[0]}
     instead: Mapping[str, Callable[[Record], Iterator[Record]]] = field(default_factory=dict)
     """What formats that do not hold the kind itself may hold of it: "ranked pair" and the like -> its records."""

@@ -54,7 +54,7 @@ def rows(
 
 
 def with_whose(kind: Kind) -> str:
-    """SQL that joins to the rows t of a kind their user (u), the message they are about (m) and its conversation (c)."""
+    """SQL: joins to a kind's rows t their user (u), the message they are about (m) and its conversation (c)."""
     return f"""JOIN users u ON u.id = t.user JOIN messages m ON m.id = t.{kind.about}
         JOIN conversations c ON c.id = m.conversation"""
 

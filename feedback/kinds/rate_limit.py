@@ -17,7 +17,7 @@ HOUR_S = 3600
 
 
 def require_pace(store: Database, user: User) -> None:
-    """Raises `TooOften` if this person has reached the hourly limit. Call it inside the write that adds the feedback."""
+    """Raises `TooOften` if this person has reached the hourly limit. Call inside the write that adds the feedback."""
     most = settings.setting(store, "feedback_per_hour")
     if not most or (user.name == users.OWNER and not users.has_accounts(store)):
         return

@@ -57,7 +57,7 @@ class Question:
 
 
 def next_question(store: Database, user: User, chance: random.Random | None = None) -> Question | None:
-    """The question to ask this person now: the one still open, else a new one, which is recorded; None if there is none.
+    """The question to ask this person now: the one still open, else a new, recorded one; None if there is none.
 
     An item is asked about until the number of people in the setting `raters_per_question` have answered.
     """

@@ -98,7 +98,7 @@ def reliabilities(ratings: Iterable[Rating]) -> list[Reliability]:
     known = count >= NEW
     typical = max(float(np.median(score[known])), 0.05) if known.any() else 0.5
     spread = max(float(np.var(score[known])), 0.01) if known.sum() > 2 else 0.04
-    noise = (1 - np.clip(score, -0.95, 0.95) ** 2) ** 2 / np.maximum(count - 1, 0.5)  # sampling variance of a correlation
+    noise = (1 - np.clip(score, -0.95, 0.95) ** 2) ** 2 / np.maximum(count - 1, 0.5)  # variance of a correlation
     mean = (spread * score + noise * typical) / (spread + noise)
     deviation = np.sqrt(spread * noise / (spread + noise))
     weight = np.clip(mean / typical, LEAST, 1.0)

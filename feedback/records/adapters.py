@@ -22,7 +22,7 @@ from feedback.records import nights
 BASE = "base"  # as an adapter's name
 ANYTHING = "anything"  # as `instead_of`: whichever adapter serves
 TERMINAL = "terminal"  # key in an audit entry's detail: the operating-system account that typed the command
-KEPT = "kept, because "  # begins the reason of a promotion that restores the old adapter because the new one could not serve
+KEPT = "kept, because "  # begins the reason of a promotion that undoes one whose adapter could not serve
 
 _typed_by: ContextVar[str] = ContextVar("typed_by", default="")
 

@@ -41,7 +41,7 @@ class Night:
 
 
 def start_night(store: Database, method: str, settings: dict[str, Any], pid: int, started_at: str | None = None) -> int:
-    """Add a running night and return its id; `started_at` must precede its reading of feedback, so that none is missed."""
+    """Add a running night and return its id; `started_at` must precede its reading of feedback, or some is missed."""
     row = {"state": RUNNING, "pid": pid, "method": method, "settings": settings}
     return store.insert("nights", row | {"started_at": started_at or now(), "beat_at": now()})
 
@@ -92,7 +92,7 @@ def end_night(
 
 
 def add_step(store: Database, night_id: int, step: int, metrics: dict[str, float], **changes: Any) -> None:
-    """Record an optimiser step's metrics and the night's progress; a step repeated after a resume replaces the first."""
+    """Record an optimiser step's metrics and the night's progress; a step repeated after a resume replaces it."""
     with store.transaction() as db:
         sql = "INSERT OR REPLACE INTO night_steps (night, step, metrics, at) VALUES (?, ?, ?, ?)"
         db.conn.execute(sql, (night_id, step, json.dumps(metrics), now()))
@@ -100,7 +100,7 @@ def add_step(store: Database, night_id: int, step: int, metrics: dict[str, float
 
 
 def night_steps(store: Database, night_id: int, most: int | None = None) -> list[dict[str, Any]]:
-    """The metrics of each step so far, in order: {"step": 1, "loss": ..., ...}, evenly thinned to about `most` steps."""
+    """The metrics of each step so far, in order: {"step": 1, "loss": ..., ...}, evenly thinned to about `most`."""
     newest = store.row("SELECT coalesce(max(step), 0) AS step FROM night_steps WHERE night = ?", night_id)
     every = 1 + newest["step"] // most if most and newest else 1
     sql = """SELECT step, metrics FROM night_steps WHERE night = ?

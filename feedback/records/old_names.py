@@ -26,7 +26,7 @@ SETTINGS = {
     "minibatches": "num_minibatches",
     "ptx": "ptx_coef",
 }
-NOW_MEANT: dict[str, Callable[[Any], Any]] = {"missing_end": lambda score: -score}  # it was a score to add, and is now a penalty to subtract
+NOW_MEANT: dict[str, Callable[[Any], Any]] = {"missing_end": lambda score: -score}  # was added, now subtracted
 METRICS = {
     "margin": "rewards/margins",
     "accuracy": "rewards/accuracies",

@@ -1,1 +1,1 @@
-"""What keeps a ledger in order: privacy, backup, health, and when nights are due."""
+"""Upkeep of the ledger: privacy, backup, health checks, and the schedule of nights."""

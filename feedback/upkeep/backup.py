@@ -1,8 +1,8 @@
-"""A copy of everything that was said and learned, made while chats go on, and put back.
+"""Backup of the database and the adapters while chats go on, and restore of a backup.
 
-A backup is a folder: the database as it was at one moment, every adapter it announces, and `backup.json` with the size
-and SHA-256 of each file. It appears under its name whole and checked, or not at all.
-When backups are made is for the operator's own clock.
+A backup is a folder: the database at one moment, every adapter it announces, the secret that signs sessions, and
+`backup.json` with the size and SHA-256 of each file. It appears under its name complete and checked, or not at all.
+Nothing here runs on a schedule; the operator decides when to back up.
 """
 
 import hashlib
@@ -20,31 +20,31 @@ from feedback.errors import Conflict, NotFound, Refused, Unavailable
 from feedback.records import adapters
 
 DATABASE, MANIFEST, SECRET, ADAPTERS = "nightschool.db", "backup.json", "secret", "adapters"
-ROOM = 1.1  # of the size of what is copied, that the disk must have
+ROOM = 1.1  # free space required, as a multiple of the size to copy
 
 
 class Damaged(Refused):
-    """A backup that does not hold what it should; nothing was changed."""
+    """A backup or a database is damaged; nothing was changed."""
 
 
 @dataclass(frozen=True)
 class Backup:
-    """What a backup folder holds. `files` maps each path in it to its size in bytes and its SHA-256."""
+    """The contents of a backup folder. `files` maps each path in it to its size in bytes and its SHA-256."""
 
     made_at: str
     files: dict[str, tuple[int, str]]
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """The total size in bytes."""
         return sum(size for size, _ in self.files.values())
 
 
 def back_up(store: Database, where: Path, by: int | None = None) -> Backup:
     """Copy everything into the new folder `where`, while others read and write.
 
-    Raises `Conflict` where something is there already, `Unavailable` where there is no room, `Damaged` where the
-    database itself is.
+    Raises `Conflict` if `where` exists, `Unavailable` if there is no room or it cannot be written, and `Damaged` if
+    the database is damaged.
     """
     if where.exists():
         raise Conflict(f"there is already something at {where}; name a new folder")
@@ -54,11 +54,11 @@ def back_up(store: Database, where: Path, by: int | None = None) -> Backup:
             copy_database(store, making / DATABASE)
             require_sound(making / DATABASE)
             for name in announced(making / DATABASE):
-                if (folder := store.data / ADAPTERS / name).is_dir():  # `health` tells of those that are not
+                if (folder := store.data / ADAPTERS / name).is_dir():  # `health` reports missing folders
                     shutil.copytree(folder, making / ADAPTERS / name)
-            if (store.data / SECRET).is_file():  # so that who is logged in stays so
+            if (store.data / SECRET).is_file():  # so that logged-in people stay logged in
                 shutil.copy2(store.data / SECRET, making / SECRET)
-            private_files.close([making])  # copies are as open as what they are copied from
+            private_files.close([making])  # copies inherit the permissions of their originals
             made = Backup(now(), {str(each.relative_to(making)): facts(each) for each in files_in(making)})
             (making / MANIFEST).touch(mode=0o600)
             (making / MANIFEST).write_text(json.dumps(asdict(made), indent=1))
@@ -69,10 +69,10 @@ def back_up(store: Database, where: Path, by: int | None = None) -> Backup:
 
 
 def restore(backup: Path, data: Path, replace: bool = False) -> Path | None:
-    """Put a backup's contents into the data folder `data`, which nothing may be using; where the old contents went.
+    """Restore a backup into `data`, which nothing may be using; return the folder that old contents moved to, if any.
 
-    Raises `NotFound` or `Damaged` on what is no whole backup, `Conflict` where there is data already and it is not to
-    be replaced, or is in use.
+    Raises `NotFound` or `Damaged` if the backup is not complete, `Conflict` if there is data already that is in use or
+    that `replace` does not allow to replace, and `Unavailable` if files cannot be written.
     """
     made = verified(backup)
     occupied = (data / DATABASE).exists()
@@ -88,12 +88,12 @@ def restore(backup: Path, data: Path, replace: bool = False) -> Path | None:
         shutil.copytree(backup, arriving)
         verified(arriving)
         private_files.close([arriving])
-        with closing(Database(arriving)) as store:  # what is restored says that it was
+        with closing(Database(arriving)) as store:  # the restored audit trail records the restore
             adapters.audit(store, None, "restore", str(backup), {"backup of": made.made_at})
         for each in files_in(arriving):
             atomic.to_disk(each)
         aside = put_aside(data) if occupied else None
-        for name in (SECRET, ADAPTERS, DATABASE):  # the database last: with it the data is there
+        for name in (SECRET, ADAPTERS, DATABASE):  # the database last: it is what makes the data present
             if (arriving / name).exists():
                 (arriving / name).rename(data / name)
         atomic.to_disk(data)
@@ -104,7 +104,7 @@ def restore(backup: Path, data: Path, replace: bool = False) -> Path | None:
 
 
 def verified(backup: Path) -> Backup:
-    """What a backup holds, once every file was read and compared. Raises `NotFound` or `Damaged`."""
+    """The contents of a backup, after comparing every file. Raises `NotFound` or `Damaged`."""
     try:
         raw = json.loads((backup / MANIFEST).read_text())
         made = Backup(raw["made_at"], {path: (size, digest) for path, (size, digest) in raw["files"].items()})
@@ -121,7 +121,7 @@ def verified(backup: Path) -> Backup:
 
 
 def copy_database(store: Database, to: Path) -> None:
-    """The database as it is at this moment, in one file without a log."""
+    """Copy the database as it is at this moment to one file, without a log."""
     with private_files.making_private():
         target = sqlite3.connect(to)
     try:
@@ -133,7 +133,7 @@ def copy_database(store: Database, to: Path) -> None:
 
 
 def require_sound(database: Path) -> None:
-    """Raises `Damaged` unless SQLite finds nothing wrong with a database file."""
+    """Raises `Damaged` if SQLite finds anything wrong with a database file."""
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
         wrong = [row[0] for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
@@ -147,7 +147,7 @@ def require_sound(database: Path) -> None:
 
 
 def announced(database: Path) -> list[str]:
-    """The adapters that a database file names."""
+    """The ids of the adapters in a database file."""
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
         return [row[0] for row in connection.execute("SELECT id FROM adapters ORDER BY id")]
@@ -156,16 +156,16 @@ def announced(database: Path) -> list[str]:
 
 
 def in_use(database: Path) -> bool:
-    """Whether another process has it open."""
+    """Whether another process has a database file open."""
     connection = sqlite3.connect(database, timeout=0, isolation_level=None)
     try:
-        # Each connection to a database in WAL mode keeps a shared lock on the file as long as it is open.
+        # In WAL mode each open connection holds a shared lock on the file.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("BEGIN EXCLUSIVE")
         connection.execute("ROLLBACK")
     except sqlite3.OperationalError as error:
         return "locked" in str(error)
-    except sqlite3.DatabaseError:  # what is no database is nobody's
+    except sqlite3.DatabaseError:  # not a database, so nobody uses it
         return False
     finally:
         connection.close()
@@ -173,7 +173,7 @@ def in_use(database: Path) -> bool:
 
 
 def put_aside(data: Path) -> Path:
-    """Move what a data folder holds into a folder in it; that folder."""
+    """Move a data folder's contents into a new folder inside it; return that folder."""
     aside = data / f"replaced-{now()[:19].replace(':', '')}"
     aside.mkdir(mode=0o700)
     names = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", ADAPTERS, SECRET, "nights")
@@ -184,23 +184,23 @@ def put_aside(data: Path) -> Path:
 
 
 def require_room(where: Path, size: int) -> None:
-    """Raises `Unavailable` where a disk has no room for so many bytes."""
+    """Raises `Unavailable` if the disk has no room for `size` bytes."""
     free = shutil.disk_usage(where).free
     if free < size * ROOM:
         raise Unavailable(f"{where} has room for {free // 2**20:,} MB, and {size * ROOM / 2**20:,.0f} MB are needed")
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in it."""
+    """The total size in bytes of all files in a folder."""
     return sum(each.stat().st_size for each in files_in(folder))
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Every file below a folder, in order."""
+    """Every file below a folder, sorted by path."""
     return sorted(each for each in folder.rglob("*") if each.is_file())
 
 
 def facts(file: Path) -> tuple[int, str]:
-    """Its size and SHA-256."""
+    """The size in bytes and SHA-256 of a file."""
     with file.open("rb") as opened:
         return file.stat().st_size, hashlib.file_digest(opened, "sha256").hexdigest()

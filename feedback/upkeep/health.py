@@ -1,6 +1,6 @@
-"""Is everything well? What can be found out without a model: the database, the adapters' files, the disk.
+"""Health checks that need no model: the database, the adapters' files, the disk.
 
-It mends nothing: each finding says the way out, and a person takes it.
+They repair nothing; each finding says what an operator can do.
 """
 
 import shutil
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from feedback.database.database import LONGEST_LOG, MB, Database
 
-LEAST_FREE = 1024 * MB  # bytes: a night's checkpoint and adapter, and a backup, want as much
+LEAST_FREE = 1024 * MB  # bytes; enough for a night's checkpoint and adapter, and a backup
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `words` say what was seen and, where it is not well, the way out."""
+    """The result of one check; `words` say what was found and, if it is not well, what to do."""
 
     name: str
     well: bool
@@ -23,7 +23,7 @@ class Finding:
 
 
 def examine(store: Database) -> list[Finding]:
-    """Look at everything, in order of weight. Changes nothing."""
+    """Run every check, most important first. Changes nothing."""
     looks: tuple[Callable[[Database], Finding], ...] = (
         integrity,
         references,
@@ -38,7 +38,7 @@ def examine(store: Database) -> list[Finding]:
 
 
 def integrity(store: Database) -> Finding:
-    """Is every page of the database whole?"""
+    """Check that every page of the database is intact."""
     wrong = [row["integrity_check"] for row in store.rows("PRAGMA integrity_check") if row["integrity_check"] != "ok"]
     if wrong:
         return Finding("database", False, f"damaged: {wrong[0]}; restore a backup (nightschool restore)")
@@ -47,7 +47,7 @@ def integrity(store: Database) -> Finding:
 
 
 def references(store: Database) -> Finding:
-    """Does every row refer to rows that exist?"""
+    """Check that rows refer only to rows that exist."""
     wrong = store.rows("PRAGMA foreign_key_check")
     if wrong:
         return Finding("references", False, f"{len(wrong)} rows of {wrong[0]['table']} and others refer to nothing")
@@ -55,7 +55,7 @@ def references(store: Database) -> Finding:
 
 
 def log(store: Database) -> Finding:
-    """Is the write-ahead log being emptied?"""
+    """Check that the write-ahead log is being emptied."""
     length = store.log_bytes()
     words = f"{length / MB:.1f} MB of at most {LONGEST_LOG // MB}"
     if length > LONGEST_LOG / 2:
@@ -64,7 +64,7 @@ def log(store: Database) -> Finding:
 
 
 def adapter_folders(store: Database) -> Finding:
-    """Has every adapter its folder, and every folder its adapter?"""
+    """Check that adapters and their folders match one to one."""
     announced = {row["id"] for row in store.rows("SELECT id FROM adapters")}
     root = store.data / "adapters"
     present = {each.name for each in root.iterdir() if not each.name.startswith(".")} if root.is_dir() else set()
@@ -77,7 +77,7 @@ def adapter_folders(store: Database) -> Finding:
 
 
 def leftovers(store: Database) -> Finding:
-    """Did something that was killed leave half of its work?"""
+    """Check for partial files left by a process that was killed."""
     left = sorted(str(each.relative_to(store.data)) for each in store.data.glob("**/.*.making"))
     left += [each.name for each in store.data.glob(".restoring")]
     if left:
@@ -88,7 +88,7 @@ def leftovers(store: Database) -> Finding:
 
 
 def imports(store: Database) -> Finding:
-    """Did every import end?"""
+    """Check that every import finished."""
     left = [row["name"] for row in store.rows("SELECT name FROM imports WHERE ended_at IS NULL")]
     if left:
         return Finding("imports", False, f"interrupted: {', '.join(left)}; import the same file again, and it goes on")
@@ -96,7 +96,7 @@ def imports(store: Database) -> Finding:
 
 
 def disk(store: Database) -> Finding:
-    """Is there room to go on?"""
+    """Check that there is enough free disk space."""
     free = shutil.disk_usage(store.data).free
     words = f"{free / MB:,.0f} MB free"
     if free < LEAST_FREE:
@@ -105,6 +105,6 @@ def disk(store: Database) -> Finding:
 
 
 def sqlite(store: Database) -> Finding:
-    """Which SQLite it is; versions below 3.51.3 are safe here behind the lock alone."""
+    """Report the SQLite version; versions before 3.51.3 are safe only because of the lock."""
     guarded = sqlite3.sqlite_version_info < (3, 51, 3)
     return Finding("sqlite", True, sqlite3.sqlite_version + (", one writer at a time behind a lock" if guarded else ""))

@@ -1,8 +1,8 @@
-"""What a person may ask of what they said: to have all of it, and to have it forgotten.
+"""A person's data: giving them all of it, forgetting it, and expiring old conversations.
 
-Forgetting removes content and keeps tombstones: the rows stay, so that counts, histories and the numbers of others'
-rows stay true, and say nothing any more. Adapters that learned from it are marked for a clean retrain; one of a night
-that is running still is marked when it is announced (`adapters.add_adapter`).
+Forgetting removes content and keeps tombstones: the rows stay without content, so that counts, histories and the ids of
+others' rows stay valid. Adapters that learned from it are marked for a clean retrain; the adapter of a night that is
+still running is marked when it is announced (`adapters.add_adapter`).
 """
 
 import json
@@ -27,21 +27,21 @@ RUNNING = """SELECT p.night FROM night_people p JOIN nights n ON n.id = p.night 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was removed, and what had learned from it: surely, or perhaps (made before that was written down)."""
+    """What was removed, and the adapters that learned from it: surely, or perhaps (no complete list was kept)."""
 
     conversations: int
     messages: int
     ratings: int
     trained_on_it: tuple[str, ...]
     perhaps: tuple[str, ...]
-    nights: tuple[int, ...] = ()  # that have not ended: what they make is marked when it is announced
+    nights: tuple[int, ...] = ()  # still running; their adapters are marked when announced
 
 
 def forget(store: Database, user: User, by: int | None = None) -> Forgotten:
-    """Remove all that a person wrote and all that was written to them, their name and their keys; never undone.
+    """Irreversibly remove all that a person wrote and was answered, and their name, password, tokens and sessions.
 
-    Raises `Conflict` where it was done already, or for the last who can operate, and `Refused` where files cannot be
-    removed or a kind of feedback is not known; then nothing has changed in the ledger.
+    Raises `Conflict` if they were forgotten already, are the last operator, or own this machine without accounts, and
+    `Refused` if files cannot be removed or a kind of feedback is not known; then the ledger is unchanged.
     """
     if user.name == users.OWNER and not users.has_accounts(store):
         raise Conflict("the owner of a machine without accounts is not forgotten; remove the data folder instead")
@@ -65,12 +65,12 @@ def forget(store: Database, user: User, by: int | None = None) -> Forgotten:
                 db.conn.execute(f"UPDATE {kind.table} SET {column} = ? WHERE user = ?", (blank, user.id))
         db.conn.execute("UPDATE answered_requests SET answer = '{}' WHERE user = ?", (user.id,))
         db.conn.execute("UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE user = ?", (now(), user.id))
-        db.conn.execute("DELETE FROM sessions WHERE user = ?", (user.id,))  # from where they came is theirs, too
+        db.conn.execute("DELETE FROM sessions WHERE user = ?", (user.id,))  # addresses are personal, too
         db.conn.execute(
             "UPDATE users SET name = ?, password_hash = NULL, forgotten_at = ? WHERE id = ?",
             (f"forgotten {user.id}", now(), user.id),
         )
-        # The record of who did what keeps the deed, and not the name.
+        # The audit trail keeps the action, not the name.
         db.conn.execute("UPDATE audit SET subject = ? WHERE subject = ?", (f"user {user.id}", user.name))
         users.set_consent(store, user, False)
         for adapter in (*surely, *perhaps):
@@ -78,12 +78,12 @@ def forget(store: Database, user: User, by: int | None = None) -> Forgotten:
             db.conn.execute(sql, (adapter, user.id, now()))
         _remove_files_of_nights(store, user)
         adapters.audit(store, by, "forget", f"user {user.id}")
-    store.checkpoint()  # the log still held what it was
+    store.checkpoint()  # the log still held the removed content
     return Forgotten(len(conversations), messages, said, surely, perhaps, running)
 
 
 def _empty(store: Database, conversations: list[str]) -> int:
-    """Remove the content of conversations; how many messages there were."""
+    """Remove the content of conversations; return the number of messages."""
     of = "SELECT value FROM json_each(?)"
     given = (json.dumps(conversations),)
     with store.transaction() as db:
@@ -113,9 +113,10 @@ def _empty(store: Database, conversations: list[str]) -> int:
 
 
 def trained_on(store: Database, user: User) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The adapters that learned from what a person said, or from what was said of their conversations.
+    """The adapters that learned from a person's feedback, or from feedback on their conversations: surely, and perhaps.
 
-    Surely, by the lists of their nights; and perhaps: those of nights that kept no list, or none of all people.
+    Surely by the list of their night; perhaps if their night kept no list, or one that does not name all people, and
+    they were made after the first such feedback.
     """
     sql = """SELECT a.id, EXISTS (SELECT 1 FROM night_people p WHERE p.night = a.night AND p.user = ?) AS surely,
         EXISTS (SELECT 1 FROM night_people p WHERE p.night = a.night AND p.complete) AS listed, a.created_at
@@ -127,7 +128,7 @@ def trained_on(store: Database, user: User) -> tuple[tuple[str, ...], tuple[str,
 
 
 def _first_said(store: Database, user: User) -> str:
-    """When this person first said something, or somebody something of their conversations; empty for never."""
+    """The time of the first feedback by this person or on their conversations; empty if there is none."""
     moments = []
     for kind in spoken():
         sql = f"""SELECT min(at) AS at FROM {kind.table} WHERE user = :user UNION ALL
@@ -138,9 +139,9 @@ def _first_said(store: Database, user: User) -> str:
 
 
 def _remove_files_of_nights(store: Database, user: User) -> None:
-    """The words and reward models of nights that learned from this person, or perhaps did: they serve these alone.
+    """Delete the examples and reward models of nights that learned, or perhaps learned, from this person.
 
-    Raises `Refused` where they cannot be removed.
+    Raises `Refused` if they cannot be removed.
     """
     sql = """SELECT id FROM nights n WHERE EXISTS (SELECT 1 FROM night_people p WHERE p.night = n.id AND p.user = ?)
         OR NOT EXISTS (SELECT 1 FROM night_people p WHERE p.night = n.id AND p.complete)"""
@@ -148,7 +149,7 @@ def _remove_files_of_nights(store: Database, user: User) -> None:
         folder = nights.reward_models_of(store, row["id"])
         words = nights.folder_of(store.data, row["id"]) / nights.EXAMPLES
         try:
-            words.unlink(missing_ok=True)  # a night that runs has read it, and one that was killed cannot go on
+            words.unlink(missing_ok=True)  # a running night has read it; one that was killed can no longer resume
             if folder.exists():
                 shutil.rmtree(folder)
         except OSError as error:
@@ -156,12 +157,12 @@ def _remove_files_of_nights(store: Database, user: User) -> None:
 
 
 def to_retrain(store: Database) -> list[str]:
-    """The adapters that learned from what has been forgotten since, and should be replaced by clean ones."""
+    """The adapters to replace by clean retrains, because they learned from people forgotten since."""
     return [row["adapter"] for row in store.rows("SELECT DISTINCT adapter FROM retrains ORDER BY adapter")]
 
 
 def own_data(store: Database, user: User) -> dict[str, Any]:
-    """All that is kept of one person, to be given to them."""
+    """All data of one person, to be given to them."""
     kept = []
     for row in store.rows(
         "SELECT id, source, title, created_at FROM conversations WHERE user = ? ORDER BY seq", user.id
@@ -190,7 +191,7 @@ def _rated_elsewhere(store: Database, user: User, own: set[str]) -> list[str]:
 
 
 def expire(store: Database) -> int:
-    """Remove the content of conversations that are older than the setting `retention_days` allows; how many."""
+    """Remove the content of conversations older than the setting `retention_days`; return their number."""
     days = settings.setting(store, "retention_days")
     if not days:
         return 0

@@ -1,7 +1,7 @@
-"""When nights are wanted, what became of each time one was due, and how much has been said since the last.
+"""The schedule of nights: when they are due, what became of each occurrence, and how much feedback is new.
 
-A new schedule is a new row; the newest stands. An occurrence is claimed by the row that records it, and each can be
-recorded once: whoever inserts the row starts the night, so two servers on one data folder start one night.
+A new schedule is a new row, and the newest is current. An occurrence is claimed by inserting its row, which only one
+caller can do: that caller starts the night, so two servers on one data folder start one night.
 """
 
 import sqlite3
@@ -21,31 +21,31 @@ MOST_EVERY_NEW = 1_000_000
 
 @dataclass(frozen=True)
 class Schedule:
-    """When nights start: by the clock, by how much was said, or by both."""
+    """When nights start: by the clock, by the amount of new feedback, or by both."""
 
     cron: str  # as in crontab(5); empty: not by the clock
     time_zone: str
     enabled: bool  # false turns both off
-    grace_minutes: int  # a time that was missed is made up for when found within these
-    every_new: int | None  # a night for so many new pieces of feedback; None: not by feedback
+    grace_minutes: int  # a missed time is made up for within this many minutes
+    every_new: int | None  # a night after this many new pieces of feedback; None: not by feedback
     at: str
 
 
 @dataclass(frozen=True)
 class Occurrence:
-    """A time at which a night was due, and what became of it."""
+    """An occasion on which a night was due, and its outcome."""
 
     id: int
     cause: str  # "clock" or "feedback"
     due: str  # the time in UTC, or the feedback that made it due: "50 since night 7"
     outcome: str  # "started" or "skipped"
     reason: str
-    night: int | None  # None with "started": claimed, and the night has not announced itself yet
+    night: int | None  # None with "started": claimed, but the night is not known yet
     at: str
 
 
 def schedule(store: Database) -> Schedule | None:
-    """The standing schedule, if one was set."""
+    """The current schedule, if one was set."""
     return next(iter(history(store, 1)), None)
 
 
@@ -64,7 +64,7 @@ def set_schedule(
     grace_minutes: int = 60,
     every_new: int | None = None,
 ) -> None:
-    """A new schedule; the caller has checked cron and time zone. Raises `Refused` on a number out of range."""
+    """Set a new schedule; the caller has checked cron and time zone. Raises `Refused` on a number out of range."""
     check_numbers(grace_minutes, every_new)
     row = {"cron": cron, "time_zone": time_zone, "enabled": enabled}
     row |= {"grace_minutes": grace_minutes, "every_new": every_new}
@@ -82,9 +82,9 @@ def check_numbers(grace_minutes: int, every_new: int | None) -> None:
 
 
 def claim(store: Database, cause: str, due: str, outcome: str, reason: str) -> Occurrence | None:
-    """Record an occurrence; None where it is recorded already, by whoever was first."""
+    """Claim an occurrence by recording it; None if it is recorded already."""
     if is_recorded(store, cause, due):
-        return None  # seen without holding up anybody's writes; the database itself decides between two at once
+        return None  # without blocking other writers; between two at once the UNIQUE constraint decides
     row: dict[str, Any] = {"cause": cause, "due": due, "outcome": outcome, "reason": reason, "night": None}
     row["at"] = now()
     try:
@@ -96,12 +96,12 @@ def claim(store: Database, cause: str, due: str, outcome: str, reason: str) -> O
 
 
 def is_recorded(store: Database, cause: str, due: str) -> bool:
-    """Whether somebody has claimed an occurrence."""
+    """Whether an occurrence has been claimed."""
     return store.row("SELECT 1 FROM occurrences WHERE cause = ? AND due = ?", cause, due) is not None
 
 
 def settle(store: Database, occurrence: int, outcome: str, reason: str, night: int | None = None) -> None:
-    """Write down what became of a claimed occurrence."""
+    """Record the outcome of a claimed occurrence."""
     with store.transaction() as db:
         sql = "UPDATE occurrences SET outcome = ?, reason = ?, night = ? WHERE id = ?"
         db.conn.execute(sql, (outcome, reason, night, occurrence))
@@ -113,15 +113,15 @@ def occurrences(store: Database, limit: int = 50) -> list[Occurrence]:
 
 
 def unsettled(store: Database) -> list[Occurrence]:
-    """What was claimed and has no night yet: on its way, or its server ended in between. Oldest first."""
+    """The claimed occurrences without a night, oldest first: it is starting, or its server stopped in between."""
     sql = "SELECT * FROM occurrences WHERE outcome = 'started' AND night IS NULL ORDER BY id"
     return [Occurrence(**row) for row in store.rows(sql)]
 
 
 def last_due(store: Database, until: str) -> str | None:
-    """The newest time by the clock, up to a moment in UTC, that is recorded.
+    """The newest recorded time by the clock, up to a moment in UTC.
 
-    Only up to that moment: a clock that once ran ahead has left records which must not hide the times before them.
+    Later records are ignored: a clock that once ran ahead must not hide the times before them.
     """
     sql = "SELECT due FROM occurrences WHERE cause = 'clock' AND due <= ? ORDER BY due DESC LIMIT 1"
     row = store.row(sql, until)
@@ -129,33 +129,33 @@ def last_due(store: Database, until: str) -> str | None:
 
 
 def night_alive_since(store: Database, moment: str) -> int | None:
-    """The newest night that gave a sign of life at a moment or later."""
+    """The newest night, not an abandoned one, with a sign of life at or after a moment."""
     row = store.row("SELECT id FROM nights WHERE beat_at >= ? AND state <> 'abandoned' ORDER BY id DESC", moment)
     return row["id"] if row else None
 
 
 def new_feedback(store: Database) -> int:
-    """How many pieces of feedback have arrived since the newest night began that heard them all.
+    """The number of pieces of feedback added since the last night that completed began.
 
-    A piece is a row of any kind of feedback that is somebody's word; taking one back is a piece too, as it changes what
-    there is to learn. A night that failed, was cancelled or was abandoned has learned nothing, and
-    one that runs may yet, so only nights that trained or found nothing count.
+    A piece is a row of any kind that is not a usage trace; taking feedback back counts too, as it changes what there is
+    to learn. Only nights that trained or found nothing new count as completed: one that failed, was cancelled or was
+    abandoned has learned nothing, and one that is running may still end so.
     """
     return sum(arrived_since(store, kind, heard_at(store)) for kind in spoken())
 
 
 def arrived_since(store: Database, kind: Kind, moment: str) -> int:
-    """How many rows of a kind there are from a moment on. As cheap as these are few: newest first."""
+    """The number of rows of a kind from a moment on. The cost grows with that number, not with the table."""
     sql = f"""SELECT count(*) AS n FROM {kind.table} WHERE id >
         coalesce((SELECT id FROM {kind.table} WHERE at < ? ORDER BY id DESC LIMIT 1), 0)"""
     return int(store.rows(sql, moment)[0]["n"])
 
 
 def heard_at(store: Database) -> str:
-    """From when on feedback is new; empty for all of it.
+    """The time from which feedback is new; empty if all of it is.
 
-    All of it as well where the last night began later than now: the clock has gone back since, and times cannot say
-    what came before what. A night too many finds nothing and sets this right; a night too few would go unnoticed.
+    All of it is new, too, if the last night began later than now: the clock was set back, so times no longer give the
+    order. A superfluous night finds nothing and corrects this; a missing one would go unnoticed.
     """
     row = _last_to_hear(store)
     return row["started_at"] if row and row["started_at"] <= now() else ""
@@ -172,10 +172,10 @@ def _last_to_hear(store: Database) -> dict[str, Any] | None:
 
 
 def why_nothing_new(store: Database) -> str:
-    """Why a night would learn nothing new, in words; empty if it might.
+    """The reason that a night would learn nothing new; empty if it might.
 
-    It might where feedback is new, where somebody who gave some, or whose conversation some is of, has changed their
-    consent since, or where a night was interrupted and can go on.
+    It might if there is new feedback, if a rater or the owner of a rated conversation has changed their consent since,
+    or if an interrupted night can be resumed.
     """
     last = _last_to_hear(store)
     if new_feedback(store) or (last and _consent_changed(store, heard_at(store))):
@@ -186,7 +186,7 @@ def why_nothing_new(store: Database) -> str:
 
 
 def _consent_changed(store: Database, moment: str) -> bool:
-    """Whether from a moment on somebody said anew if feedback of theirs, or of their conversations, may be used."""
+    """Whether a rater or the owner of a rated conversation has answered about consent at or after a moment."""
     raters = " UNION ".join(f"SELECT user FROM {kind.table}" for kind in spoken())
     of = "SELECT 1 FROM messages m JOIN {} t ON t.{} = m.id WHERE m.conversation = c.id"
     rated = " OR ".join(f"EXISTS ({of.format(kind.table, kind.about)})" for kind in spoken())

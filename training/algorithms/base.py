@@ -1,4 +1,4 @@
-"""What a training method is: a file, here or elsewhere, that declares a `Method` and registers it."""
+"""The interface of a training method: a file, here or elsewhere, that declares a `Method` and registers it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,33 +19,33 @@ __all__ = ["Config", "Method", "Metrics", "NothingFits", "PolicyContext", "Train
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What a night gives to a method: a base with a fresh adapter on it, and what to learn from."""
+    """What a night gives to a method: a base with a fresh adapter on it, and examples."""
 
     backbone: Backbone
-    examples: Sequence[TokenizedExample]  # of what the method learns from
-    validation: Sequence[TokenizedExample]  # kept aside, to see when it is enough; empty where there are too few
+    examples: Sequence[TokenizedExample]  # of the kinds that the method learns from
+    validation: Sequence[TokenizedExample]  # for early stopping; empty if there are too few
     references: References
 
 
 @dataclass(frozen=True)
 class PolicyContext(TrainingContext):
-    """What a method gets besides that is `on_policy`."""
+    """What an `on_policy` method gets in addition."""
 
     sampler: Sampler
-    reward_models: Callable[[PolicyConfig], RewardModels]  # trains them, or finds those that this night has made
+    reward_models: Callable[[PolicyConfig], RewardModels]  # trains them, or loads those that this night has made
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method, declared once: the command's help, the page's menu and the night all read it from here."""
+    """A method, declared once: the command's help and the page's menu show its `facts`, the night reads the rest."""
 
     facts: MethodFacts
-    learns_from: tuple[str, ...]  # fields of `feedback.examples.build.Examples`
+    learns_from: tuple[str, ...]  # fields of `feedback.example_types.Examples`
     config: type[Config]
-    build: Callable[[Any, Any], Trainer]  # of a `TrainingContext` (on policy: a `PolicyContext`) and a `config`
-    on_policy: bool = False  # it learns from what it writes, by reward models
+    build: Callable[[Any, Any], Trainer]  # from a `TrainingContext` (on policy: a `PolicyContext`) and a `config`
+    on_policy: bool = False  # it learns from its own replies, by reward models
     distributed: bool = False  # several processes may share its batches
-    makes_adapter: bool = True  # False: its trainer is a `reward_model.EnsembleTrainer`, and what it trains is kept
+    makes_adapter: bool = True  # False: its trainer is a `reward_model.EnsembleTrainer`, whose models are kept
 
     @property
     def name(self) -> str:

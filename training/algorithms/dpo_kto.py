@@ -1,8 +1,8 @@
-"""Learning from preferences: comparisons, rankings and corrections by DPO, thumbs by KTO, in one objective.
+"""Preference learning: comparisons, rankings and corrections by DPO, thumbs by KTO, in one objective.
 
-The reference is the base with the adapter off; its log-probs are computed once per example and kept. A few rows of like
-length are one forward pass, and gradients add up over a batch. The same examples, config and machine give the same
-adapter, also when the run is interrupted and goes on from its checkpoint.
+The reference model is the base with the adapter off; its log-probs are computed once per example and kept. A few rows
+share a forward pass, and gradients accumulate over a batch. The same examples, config and machine give the same
+adapter, even if the run is interrupted and resumes from its checkpoint.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,13 +33,13 @@ Loss = Literal["sigmoid", "robust", "hinge", "ipo"]
 
 
 class PreferenceConfig(WatchedConfig):
-    """What a night of preference learning may be told."""
+    """The settings of preference learning."""
 
     comparison_weight: float = Field(1.0, ge=0, description="of comparisons in the objective")
     ranking_weight: float = Field(1.0, ge=0, description="of a ranking's pairs in the objective")
     correction_weight: float = Field(1.0, ge=0, description="of corrections in the objective")
     thumb_weight: float = Field(1.0, ge=0, description="of thumbs in the objective")
-    # Low: a pair that is settled teaches no more, and few pairs must teach a lot.
+    # Low, as a settled pair teaches nothing more and few pairs must teach a lot.
     beta: float = Field(0.02, gt=0, description="how strongly the policy is held to the reference")
     loss: Loss = Field("sigmoid", description="of a pair's margin")
     label_smoothing: float = Field(
@@ -60,7 +60,7 @@ LOSSES: dict[Loss, Callable[[Tensor, PreferenceConfig], Tensor]] = {
 
 @dataclass
 class Tally:
-    """What a batch adds up, in the end divided by its examples."""
+    """The sums of a batch's metrics; `means` divides each by how often it was added."""
 
     examples: int
     sums: dict[str, float] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Tally:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def join(self, other: "Tally") -> None:
-        """Add what another process has seen of the same batch."""
+        """Add another process's tally of the same batch."""
         for name in other.sums:
             self.sums[name] = self.sums.get(name, 0.0) + other.sums[name]
             self.counts[name] = self.counts.get(name, 0) + other.counts[name]
@@ -84,7 +84,7 @@ class Tally:
 
 
 class PreferenceTrainer(ExamplesTrainer):
-    """Makes preferred replies likelier than the others, and wanted ones likelier than the reference finds them."""
+    """Makes preferred replies likelier than the others, and wanted ones likelier than under the reference model."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ def gradients(
     config: PreferenceConfig,
     tokens_at_once: int,
 ) -> Tally:
-    """Add up the gradients of a batch, the mean over its examples; what was seen."""
+    """Accumulate the gradients of a batch's mean loss; returns its tally, over all processes."""
     tally = Tally(len(examples))
     mine = distributed.own(range(len(examples)))
     for found in groups([examples[at] for at in mine], tokens_at_once):
@@ -147,7 +147,7 @@ def gradients(
 
 
 def _baseline(backbone: Backbone, examples: Sequence[TokenizedExample], references: Tensor) -> Tensor:
-    """z0 of a batch, whose references are (B, 2); 0 where it has no thumb with a mismatched reply."""
+    """KTO's baseline z0 for a batch with references (B, 2); 0 if it has no thumb with a mismatched reply."""
     thumbs = [at for at, each in enumerate(examples) if each.kind == "thumb" and len(each.replies) == 2]
     with torch.no_grad():
         rows = [examples[each].row(1) for each in thumbs]
@@ -166,7 +166,7 @@ def _loss(
     config: PreferenceConfig,
     tally: Tally,
 ) -> Tensor:
-    """One example's weighted loss; arguments as of `margin_of`."""
+    """One example's weighted loss; arguments as in `margin_of`."""
     margin = margin_of(policy, example, reference, baseline, config.beta)
     lengths = [len(reply) for reply in example.replies]
     if config.per_token and example.kind != "thumb":

@@ -1,11 +1,11 @@
-"""PPO, each detail as in arXiv 1909.08593 and 2403.17031: a clipped policy, a value model, a penalty for every token.
+"""PPO, each detail as in arXiv 1909.08593 and 2403.17031: a clipped policy, a value model, a KL penalty on every token.
 
-The value model is an adapter and a head on the same base. Rollouts are replies to prompts; a row holds all replies to
-one of them, and a minibatch whole rows. Details by name, where they are not in `policy_gradient`:
+The value model is an adapter and a head on the same base. A row holds all replies to one prompt, and a minibatch
+consists of whole rows. Details that are not in `policy_gradient`:
 - the value of a token is read where the token is predicted, after prompt and reply so far; its head begins at zero
-- the temperature of the draws divides the logits of every log-prob
+- the sampling temperature divides the logits of every log-prob
 - Adam's epsilon is 1e-5, and the learning rate falls linearly to 0
-- before the first update the policy is the one that wrote: ratios are 1, or the run stops
+- before the first update the policy must be the one that wrote: ratios are 1, or the run stops
 """
 
 from collections.abc import Sequence
@@ -32,15 +32,15 @@ from training.model.reward_heads import RewardModels
 from training.rollouts.on_policy import PolicyConfig, PolicyTrainer, by_reward_models, measured, prompts_in
 from training.rollouts.sampler import Rollout, token_values
 
-VALUE = "value"  # its adapter
+VALUE = "value"  # the value model's adapter
 EPSILON = 1e-5
-# How far log-ratios may be from 0 where nothing has moved yet. In bf16 one token of thousands is off by half a nat, for
-# its row stands in another pack by then; a mistake moves their mean.
+# How far log-ratios may be from 0 before the first update. In bf16 one token in thousands is off by half a nat, as its
+# row is in another pack by then; a mistake would move their mean.
 APART = {torch.float32: ("largest_log_ratio", 1e-3), torch.bfloat16: ("mean_log_ratio", 0.1)}
 
 
 class PpoConfig(PolicyConfig):
-    """What a night of PPO may be told."""
+    """The settings of PPO."""
 
     epochs: int = Field(4, gt=0, description="over a batch of rollouts")
     num_minibatches: int = Field(2, gt=0, description="optimiser steps an epoch")
@@ -58,7 +58,7 @@ class PpoConfig(PolicyConfig):
 
 
 class ValueHead(nn.Module):
-    """A linear map from a hidden state to the value of going on from it, in fp32; zero at first."""
+    """A linear map from a hidden state to its value, in fp32; initialised to zero."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class ValueHead(nn.Module):
 
 @dataclass(frozen=True)
 class Experience:
-    """A batch of replies, R of at most T tokens, as they were when they were written; the mask is true at tokens."""
+    """A batch of R replies of at most T tokens, as of when they were sampled; the mask is true at tokens."""
 
     rows: list[Row]
     mask: Tensor  # (R, T)
@@ -83,18 +83,18 @@ class Experience:
     returns: Tensor
 
     def of(self, row: int) -> slice:
-        """Which of the R replies are a row's."""
+        """The slice of the R replies that are a row's."""
         start = sum(len(each.replies) for each in self.rows[:row])
         return slice(start, start + len(self.rows[row].replies))
 
 
 class PpoTrainer(PolicyTrainer):
-    """Policy and value model together: some epochs over each batch of rollouts."""
+    """Trains policy and value model together, for some epochs over each batch of rollouts."""
 
     def __init__(self, *given: Any, demonstrations: Sequence[Row] = ()) -> None:
         super().__init__(*given)
         self.demonstrations = demonstrations
-        self.trial = self.trial.model_copy(update={"ptx_coef": 0.0})  # of the scores' sign alone
+        self.trial = self.trial.model_copy(update={"ptx_coef": 0.0})  # checks the sign of scores alone
         self.backbone.add(VALUE, self.config.rank, self.config.alpha, self.config.seed + 1)
         self.head = ValueHead(self.backbone.head.shape[1]).to(self.backbone.device)
 
@@ -104,7 +104,7 @@ class PpoTrainer(PolicyTrainer):
         return TrainState.over(parameters, config.learning_rate, eps=EPSILON)
 
     def learn(self, state: TrainState, rollouts: Sequence[Rollout], scores: list[Tensor], config: PpoConfig) -> Metrics:
-        # 1. advantages, and how far from the base the policy is that wrote
+        # 1. advantages, and the KL from the base of the policy that wrote
         beta = state.numbers.setdefault("beta", config.beta)
         batch = experience(self.backbone, self.head, rollouts, scores, beta, config)
         kl = float(ppo.masked_mean(batch.log_probs - batch.references, batch.mask))
@@ -119,7 +119,7 @@ class PpoTrainer(PolicyTrainer):
             if seen[-1]["approx_kl"] > config.target_kl:
                 break
 
-        # 3. the penalty of the next batch
+        # 3. the KL coefficient of the next batch
         if config.adaptive_kl_target:
             replies, target = len(batch.mask), config.adaptive_kl_target
             state.numbers["beta"] = ppo.next_kl_coefficient(beta, kl, target, replies, config.kl_horizon)
@@ -129,7 +129,7 @@ class PpoTrainer(PolicyTrainer):
     def update(
         self, state: TrainState, batch: Experience, rows: Sequence[int], epoch: int, config: PpoConfig, first: bool
     ) -> Metrics:
-        """One optimiser step on a minibatch; `first`: nothing has moved since the rollouts."""
+        """One optimiser step on a minibatch; `first`: the weights have not changed since the rollouts."""
         found = within_memory(state, partial(gradients, self.backbone, self.head, batch, rows, config))
         if first:
             require_same_policy(found, self.backbone.head.dtype)
@@ -141,28 +141,28 @@ class PpoTrainer(PolicyTrainer):
 
 
 def minibatch_size(rows: int, minibatches: int) -> int:
-    """How many rows a minibatch has, but for the last."""
+    """The number of rows of every minibatch but the last."""
     return -(-rows // minibatches)
 
 
 def minibatches(rows: int, count: int, order: torch.Generator) -> list[list[int]]:
-    """The numbers of all rows, shuffled and divided."""
+    """The indices of all rows, shuffled and divided into minibatches."""
     shuffled, size = torch.randperm(rows, generator=order).tolist(), minibatch_size(rows, count)
     return [shuffled[start : start + size] for start in range(0, rows, size)]
 
 
 def seen_of(batch: Experience, rollouts: Sequence[Rollout]) -> Metrics:
-    """What a batch of rollouts says of policy, value model and engine."""
+    """Metrics of policy, value model and engine on a batch of rollouts."""
     drawn = torch.cat([each.drawn for each in rollouts])
     return {
         "explained_variance": float(ppo.explained_variance(batch.values, batch.returns, batch.mask)),
-        "entropy": -float(ppo.masked_mean(batch.log_probs, batch.mask)),  # nats a token; of draws, so without bias
+        "entropy": -float(ppo.masked_mean(batch.log_probs, batch.mask)),  # nats a token; unbiased, as of draws
         "engine_gap": float((batch.log_probs[batch.mask].cpu() - drawn).abs().mean()),
     }
 
 
 def begin_as_reward_model(backbone: Backbone, head: ValueHead, models: RewardModels) -> None:
-    """Let the value model begin as the first reward model does, normalised: detail 22 of arXiv 2403.17031."""
+    """Initialise the value model from the first reward model, normalised: detail 22 of arXiv 2403.17031."""
     name, reward_head = next(iter(models.heads.items()))
     own = backbone.parameters(VALUE)
     with torch.no_grad():
@@ -180,7 +180,7 @@ def experience(
     beta: float,
     config: PpoConfig,
 ) -> Experience:
-    """Log-probs, values, advantages and returns of rollouts, by the policy and value model as they are."""
+    """Log-probs, values, advantages and returns of rollouts, under the current policy and value model."""
     rows = [each.row for each in rollouts]
     policy = token_values(backbone, rows, config.temperature)
     reference = token_values(backbone, rows, config.temperature, reference=True)
@@ -203,7 +203,7 @@ def gradients(
     config: PpoConfig,
     tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> dict[str, float]:
-    """Add up the gradient of a minibatch, the mean over its tokens; what was seen. A pack of rows at a time."""
+    """Accumulate the gradient of a minibatch's mean loss over tokens, a pack of rows at a time; returns metrics."""
     chosen = [batch.rows[at] for at in rows]
     tokens = sum(row.reply_tokens for row in chosen)
     names = ("loss", "policy_loss", "value_loss", "approx_kl", "clip_fraction", "mean_log_ratio")
@@ -243,7 +243,7 @@ def require_same_policy(found: dict[str, float], dtype: torch.dtype) -> None:
 
 
 def imitate(backbone: Backbone, demonstrations: Sequence[Row], count: int, step: int, weight: float) -> float:
-    """Add up the gradient of the language-model loss on a few demonstrations (PPO-ptx); the loss."""
+    """Accumulate the gradient of the language-model loss on a few demonstrations (PPO-ptx); returns the loss."""
     first = step * count
     rows = [demonstrations[at % len(demonstrations)] for at in range(first, first + count)]
     total = 0.0
@@ -258,7 +258,7 @@ def imitate(backbone: Backbone, demonstrations: Sequence[Row], count: int, step:
 
 
 def values_of(backbone: Backbone, head: ValueHead, rows: Sequence[Row]) -> list[Tensor]:
-    """The value of every reply token's place, before it is written: (N,) for each row, a pack at a time."""
+    """The value at every reply token, before it is written: (N,) for each row, a pack at a time."""
     found: list[Tensor] = [torch.zeros(0)] * len(rows)
     for group in together(rows, TOKENS_AT_ONCE):
         packed = pack([rows[at] for at in group]).to(backbone.device)
@@ -270,7 +270,7 @@ def values_of(backbone: Backbone, head: ValueHead, rows: Sequence[Row]) -> list[
 
 
 def padded(rows: Sequence[Row], values: Sequence[Tensor], width: int = 0) -> Tensor:
-    """(N,) values of each row as (R, T) of all their replies, at least `width` wide; 0 behind a reply's end."""
+    """Pad (N,) values of each row to (R, T) over all their replies, at least `width` wide; 0 after a reply's end."""
     parts = [part for row, each in zip(rows, values, strict=True) for part in row.by_reply(each)]
     made = pad_sequence(parts, batch_first=True)
     return nn.functional.pad(made, (0, max(0, width - made.shape[1])))
@@ -281,7 +281,7 @@ def _range(of: slice) -> range:
 
 
 def build(context: PolicyContext, config: PpoConfig) -> PpoTrainer:
-    """Reward models, and the trainer of a policy that learns by them. Raises `NothingFits` without a pair or prompt."""
+    """Make reward models, and the trainer of a policy by them. Raises `NothingFits` without a pair or prompt."""
     ensemble = context.reward_models(config)
     score, prompts = by_reward_models(ensemble, config.uncertainty_penalty), prompts_in(context.examples)
     shown = [each.row(0) for each in context.examples if each.kind == "demonstration"]

@@ -1,4 +1,7 @@
-"""The methods by name. Each file of this folder registers its own; one from elsewhere does so when it is imported."""
+"""The registry of training methods by name.
+
+Each file of this folder registers its own; one from elsewhere does so when it is imported.
+"""
 
 import importlib
 import pkgutil
@@ -14,14 +17,14 @@ _METHODS: dict[str, Method] = {}
 
 
 def register(method: Method) -> Method:
-    """Let a method be chosen by its name, in every list there is of them."""
+    """Register a method, so that it can be chosen by name and appears in every list of methods."""
     methods.declare(method.facts)
     _METHODS[method.name] = method
     return method
 
 
 def find(name: str) -> Method:
-    """The method of this name. Raises `Refused` where there is none."""
+    """The method of this name. Raises `Refused` if there is none."""
     found = every().get(name)
     if found is None:
         raise Refused(f"there is no method {name!r}; methods are {', '.join(every())}")
@@ -42,7 +45,7 @@ def _import_files() -> None:
 
 
 def parse_settings(method: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """`name=value` texts as checked settings. Raises `Refused` on an unknown name or a value of another kind."""
+    """Parse and check `name=value` settings. Raises `Refused` on an unknown name or a value that is not allowed."""
     config = find(method).config
     kinds: dict[str, Any] = {name: type(each.default) for name, each in config.model_fields.items()}
     values: dict[str, Any] = {}

@@ -1,9 +1,9 @@
-"""Reward models from what people preferred: pairs, rankings and ties; an ensemble, one model after the other.
+"""Reward models trained on pairs, rankings and ties: an ensemble, one model after the other.
 
-All that was said of one prompt is one example and weighs as one, however many pairs it holds (arXiv 2203.02155, section
-3.5), and its replies share a row. First a head is fitted to what the base makes of the examples as it stands, then head
-and adapter learn together (arXiv 2202.10054: from a head of noise, adapters learn to serve the noise). Each model has a
-seed of its own: how it begins, and in which order it learns.
+All feedback on one prompt is one example and weighs as one, however many pairs it holds (arXiv 2203.02155, section
+3.5), and its replies share a row. First a head is fitted to the base's hidden states, then head and adapter learn
+together (arXiv 2202.10054: from a random head, adapters learn to fit its noise). Each model has a seed of its own, for
+its initial weights and the order of its examples.
 """
 
 import copy
@@ -28,14 +28,14 @@ from training.model.packing import TOKENS_AT_ONCE, Row, together
 from training.model.policy import Backbone
 from training.model.reward_heads import RewardModels, ScoreHead, raw_scores, reply_states
 
-FIT_STEPS = 50  # of L-BFGS at most
+FIT_STEPS = 50  # L-BFGS iterations at most
 
 
 class RewardConfig(EpochsConfig):
-    """What training reward models may be told."""
+    """The settings of reward models."""
 
     ensemble_size: int = Field(3, gt=0, description="reward models, that judge together")
-    # More, and a reward model learns its pairs by heart (arXiv 2203.02155, section 3.5).
+    # With more, a reward model overfits its pairs (arXiv 2203.02155, section 3.5).
     epochs: Epochs = 1
     center_rewards_coefficient: float = Field(0.01, ge=0, description="how strongly scores are held to a mean of 0")
     samples: int = Field(64, ge=2, description="replies of the reference, on which scores are normalised")
@@ -44,30 +44,30 @@ class RewardConfig(EpochsConfig):
 
 @dataclass(frozen=True)
 class RewardExample:
-    """One prompt, K replies to it, and what was said of them: who was preferred to whom, and who tied with whom."""
+    """One prompt, K replies to it, and the preferences and ties among them."""
 
     prompt_ids: list[int]
     replies: tuple[list[int], ...]
-    preferred: tuple[tuple[int, int], ...]  # numbers of replies, the better one first
+    preferred: tuple[tuple[int, int], ...]  # indices of replies, the better one first
     tied: tuple[tuple[int, int], ...] = ()
     weight: float = 1.0
-    weights: tuple[float, ...] = ()  # of the pairs, those that tied last; empty: all the same
+    weights: tuple[float, ...] = ()  # of the pairs, ties last; empty: all the same
 
     def row(self) -> Row:
-        """All replies, the prompt once."""
+        """The row of the prompt with all replies."""
         return Row(self.prompt_ids, self.replies)
 
     def shares(self) -> list[float]:
-        """How much of the example each pair is, those that tied last; 1 together."""
+        """Each pair's share of the example, ties last; the shares sum to 1."""
         weights = self.weights or (1.0,) * (len(self.preferred) + len(self.tied))
         return [weight / sum(weights) for weight in weights]
 
 
 def group_by_prompt(examples: Sequence[TokenizedExample]) -> list[RewardExample]:
-    """Pairs, those that tied too, gathered by prompt, in the order in which prompts come; all else is left out.
+    """Group pairs and ties by prompt, in the order of first appearance; thumbs and demonstrations are left out.
 
-    Where several people speak of one prompt, each has a say in it by their weight, and the prompt weighs as they do, on
-    average by the same weights: who weighs little beside others neither outvotes them nor takes their weight away.
+    Within a prompt each pair counts by its weight, and the prompt's weight is the mean of those weights, weighted by
+    themselves: a person of little weight neither outvotes the others nor takes their weight away.
     """
     Weighed = list[tuple[tuple[int, int], float]]
     gathered: dict[tuple[int, ...], tuple[list[list[int]], Weighed, Weighed]] = {}
@@ -88,13 +88,13 @@ def group_by_prompt(examples: Sequence[TokenizedExample]) -> list[RewardExample]
 
 
 def name_of(member: int) -> str:
-    """What a member's adapter is called."""
+    """The name of a member's adapter."""
     return f"reward-{member}"
 
 
 @torch.no_grad()
 def base_states(backbone: Backbone, examples: Sequence[RewardExample]) -> list[Tensor]:
-    """What the base alone makes of each example's K replies, for `fit`: (K, d) each, on the CPU."""
+    """The base's mean hidden states of each example's K replies, for `fit`: (K, d) each, on the CPU."""
     rows, found = [example.row() for example in examples], [torch.zeros(0)] * len(examples)
     for group in together(rows, TOKENS_AT_ONCE):
         for at, states in zip(group, reply_states(backbone, None, [rows[at] for at in group]), strict=True):
@@ -103,10 +103,10 @@ def base_states(backbone: Backbone, examples: Sequence[RewardExample]) -> list[T
 
 
 def fit(head: ScoreHead, examples: Sequence[RewardExample], states: Sequence[Tensor], config: RewardConfig) -> None:
-    """The head that suits the states (K, d) of the examples best, held to where it began by a Gaussian prior.
+    """Fit the head to the states (K, d) of the examples, with a Gaussian prior around its initial weights.
 
-    Under the prior the margins of the examples have variance 1, whatever the states' scale. Where examples say nothing
-    a head stays what its seed made it, so members disagree there (randomised priors: arXiv 1806.03335).
+    Under the prior the margins of the examples have variance 1, whatever the states' scale. Where examples say nothing,
+    a head keeps its initial weights, so members disagree there (randomised priors: arXiv 1806.03335).
     """
     # 1. the pairs of all examples side by side; those of one example weigh as one
     better: list[Tensor] = []
@@ -123,7 +123,7 @@ def fit(head: ScoreHead, examples: Sequence[RewardExample], states: Sequence[Ten
     weight = torch.tensor(weights) * len(examples) / sum(weights)
     precision = (first - second).square().sum(1).mean()
 
-    # 2. their loss and the prior's, at its least
+    # 2. minimise their loss plus the prior's
     own, began = copy.deepcopy(head).cpu(), head.weight.detach().cpu().clone()
     optimizer = torch.optim.LBFGS(own.parameters(), max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
 
@@ -139,7 +139,7 @@ def fit(head: ScoreHead, examples: Sequence[RewardExample], states: Sequence[Ten
 
 
 class EnsembleTrainer(Trainer):
-    """One member after the other; all are in one state, and only the present one moves."""
+    """Trains one member after the other; all are in one state, and only the current one changes."""
 
     def __init__(self, backbone: Backbone, examples: Sequence[RewardExample], config: RewardConfig) -> None:
         self.backbone, self.examples, self.config = backbone, examples, config
@@ -154,11 +154,11 @@ class EnsembleTrainer(Trainer):
 
     @property
     def models(self) -> RewardModels:
-        """What is trained."""
+        """The reward models being trained."""
         return RewardModels(self.backbone, self.heads)
 
     def begin(self) -> TrainState:
-        """Every adapter and head as its seed made it."""
+        """The initial state: every adapter and head as its seed made it."""
         parameters: dict[str, nn.Parameter] = {}
         for name, head in self.heads.items():
             parameters |= self.backbone.parameters(name)
@@ -166,13 +166,13 @@ class EnsembleTrainer(Trainer):
         return TrainState.over(parameters, self.config.learning_rate)
 
     def prepare(self, state: TrainState) -> None:
-        """Fit every head to what the base makes of the examples."""
+        """Fit every head to the base's hidden states of the examples."""
         states = base_states(self.backbone, self.examples)
         for head in self.heads.values():
             fit(head, self.examples, states, self.config)
 
     def step(self, state: TrainState) -> Metrics:
-        # 1. whose step it is, and the batch, in an order that the member's seed alone decides
+        # 1. the current member, and its batch in an order that its seed alone decides
         config, (member, own_step) = self.config, divmod(state.step, self.steps_each)
         name, seed = name_of(member), config.seed + 7 * member
         chosen = [self.examples[at] for at in batch(len(self.examples), config.batch_size, own_step, seed)]
@@ -182,7 +182,7 @@ class EnsembleTrainer(Trainer):
         compute = partial(gradients, self.backbone, head, name, chosen, config, self.ties, self.full_weight)
         loss, accuracy = within_memory(state, compute)
 
-        # 3. one step; who has learned enough needs no optimiser any more
+        # 3. one step; a finished member's optimiser state is dropped
         norm = apply_gradients(state, loss, config.learning_rate * schedule(own_step, self.steps_each))
         if own_step + 1 == self.steps_each:
             state.optimizer.state.clear()
@@ -191,7 +191,7 @@ class EnsembleTrainer(Trainer):
 
 
 def ensemble_steps(examples: Sequence[RewardExample], config: RewardConfig) -> int:
-    """The steps of all members together."""
+    """The total number of steps of all members."""
     return config.ensemble_size * count_steps(len(examples), config)
 
 
@@ -205,9 +205,9 @@ def gradients(
     full_weight: float,
     tokens_at_once: int,
 ) -> tuple[float, float]:
-    """Add up the gradients of a batch, a mean over its examples, each weighing as it does beside one of `full_weight`.
+    """Accumulate the gradients of a batch's mean loss, each example weighted relative to `full_weight`.
 
-    The loss, and how often it was right.
+    Returns the loss, and the share of preferences that the scores get right.
     """
     rows, weight = [example.row() for example in examples], full_weight * len(examples)
     total, right, count = 0.0, 0, 0
@@ -227,9 +227,9 @@ def gradients(
 def lesson_loss(
     scores: Tensor, example: RewardExample, head: ScoreHead, center_rewards_coefficient: float, ties: bool
 ) -> Tensor:
-    """The weighted mean over all pairs of an example, from its replies' scores (K,): a scalar.
+    """The weighted mean loss over all pairs of an example, from its replies' scores (K,): a scalar.
 
-    Where any example has a tie, all pairs are judged by Davidson's model, of which Bradley and Terry's is the limit.
+    If any example has a tie, all pairs use Davidson's model, of which Bradley and Terry's is the limit.
     """
     pairs = pairs_of(example)
     first, second = scores[[a for a, _ in pairs]], scores[[b for _, b in pairs]]
@@ -241,7 +241,7 @@ def lesson_loss(
 def pair_losses(
     first: Tensor, second: Tensor, tied: Tensor, head: ScoreHead, center_rewards_coefficient: float, ties: bool
 ) -> Tensor:
-    """The loss of pairs, (P,), from both scores and whether they tied; `ties` says whether any of all examples has."""
+    """The losses (P,) of pairs, from both scores and whether they tied; `ties`: whether any example has a tie."""
     if not ties:
         return preference.bradley_terry_loss(first, second, center_rewards_coefficient=center_rewards_coefficient)
     return (
@@ -251,19 +251,19 @@ def pair_losses(
 
 
 def pairs_of(example: RewardExample) -> list[tuple[int, int]]:
-    """The preferences of an example, and behind them its ties."""
+    """The preferences of an example, followed by its ties."""
     return [*example.preferred, *example.tied]
 
 
 def normalise(models: RewardModels, samples: Sequence[Row]) -> None:
-    """Every model's scores have mean 0 and standard deviation 1 on replies that the reference wrote."""
+    """Normalise every model's scores to mean 0 and standard deviation 1 on replies of the reference model."""
     with torch.no_grad():
         for name, head in models.heads.items():
             head.normalise(torch.cat(models.raw_scores(name, samples)))
 
 
 def margins(models: RewardModels, examples: Sequence[RewardExample]) -> tuple[list[float], list[int]]:
-    """Of every preference the ensemble's margin, and by how many tokens the preferred reply is longer."""
+    """The ensemble's margin on every preference, and by how many tokens the preferred reply is longer."""
     found = zip(examples, models.scores([example.row() for example in examples]), strict=True)
     apart: list[float] = []
     longer_by: list[int] = []

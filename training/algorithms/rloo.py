@@ -1,7 +1,8 @@
-"""REINFORCE and RLOO: the policy writes, is scored, and makes likelier what did better than the rest.
+"""REINFORCE and RLOO: the policy writes replies and makes those likelier that score above a baseline.
 
-Each batch of rollouts teaches one step, so the policy that learns is the one that wrote (arXiv 2402.14740). All replies
-to a prompt share a row, and the gradient needs one pass. The KL from the reference is taken off the reward.
+Each batch of rollouts is used for one step, so the policy that learns is the one that wrote (arXiv 2402.14740). All
+replies to a prompt share a row, and the gradient needs one pass. The KL from the reference, times beta, is subtracted
+from the reward.
 """
 
 from collections.abc import Sequence
@@ -23,18 +24,18 @@ from training.model.policy import Backbone
 from training.rollouts.on_policy import PolicyConfig, PolicyTrainer, by_reward_models, measured, prompts_in
 from training.rollouts.sampler import Rollout, token_values
 
-FORGETTING = 0.9  # of REINFORCE's baseline: the share of it that a step leaves as it was
+FORGETTING = 0.9  # decay of REINFORCE's moving baseline: the share of it that a step keeps
 
 
 class RlooConfig(PolicyConfig):
-    """What a night of REINFORCE or RLOO may be told."""
+    """The settings of REINFORCE and RLOO."""
 
     replies: int = Field(4, ge=2, description="replies to each prompt, that are compared with each other")
     learning_rate: LearningRate = 3e-4
 
 
 class RlooTrainer(PolicyTrainer):
-    """Each batch of rollouts teaches one step; `moving_baseline`: REINFORCE's, for the mean of a prompt's others."""
+    """Takes one step per batch of rollouts; `moving_baseline`: REINFORCE's instead of the mean of a prompt's others."""
 
     moving_baseline = False
 
@@ -54,7 +55,7 @@ class RlooTrainer(PolicyTrainer):
 
         # 2. one gradient
         found = within_memory(state, partial(gradients, self.backbone, rollouts, scores, references, baseline, config))
-        measured(state, found["kl"], config)  # the policy that wrote, before it moves
+        measured(state, found["kl"], config)  # of the policy that wrote, before it changes
         if baseline is not None:
             state.numbers["baseline"] = FORGETTING * baseline + (1 - FORGETTING) * found["reward"]
 
@@ -64,7 +65,7 @@ class RlooTrainer(PolicyTrainer):
 
 
 class ReinforceTrainer(RlooTrainer):
-    """RLOO with a moving baseline."""
+    """REINFORCE: RLOO with a moving baseline."""
 
     moving_baseline = True
 
@@ -78,7 +79,7 @@ def gradients(
     config: RlooConfig,
     tokens_at_once: int,
 ) -> dict[str, float]:
-    """Add up the gradient of all replies, the mean over them; what was seen. Without a baseline, RLOO's advantages."""
+    """Accumulate the gradient of the mean loss over replies; returns metrics. Without a baseline, as RLOO."""
     rows = [each.row for each in rollouts]
     replies, tokens = sum(len(row.replies) for row in rows), sum(row.reply_tokens for row in rows)
     total = kl = gap = rewarded = surprise = 0.0
@@ -102,12 +103,12 @@ def gradients(
         "reward": rewarded / replies,
         "kl": kl / tokens,
         "engine_gap": gap / tokens,
-        "entropy": surprise / tokens,  # nats a token; of draws, so without bias
+        "entropy": surprise / tokens,  # nats a token; unbiased, as of draws
     }
 
 
 def build(trainer: type[RlooTrainer], context: PolicyContext, config: RlooConfig) -> RlooTrainer:
-    """Reward models, and the trainer of a policy that learns by them. Raises `NothingFits` without a pair or prompt."""
+    """Make reward models, and the trainer of a policy by them. Raises `NothingFits` without a pair or prompt."""
     score = by_reward_models(context.reward_models(config), config.uncertainty_penalty)
     prompts = prompts_in(context.examples)
     return trainer(context.backbone, context.sampler, prompts, score, config, context.examples)

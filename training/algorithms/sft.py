@@ -1,7 +1,7 @@
-"""Learning from demonstrations: replies that people wrote, or marked as good ones, are made likelier.
+"""Supervised fine-tuning: replies that people wrote, or marked as good ones, are made likelier.
 
-The first of the three stages of arXiv 2203.02155 (section 3.5). Every demonstration weighs as one, however long: its
-loss is a mean over its tokens, the end of turn among them; a prompt's tokens teach nothing.
+The first of the three stages of arXiv 2203.02155 (section 3.5). A demonstration's length does not change its weight:
+its loss is a mean over its tokens, end of turn included. Prompt tokens are not trained on.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from training.model.policy import Backbone
 
 
 class SftConfig(WatchedConfig):
-    """What a night of imitation may be told."""
+    """The settings of supervised fine-tuning."""
 
 
 class SftTrainer(ExamplesTrainer):
@@ -50,10 +50,10 @@ class SftTrainer(ExamplesTrainer):
 def gradients(
     backbone: Backbone, examples: Sequence[TokenizedExample], tokens_at_once: int, full_weight: float | None = None
 ) -> float:
-    """Add up the gradients of a batch, the weighted mean over its examples; the loss, in nats a token.
+    """Accumulate the gradients of a batch's weighted mean loss; returns the loss, in nats a token.
 
-    Where examples of several batches are to count by their weights, `full_weight` is that of one that counts fully: in
-    a mean of its own a batch of examples that weigh little would move the model as far as any other.
+    If weights are to hold across batches, `full_weight` is that of an example that counts fully: divided by its own
+    weights alone, a batch of low-weight examples would move the model as far as any other.
     """
     weight = full_weight * len(examples) if full_weight else sum(example.weight for example in examples)
     examples = distributed.own(examples)

@@ -1,1 +1,1 @@
-"""Examples as token ids, and their log-probs."""
+"""Tokenized examples and their log-probs."""

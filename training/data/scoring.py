@@ -1,4 +1,4 @@
-"""Lessons through the model: which go together in one pass, their log-probs under the reference, and their margins."""
+"""Tokenized examples in the model: grouping into passes, log-probs under the reference model, margins and gains."""
 
 import math
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from training.model.reference import References
 
 
 def groups(examples: Sequence[TokenizedExample], most: int = TOKENS_AT_ONCE) -> list[list[int]]:
-    """The numbers of examples that go through the model in one pass, of `most` tokens."""
+    """Group example indices into passes of at most `most` tokens; a longer example gets a pass of its own."""
     return together([example.own_row() for example in examples], most)
 
 
 def references_of(references: References, examples: Sequence[TokenizedExample]) -> Tensor:
-    """(B, 2) log-probs of examples' replies under the reference; NaN where an example has one reply only.
+    """(B, 2) log-probs of examples' replies under the reference model; NaN where an example has only one reply.
 
-    In packs of the same kind as the policy's, so that both round alike.
+    They are computed in packs like the policy's, so that both round alike.
     """
     values = torch.full((len(examples), 2), math.nan)
     for group in groups(examples):
@@ -36,7 +36,7 @@ def references_of(references: References, examples: Sequence[TokenizedExample]) 
 
 
 def margin_of(policy: Tensor, example: TokenizedExample, reference: Tensor, baseline: Tensor, beta: float) -> Tensor:
-    """How far an example is on the right side, by its replies' log-probs (R,) under the policy, (2,) the reference."""
+    """An example's KTO or DPO margin, from its replies' log-probs: (R,) under the policy, (2,) under the reference."""
     if example.kind == "thumb":
         wanted = torch.tensor([example.wanted], device=policy.device)
         return preference.kto_margin(policy, reference[:1], baseline, wanted, beta)[0]
@@ -44,9 +44,9 @@ def margin_of(policy: Tensor, example: TokenizedExample, reference: Tensor, base
 
 
 def gains_of(row: Row, ours: Tensor, theirs: Tensor) -> Tensor:
-    """How much likelier one model's next tokens are than another's, along each of a row's R replies: (R,), -1 to 1.
+    """One model's mean gain in token probability over another, on each of a row's R replies: (R,), from -1 to 1.
 
-    The mean difference of the two probabilities of each token, from their log-probs (N,). Probabilities, as a log-prob
-    falls without end where a model has merely learned to say it otherwise, and a few such tokens decide a sum of logs.
+    It is computed from the models' log-probs (N,) of the reply tokens. Probabilities are compared because a log-prob
+    falls without bound where a model has merely learned another wording, and a few such tokens decide a sum of logs.
     """
     return row.summed(ours.exp() - theirs.exp()) / row.summed(torch.ones_like(ours))

@@ -1,4 +1,4 @@
-"""From examples to token ids: what one base model reads of a pair, a thumb or a demonstration."""
+"""Tokenization: pairs, ties, thumbs and demonstrations as one base model's token ids."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,13 +11,15 @@ from feedback.example_types import Answer, Example, Examples, PreferencePair, Un
 from feedback.messages import Message
 from training.model.packing import Row
 
-FIELDS = {"thumb": "thumbs", "tie": "ties", "demonstration": "demonstrations"}  # kind -> field; all others are pairs
+FIELDS = {"thumb": "thumbs", "tie": "ties", "demonstration": "demonstrations"}  # kind -> field; others: pairs
 
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """One example in token ids. A pair has the chosen reply first; a thumb has its own reply first, and then
-    (where there is another thumb) that one's reply, mismatched on purpose, for KTO's baseline.
+    """One example as token ids.
+
+    A pair has the chosen reply first. A thumb has its own reply first and then, if there is a thumb with another prompt
+    and reply, that one's reply, mismatched on purpose for KTO's baseline.
     """
 
     kind: str  # "comparison", "ranking", "correction", "tie", "demonstration" or "thumb"
@@ -32,11 +34,11 @@ class TokenizedExample:
         return FIELDS.get(self.kind, "pairs")
 
     def own_row(self) -> Row:
-        """The row that it teaches by: both replies of a pair, a thumb's own."""
+        """The row to train on: both replies of a pair, only its own reply of a thumb."""
         return self.row(0) if self.kind == "thumb" else self.row()
 
     def row(self, *which: int) -> Row:
-        """The row of the prompt with the replies of these numbers; with all of them if none is given."""
+        """The row of the prompt with the replies at these indices, or with all replies if none is given."""
         return Row(self.prompt_ids, [self.replies[each] for each in which] if which else self.replies)
 
 
@@ -45,12 +47,12 @@ class TooLong(Exception):
 
 
 class NothingFits(Exception):
-    """There is nothing that this night could learn from."""
+    """There is nothing that this night can learn from."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """How one base model turns messages and replies into token ids. `max_length`: of prompt and reply together."""
+    """Turns messages and replies into one base model's token ids; `max_length` limits prompt and reply together."""
 
     tokenizer: Any
     end_ids: frozenset[int]  # each ends a turn
@@ -59,14 +61,14 @@ class Encoder:
 
     @property
     def end_id(self) -> int:
-        """The token that ends a turn that a person wrote."""
+        """The token to end a turn with: the EOS token if it ends turns, else the lowest id that does."""
         own = self.tokenizer.eos_token_id
         return int(own) if own in self.end_ids else min(self.end_ids)
 
     def reply(self, answer: Answer) -> list[int]:
-        """A reply's token ids: as they were sampled, where this tokenizer and template did it, else of its text.
+        """A reply's token ids: those sampled if they come from this tokenizer and template, else its text encoded.
 
-        Only a reply that ended by itself ends with the end of turn: a cut one must not teach where to stop.
+        Only a reply that ended by itself ends with the end of turn: a truncated one must not teach where to stop.
         """
         if not answer.token_ids or answer.template_sha256 != self.template_sha256:
             ids = chat_template.encode_reply(self.tokenizer, answer.text, self.end_id)
@@ -78,7 +80,7 @@ class Encoder:
         return ids if ended else [*ids, self.end_id]
 
     def prompt(self, messages: Sequence[Message], reply_tokens: int) -> list[int]:
-        """A conversation's token ids, its oldest turns left out where it must be. Raises `TooLong`."""
+        """A conversation's token ids, without its oldest turns if need be. Raises `TooLong` if not even one fits."""
         if reply_tokens >= self.max_length:
             raise TooLong
         try:
@@ -88,7 +90,7 @@ class Encoder:
 
 
 def tokenize(examples: Examples, encoder: Encoder) -> tuple[list[TokenizedExample], dict[str, int]]:
-    """Every example that fits, tokenized, in order, pairs first; and how many do not, by reason."""
+    """Tokenize all examples in order, pairs first; also returns how many were left out, by reason."""
     left_out: Counter[str] = Counter()
     tokenized: list[TokenizedExample] = []
     every: list[Example] = [*examples.pairs, *examples.thumbs, *examples.ties, *examples.demonstrations]
@@ -120,7 +122,7 @@ def _tokenized(example: Example, encoder: Encoder) -> TokenizedExample:
 
 
 def _with_mismatched(tokenized: Sequence[TokenizedExample]) -> list[TokenizedExample]:
-    """Give each thumb the reply of the next thumb (the last: of the first) whose prompt and reply are others.
+    """Give each thumb the reply of the next thumb, wrapping around, whose prompt and reply differ from its own.
 
     The partner is fixed, so that the reference's log-prob of the mismatched reply is computed once per night.
     """

@@ -1,1 +1,1 @@
-"""Whether what was trained is good enough."""
+"""Evaluation of trained adapters and reward models."""

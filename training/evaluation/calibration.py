@@ -1,7 +1,7 @@
-"""How far reward models can be believed: how often they are right, how sure they are of it, what length buys.
+"""Calibration of reward models: their accuracy, confidence and length bias on people's preferences.
 
-Margins are differences of scores, the preferred reply's less the other's; a margin over the temperature is the
-log-odds that people prefer it (Bradley and Terry, 1952).
+A margin is the preferred reply's score minus the other's; a margin divided by the temperature is the log-odds that
+people prefer that reply (Bradley and Terry, 1952).
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from scipy.special import expit
 from scipy.stats import binomtest
 
 BINS = 10
-FEWEST = 10  # pairs: with fewer a temperature would be that of chance
+FEWEST = 10  # pairs; a temperature fitted to fewer would be noise
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Pairs whose more likely side had a probability within one tenth: how many, how sure, how often right."""
+    """Pairs whose confidence is in one of `BINS` equal intervals from 0.5 to 1: count, mean confidence, accuracy."""
 
     count: int
     sure: float
@@ -28,21 +28,21 @@ class Bin:
 
 @dataclass(frozen=True)
 class Believed:
-    """What was found on `pairs` pairs."""
+    """Accuracy, calibration and length bias on `pairs` pairs."""
 
     pairs: int
     accuracy: float
     low: float  # of the exact 95 % interval (Clopper and Pearson, 1934)
     high: float
-    calibration_error: float  # expected: the mean distance of sureness from accuracy (arXiv 1706.04599, eq. 3)
-    length_bias: float  # how much score 100 tokens more are worth, by least squares through 0
+    calibration_error: float  # expected: the mean distance of confidence from accuracy (arXiv 1706.04599, eq. 3)
+    length_bias: float  # score gained per 100 more tokens, by least squares through 0
     length_correlation: float  # of margin and difference in length
     longer_wins: float  # accuracy of the rule that the longer reply is better; equal lengths count half
     bins: tuple[Bin, ...] = ()
 
 
 def temperature_of(margins: Sequence[float]) -> float:
-    """The temperature under which these margins are likeliest (arXiv 1706.04599, section 4.2); 1 where they are few."""
+    """The maximum-likelihood temperature of margins (arXiv 1706.04599, section 4.2); 1 for fewer than `FEWEST`."""
     if len(margins) < FEWEST:
         return 1.0
     found = np.asarray(margins)
@@ -55,13 +55,16 @@ def temperature_of(margins: Sequence[float]) -> float:
 
 
 def believed(margins: Sequence[float], longer_by: Sequence[int], temperature: float) -> Believed:
-    """What margins say; `longer_by` is by how many tokens the preferred reply is longer. At least one pair."""
+    """Accuracy, calibration and length bias from the margins of at least one pair.
+
+    `longer_by` is by how many tokens each preferred reply is longer than the other.
+    """
     margin, length = np.asarray(margins, dtype=float), np.asarray(longer_by, dtype=float)
     right = int((margin > 0).sum())
     interval = binomtest(right, len(margin)).proportion_ci(0.95, method="exact")
     bins = _bins(margin, temperature)
     squares = float((length**2).sum())
-    # Both ways round, as which reply stands first is arbitrary: then both means are 0.
+    # The order of a pair is arbitrary, so each pair counts both ways round, and both means are 0.
     scale = float(np.sqrt((margin**2).sum() * squares))
     return Believed(
         pairs=len(margin),
@@ -77,7 +80,7 @@ def believed(margins: Sequence[float], longer_by: Sequence[int], temperature: fl
 
 
 def _bins(margin: np.ndarray, temperature: float) -> tuple[Bin, ...]:
-    """Pairs by how sure the models are of the side they take, from a half to certain."""
+    """Pairs binned by the models' confidence in the side they take, from 0.5 to 1."""
     sure = expit(np.abs(margin) / temperature)
     which = np.minimum(((sure - 0.5) * 2 * BINS).astype(int), BINS - 1)
     made = []
@@ -89,7 +92,7 @@ def _bins(margin: np.ndarray, temperature: float) -> tuple[Bin, ...]:
 
 
 def draw(found: Believed, path: Path) -> None:
-    """The reliability plot: how often right, over how sure."""
+    """Draw the reliability plot: accuracy over confidence."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")

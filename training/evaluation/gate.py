@@ -1,10 +1,10 @@
-"""The gate: may a new adapter answer people? Its first door, which opens or not on what was said by then.
+"""The gate: decides whether a new adapter may answer people.
 
-The candidate is compared with what serves now, on feedback that no training has seen: has it made the tokens of the
-reply that people preferred likelier, more than those of the other one? Its replies to a few fixed prompts must be
-sound, its distance from the base within budget, and the server's log-probs must be the trainer's. The verdict:
-- promoted: the 95 % interval of the held-out share lies above one half, and every check is passed
-- refused: the interval lies below one half, or a check of soundness, distance or proof is failed
+The candidate adapter is compared with the serving adapter on feedback that no training has seen: does it raise the
+probability of the preferred reply's tokens by more than that of the other's? Its replies to a few fixed prompts must be
+sound, its KL from the base within budget, and the server's log-probs must equal the trainer's. The verdict:
+- promoted: the 95 % interval of the held-out rate lies above one half, and every check passes
+- refused: the interval lies below one half, or a check of soundness, KL or proof fails
 - candidate: neither; an operator may promote it
 """
 
@@ -33,11 +33,11 @@ from training.evaluation.text_quality import flaw, words
 from training.model.policy import Backbone
 
 PROMOTED, CANDIDATE, REFUSED = "promoted", "candidate", "refused"
-FEWEST = 6  # conversations: with fewer, not even agreement on all of them puts the interval above one half
-LENGTHS = (0.5, 2.0)  # replies to the canary prompts, in words, over those of what serves
-FLAWED_AT_MOST = 2  # more canary replies with a flaw than what serves has
+FEWEST = 6  # conversations; with fewer, not even full agreement puts the interval above one half
+LENGTHS = (0.5, 2.0)  # bounds on the length of canary replies, in words, relative to the serving adapter's
+FLAWED_AT_MOST = 2  # canary replies with a flaw beyond the number that the serving adapter has
 CANARY_TOKENS = 64
-STRANGE = 5.0  # nats a token under the base: no such reply is language (people's own replies have 2 to 4)
+STRANGE = 5.0  # nats a token under the base; a reply above this is not language (people's own have 2 to 4)
 CANARIES = (
     "What is the capital of France?",
     "How do I boil an egg?",
@@ -52,32 +52,32 @@ CANARIES = (
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Of `count` conversations that tell the two apart, those in which the candidate sides more with the people."""
+    """The held-out comparison: in `preferred` of `count` conversations, draws left out, the candidate wins."""
 
     count: int
     preferred: int
     rate: float
     low: float  # of the exact 95 % interval (Clopper and Pearson, 1934)
     high: float
-    left_out: int = 0  # votes of people who would have had a say in more conversations than their share
+    left_out: int = 0  # votes dropped to keep people within their share of conversations
 
 
-Votes = dict[str, dict[tuple[int, ...], float]]  # conversation -> who judged it -> how much rather for the candidate
+Votes = dict[str, dict[tuple[int, ...], float]]  # conversation -> the people of a vote -> balance for the candidate
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at, and what was seen, in words."""
+    """One check of a candidate, and its finding in words."""
 
     name: str
     passed: bool
     words: str
-    refuses: bool = True  # failed, it refuses the candidate; otherwise it leaves the decision to an operator
+    refuses: bool = True  # whether failing refuses the candidate, or leaves the decision to an operator
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate decided, why in words, and what it measured."""
+    """The gate's decision, its reason in words, and its measurements."""
 
     verdict: str
     reason: str
@@ -85,9 +85,9 @@ class Verdict:
 
 
 def held_out(examples: Examples, gains: "Gains", encoder: Encoder, bounds: Bounds | None = None) -> HeldOut:
-    """Compare on what people preferred; each conversation counts once, by the majority of the people who judged it.
+    """Compare on held-out feedback; each conversation counts once, by the majority of the people who judged it.
 
-    `caps` says how many of the conversations one person may have a say in; without them all are newcomers.
+    `bounds` limit how many of the conversations one person may have a say in; without them everyone is a newcomer.
     """
     votes: Votes = {}
     for pair in examples.pairs:
@@ -110,13 +110,13 @@ def _vote(votes: Votes, conversation: str, people: tuple[int, ...], side: float)
 def decided(votes: Votes, bounds: Bounds) -> HeldOut:
     """A sign test over conversations, in which nobody has a say in more of them than their share.
 
-    Feedback in one conversation is of one mind; conversations are taken as independent. Whose share is exceeded loses
-    votes in an order that only the conversations' names decide, and how many depends on who voted where and whether
-    that was a draw: all this stays the same when every vote in a conversation is turned round. So under the null
-    hypothesis each conversation that is counted is still a fair coin, and the interval is exact.
+    Feedback within a conversation is taken as dependent, conversations as independent of each other. A person who
+    exceeds their share loses votes in an order that depends only on the conversations' names; how many depends on who
+    voted where, and on which conversations are draws. None of this changes when every vote in a conversation is
+    flipped. So under the null hypothesis each counted conversation is still a fair coin, and the interval is exact.
     """
     kept = {name: dict(of_each) for name, of_each in votes.items()}
-    loads: Counter[int] = Counter()  # in how many of the conversations that count each has a say
+    loads: Counter[int] = Counter()  # for each person, the counted conversations in which they have a say
     said: dict[int, list[str]] = {}
     for name in sorted(kept, key=lambda name: hashlib.sha256(name.encode()).digest()):
         loads.update(_deciders(kept[name], bounds))
@@ -142,24 +142,24 @@ def decided(votes: Votes, bounds: Bounds) -> HeldOut:
 
 
 def majority(of_each: Mapping[tuple[int, ...], float]) -> int:
-    """How many more people side with the candidate than against it."""
+    """The number of votes for the candidate minus the number against it."""
     return sum((side > 0) - (side < 0) for side in of_each.values())
 
 
 def _deciders(of_each: Mapping[tuple[int, ...], float], bounds: Bounds) -> set[int]:
-    """Those who have a say in a conversation that counts; nobody where it is a draw."""
+    """The people who have a say in a conversation; nobody if it is a draw, which does not count."""
     if not majority(of_each):
         return set()
     return {bounds.carrier(who) for people, side in of_each.items() if side for who in people}
 
 
 def _allowed(who: int, conversations: int, own: int, bounds: Bounds) -> float:
-    """In how many of the conversations that count somebody may have a say, who had one in `own`; in one, always."""
+    """The number of counted conversations, at least 1, in which a person who had a say in `own` may keep it."""
     return max(1.0, bounds.share(who) * conversations, bounds.kept(who) * own)
 
 
 def counted(preferred: int, count: int) -> HeldOut:
-    """So many of so many, with the interval."""
+    """The result for `preferred` of `count` conversations, with its 95 % interval."""
     if not count:
         return HeldOut(0, 0, 0.5, 0.0, 1.0)
     interval = binomtest(preferred, count).proportion_ci(0.95, method="exact")
@@ -167,14 +167,14 @@ def counted(preferred: int, count: int) -> HeldOut:
 
 
 def _matched(thumbs: Sequence[UnpairedExample]) -> list[tuple[UnpairedExample, UnpairedExample]]:
-    """Each thumbs-up with a thumbs-down, while there are both: single thumbs have nothing to be compared with."""
+    """Pair thumbs-up with thumbs-down while there are both; a thumb alone has nothing to be compared with."""
     ups = [each for each in thumbs if each.wanted]
     downs = [each for each in thumbs if not each.wanted]
     return list(zip(ups, downs, strict=False))
 
 
 class Gains:
-    """How much likelier the candidate makes the tokens of a reply than what serves does (`scoring.gains_of`)."""
+    """The candidate's gain in token probability over the serving adapter, or else the base (`scoring.gains_of`)."""
 
     def __init__(self, backbone: Backbone, serving: Path | None) -> None:
         self._backbone = backbone
@@ -184,7 +184,7 @@ class Gains:
 
     @torch.no_grad()
     def of(self, made: TokenizedExample) -> list[float]:
-        """One number for each of a tokenized example's replies, from -1 to 1."""
+        """The gain on each of a tokenized example's replies, from -1 to 1."""
         row = made.row()
         (ours,) = self._backbone.each_token_of([row])
         if self._serving:
@@ -198,7 +198,7 @@ class Gains:
 def canaries(
     engine: Engine, tokenizer: Any, candidate: LoadedAdapter, serving: LoadedAdapter | None
 ) -> tuple[list[Check], float]:
-    """What both say to the fixed prompts: the checks, and how long the candidate's replies are beside the others'."""
+    """Check both adapters' replies to the fixed prompts; also returns the candidate's length over the serving one's."""
     asked = [chat_template.encode_prompt(tokenizer, [Message("user", each)], engine.window // 2) for each in CANARIES]
     sampling = [Sampling(max_tokens=CANARY_TOKENS, seed=number) for number in range(len(asked))]
     begun = [
@@ -224,14 +224,14 @@ def canaries(
 
 
 def _surprise(engine: Engine, asked: Sequence[list[int]], written: Sequence[list[int]]) -> list[float]:
-    """How unlikely the base finds each reply, in nats a token."""
+    """Each reply's negative log-likelihood under the base, in nats a token; 0 for an empty reply."""
     read = [engine.score(ids, reply, None) for ids, reply in zip(asked, written, strict=True) if reply]
     values = iter([fmean(-token.logprob for token in each) for each in read])
     return [next(values) if reply else 0.0 for reply in written]
 
 
 def judge(found: HeldOut, kl: float, kl_budget: float, checks: Sequence[Check], length: float) -> Verdict:
-    """The verdict on what was measured."""
+    """The verdict from all measurements."""
     within = Check("kl", kl <= kl_budget, f"{kl:.3f} of {kl_budget:g} nats a token from the base")
     checks = [within, *checks]
     said = f"it sides with people in {found.preferred} of {found.count} held-out conversations"

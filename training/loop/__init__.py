@@ -1,1 +1,1 @@
-"""What every method's training shares: steps, early stopping, several processes."""
+"""The training loop that all methods share: steps, early stopping, checkpoints, several processes."""

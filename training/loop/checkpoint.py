@@ -1,4 +1,4 @@
-"""The whole state of training as one file: weights, optimiser, position, random numbers."""
+"""Checkpoints: the whole state of a training as one file (weights, optimiser, position, random numbers)."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from feedback import atomic
 from feedback.records import old_names
 from training.loop.state import TrainState
 
-POSITION = (  # what a state holds beside tensors
+POSITION = (  # the fields of a state that are not tensors
     "step",
     "kl",
     "kept_kl",
@@ -40,9 +40,9 @@ def save(path: Path, state: TrainState) -> None:
 
 
 def load(path: Path, state: TrainState) -> None:
-    """Put back what `save` wrote, if there is something.
+    """Restore the state that `save` wrote, if there is a file.
 
-    Raises one of `UNUSABLE`, before anything is changed, where it cannot be used.
+    Raises one of `UNUSABLE`, before anything is changed, if it cannot be used.
     """
     if not path.is_file():
         return
@@ -56,7 +56,7 @@ def load(path: Path, state: TrainState) -> None:
     with torch.no_grad():
         for name, each in state.parameters.items():
             each.copy_(tensors[f"weight/{name}"])
-            # Adam counts its steps on the CPU, and has no state for what has had no gradient yet.
+            # Adam counts its steps on the CPU, and has no state for parameters that have had no gradient yet.
             parts = {part: tensors[f"{part}/{name}"] for part in ADAM if f"{part}/{name}" in tensors}
             moved = {part: value if part == "step" else value.to(each.device) for part, value in parts.items()}
             if moved:

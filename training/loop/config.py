@@ -1,6 +1,6 @@
-"""Settings: what every method may be told, each with its range, its default and what it means.
+"""Training settings, each with its range, default and description.
 
-A method's own settings are a `Config` of its own; ranges and descriptions of those that several have stand here once.
+A method's own settings are a subclass of `Config`; what several methods share is defined here once.
 """
 
 from typing import Annotated, Any, Self, get_args
@@ -19,7 +19,7 @@ ABOUT |= {"less_than": ("below", "lt"), "less_than_equal": ("at most", "le")}
 
 
 class Config(BaseModel):
-    """What every method may be told. Raises `Refused` on values that cannot be meant, and on unknown names."""
+    """The settings that every method has. Raises `Refused` on invalid values and on unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -40,7 +40,7 @@ class Config(BaseModel):
 
 
 class EpochsConfig(Config):
-    """What a method may be told that goes over examples several times."""
+    """The settings of methods that go over examples several times."""
 
     epochs: Epochs = 3
     min_steps: int = Field(12, gt=0, description="steps at least: very few examples are repeated")
@@ -48,7 +48,7 @@ class EpochsConfig(Config):
 
 
 class WatchedConfig(EpochsConfig):
-    """What a method may be told that ends when it has learned enough, or is too far from the base."""
+    """The settings of methods with early stopping and a KL budget."""
 
     patience: int = Field(4, gt=0, description="looks without a gain on what is kept aside before training ends")
     evals_per_epoch: int = Field(4, gt=0, description="looks an epoch at the KL from the base and what is kept aside")
@@ -56,7 +56,7 @@ class WatchedConfig(EpochsConfig):
 
 
 def in_words(config: type[Config], error: ValidationError) -> str:
-    """What is wrong with the first wrong setting, in a sentence."""
+    """A sentence that says what is wrong with the first wrong setting."""
     wrong = error.errors()[0]
     name, value, kind = str(wrong["loc"][0]), wrong["input"], wrong["type"]
     if kind in ABOUT:
@@ -73,7 +73,7 @@ def in_words(config: type[Config], error: ValidationError) -> str:
 
 
 def in_lines(config: type[Config]) -> list[str]:
-    """Every setting with its default, its range and what it means, a line each."""
+    """One line per setting, with its default, description and range."""
     schema = config.model_json_schema()["properties"]
     lines = []
     for name, each in schema.items():

@@ -1,8 +1,8 @@
 """Several processes of one night: each computes its share of every batch, and the gradients are added up.
 
 `accelerate launch --multi_gpu --num_processes N -m training.night` starts them and tells each which it is. All run the
-same loop over the same examples, so their weights are the same without being sent; the first alone reads the ledger,
-writes, and tells the others what to learn. Without several processes nothing here does anything.
+same loop over the same examples, so their weights stay the same without being sent. Only the first process reads the
+ledger, writes, and tells the others what to learn. With a single process, nothing here has an effect.
 """
 
 import os
@@ -28,17 +28,17 @@ def state() -> PartialState:
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:
-    """Whether this is the one that reads and writes."""
+    """Whether this is the process that reads and writes."""
     return count() == 1 or bool(state().is_main_process)
 
 
 def own(items: Sequence[T]) -> Sequence[T]:
-    """The share of this process."""
+    """This process's share of the items."""
     return items if count() == 1 else items[state().process_index :: count()]
 
 
@@ -53,7 +53,7 @@ def add_up(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def every(value: T) -> list[T]:
-    """What each process has, in their order."""
+    """The values of all processes, in the order of the processes."""
     if count() == 1:
         return [value]
     found: list[T] = gather_object([value])
@@ -66,14 +66,14 @@ def total(value: float) -> float:
 
 
 def tell(what: Any) -> None:
-    """Say to the others what to learn."""
+    """Tell the other processes what to learn."""
     if count() > 1:
         _said.append(True)
         broadcast_object_list([what])
 
 
 def hear() -> Any:
-    """What the first process tells; None: there is nothing to learn."""
+    """Receive what the first process tells; None: there is nothing to learn."""
     told: list[Any] = [None]
     broadcast_object_list(told)
     return told[0]
@@ -81,7 +81,7 @@ def hear() -> Any:
 
 @contextmanager
 def leading() -> Iterator[None]:
-    """Inside, the first process does a night; where it told the others nothing to learn, they are let go."""
+    """The context of the first process's night; if it told the others nothing to learn, it releases them at the end."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The watch over a training: how far from the base it is, whether what is kept aside still gains, when it is enough."""
+"""Early stopping: the KL from the base and the gain on the validation set, measured as training goes on."""
 
 import math
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from training.model.packing import TOKENS_AT_ONCE, together
 from training.model.policy import IN_CACHE, Backbone, positions_at_once
 from training.model.reference import References
 
-KL_ROWS = 4  # examples on whose replies the distance from the base is measured
+KL_ROWS = 4  # examples on whose replies the KL from the base is measured
 
 
 class KlFromBase:
-    """Mean KL(policy || base) in nats at the reply positions of a few examples, which stay the same."""
+    """Mean KL(policy || base) in nats at the reply positions of a few fixed examples."""
 
     def __init__(self, backbone: Backbone, examples: Sequence[TokenizedExample]) -> None:
         self._backbone = backbone
@@ -32,7 +32,7 @@ class KlFromBase:
 
     @torch.no_grad()
     def measure(self) -> float:
-        """Of the policy as it is."""
+        """The mean KL of the policy as it is now."""
         backbone = self._backbone
         parts: list[Tensor] = []
         most = positions_at_once(backbone.head)
@@ -45,7 +45,7 @@ class KlFromBase:
 
 
 class Watch:
-    """What is looked at while a night trains: how far from the base it is, and whether what is kept aside gains."""
+    """Evaluates a policy while it trains: its KL from the base, and its gain on the validation set."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Watch:
         self._every = max(1, math.ceil(len(examples) / config.batch_size / config.evals_per_epoch))  # steps
 
     def step_done(self, state: TrainState, last: bool) -> dict[str, float]:
-        """Look, where it is time to after a step; what is known by then."""
+        """Evaluate if it is due after this step, and return the latest metrics."""
         looked = state.step % self._every == 0 or last
         if looked:
             self.look(state)
@@ -72,7 +72,7 @@ class Watch:
         return {"kl": state.kl} | gain
 
     def look(self, state: TrainState) -> None:
-        """Measure, and keep the weights if they are the best so far. Raises `NotFinite`."""
+        """Evaluate, and keep the weights if `_gains` is true and the KL is within budget. Raises `NotFinite`."""
         state.kl = self.kl()
         if not math.isfinite(state.kl):
             raise NotFinite(f"the KL from the base is {state.kl} at step {state.step}")
@@ -82,11 +82,11 @@ class Watch:
         state.evals_without_gain = 0 if gains else state.evals_without_gain + 1
 
     def kl(self) -> float:
-        """How far from the base the policy is, in nats a token."""
+        """The policy's KL from the base, in nats a token."""
         return self._kl.measure()
 
     def _gains(self, state: TrainState) -> bool:
-        """Whether what is kept aside has gained more than ever, or is within one standard error of that.
+        """Whether the validation gain is within one standard error of the best so far; true without a validation set.
 
         The one-standard-error rule (Breiman et al., "Classification and Regression Trees", 1984, section 3.4.3): few
         examples say little, so they end a training only when they clearly speak against it.
@@ -105,7 +105,7 @@ class Watch:
 
     @torch.no_grad()
     def gains(self) -> Tensor:
-        """By how much each example kept aside is on the right side: (A,), in probability of a token (`gains_of`)."""
+        """Each validation example's gain towards the preferred side: (A,), in token probability (`gains_of`)."""
         gains = torch.zeros(len(self._validation))
         for group, references in zip(self._passes, self._references, strict=True):
             policies = self._backbone.each_token_of([row for _, row in group])

@@ -1,6 +1,6 @@
-"""The one loop of training: steps of a method, looks on the way, and an end when it is enough.
+"""The training loop of all methods: steps, evaluations on the way, and early stopping.
 
-Everything a method shares with the others is here; what differs is its `step`.
+What methods share is here; what differs is their `Trainer.step`.
 """
 
 import math
@@ -22,7 +22,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Report:
-    """One step that was taken, of `steps` at most."""
+    """A step that was taken, of at most `steps`."""
 
     step: int
     steps: int
@@ -31,49 +31,49 @@ class Report:
 
 
 class Trainer(Protocol):
-    """What a method gives to the loop. A class that names it as its base has the defaults that stand here."""
+    """What a method gives to the loop. Subclasses inherit the defaults."""
 
     steps: int  # at most
-    watch: Watch | None = None  # looks at the KL from the base, and at what is kept aside; None: the step knows the KL
-    kl_budget: float = math.inf  # nats a token; beyond it training goes back to the weights that were kept, and ends
+    watch: Watch | None = None  # evaluates the KL from the base and the validation set; None: `step` sets the KL
+    kl_budget: float = math.inf  # nats a token; beyond it training rolls back to the kept weights and ends
 
     def begin(self) -> TrainState:
         """The state before the first step."""
         raise NotImplementedError
 
     def prepare(self, state: TrainState) -> None:
-        """What comes before the first step, and not again where training goes on from a checkpoint."""
+        """Prepare the first step; not called again when training resumes from a checkpoint."""
         return
 
     def step(self, state: TrainState) -> Metrics:
-        """One optimiser step; what was seen. "tokens", where it is there, becomes `tokens_per_s`.
+        """Take one step and return its metrics; "tokens", if among them, becomes `tokens_per_s`.
 
         Raises `NotFinite`, and what the method raises.
         """
         raise NotImplementedError
 
     def final_kl(self, state: TrainState) -> float:
-        """How far from the base the trained weights are, in nats a token; asked once, when training has ended."""
+        """The trained weights' KL from the base, in nats a token; called once, when training has ended."""
         return state.kept_kl if state.kept is not None else state.kl
 
 
 def train(trainer: Trainer, state: TrainState) -> Iterator[Report]:
-    """Train, going on from `state`, a step per item. Raises as `Trainer.step` does."""
+    """Train from `state` on, yielding a report per step. Raises what `Trainer.prepare` and `Trainer.step` raise."""
     if state.step == 0:
         trainer.prepare(state)
     while state.step < trainer.steps and not state.ended:
         began = time.monotonic()
 
-        # 1. one optimiser step
+        # 1. one step of the method
         metrics = trainer.step(state)
         state.step += 1
 
-        # 2. a look at how far from the base it is by now, and at what is kept aside
+        # 2. the KL from the base and the validation gain
         last = state.step == trainer.steps
         if trainer.watch is not None:
             metrics |= trainer.watch.step_done(state, last)
 
-        # 3. enough? Then back to the best weights
+        # 3. early stopping, back to the best weights
         state.ended = why_enough(trainer, state)
         if state.ended or (last and trainer.watch is not None):
             state.go_back()
@@ -88,7 +88,7 @@ def train(trainer: Trainer, state: TrainState) -> Iterator[Report]:
 
 
 def why_enough(trainer: Trainer, state: TrainState) -> str:
-    """Why training ends at this step, in words; empty if it goes on."""
+    """The reason why training ends at this step, in words; empty if it goes on."""
     if state.kl > trainer.kl_budget:
         spent = f"{state.kl:.3f} nats per token from the base, where {trainer.kl_budget:g} may be"
         return f"ended at step {state.step}, being {spent}"
@@ -98,7 +98,7 @@ def why_enough(trainer: Trainer, state: TrainState) -> str:
 
 
 class ExamplesTrainer(Trainer):
-    """What methods share that go over examples by epochs: all but the step."""
+    """The base of trainers that go over examples by epochs: all but the step."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class ExamplesTrainer(Trainer):
         self.watch = Watch(backbone, examples, validation, config, self.references)
 
     def begin(self) -> TrainState:
-        """The adapter as it is."""
+        """The initial state: the adapter as it is."""
         return TrainState.over(self.backbone.parameters(), self.learning_rate)
 
     def batch(self, step: int) -> list[TokenizedExample]:
@@ -123,5 +123,5 @@ class ExamplesTrainer(Trainer):
         return [self.examples[at] for at in batch(len(self.examples), self.batch_size, step, self.seed)]
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step: up over the first tenth, and then down to 0."""
+        """The learning rate of a step: linear warm-up, then linearly down to 0 (`schedule`)."""
         return self.learning_rate * schedule(step, self.steps)

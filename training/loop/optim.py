@@ -1,4 +1,4 @@
-"""What a step is made of: the order of examples, the learning rate, the optimiser, and going on with less memory."""
+"""The parts of a step: example order, learning rate schedule, optimiser step, and recovery when memory runs out."""
 
 import math
 import resource
@@ -12,16 +12,16 @@ from training.loop import distributed
 from training.loop.config import EpochsConfig
 from training.loop.state import TrainState
 
-LEAST_TOKENS = 64  # at once; where memory does not suffice for these, it does not for anything
+LEAST_TOKENS = 64  # per pass; if memory does not suffice for these, training fails
 T = TypeVar("T")
 
 
 class NotFinite(Exception):
-    """Training left the numbers: a loss or gradient is not finite. Nothing of it can be used."""
+    """Training broke down numerically, for example with a loss that is not finite. Its result cannot be used."""
 
 
 def memory_gib() -> float:
-    """The most that this process has held so far; on a GPU, the most that torch has held there."""
+    """The peak memory of this process so far, in GiB; on a GPU, the peak that torch has allocated there."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
@@ -29,7 +29,7 @@ def memory_gib() -> float:
 
 
 def batch(examples: int, size: int, step: int, seed: int) -> list[int]:
-    """The numbers of a step's examples: every one once an epoch, in an order that the seed alone decides."""
+    """The indices of a step's examples: each once an epoch, in an order that the seed alone decides."""
     per_epoch = math.ceil(examples / size)
     epoch, position = divmod(step, per_epoch)
     order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
@@ -37,22 +37,23 @@ def batch(examples: int, size: int, step: int, seed: int) -> list[int]:
 
 
 def schedule(step: int, steps: int) -> float:
-    """The share of the learning rate at a step counted from 0: linear warm-up over 10 %, then linear to 0.
+    """The factor on the learning rate at a step counted from 0: linear warm-up over 10 % of steps, then linear to 0.
 
-    Over six steps at least: a night of few examples would else have spent its KL budget before the second look.
+    The warm-up takes at least six steps, or all if there are fewer: a night of few examples would otherwise have spent
+    its KL budget before the second evaluation.
     """
     warm_up = max(min(6, steps), round(0.1 * steps))
     return (step + 1) / warm_up if step < warm_up else (steps - step) / (steps - warm_up)
 
 
 def count_steps(examples: int, config: EpochsConfig) -> int:
-    """Optimiser steps at most: whole epochs, and more of them where the examples are very few."""
+    """The maximum number of steps: whole epochs, and more of them if the examples are very few."""
     per_epoch = math.ceil(examples / config.batch_size)
     return per_epoch * max(config.epochs, math.ceil(config.min_steps / per_epoch))
 
 
 def apply_gradients(state: TrainState, loss: float, learning_rate: float, most: float = 1.0) -> float:
-    """The gradients as they have added up, at this learning rate; their norm. Raises `NotFinite`."""
+    """Apply the accumulated gradients, clipped to norm `most`, and return their norm before. Raises `NotFinite`."""
     if not math.isfinite(loss):
         raise NotFinite(f"the loss is {loss} at step {state.step + 1}; try a lower learning_rate")
     parameters = [each for group in state.optimizer.param_groups for each in group["params"]]
@@ -67,16 +68,15 @@ def apply_gradients(state: TrainState, loss: float, learning_rate: float, most: 
 
 
 def within_memory(state: TrainState, compute: Callable[[int], T]) -> T:
-    """What `compute` returns, given how many tokens may go through the model in one pass.
+    """Return what `compute` returns, given the number of tokens for one pass through the model.
 
-    Where memory runs out, what gradients there are by then are dropped, and it is done again, and from then on, with
-    half the tokens.
+    If memory runs out, the gradients so far are dropped, and it is called again with half the tokens, which stays so.
     """
     while True:
         try:
             return compute(state.tokens_at_once)
         except (MemoryError, RuntimeError) as error:
-            alone = distributed.count() == 1  # or the others would wait for this one's share
+            alone = distributed.count() == 1  # with others, a retry would leave them waiting for this one's share
             if not (alone and out_of_memory(error)) or state.tokens_at_once // 2 < LEAST_TOKENS:
                 raise
         state.optimizer.zero_grad()
@@ -85,6 +85,6 @@ def within_memory(state: TrainState, compute: Callable[[int], T]) -> T:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left; on a processor torch has no class for it."""
+    """Whether an error says that memory has run out; on a CPU, torch has no exception class for that."""
     known = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(each in str(error) for each in known)

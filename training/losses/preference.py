@@ -156,7 +156,7 @@ def kto_loss(margin: Tensor, wanted: Tensor, wanted_weight: float = 1.0, unwante
 
 
 def kto_weights(wanted: float, unwanted: float, most: float = 4 / 3) -> tuple[float, float]:
-    """Weights of a wanted and an unwanted reply that bring the ratio of their sums over the data to 1:1 to 4:3.
+    """Weights of a wanted and an unwanted reply that bring the ratio of their sums over the data within 1:1 to 4:3.
 
     The range is that of arXiv 2402.01306, section 4.2. The mean weight is 1; with only one kind both are 1.
     """

@@ -104,7 +104,8 @@ class RewardModels:
     def pessimistic(self, rows: Sequence[Row], uncertainty_penalty: float = 1.0) -> list[Tensor]:
         """Mean score minus `uncertainty_penalty` times the ensemble disagreement: (R,) for each row.
 
-        As arXiv 2310.02743, eq. 5, but with the standard deviation instead of the variance.
+        As arXiv 2310.02743, eq. 5, but with the standard deviation instead of the variance: a high score on which the
+        models disagree is not believed.
         """
         return [each.mean(0) - uncertainty_penalty * disagreement(each) for each in self.scores(rows)]
 

@@ -1,1 +1,1 @@
-"""A night, from what people said to an announced adapter. `python -m training.night`."""
+"""A night: from people's feedback to an announced adapter (`python -m training.night`)."""

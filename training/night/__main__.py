@@ -1,4 +1,4 @@
-"""`python -m training.night`."""
+"""The entry point of `python -m training.night`."""
 
 import sys
 

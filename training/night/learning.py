@@ -1,4 +1,4 @@
-"""What a night trains: step 5, from its examples to a trained adapter, or to reward models."""
+"""Step 5 of a night: train an adapter, or reward models, on the night's examples."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -31,14 +31,14 @@ from training.night.run_dir import Plan
 from training.night.signals import Cancellation
 from training.rollouts.on_policy import PolicyConfig
 
-FEWEST_FOR_VALIDATION = 10  # examples: fewer say nothing about when to stop, and are learned from instead
+FEWEST_FOR_VALIDATION = 10  # examples; fewer say nothing about when to stop, and are trained on instead
 TRAINING = Stage("training", "checkpoint.safetensors")
 POLICY = Stage("the policy", "policy.safetensors")
 
 
 @dataclass(frozen=True)
 class Work:
-    """A night that has something to do; `gate` is "on", "advise" or "off" (`feedback.records.settings.SETTINGS`)."""
+    """A night with something to train on; `gate` is "on", "advise" or "off" (`feedback.records.settings.SETTINGS`)."""
 
     night: int
     plan: Plan
@@ -48,19 +48,19 @@ class Work:
 
     @property
     def adapter(self) -> str:
-        """The id of the adapter it will make."""
+        """The id of the adapter that this night makes."""
         return f"night-{self.night:04d}"
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What a night computes with."""
+    """A night's work with all that is loaded to train it."""
 
     recorder: Recorder
     base: Base
     work: Work
     method: Method
-    config: Any  # of the method's own kind
+    config: Any  # of the method's own `Config` class
     backbone: Backbone
     encoder: Encoder
 
@@ -69,33 +69,33 @@ class Ready:
         return self.recorder.store
 
     def enter(self, phase: str, **changes: Any) -> None:
-        """Write down what the night does now."""
+        """Record the phase that the night enters, with other changes to its row."""
         with self.recorder.cancellation.held():
             nights.update_night(self.store, self.work.night, phase=phase, **changes)
 
 
 @dataclass(frozen=True)
 class Lessons:
-    """What a night's examples are in token ids."""
+    """A night's tokenized examples."""
 
     training: list[TokenizedExample]
     validation: list[TokenizedExample]
-    prompting: list[TokenizedExample]  # to whose prompts a policy writes
-    examples: Examples  # that they come from, and what is left out by now
+    prompting: list[TokenizedExample]  # whose prompts an on-policy method samples replies to
+    examples: Examples  # that they come from, with counts of what has been left out so far
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Where a training ended."""
+    """The outcome of a training."""
 
     kl: float  # of the adapter from the base, in nats a token
     kl_budget: float
     steps: int
-    ended: str  # why before its time, in words
+    ended: str  # why it ended early, in words; empty if it did not
 
 
 def make_ready(store: Database, base: Base, work: Work, cancellation: Cancellation) -> Ready:
-    """The base on this machine, a fresh adapter on it."""
+    """Load the base on this machine with a fresh adapter on it."""
     method = registry.find(work.plan.method)
     config = method.config(**work.plan.settings)
     recorder = Recorder(store, work.night, cancellation, tracking.open_log(work.log, store.data / "logs", work.adapter))
@@ -105,13 +105,13 @@ def make_ready(store: Database, base: Base, work: Work, cancellation: Cancellati
 
 
 def open_backbone(base: Base, plan: Plan, config: Config) -> Backbone:
-    """The base as a plan computes with it, a fresh adapter on it."""
+    """Load the base in a plan's precision with a fresh adapter on it."""
     dtype, device = getattr(torch, plan.precision), base_model.pick_device()
     return Backbone(base, dtype, device, config.rank, config.alpha, config.seed)
 
 
 def make_encoder(base: Base, backbone: Backbone, config: Config) -> Encoder:
-    """How this base turns text into token ids, as serving does it."""
+    """The encoder from text to this base's token ids, as in serving. Raises `Refused` if no token ends a turn."""
     tokenizer = base_model.load_tokenizer(base)
     ends = chat_template.end_ids(tokenizer, backbone.causal)
     if not ends:
@@ -121,9 +121,9 @@ def make_encoder(base: Base, backbone: Backbone, config: Config) -> Encoder:
 
 
 def lessons(divided: Split, ready: Ready) -> Lessons:
-    """What a method learns from, and what says when it is enough; the latter is learned from, too, where it is little.
+    """The tokenized training and validation sets; a validation set that is too small is trained on instead.
 
-    What is there for the gate alone to judge by is left out. Raises `NothingFits`.
+    Examples that are there only for the gate to judge by are left out. Raises `NothingFits`.
     """
     work, encoder, kinds = ready.work, ready.encoder, ready.method.learns_from
     (training, unfit), (stopping, unfit_too) = (
@@ -144,12 +144,12 @@ def lessons(divided: Split, ready: Ready) -> Lessons:
 
 
 def added(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:
-    """Two counts by reason as one."""
+    """Add up two counts by reason."""
     return {reason: counts.get(reason, 0) + more.get(reason, 0) for reason in {**counts, **more}}
 
 
 def train_on_examples(ready: Ready, given: Lessons) -> Trained:
-    """Train on what people said, step by step; where it ended."""
+    """Train on people's feedback, and return the outcome."""
     work, backbone = ready.work, ready.backbone
     if ready.method.distributed:
         distributed.tell((work.night, work.plan, given.training, given.validation))
@@ -162,7 +162,7 @@ def train_on_examples(ready: Ready, given: Lessons) -> Trained:
 
 
 def train_policy(ready: Ready, given: Lessons) -> Trained:
-    """Train reward models, and by them a policy on what it writes; where it ended."""
+    """Train reward models, then a policy on its own replies by their scores, and return the outcome."""
     config = ready.config
     with with_sampler(ready) as night:
 
@@ -180,12 +180,12 @@ def train_policy(ready: Ready, given: Lessons) -> Trained:
 
 
 def with_sampler(ready: Ready) -> AbstractContextManager[RewardNight]:
-    """What reward models are made with."""
+    """Open the sampler, and with it all that making reward models needs."""
     return reward_night.with_sampler(ready.recorder, ready.work.plan, ready.base, ready.backbone, ready.encoder)
 
 
 def only_reward_models(ready: Ready) -> str:
-    """A night that makes reward models and no adapter; what came of it, in words."""
+    """Run a night that makes reward models and no adapter; returns the outcome in words."""
     store, work = ready.store, ready.work
     with with_sampler(ready) as night:
         models = reward_night.make_models(night, work.examples, ready.config, ready.method.build)
@@ -200,9 +200,9 @@ def only_reward_models(ready: Ready) -> str:
 
 
 def share(data: Path) -> bool:
-    """Compute this process's share of the night that the first process does, if there is one; whether that ended well.
+    """Compute this process's share of the first process's night, if there is one; returns whether that ended well.
 
-    Where it did not, the first process writes down why.
+    If it did not, the first process records why.
     """
     told = distributed.hear()
     if told is None:
@@ -224,5 +224,5 @@ def share(data: Path) -> bool:
 
 
 def threads_of(plan: Plan) -> int:
-    """How many threads each process computes with."""
+    """The number of threads that each process computes with."""
     return max(1, plan.threads // distributed.count())

@@ -1,7 +1,8 @@
-"""A night: from what people said to an adapter that may be promoted. `python -m training.night`.
+"""`nightschool night` (`python -m training.night`): from people's feedback to an adapter that may be promoted.
 
-A process of its own: its memory leaves with it and its crash hurts no chat. It writes its row as it goes; killed at
-any moment it goes on when it is started again, and until its last write there is nothing new to serve.
+A night is a process of its own, so its memory is freed at the end and a crash does not affect chats. It updates its row
+as it goes. If it is killed at any moment, it resumes when it is started again; until its last write there is nothing
+new to serve.
 """
 
 import json
@@ -27,7 +28,7 @@ from feedback.records import adapters, methods, nights, settings
 from feedback.upkeep import privacy, schedules
 from training.night.signals import Cancellation, Cancelled
 
-if TYPE_CHECKING:  # torch and the like come late: `main` sets the environment first
+if TYPE_CHECKING:  # these import torch, which must wait until `NightCommand` has prepared the environment
     from assistant.models.base_model import Base
     from training.night.learning import Work
     from training.night.planner import Wishes
@@ -38,19 +39,19 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one night; its exit status: 0 done or nothing to do, 1 failed, 2 bad input, 3 cancelled."""
+    """Run one night; returns the exit status: 0 done or nothing to do, 1 failed, 2 bad input, 3 cancelled."""
     return command_line.run(command, arguments, "nightschool night")
 
 
 @click.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @command_line.model_option
 def only_model(model: str) -> str:
-    """The model that a command line names, whatever else it says."""
+    """The model that a command line names, all else ignored."""
     return model
 
 
 class NightCommand(click.Command):
-    """Its options name the methods of plug-ins, too, so those are imported before it reads what was typed."""
+    """A command whose options include plug-ins' methods, so plug-ins are imported before the arguments are parsed."""
 
     def make_context(self, info_name: str | None, args: list[str], *others: Any, **more: Any) -> click.Context:
         prepare(only_model.make_context(info_name, list(args), resilient_parsing=True).params["model"])
@@ -73,25 +74,25 @@ class NightCommand(click.Command):
 @click.option("--again", is_flag=True, help="Train even if nothing is new since the last night.")
 @click.option("--fresh", is_flag=True, help="Do not go on with an interrupted night.")
 @click.option("--log", type=click.Choice(("tensorboard", "trackio")), help="Write the steps there, too.")
-@click.option("--asked-by", metavar="WHO", hidden=True)  # of servers: "clock", or a person's id
+@click.option("--asked-by", metavar="WHO", hidden=True)  # set by servers: "clock", or a person's id
 @click.option(
     "--gate",
     type=click.Choice(list(settings.GATE)),
     help=f"{'; '.join(f'{name}: {words}' for name, words in settings.GATE.items())} (default: the setting 'gate').",
 )
 def command(**asked: Any) -> int:
-    """The options of a night, and the night."""
+    """Run a night with the options of the command line."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if hasattr(os, "nice"):
         os.nice(10)  # chats come first
     try:
         return run(SimpleNamespace(**asked))
-    except Cancelled:  # before there was a night
+    except Cancelled:  # before a night had begun
         return CANCELLED
 
 
 def run(options: SimpleNamespace) -> int:
-    """One night from the first step to the last."""
+    """Run one night from the first step to the last."""
     from assistant.models import base_model
     from training.algorithms import registry
     from training.loop import distributed
@@ -100,7 +101,7 @@ def run(options: SimpleNamespace) -> int:
     from training.night.learning import share
     from training.night.planner import Wishes
 
-    # 1. what is asked, and whether it can be done
+    # 1. check what was asked for
     method = registry.find(options.method or methods.DEFAULT)
     wishes = Wishes(options.method, registry.parse_settings(method.name, options.set), options.fresh)
     if options.settings:
@@ -120,27 +121,27 @@ def run(options: SimpleNamespace) -> int:
 
 
 def whole_night(store: Database, base: "Base", wishes: "Wishes", options: SimpleNamespace) -> int:
-    """The steps from 2 on, in the process that reads and writes."""
+    """Run the steps from 2 on, in the process that reads and writes the ledger."""
     from training.night import resume, run_dir
     from training.night.learning import Work
 
     cancellation = Cancellation()
     with alone(store):
-        # 2. an interrupted night goes on, or is closed
+        # 2. resume an interrupted night, or close it
         with cancellation.held():
             saved = resume.go_on(store, base, gather(store), wishes)
             if saved:
                 write_down_who(store, saved[0], options, resumed=True)
             run_dir.tidy(store.data, keep=saved[0] if saved else None)
 
-        # 3. or a new one begins, if there is something to learn
+        # 3. otherwise begin a new one, if there is something to learn
         with cancellation.held(longer=True):
             work = Work(*saved) if saved else begin(store, base, wishes, options)
             if work is None:
                 return DONE
             work = replace(work, gate=options.gate or settings.setting(store, "gate"), log=options.log or "")
 
-        # 4. to 10. it learns and is judged, and what came of it is written down
+        # 4. to 10. train, judge, and record the outcome
         status = taught(store, base, work, cancellation)
         run_dir.tidy(store.data, keep=None)
         return status
@@ -148,7 +149,7 @@ def whole_night(store: Database, base: "Base", wishes: "Wishes", options: Simple
 
 @contextmanager
 def alone(store: Database) -> Iterator[None]:
-    """One night at a time on a data folder. Raises `Conflict` while there is another."""
+    """Hold the lock that allows one night at a time on a data folder. Raises `Conflict` while another one runs."""
     lock = FileLock(store.data / "night.lock")
     try:
         lock.acquire(timeout=0)
@@ -161,7 +162,7 @@ def alone(store: Database) -> Iterator[None]:
 
 
 def dry_run(store: Database, base: "Base", wishes: "Wishes") -> int:
-    """Say what a night would do."""
+    """Print what a night would do."""
     from training.night import planner
 
     plan, examples = planner.make_plan(store, base, wishes)
@@ -172,7 +173,7 @@ def dry_run(store: Database, base: "Base", wishes: "Wishes") -> int:
 
 
 def begin(store: Database, base: "Base", wishes: "Wishes", options: SimpleNamespace) -> "Work | None":
-    """A new night with its examples saved; None, with a row that says why, where there is nothing to learn."""
+    """Begin a new night with its examples saved; None, with a row that says why, if there is nothing to learn."""
     from training.night import planner, run_dir
     from training.night.learning import Work
 
@@ -195,7 +196,7 @@ def begin(store: Database, base: "Base", wishes: "Wishes", options: SimpleNamesp
 
 
 def write_down_who(store: Database, night: int, options: SimpleNamespace, resumed: bool = False) -> None:
-    """Leave an audit row of who started a night, and how; the clock keeps a record of its own."""
+    """Write an audit row of who started a night and how; not for the clock, which keeps a record of its own."""
     if options.asked_by == schedules.CLOCK:
         return
     told = {"again": options.again, "resumed": resumed, "gate": options.gate, "settings": ", ".join(options.set)}
@@ -206,7 +207,7 @@ def write_down_who(store: Database, night: int, options: SimpleNamespace, resume
 
 
 def taught(store: Database, base: "Base", work: "Work", cancellation: Cancellation) -> int:
-    """Run steps 4 to 10 and write down whatever came of them; the exit status."""
+    """Run steps 4 to 10, record any outcome, and return the exit status."""
     from training.data.tokenize import NothingFits
     from training.loop.optim import NotFinite
     from training.night.pipeline import run_pipeline
@@ -240,7 +241,7 @@ def taught(store: Database, base: "Base", work: "Work", cancellation: Cancellati
 
 
 def end(store: Database, night: int, state: str, reason: str, to: Any = None) -> None:
-    """Close a night that made no adapter, on paper and aloud."""
+    """Record and print the end of a night that made no adapter."""
     nights.end_night(store, night, state, reason)
     print(f"night {night}: {state}: {reason}", file=to, flush=True)
 

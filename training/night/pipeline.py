@@ -1,4 +1,4 @@
-"""From a night's examples to an announced adapter: steps 4 to 10 of a night."""
+"""Steps 4 to 10 of a night: from its examples to an announced adapter."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -35,40 +35,40 @@ from training.night.signals import Cancellation
 
 
 def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancellation) -> str:
-    """Train, judge, write and announce an adapter; what came of it, in words.
+    """Train, judge, write and announce an adapter; returns the outcome in words.
 
     Raises `NotFinite`, `NothingFits`, `Refused` or `Cancelled`; nothing is announced then.
     """
-    # 4. one base, with the adapter on it
+    # 4. load the base, with a fresh adapter on it
     ready = make_ready(store, base, work, cancellation)
 
-    # 5. training, on all that is not kept for judging
+    # 5. train on all that is not held out
     if not ready.method.makes_adapter:
         return only_reward_models(ready)
     divided = planner.parts(store, work.plan, work.examples)
     given = lessons(divided, ready)
     trained = train_policy(ready, given) if ready.method.on_policy else train_on_examples(ready, given)
 
-    # 6. what people said and it has not seen: does it side with them?
+    # 6. compare with the serving adapter on held-out feedback
     ready.enter("judging", eta_s=None)
     serving = adapters.serving(store)
     standing = still_standing(store, divided.held_out)
     found = compared(ready, serving, standing) if work.gate != "off" else None
 
-    # 7. the proof, in fp32 and without shortcuts
+    # 7. compute the proof, in fp32 and without shortcuts
     ready.enter("proof")
     proof = publish.prove(ready.backbone, ready.encoder)
 
-    # 8. the directory, complete before it has its name
+    # 8. write the complete directory under a temporary name
     ready.enter("saving")
     making, card = written(ready, given, trained, proof)
 
-    # 9. the gate, through the server's own way of writing
+    # 9. ask the gate, with the engine that serves
     ready.enter("judging")
-    del ready  # the server's engine takes its backbone's place
+    del ready  # frees the backbone's memory for the engine
     verdict, agreed = judged(store, base, making, serving, found, trained)
 
-    # 10. its name, its announcement, and its promotion
+    # 10. rename, announce and perhaps promote
     cancellation.too_late()
     publish.hand_over(making, work.adapter)
     learned = f"trained on {in_words(divided.training)}" + (f"; {trained.ended}" if trained.ended else "")
@@ -76,7 +76,7 @@ def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancella
 
 
 def closing_metrics(store: Database, night: int, trained: Trained) -> dict[str, float]:
-    """What the card says of the training: means over its last eighth, and the KL of the weights that were kept."""
+    """The training's metrics for the card: means over its last eighth, the KL of the kept weights, and the steps."""
     steps = nights.night_steps(store, night)
     tail = steps[-max(1, len(steps) // 8) :]
     means = {
@@ -88,7 +88,7 @@ def closing_metrics(store: Database, night: int, trained: Trained) -> dict[str, 
 
 
 def written(ready: Ready, given: Lessons, trained: Trained, proof: list[Proof]) -> tuple[Path, AdapterCard]:
-    """The adapter's directory under a temporary name, with all that belongs into it."""
+    """Write the adapter's complete directory under a temporary name; returns it and the card."""
     store, work, config = ready.store, ready.work, ready.config
     making, weights_sha256 = publish.write_weights(ready.backbone, store.data, work.adapter)
     tracking.write(nights.night_steps(store, work.night), making)
@@ -111,7 +111,7 @@ def written(ready: Ready, given: Lessons, trained: Trained, proof: list[Proof]) 
 
 
 def compared(ready: Ready, serving: str | None, held_out: Examples) -> HeldOut:
-    """The new adapter beside what serves, on held-out feedback; beside the base where what serves cannot be read."""
+    """Compare with the serving adapter on held-out feedback; with the base if there is none or it cannot be read."""
     store, backbone = ready.store, ready.backbone
     directory = adapters.directory(store, serving) if serving else None
     try:
@@ -131,7 +131,7 @@ def judged(
     found: HeldOut | None,
     trained: Trained,
 ) -> tuple[Verdict | None, Agreement | None]:
-    """What the gate says of a finished directory (None: it was not asked), and its proof (None: it failed)."""
+    """The gate's verdict on a finished directory (None: it was not asked), and its proof (None: it failed)."""
     device = base_model.pick_device()
     tokenizer = base_model.load_tokenizer(base)
     engine = Engine(base, base_model.exact_format(device), device, tokenizer, driven=True)
@@ -160,9 +160,9 @@ def announce(
     agreed: Agreement | None,
     instead_of: str | None,
 ) -> str:
-    """The rows that make a directory an adapter, the night a finished one, and perhaps the adapter what serves.
+    """Write the rows that register the adapter, end the night and, if allowed, promote the adapter.
 
-    What came of the night, in words.
+    Returns the night's outcome in words.
     """
     wanted = verdict.verdict == gate.PROMOTED and work.gate == "on" if verdict else agreed is not None
     said = f"{verdict.verdict}: {verdict.reason}" if verdict else "not judged"

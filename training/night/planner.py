@@ -1,4 +1,4 @@
-"""What a night would do, and why: enough to learn from, which method, which settings."""
+"""The plan of a night: its method, settings and examples, and whether there is enough to learn from."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from training.night.run_dir import Plan
 
 @dataclass(frozen=True)
 class Wishes:
-    """What was said on the command line; None and empty where nothing was."""
+    """What the command line asks for; None or empty where it says nothing."""
 
     method: str | None
     settings: dict[str, Any]
@@ -26,18 +26,18 @@ class Wishes:
 
 
 def make_plan(store: Database, base: Base, wishes: Wishes, settle: bool = False) -> tuple[Plan, Examples]:
-    """How this machine would train on what stands in the store now; `settle` as in `feedback.examples.split.judges`."""
+    """Plan how this machine would train on the current feedback; `settle` as in `feedback.examples.split.judges`."""
     method = wishes.method or methods.DEFAULT
     settings = registry.find(method).config(**wishes.settings).model_dump()
     precision = str(base_model.fastest_dtype(base_model.pick_device())).removeprefix("torch.")
-    examples = bounded(store, used_by(method, gather(store)))  # nobody carries too much of what is learned from
+    examples = bounded(store, used_by(method, gather(store)))  # limits each person's share
     judging = sorted(judges(store, examples, settle))
     plan = Plan(base.name, base.sha256, method, settings, precision, policy.courteous_threads(), judging)
     return plan, examples
 
 
 def parts(store: Database, plan: Plan, examples: Examples) -> Split:
-    """What the night learns from, what says when it has learned, and what judges."""
+    """Split examples into the night's training, validation and held-out sets."""
     return split(examples, places(store, frozenset(plan.judges)))
 
 
@@ -46,7 +46,7 @@ def used_by(method: str, examples: Examples) -> Examples:
     learns_from = registry.find(method).learns_from
     kept, left_out = {kind: getattr(examples, kind) for kind in learns_from}, dict(examples.left_out)
     if "demonstrations" in learns_from and "pairs" not in learns_from:
-        # Comparing with what was corrected judges what learned from the correction.
+        # The gate judges a method that learns from corrections by comparing each with what it corrected.
         kept["pairs"] = tuple(each for each in examples.pairs if each.kind == "correction")
     if "ties" in kept:
         left_out.pop("tie", None)
@@ -55,12 +55,12 @@ def used_by(method: str, examples: Examples) -> Examples:
 
 
 def recorded_settings(plan: Plan) -> dict[str, Any]:
-    """What a night's row says of how it was done."""
+    """The settings that a night's row records."""
     return plan.settings | {"model": plan.model, "base_sha256": plan.base_sha256}
 
 
 def why_nothing(store: Database, examples: Examples, plan: Plan, again: bool) -> str:
-    """Why there is nothing to do, in words; empty if there is something."""
+    """The reason why there is nothing to do, in words; empty if there is something."""
     if not len(examples):
         reasons = ", ".join(f"{reason}: {count}" for reason, count in examples.left_out.items())
         return "nothing to learn from" + (f"; left out were {reasons}" if reasons else "; nobody has rated a reply yet")
@@ -75,7 +75,7 @@ def why_nothing(store: Database, examples: Examples, plan: Plan, again: bool) ->
 
 
 def in_words(examples: Examples) -> str:
-    """What a night learns from, for a person."""
+    """The counts of a night's examples, in words."""
     counts = examples.counts()
     left_out = ", ".join(f"{reason}: {count}" for reason, count in counts.pop("left_out").items())
     kinds = ", ".join(f"{count} {plural(kind, count)}" for kind, count in counts.items() if count)
@@ -83,5 +83,5 @@ def in_words(examples: Examples) -> str:
 
 
 def plural(kind: str, count: int) -> str:
-    """A kind of feedback as it is counted: one comparison, two comparisons, thumbs up."""
+    """The name of a kind of feedback after a count: one comparison, two comparisons, thumbs up."""
     return kind.replace("_", " ") if count == 1 or kind.startswith("thumbs") else f"{kind}s"

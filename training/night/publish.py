@@ -1,7 +1,7 @@
-"""A trained adapter, proved and put in its place: the directory that serving will load.
+"""Publishing a trained adapter: its proof, and the directory that serving will load.
 
-The proof is computed in fp32, one text at a time, by the model's own forward pass: none of training's shortcuts
-(shared rows, chunks, layers of our own) can hide a fault in it.
+The proof is computed in fp32, one text at a time, by the model's own forward pass, so that no shortcut of training
+(shared rows, chunks, layers of our own) can hide a fault.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from training.model.policy import TRAINED, Backbone
 
 
 def prove(backbone: Backbone, encoder: Encoder) -> list[Proof]:
-    """Log-probs of the proof texts under adapter and base. The backbone computes in fp32, plainly, from here on."""
+    """Compute log-probs of the proof texts under adapter and base. The backbone stays in plain fp32 afterwards."""
     backbone.to_plain()
     proofs = []
     for question, answer in PROOF_TEXTS:
@@ -41,13 +41,13 @@ def _plain_log_probs(backbone: Backbone, prompt_ids: list[int], reply_ids: list[
 
 
 def write_weights(backbone: Backbone, data: Path, adapter: str) -> tuple[Path, str]:
-    """Write what PEFT writes into a directory of a temporary name; that, and the hash of the weights."""
+    """Save the adapter by PEFT in a directory of a temporary name; returns it, and the hash of the weights."""
     making = data / "adapters" / f".{adapter}.making"
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # "auto" would ask the hub whether the vocabulary has grown.
+        # save_embedding_layers="auto" would ask the hub whether the vocabulary has grown.
         backbone.peft.save_pretrained(
             str(making), safe_serialization=True, save_embedding_layers=False, selected_adapters=[TRAINED]
         )
@@ -55,9 +55,9 @@ def write_weights(backbone: Backbone, data: Path, adapter: str) -> tuple[Path, s
 
 
 def complete(backbone: Backbone, making: Path, card: AdapterCard) -> None:
-    """Put the card into the directory, and read the directory back as serving will.
+    """Write the card into the directory, and read the directory back as serving will.
 
-    Raises `AdapterRefused` where what is read is not what was trained.
+    Raises `AdapterRefused` if what is read differs from what was trained.
     """
     write_card(making, card)
     _, factors = read_adapter(making, card.base_sha256, backbone.shapes())
@@ -69,5 +69,5 @@ def complete(backbone: Backbone, making: Path, card: AdapterCard) -> None:
 
 
 def hand_over(making: Path, adapter: str) -> None:
-    """Give the finished directory its name."""
+    """Rename the finished directory to its final name."""
     atomic.publish(making, making.with_name(adapter))

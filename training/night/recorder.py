@@ -1,4 +1,4 @@
-"""A training followed to its end: each step becomes a row, and a killed night goes on from its checkpoint."""
+"""The recording of a training: each step becomes a row, and a killed night resumes from its checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,18 +29,18 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the trainings that a night may have, one after the other."""
+    """One of a night's consecutive trainings."""
 
     what: str  # in words
     file: str  # its checkpoint
     prefix: str = ""  # of its metrics
     before: int = 0  # steps of the stages before it
-    after: int = 0  # and behind it
+    after: int = 0  # steps of the stages after it
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """Where a night writes down how it goes."""
+    """Records a night's progress in the ledger, the log and the terminal."""
 
     store: Database
     night: int
@@ -50,9 +50,9 @@ class Recorder:
     def follow(
         self, trainer: Trainer, config: Config, stage: Stage, references: References | None = None
     ) -> TrainState:
-        """Train to the end, or on from the night's checkpoint; what came of it. Raises as `Trainer.step`, `Cancelled`.
+        """Train to the end, from the night's checkpoint if there is one, and return the final state.
 
-        What is computed of `references` is kept for other nights.
+        Newly computed `references` are kept for later nights. Raises what `Trainer.step` raises, and `Cancelled`.
         """
         path = run_dir.folder(self.store.data, self.night) / stage.file
         state = resumed(trainer, path, stage.what)
@@ -78,7 +78,7 @@ class Recorder:
 
 
 def resumed(trainer: Trainer, path: Path, what: str) -> TrainState:
-    """Where training begins: at its checkpoint, or at the start if there is none that can be used."""
+    """The state that training begins from: the checkpoint's, or the initial one if no checkpoint can be used."""
     state = trainer.begin()
     try:
         checkpoint.load(path, state)
@@ -90,7 +90,7 @@ def resumed(trainer: Trainer, path: Path, what: str) -> TrainState:
 
 
 def line(report: Report, step: int, steps: int, prefix: str = "") -> str:
-    """A step, for a terminal."""
+    """A step as one line for the terminal."""
     seen = report.metrics
     said = "  ".join(f"{prefix}{name} {seen[name]:{how}}" for name, how in SHOWN.items() if name in seen)
     minutes, seconds = divmod(round(report.eta_s), 60)

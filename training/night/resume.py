@@ -1,7 +1,7 @@
-"""Nights that were killed: which one goes on, and why another does not.
+"""Resuming nights that were killed, or closing them.
 
-A night may go on when it would still train on the same: same base, same settings, and nothing of what it learned from
-has been taken back since. Otherwise it is closed as abandoned, with the reason.
+A night may resume if it would still train on the same: same base, same method and settings as far as any are asked for,
+and none of its examples taken back or changed since. Otherwise it is closed as abandoned, with the reason.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from training.night.run_dir import Plan
 
 
 def go_on(store: Database, base: Base, standing: Examples, wishes: Wishes) -> tuple[int, Plan, Examples] | None:
-    """The interrupted night that may go on, if any, with its plan and examples; all others are closed.
+    """Find the interrupted night that may resume, if any, with its plan and examples; close all others.
 
     The caller holds the lock of nights, so a row that says "running" is of a process that is gone.
     """
@@ -46,7 +46,7 @@ def _saved(store: Database, night: Night) -> tuple[Plan, Examples] | None:
 
 
 def _why_not(saved: tuple[Plan, Examples] | None, base: Base, standing: Examples, wishes: Wishes) -> str:
-    """Why a night may not go on, in words; empty if it may."""
+    """The reason why a night may not resume, in words; empty if it may."""
     if wishes.fresh:
         return "a fresh start was asked for"
     if saved is None:

@@ -1,6 +1,7 @@
-"""Reward models from the ledger: trained, normalised, calibrated, judged on what they have not seen, and kept.
+"""Reward models from the ledger: trained, normalised, calibrated, judged on held-out pairs, and saved.
 
-A night by itself, and the first half of one whose policy learns by them. They lie in `<data>/reward_models/<night>`.
+This is a night of its own, or the first half of one that trains a policy by them. They are saved in
+`<data>/reward_models/<night>`.
 """
 
 import json
@@ -41,13 +42,13 @@ from training.rollouts.sampler import Sampler, sampling_of
 
 ASKED = 200  # messages whose replies are scored for the next questions
 RELIABILITY = "reliability.png"
-TEMPERATURE = 0.7  # of the reference's replies that scores are normalised on: that of the chats
-Build = Callable[[TrainingContext, RewardConfig], Any]  # an `EnsembleTrainer`
+TEMPERATURE = 0.7  # of the reference model's replies that scores are normalised on; the same as in chats
+Build = Callable[[TrainingContext, RewardConfig], Any]  # returns an `EnsembleTrainer`
 
 
 @dataclass(frozen=True)
 class RewardNight:
-    """What reward models are made with, beside what they learn from."""
+    """All that making reward models needs besides examples."""
 
     plan: Plan
     base: Base
@@ -65,7 +66,7 @@ class RewardNight:
 def with_sampler(
     recorder: Recorder, plan: Plan, base: Base, backbone: Backbone, encoder: Encoder
 ) -> Iterator[RewardNight]:
-    """With the engine that writes, in the trainer's own number format; it is closed in the end."""
+    """Open a sampler in the trainer's own number format, and close it in the end."""
     sampler = Sampler(base, plan.precision, base_model.pick_device(), encoder.tokenizer)
     try:
         yield RewardNight(plan, base, backbone, encoder, sampler, recorder)
@@ -76,7 +77,7 @@ def with_sampler(
 def make_models(
     night: RewardNight, examples: Examples, config: RewardConfig, build: Build = reward_model.build, more_steps: int = 0
 ) -> RewardModels:
-    """Reward models of this night; those that it has finished already, where it goes on.
+    """Make this night's reward models, or load them if a resumed night had already finished them.
 
     Raises `NothingFits` without a pair, `NotFinite`, `Refused` or `Cancelled`.
     """
@@ -84,38 +85,38 @@ def make_models(
     if folder.is_dir():
         return reward_heads.load(backbone, folder)[0]
 
-    # 1. what they learn from
+    # 1. tokenize the training, validation and held-out sets
     divided = planner.parts(store, night.plan, examples)
     training, validation, held_out = (
         tokenize(part, night.encoder)[0] for part in (divided.training, divided.stopping, divided.held_out)
     )
     trainer: EnsembleTrainer = build(TrainingContext(backbone, training, validation, References(backbone)), config)
 
-    # 2. one member after the other
+    # 2. train one member after the other
     stage = Stage("the reward models", "reward.safetensors", prefix="reward_", after=more_steps)
     night.recorder.follow(trainer, config, stage)
     ensemble = trainer.models
 
-    # 3. mean 0 and standard deviation 1 on what the reference writes
+    # 3. normalise scores to mean 0 and standard deviation 1 on the reference model's replies
     reward_model.normalise(ensemble, written(night, [each.prompt_ids for each in trainer.examples], config))
 
-    # 4. how far they can be believed
+    # 4. calibrate on the validation set, judge on the held-out set
     apart, _ = reward_model.margins(ensemble, reward_model.group_by_prompt(validation))
     ensemble.temperature = calibration.temperature_of(apart)
     found = judged(ensemble, reward_model.group_by_prompt(held_out))
 
-    # 5. score what people can be asked about: where the ensemble disagrees most, an answer teaches most
+    # 5. score the replies of possible questions: where the ensemble disagrees most, an answer teaches most
     scores = scores_of(ensemble, store, night.encoder)
     with night.recorder.cancellation.held():
         questions.keep_scores(store, scores)
 
-    # 6. on the disk, whole
+    # 6. save them, whole or not at all
     keep(night, ensemble, config, found)
     return ensemble
 
 
 def keep(night: RewardNight, ensemble: RewardModels, config: RewardConfig, found: Believed | None) -> None:
-    """Write reward models into their folder, and what they were found to be worth."""
+    """Save reward models in their folder, with their accuracy and calibration."""
     folder = nights.reward_models_of(night.store, night.recorder.night)
     card = RewardCard(
         id=folder.name,
@@ -133,12 +134,12 @@ def keep(night: RewardNight, ensemble: RewardModels, config: RewardConfig, found
 
 
 def asked_by(config: PolicyConfig) -> RewardConfig:
-    """The reward models that a policy learns by."""
+    """The settings of the reward models that a policy learns by."""
     return RewardConfig(ensemble_size=config.ensemble_size, max_length=config.max_length, seed=config.seed)
 
 
 def written(night: RewardNight, prompts: Sequence[Sequence[int]], config: RewardConfig) -> list[Row]:
-    """What the reference writes to some prompts, about `config.samples` replies."""
+    """Sample about `config.samples` replies of the reference model to some prompts."""
     prompts = prompts[: config.samples]
     each = -(-config.samples // len(prompts))
     night.sampler.forget()
@@ -147,7 +148,7 @@ def written(night: RewardNight, prompts: Sequence[Sequence[int]], config: Reward
 
 
 def proof_rows(encoder: Encoder) -> list[Row]:
-    """Fixed texts to prove reward models by: nobody's words outlive the ledger in their folder."""
+    """Fixed texts to prove reward models by, so that no person's words outlive the ledger in their folder."""
     answers = [chat_template.encode_reply(encoder.tokenizer, answer, encoder.end_id) for _, answer in PROOF_TEXTS]
     messages = [[Message("user", question)] for question, _ in PROOF_TEXTS]
     asked = [chat_template.encode_prompt(encoder.tokenizer, each, encoder.max_length) for each in messages]
@@ -155,7 +156,7 @@ def proof_rows(encoder: Encoder) -> list[Row]:
 
 
 def scores_of(ensemble: RewardModels, store: Database, encoder: Encoder) -> dict[str, tuple[float, float]]:
-    """Mean and deviation among the models of every reply that the next questions could be about; long ones are not."""
+    """Ensemble mean and disagreement for the replies of possible next questions, except those that are too long."""
     by_message = questions.newest(store, ASKED)
     told = current.texts(store, chain.from_iterable(by_message))
     scored, rows = [], []
@@ -174,13 +175,13 @@ def scores_of(ensemble: RewardModels, store: Database, encoder: Encoder) -> dict
 
 @torch.no_grad()
 def judged(ensemble: RewardModels, tokenized: Sequence[RewardExample]) -> Believed | None:
-    """What the ensemble is worth on these tokenized; None where there is none."""
+    """The ensemble's accuracy and calibration on these examples; None if they hold no preference."""
     apart, longer_by = reward_model.margins(ensemble, tokenized) if tokenized else ([], [])
     return calibration.believed(apart, longer_by, ensemble.temperature) if apart else None
 
 
 def in_words(store: Database, night: int) -> str:
-    """What a night's reward models were found to be worth."""
+    """The held-out accuracy and calibration of a night's reward models, in words."""
     metrics = json.loads((nights.reward_models_of(store, night) / reward_heads.CARD).read_text())["metrics"]
     if not metrics:
         return "nothing was held out to judge them by"

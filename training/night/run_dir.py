@@ -1,7 +1,7 @@
-"""A night's own folder, `<data>/nights/<id>`: what it trains on, how, and its checkpoints.
+"""A night's own folder, `<data>/nights/<id>`: its examples, plan and checkpoints.
 
-It is there so that a killed night can go on, and is removed when the night has ended: what people said is kept in one
-place only, the store. Every file appears whole or not at all.
+It lets a killed night resume, and is removed when the night has ended, so that people's feedback is kept in the
+database alone. Every file appears whole or not at all.
 """
 
 import json
@@ -21,7 +21,7 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a night set out to do; it goes on only with the same."""
+    """What a night set out to do; a resumed night keeps its plan."""
 
     model: str
     base_sha256: str
@@ -29,23 +29,23 @@ class Plan:
     settings: dict[str, Any]
     precision: str  # "bfloat16" or "float32"
     threads: int
-    judges: list[int] = field(default_factory=list)  # people whose feedback is kept for judging
+    judges: list[int] = field(default_factory=list)  # people whose feedback is held out for judging
 
 
 def folder(data: Path, night_id: int) -> Path:
-    """Where a night keeps its files."""
+    """The folder of a night's files."""
     return nights.folder_of(data, night_id)
 
 
 def save_plan(where: Path, plan: Plan, examples: Examples) -> None:
-    """Write down what a night trains on and how, before it begins."""
-    where.mkdir(parents=True, exist_ok=True, mode=0o700)  # what people said is for this account's eyes
+    """Save a night's plan and examples before it begins."""
+    where.mkdir(parents=True, exist_ok=True, mode=0o700)  # only this account may read people's feedback
     atomic.write(where / EXAMPLES, json.dumps(asdict(examples)).encode())
     atomic.write(where / PLAN, json.dumps(asdict(plan), indent=1).encode())
 
 
 def load_plan(where: Path) -> tuple[Plan, Examples]:
-    """What `save_plan` wrote. Raises OSError, ValueError, KeyError or TypeError where it is not all there."""
+    """Load what `save_plan` wrote. Raises OSError, ValueError, KeyError or TypeError if it is not all there."""
     raw = json.loads((where / EXAMPLES).read_text())
     examples = Examples(
         pairs=tuple(map(_pair, raw["pairs"])),
@@ -76,7 +76,7 @@ def _answer(raw: dict[str, Any]) -> Answer:
 
 
 def tidy(data: Path, keep: int | None) -> None:
-    """Remove what killed nights left behind, but for the one that goes on."""
+    """Remove what killed nights left behind, except the folder of the one that resumes."""
     for each in (data / "nights").glob("*"):
         if each.name != str(keep):
             remove(each)
@@ -85,5 +85,5 @@ def tidy(data: Path, keep: int | None) -> None:
 
 
 def remove(where: Path) -> None:
-    """A night that has ended needs its folder no more."""
+    """Remove the folder of a night that has ended, or an adapter's unfinished one."""
     shutil.rmtree(where, ignore_errors=True)

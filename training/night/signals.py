@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as an exception, at a moment when it can do no harm."""
+"""SIGTERM and SIGINT as an exception, raised only when it can do no harm."""
 
 import signal
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from types import FrameType
 
 
 class Cancelled(BaseException):
-    """Somebody asked the night to stop. Not an `Exception`, so that no library takes it for one of its own."""
+    """The night was asked to stop. Not an `Exception`, so that no library catches it as an error of its own."""
 
 
 class Cancellation:
-    """Listens for the two signals from its making on, in the main thread."""
+    """Handles the two signals from its construction on; made in the main thread."""
 
     def __init__(self) -> None:
         self._held = self._asked = self._deaf = False
@@ -27,7 +27,7 @@ class Cancellation:
 
     @contextmanager
     def held(self, longer: bool = False) -> Iterator[None]:
-        """Inside, a signal waits (`longer`: until the next such time ends): half a write would keep its lock."""
+        """Defer signals inside (`longer`: until the next such context ends): an interrupted write keeps its lock."""
         self._held = True
         try:
             yield
@@ -37,5 +37,5 @@ class Cancellation:
             raise Cancelled
 
     def too_late(self) -> None:
-        """From here on signals change nothing: the night is ending anyway."""
+        """Ignore signals from now on: the night is ending anyway."""
         self._deaf = True

@@ -1,4 +1,4 @@
-"""What a night's steps were, kept with the adapter as data and as a picture; where asked for, in a log as it goes."""
+"""A night's step metrics: kept with the adapter as data and as a picture and, if asked for, logged as it goes."""
 
 import importlib.util
 import json
@@ -16,11 +16,11 @@ PICTURE, DATA = "curves.png", "metrics.jsonl"
 LOGS = ("tensorboard", "trackio")
 COLUMNS = 4
 
-Log = Callable[[int, Mapping[str, float]], None]  # of a step's number and its metrics
+Log = Callable[[int, Mapping[str, float]], None]  # takes a step's number and its metrics
 
 
 def write(steps: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """The steps of a night (`nights.night_steps`): one JSON object a line, and a panel for each metric."""
+    """Write a night's steps (`nights.night_steps`): one JSON object a line, and a picture with a panel per metric."""
     (folder / DATA).write_text("".join(json.dumps(dict(each)) + "\n" for each in steps))
     names = sorted({name for each in steps for name in each} - {"step"})
     rows = max(1, math.ceil(len(names) / COLUMNS))
@@ -38,21 +38,21 @@ def write(steps: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
 
 def require_log(kind: str) -> None:
-    """Raises `Refused` where the package that writes this kind of log is missing."""
+    """Raise `Refused` if the package that writes this kind of log is missing."""
     if kind and importlib.util.find_spec(kind) is None:
         raise Refused(f"--log {kind} needs a package that is not here: pip install {kind}")
 
 
 def open_log(kind: str, folder: Path, name: str) -> Log:
-    """Where steps go beside the ledger, by accelerate's writers: into `folder`, or where trackio keeps its own.
+    """Open a log of steps beside the ledger, by accelerate's trackers: in `folder`, or where trackio keeps its own.
 
-    Nowhere, where `kind` is empty.
+    If `kind` is empty, the log does nothing.
     """
     if not kind:
         return lambda step, metrics: None
     from accelerate import tracking
 
-    distributed.state()  # the writers ask accelerate whether this process is the first of several
+    distributed.state()  # the trackers ask accelerate whether this process is the first of several
     if kind == "tensorboard":
         writer: Any = tracking.TensorBoardTracker(name, folder)
     else:

@@ -1,1 +1,1 @@
-"""A rehearsal: see on the spot that feedback changes behaviour."""
+"""Rehearsals, which show with a scripted rater that feedback changes behaviour."""

@@ -1,20 +1,20 @@
-"""What a rehearsal found."""
+"""The figures that a rehearsal measures."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a rehearsal found. Rates are of the adapter's replies over the base's, a tie counting half."""
+    """The results of a rehearsal. Win rates are of the adapter's replies over the base's; a tie counts half."""
 
     win_rate: float
     win_rate_low: float  # of the 95 % interval over prompts
     win_rate_high: float
-    prompts: int  # unseen ones, with a reply of each
+    prompts: int  # unseen prompts, each answered by base and adapter
     comparisons: int  # that the rater made, ties included
     kl_per_token: float  # nats from the base, over the tokens of the adapter's own replies
-    words_before: float  # of a reply, on average
-    words_after: float
+    words_before: float  # mean words of the base's replies
+    words_after: float  # and of the adapter's
     base_nll_before: float  # nats a token of the base's replies under the base
     base_nll_after: float  # of the adapter's replies under the base
     minutes: float

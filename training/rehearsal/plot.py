@@ -1,4 +1,4 @@
-"""A rehearsal as a picture: how often the new adapter won, and how the night went."""
+"""The plot of a rehearsal: the new adapter's win rate, and the night's curves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # no window
+matplotlib.use("Agg")  # needs no display
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes

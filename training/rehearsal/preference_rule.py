@@ -1,6 +1,6 @@
-"""What a scripted rater likes: a plain rule over two texts, so that anyone can see whether a night has learned it.
+"""The scripted rater's taste: a plain rule over two texts, so that anyone can see whether a night has learned it.
 
-Whatever the taste, a reply that is empty, goes round in circles or breaks off inside a word loses to one that does not.
+Whatever the taste, a reply that is empty, repetitive or broken off inside a word loses to one that is not.
 """
 
 import math
@@ -16,21 +16,21 @@ from training.evaluation.text_quality import flaw, words
 Taste = Callable[[str, str, str], float]  # of a prompt and two replies: positive for the first, negative for the second
 
 YOU = re.compile(r"\b(?:you|your|yours|yourself)\b", re.IGNORECASE)
-MOST_BLOCKS, SAYING = 5, 5  # blocks that count; words that one has at least, to say something
+MOST_BLOCKS, SAYING = 5, 5  # the most blocks that count; the least words that a block needs to count
 MOST_YOU = 4
 
 
 def prefers(prompt: str, a: str, b: str) -> float:
-    """The built-in taste: easy to take in, and spoken to the reader.
+    """The built-in taste: easy to read, and addressed to the reader.
 
-    Saying less cannot win: what counts are paragraphs and points that say something, and words to the reader.
+    Saying less cannot win: only paragraphs and list items of some length, and words to the reader, count.
     """
     return liking(a) - liking(b)
 
 
 def liking(text: str) -> float:
-    """One for each paragraph or point of five words and more, up to five; a half for each "you", up to four; one for a
-    closing question.
+    """Score a text: 1 for each paragraph or list item of at least five words, up to five; 0.5 for each "you", up to
+    four; 1 for a closing question.
     """
     blocks = sum(len(words(each)) >= SAYING for each in text.splitlines())
     asks = text.rstrip().endswith("?")
@@ -38,9 +38,9 @@ def liking(text: str) -> float:
 
 
 def load(path: Path | None) -> Taste:
-    """The taste of a Python file with `def prefers(prompt, a, b) -> float`; None: the built-in one.
+    """Load the taste from a Python file with `def prefers(prompt, a, b) -> float`; None: the built-in one.
 
-    The file is run, with all that it may do. Raises `Refused` where it cannot be, or has no such function.
+    The file is executed without a sandbox. Raises `Refused` if it cannot be run or has no such function.
     """
     if path is None:
         return prefers
@@ -48,7 +48,7 @@ def load(path: Path | None) -> Taste:
         raise Refused(f"there is no taste file {path}")
     try:
         found = runpy.run_path(str(path)).get("prefers")
-    except Exception as error:  # somebody else's program
+    except Exception as error:  # the file may raise anything
         raise Refused(f"the taste file {path} fails: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise Refused(f"the taste file {path} has no function prefers(prompt, a, b)")
@@ -56,12 +56,12 @@ def load(path: Path | None) -> Taste:
 
 
 def checked(taste: Taste, path: Path) -> Taste:
-    """The same taste; on an answer that is no number it raises `Refused`."""
+    """Wrap a taste so that it raises `Refused` if it fails or its answer is not a number."""
 
     def asked(prompt: str, a: str, b: str) -> float:
         try:
             answer = float(taste(prompt, a, b))
-        except Exception as error:  # somebody else's program
+        except Exception as error:  # the taste may raise anything
             raise Refused(f"the taste of {path} fails: {type(error).__name__}: {error}") from error
         if math.isnan(answer):
             raise Refused(f"the taste of {path} answers {answer}, which prefers nothing")

@@ -1,9 +1,9 @@
-"""The loop, shown on the spot: `nightschool rehearse` (`python -m training.rehearsal.run`).
+"""`nightschool rehearse` (`python -m training.rehearsal.run`): shows that feedback changes behaviour.
 
 A scripted rater with a stated taste asks the assistant everyday questions, chooses between two replies through the
-HTTP API that a person's click uses, and has a night trained on that. Then the new adapter and the base answer
-questions that nobody has asked before, and the same taste says, blind, which reply it likes better.
-It works in a data folder of its own, which can be served and looked at afterwards; nothing is learned in yours.
+HTTP API that a person's click uses, and has a night trained on its choices. Then the new adapter and the base answer
+questions that nobody has asked before, and the same taste judges the replies blind.
+A rehearsal works in a data folder of its own, which can be served and inspected afterwards; yours is not touched.
 """
 
 import json
@@ -40,9 +40,9 @@ from training.rehearsal.figures import Figures
 from training.rehearsal.preference_rule import Taste
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
-AT_ONCE = 16  # pairs asked for at one time
+AT_ONCE = 16  # pairs requested concurrently
 STARTS_WITHIN_S = 300.0
-LONGEST = 512  # tokens of a reply
+LONGEST = 512  # tokens of a reply, at most
 
 
 class Failed(Exception):
@@ -61,7 +61,7 @@ class Answers:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rehearse; its exit status: 0 done, 1 failed, 2 bad input."""
+    """Run a rehearsal; returns the exit status: 0 done, 1 failed, 2 bad input."""
     return command_line.run(command, arguments, "nightschool rehearse")
 
 
@@ -76,10 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @click.option("--plot", type=FILE, metavar="FILE", help="Where to draw (default: rehearsal.png in the folder).")
 @click.option("--json", is_flag=True, help="The figures as one JSON object, on the last line.")
 def command(**asked: Any) -> int:
-    """The options of a rehearsal, and the rehearsal."""
+    """Run a rehearsal with the options of the command line."""
     options = SimpleNamespace(**asked)
     prepare(options.model)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an orderly exit stops the server, too
     try:
         rehearse(options)
     except (Failed, httpx.HTTPError) as error:
@@ -89,10 +89,10 @@ def command(**asked: Any) -> int:
 
 
 def rehearse(options: SimpleNamespace) -> Figures:
-    """All of it, from the taste to the plot. Raises `Refused` on bad input and `Failed` where a step fails."""
+    """Run a whole rehearsal, from the taste to the plot. Raises `Refused` on bad input, `Failed` if a step fails."""
     began = time.monotonic()
 
-    # 1. what is asked for, and whether it can be done
+    # 1. check the options
     likes = preference_rule.load(options.taste)
     if not 1 <= options.max_tokens <= LONGEST:
         raise Refused(f"--max-tokens is from 1 to {LONGEST}, not {options.max_tokens}")
@@ -101,20 +101,20 @@ def rehearse(options: SimpleNamespace) -> Figures:
     print(f"rehearsing in {data}: {len(asked)} comparisons, then {len(unseen)} unseen prompts", flush=True)
 
     with serving(data, options.model) as address, httpx.Client(base_url=address, timeout=600) as api:
-        # 2. the rater asks, and chooses
+        # 2. the rater asks and chooses
         send(api, "POST", "/api/consent", {"given": True})
         answers = ask(api, asked, options)
         choices = rate(api, answers, likes)
         print(f"  {choices.count('tie')} ties among {len(choices)} comparisons", flush=True)
 
-        # 3. a night, chosen and judged as any other
+        # 3. train a night, judged like any other
         night = train(api)
 
-        # 4. base and adapter answer what nobody has asked
+        # 4. base and adapter answer the unseen prompts
         adapter = str(night["adapter"])
         judged = ask(api, unseen, options, [BASE, adapter])
 
-    # 5. the taste judges, blind; then it is looked up who wrote what
+    # 5. the taste judges blind; only then is it looked up which adapter wrote which reply
     from training.rehearsal.plot import draw
 
     figures = measure(Database(data), options, likes, answers, judged, night, began)
@@ -125,7 +125,7 @@ def rehearse(options: SimpleNamespace) -> Figures:
 
 
 def questions(comparisons: int, unseen: int) -> tuple[list[str], list[str]]:
-    """The prompts to compare replies to, and others to judge on. Raises `Refused` where there are not so many."""
+    """The prompts to compare replies to, and others to judge on. Raises `Refused` on counts below 1 or too high."""
     every = PROMPTS.read_text(encoding="utf-8").splitlines()
     for count, what in ((comparisons, "--comparisons"), (unseen, "--prompts")):
         if count < 1:
@@ -136,7 +136,7 @@ def questions(comparisons: int, unseen: int) -> tuple[list[str], list[str]]:
 
 
 def new_folder(wanted: Path | None) -> Path:
-    """The data folder of this rehearsal. Raises `Refused` on one that holds something already."""
+    """Create the data folder of this rehearsal. Raises `Refused` if it exists and is not an empty folder."""
     data = wanted or Path("rehearsals") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
     if data.exists() and (not data.is_dir() or any(data.iterdir())):
         raise Refused(f"{data} holds something already; a rehearsal begins in a new folder")
@@ -146,7 +146,7 @@ def new_folder(wanted: Path | None) -> Path:
 
 @contextmanager
 def serving(data: Path, model: str) -> Iterator[str]:
-    """A server of our own on the data folder; the address where it answers. Raises `Failed`."""
+    """Run a server on the data folder and yield its address. Raises `Failed` if it does not start."""
     log = data / "server.log"
     options = ["--data", str(data), "--model", model, "--port", "0", "--side-by-side", "0"]
     with log.open("w") as output:
@@ -167,7 +167,7 @@ def serving(data: Path, model: str) -> Iterator[str]:
 
 
 def send(api: httpx.Client, method: str, path: str, body: Any = None) -> Any:
-    """One request, as any program makes it. Raises `Failed` with the server's own sentence."""
+    """Send one API request. Raises `Failed` with the server's own message."""
     answer = api.request(method, path, json=body, headers={"Idempotency-Key": uuid4().hex})
     if answer.is_error:
         raise Failed(f"{method} {path} was refused ({answer.status_code}): {answer.text}")
@@ -177,7 +177,7 @@ def send(api: httpx.Client, method: str, path: str, body: Any = None) -> Any:
 def ask(
     api: httpx.Client, prompts: Sequence[str], options: SimpleNamespace, adapters: list[str] | None = None
 ) -> list[Answers]:
-    """Two replies to each prompt, by what serves or by the adapters named."""
+    """Ask for two replies to each prompt, from the serving adapter or from the two `adapters`."""
     first_seed = options.seed * 1_000_000 + (500_000 if adapters else 0)
 
     def one(number: int) -> Answers:
@@ -198,7 +198,7 @@ def ask(
 
 
 def rate(api: httpx.Client, answers: Sequence[Answers], likes: Taste) -> list[str]:
-    """Vote on every pair; the choices made."""
+    """Vote on every pair, and return the choices."""
     known = whole_words(text for each in answers for text in (each.prompt + " .", each.left_text, each.right_text))
     names = {1: "left", -1: "right", 0: "tie"}
     choices = [
@@ -210,7 +210,7 @@ def rate(api: httpx.Client, answers: Sequence[Answers], likes: Taste) -> list[st
 
 
 def train(api: httpx.Client) -> dict[str, Any]:
-    """Start a night as an operator does, and watch it to its end. Raises `Failed` where it makes no adapter."""
+    """Start a night as an operator does, and follow it to its end. Raises `Failed` if it makes no adapter."""
     night = send(api, "POST", "/api/nights", {})
     shown = ""
     while night["state"] == RUNNING:
@@ -235,7 +235,7 @@ def measure(
     night: dict[str, Any],
     began: float,
 ) -> Figures:
-    """Every figure, from the replies as they are recorded."""
+    """Compute all figures from the recorded replies."""
     texts = [text for each in (*asked, *judged) for text in (each.prompt + " .", each.left_text, each.right_text)]
     known = whole_words(texts)
     scores, before, after = [], [], []
@@ -271,19 +271,19 @@ def interval(scores: Sequence[float]) -> tuple[float, float]:
     """The 95 % interval of a mean over prompts, by the percentile bootstrap."""
     from scipy.stats import bootstrap
 
-    if len(set(scores)) == 1:  # nothing to draw from: the rule of three
+    if len(set(scores)) == 1:  # no variation to resample: the rule of three
         return max(0.0, scores[0] - 3 / len(scores)), min(1.0, scores[0] + 3 / len(scores))
     found = bootstrap((scores,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     return float(found.low), float(found.high)
 
 
 def mean_words(store: Database, replies: Sequence[str]) -> float:
-    """Words of a reply, on average."""
+    """The mean number of words of these replies."""
     return float(np.mean([len(words(conversations.node(store, reply).content)) for reply in replies]))
 
 
 def likelihood(store: Database, replies: Sequence[str], model: str) -> tuple[float, float]:
-    """Nats a token of recorded replies under the base, and under whoever wrote them."""
+    """Mean negative log-likelihood of recorded replies, in nats a token: under the base, and under what wrote them."""
     import torch
 
     from assistant.models import base_model, chat_template
@@ -308,7 +308,7 @@ def likelihood(store: Database, replies: Sequence[str], model: str) -> tuple[flo
 
 
 def tell(figures: Figures, plot: Path, data: Path, as_json: bool) -> None:
-    """Say what was found."""
+    """Print the figures in words, and with `as_json` also as JSON."""
     print(
         f"on {figures.prompts} unseen prompts {figures.adapter} beats the base in {figures.win_rate:.1%} "
         f"({figures.win_rate_low:.1%} to {figures.win_rate_high:.1%}) of the replies, by the taste: {figures.taste}\n"

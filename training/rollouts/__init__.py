@@ -1,1 +1,1 @@
-"""Replies of the policy, sampled for training."""
+"""Rollouts: replies of the policy, sampled for training."""

@@ -1,4 +1,4 @@
-"""What methods share that learn from what they write: rollouts, what they are worth, how far the policy went."""
+"""What on-policy methods share: rollouts, their scores, and the KL budget."""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from training.rollouts.sign_check import RATE, require_right_sign
 
 
 class PolicyConfig(Config):
-    """What a method may be told that learns from what it writes, by reward models."""
+    """The settings of on-policy methods, which learn from their own replies by reward models."""
 
     steps: int = Field(40, gt=0, description="batches of rollouts")
     prompts: int = Field(8, gt=0, description="prompts a step")
@@ -38,7 +38,7 @@ class PolicyConfig(Config):
 
 
 class PolicyTrainer(Trainer):
-    """A policy that learns from its own replies; `learn` is what a method does with them."""
+    """The base of trainers of a policy on its own replies; `learn` is what a method does with them."""
 
     def __init__(
         self,
@@ -52,43 +52,43 @@ class PolicyTrainer(Trainer):
         self.backbone, self.sampler, self.prompts, self.score, self.config = backbone, sampler, prompts, score, config
         self.examples = examples  # on whose replies `final_kl` is measured
         self.steps, self.kl_budget = config.steps, config.kl_budget
-        self.trial = config.model_copy(update={"learning_rate": RATE})  # by which the sign is checked
+        self.trial = config.model_copy(update={"learning_rate": RATE})  # the config of the sign check
 
     def begin(self) -> TrainState:
-        """Policy, and what learns beside it, as they are."""
+        """The initial state of the policy and of what is trained with it."""
         return self.new_state(self.config)
 
     def new_state(self, config: Any) -> TrainState:
-        """The state before a first step by this config, which is the trainer's own or the trial's."""
+        """The initial state by this config, which is the trainer's own or the trial's."""
         raise NotImplementedError
 
     def learn(self, state: TrainState, rollouts: Sequence[Rollout], scores: list[Tensor], config: Any) -> Metrics:
-        """What the method does with a batch of rollouts of the present policy; `measured` is called on the way."""
+        """Learn from a batch of rollouts of the current policy; an implementation must call `measured`."""
         raise NotImplementedError
 
     def prepare(self, state: TrainState) -> None:
-        """Raises `SignFlipped` where the method would move away from what is rewarded."""
+        """Run the sign canary. Raises `SignFlipped` if the method would move away from what is rewarded."""
         require_right_sign(self.backbone, self.new_state(self.trial), partial(self.learn, config=self.trial))
 
     def step(self, state: TrainState) -> Metrics:
-        """One batch of rollouts. Raises `NotFinite` or `Collapsed`."""
+        """Sample, score and learn from one batch of rollouts. Raises `NotFinite` or `Collapsed`."""
         config, began = self.config, time.monotonic()
 
-        # 1. replies of the policy as it is, to the prompts of this step
+        # 1. replies of the current policy to the prompts of this step
         self.sampler.follow(self.backbone)
         chosen = prompts_of(state.step, self.prompts, config.prompts, config.seed)
         sampling = sampling_of(config.temperature, config.max_completion_length)
         rollouts = self.sampler.write(chosen, config.replies, sampling, config.seed * 100_003 + state.step)
         rollout_s = time.monotonic() - began
 
-        # 2. what they are worth
+        # 2. their scores
         scores = scored(self.score, rollouts, config.missing_eos_penalty if config.require_eos else None)
         require_life(state, rollouts, scores)
 
-        # 3. what the method does with them
+        # 3. the method learns from them
         metrics = self.learn(state, rollouts, scores, config)
 
-        # 4. what they were
+        # 4. metrics
         tokens, replies = sum(each.row.reply_tokens for each in rollouts), len(rollouts) * config.replies
         return metrics | {
             "score": float(torch.cat(scores).mean()),
@@ -99,7 +99,7 @@ class PolicyTrainer(Trainer):
         }
 
     def final_kl(self, state: TrainState) -> float:
-        """Measured on examples; where it is beyond the budget, the policy goes back a step."""
+        """Measure the KL on examples; if it is beyond the budget, roll back to the kept weights and measure again."""
         kl = KlFromBase(self.backbone, self.examples)
         found = kl.measure()
         if found > self.kl_budget and state.kept is not None and not state.ended:
@@ -110,14 +110,14 @@ class PolicyTrainer(Trainer):
 
 
 def measured(state: TrainState, kl: float, config: PolicyConfig) -> None:
-    """Remember how far from the base the policy is that wrote, and its weights where that is within the budget."""
+    """Record the KL from the base of the policy that wrote, and keep its weights if that is within the budget."""
     state.kl = kl
     if kl <= config.kl_budget:
         state.keep()
 
 
 def prompts_in(examples: Sequence[TokenizedExample]) -> list[list[int]]:
-    """What people said, each prompt once. Raises `NothingFits` where there is none."""
+    """The prompts of examples, each once. Raises `NothingFits` if there are none."""
     found = [list(each) for each in dict.fromkeys(tuple(each.prompt_ids) for each in examples)]
     if not found:
         raise NothingFits("there is no prompt to write to yet")
@@ -125,7 +125,7 @@ def prompts_in(examples: Sequence[TokenizedExample]) -> list[list[int]]:
 
 
 def by_reward_models(ensemble: RewardModels, uncertainty_penalty: float) -> Score:
-    """Replies are worth the ensemble's mean score less `uncertainty_penalty` times its disagreement."""
+    """Score replies by the ensemble's mean score minus `uncertainty_penalty` times its disagreement."""
 
     def score(rollouts: Sequence[Rollout]) -> list[Tensor]:
         with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Rollouts: what the policy as it is writes to prompts, by the engine that serves, and how likely the trainer finds it.
+"""Rollouts: replies of the current policy, sampled by the serving engine, and their log-probs under the trainer.
 
 The engine and the trainer may round differently, so a policy learns by the trainer's own log-probs, at the temperature
-that the replies were drawn at; the gap between the two is reported.
+that the replies were sampled at; the gap between the two is reported.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,25 +28,25 @@ class Rollout:
 
     row: Row
     ended: tuple[bool, ...]  # whether each of them ended by itself
-    drawn: Tensor  # (N,) log-prob of every token under the distribution it was drawn from, by the engine
+    drawn: Tensor  # (N,) the engine's log-prob of every token under the distribution it was drawn from
 
 
-SAME_STEPS = 3  # in a row, with no two replies to a prompt that differ
-LATE = 5  # steps over which late scores are averaged
-LEAST_SPREAD = 0.05  # of scores
+SAME_STEPS = 3  # consecutive steps in which all replies to each prompt are the same
+LATE = 5  # steps of the moving average of scores
+LEAST_SPREAD = 0.05  # the least standard deviation of scores that is assumed
 
 
 class Collapsed(Exception):
-    """The policy writes the same whatever is asked, or worse and worse. Nothing of it can be used."""
+    """The policy collapsed: all its replies to each prompt are the same, or its scores sank. It cannot be used."""
 
 
-Score = Callable[[Sequence[Rollout]], list[Tensor]]  # (K,) for each rollout: what its replies are worth
+Score = Callable[[Sequence[Rollout]], list[Tensor]]  # (K,) for each rollout: the scores of its replies
 
 
 class Sampler:
-    """The serving engine, lent to a trainer: it writes with the policy's weights as they are.
+    """The serving engine as a trainer's sampler, with the policy's current weights.
 
-    It computes in the trainer's own thread: two that compute in turn would make each other's helpers sleep.
+    It computes in the trainer's own thread: two threads that take turns would put each other's worker threads to sleep.
     """
 
     def __init__(self, base: Base, number_format: str, device: str, tokenizer: Any) -> None:
@@ -54,19 +54,19 @@ class Sampler:
         self._policy: LoadedAdapter | None = None
 
     def follow(self, backbone: Backbone) -> None:
-        """Write with the policy's present weights from now on."""
+        """Sample with the policy's current weights from now on."""
         self.forget()
         card = AdapterCard("policy", self.engine.base.name, self.engine.base.sha256, None, "", "", "", {}, {}, 0, {})
         self._policy = LoadedAdapter("policy", card, self.engine.network.add(factors_of(backbone)))
 
     def forget(self) -> None:
-        """Write with the base from now on."""
+        """Sample from the base from now on."""
         if self._policy is not None:
             self.engine.unload(self._policy)
         self._policy = None
 
     def write(self, prompts: Sequence[Sequence[int]], each: int, sampling: Sampling, seed: int) -> list[Rollout]:
-        """`each` replies to every prompt; the seed decides all draws."""
+        """Sample `each` replies to every prompt; the seed decides all draws."""
         asked = [(at, number) for at in range(len(prompts)) for number in range(each)]
         replies: list[list[list[int]]] = [[] for _ in prompts]
         ended: list[list[bool]] = [[] for _ in prompts]
@@ -88,12 +88,12 @@ class Sampler:
         ]
 
     def close(self) -> None:
-        """Give the engine back."""
+        """Close the engine."""
         self.engine.close()
 
 
 def factors_of(backbone: Backbone) -> Factors:
-    """The policy's factors as the engine takes them: by layer, scaled, on the CPU."""
+    """The policy's LoRA factors as the engine takes them: by layer, scaled, on the CPU."""
     found = {}
     parameters = backbone.parameters()
     layers = [(name, each) for name, each in backbone.peft.named_modules() if isinstance(each, LoraLinear)]
@@ -109,12 +109,12 @@ def factors_of(backbone: Backbone) -> Factors:
 
 
 def sampling_of(temperature: float, tokens: int) -> Sampling:
-    """Plain sampling from the whole vocabulary: what is cut off could not be learned from without bias."""
+    """Plain sampling from the whole vocabulary, as a truncated one would bias learning."""
     return Sampling(temperature=temperature, top_p=1.0, max_tokens=tokens)
 
 
 def scored(score: Score, rollouts: Sequence[Rollout], missing_eos_penalty: float | None) -> list[Tensor]:
-    """What each reply is worth, (K,) for each rollout; minus the penalty (unless None) where it did not end."""
+    """The scores of replies, (K,) for each rollout; unless None, -`missing_eos_penalty` for one that did not end."""
     found = [each.float() for each in score(rollouts)]
     if missing_eos_penalty is None:
         return found
@@ -125,9 +125,9 @@ def scored(score: Score, rollouts: Sequence[Rollout], missing_eos_penalty: float
 
 
 def require_life(state: TrainState, rollouts: Sequence[Rollout], scores: Sequence[Tensor]) -> None:
-    """Raises `Collapsed` when all replies to each prompt have been the same for some steps, or scores have sunk.
+    """Raise `Collapsed` if all replies to each prompt have been the same for some steps, or scores have sunk.
 
-    Sunk: their mean over the last steps lies two standard deviations of the first step's scores below its mean.
+    They have sunk if their moving average is more than two of the first step's standard deviations below its mean.
     """
     every = torch.cat(list(scores))
     mean, spread = float(every.mean()), max(float(every.std(correction=0)), LEAST_SPREAD)
@@ -155,7 +155,7 @@ def token_values(backbone: Backbone, rows: Sequence[Row], temperature: float, re
 
 
 def prompts_of(step: int, prompts: Sequence[Sequence[int]], count: int, seed: int) -> list[Sequence[int]]:
-    """The prompts of a step: every one once before any comes again, in an order that the seed alone decides."""
+    """The prompts of a step: each once before any is repeated, in an order that the seed alone decides."""
     chosen = []
     for number in range(step * count, (step + 1) * count):
         epoch, position = divmod(number, len(prompts))

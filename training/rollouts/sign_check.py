@@ -1,7 +1,7 @@
-"""The sign canary: before a policy learns from scores, it learns from a toy one, and must move toward it.
+"""The sign canary: before a policy learns from real scores, it must move towards a rewarded toy reply.
 
-A turned sign of reward and KL together gives fluent text that is as bad as can be, and every curve looks well
-(arXiv 1909.08593, section 4.4). So a method's own step is tried on two replies of known worth first.
+With the signs of reward and KL both flipped, a policy writes fluent text that is as bad as possible, while every curve
+looks well (arXiv 1909.08593, section 4.4). So a method's own step is first tried on two replies of known worth.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from training.model.policy import Backbone
 from training.rollouts.sampler import Rollout
 
 STEPS = 3
-RATE = 5e-4  # the learning rate: three smaller steps drown in rounding, larger ones go astray whatever the sign
+RATE = 5e-4  # the learning rate: smaller steps drown in rounding, larger ones go astray whatever the sign
 
 Learn = Callable[
     [TrainState, Sequence[Rollout], list[Tensor]], object
@@ -27,9 +27,9 @@ class SignFlipped(Exception):
 
 
 def require_right_sign(backbone: Backbone, trial: TrainState, learn: Learn) -> None:
-    """Raises `SignFlipped` unless a few of a method's steps make the rewarded of two replies likelier.
+    """Raise `SignFlipped` unless a few of a method's steps make the rewarded one of two replies likelier.
 
-    Adapters and heads are as before afterwards; `trial` is a state of its own over them.
+    Adapters and heads are restored afterwards; `trial` is a separate state over them.
     """
     row = Row([1, 2, 3, 4], [[5, 6], [7, 8]])
     rollout = Rollout(row, (True, True), torch.zeros(row.reply_tokens))

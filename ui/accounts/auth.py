@@ -108,8 +108,8 @@ def require_same_origin(request: Request) -> None:
 def is_ours(origin: str, request: Request) -> bool:
     """Whether an origin is the one that this request was sent to.
 
-    TLS is not seen behind a proxy that was not named, so a request by http may have an https origin, but never the other
-    way round.
+    TLS is not seen behind a proxy that was not named, so a request by http may have an https origin, but never the
+    other way round.
     """
     try:
         theirs = urlsplit(origin)

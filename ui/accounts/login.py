@@ -58,7 +58,7 @@ class Passwords:
         self._nobody = self._hasher.hash("nobody's password")
 
     def check(self, name: str, password: str) -> User:
-        """The person with this name and password. Raises `NotLoggedIn`, or `Forbidden` if they fit a disabled account."""
+        """The person with this name and password. Raises `NotLoggedIn`, or `Forbidden` on a disabled account."""
         user = users.find_user(self.store, name)
         known = (user.password_hash if user else None) or self._nobody
         if not self.matches(known, password) or user is None or known is self._nobody:
@@ -115,12 +115,12 @@ class Logins:
         self._strangers, self._known = Lane(HASHING), Lane(KNOWN_HASHING)
 
     async def check(self, request: Request, name: str, password: str) -> User:
-        """The person with this name and password. Raises `NotLoggedIn`, `Forbidden` on a disabled account, or `TooMany`."""
+        """The same within the limits. Raises `NotLoggedIn`, `Forbidden` on a disabled account, or `TooMany`."""
         device = self._device(request, name)
         lane = self._known if device else self._strangers
         lane.require_place()
         keys = [device] if device else self._stranger(network_of(address_of(request)), short(name))
-        tries = [(key, self.failures.add(key)) for key in keys]  # counted as failed until known better: many come at once
+        tries = [(key, self.failures.add(key)) for key in keys]  # failed until known better: many come at once
         try:
             return await lane.run(partial(self.passwords.check, name, password))
         except (NotLoggedIn, Forbidden):
@@ -181,7 +181,7 @@ class Logins:
 class Doorman:
     """ASGI middleware: refuses hopeless logins before their body is read, so that a flood of guesses costs little.
 
-    An address that has used up its tries is refused at a limited rate, which slows its flood and makes nobody else wait.
+    An address that has used up its tries is refused at a limited rate: its flood slows, and nobody else waits.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 SLICES = 5
 ROWS = 4
-WIDTH = 1 << 16  # cells a row: after 200,000 tries in a slice, one in 10^9 counts is 9 too high
+WIDTH = 1 << 16  # cells a row: 200,000 tries in a slice make a count 9 too high with a chance below 1 in 10^9
 
 
 class Tries:

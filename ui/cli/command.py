@@ -1,4 +1,4 @@
-"""What the commands share: the account for the audit trail, opening the database, and output."""
+"""Shared parts of the commands: the account for the audit trail, opening the database, and output."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

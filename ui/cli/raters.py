@@ -43,7 +43,7 @@ def in_words(share: "Share") -> str:
 
 
 def one_rater(rater: "Rater") -> str:
-    """A rater's label, weight and share of gold answers, in words."""
+    """A rater's label, weight and score on gold comparisons, in words."""
     known = rater.reliability
     words = [rater.label] if rater.label else []
     words += [f"weight {known.weight:.2f}, {known.ratings} shared ratings"] if known else ["not compared yet"]

@@ -273,7 +273,7 @@ def take_over(name: str, data: Path) -> None:
 
 
 def asked_password() -> str:
-    """A password typed twice, or one line of standard input if that is no terminal. Raises `Refused` if the two differ."""
+    """A password typed twice, or one line of standard input if that is no terminal. Raises `Refused` if two differ."""
     if not sys.stdin.isatty():
         return sys.stdin.readline().rstrip("\n")
     password = getpass.getpass("password: ")

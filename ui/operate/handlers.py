@@ -53,7 +53,7 @@ class OperatePage:
         return shown | self.screen(zone, NEWEST, "")
 
     def tick(self, request: gr.Request, zone: str, chosen: str, seen: str) -> Updates:
-        """What has changed since the browser last asked."""
+        """Send what has changed since the browser last asked."""
         self._operator(request)
         return self.screen(zone, chosen, seen)
 

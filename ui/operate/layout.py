@@ -68,7 +68,7 @@ class PromotionPanel:
 
 @dataclass(frozen=True)
 class SchedulePanel:
-    """When nights start, and how often two replies are shown."""
+    """Sets when nights start, and how often two replies are shown."""
 
     cron: gr.Textbox
     time_zone: gr.Dropdown

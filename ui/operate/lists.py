@@ -72,7 +72,7 @@ def _adapter(house: SystemStatus, adapter: Adapter, has_served: bool) -> str:
 
 
 def evidence(adapter: Adapter) -> str:
-    """What the gate measured: held-out win rate with its interval, KL, length, and each check in words."""
+    """The gate's measurements: held-out win rate with its interval, KL, length, and each check in words."""
     found = adapter.evidence
     facts = []
     held_out = found.get("held_out") or {}

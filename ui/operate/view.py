@@ -64,7 +64,7 @@ class SystemStatus:
 
 @dataclass(frozen=True)
 class Headline:
-    """Whether all is well, in words. `state` is "well", "busy", "note" or "trouble"."""
+    """The headline, which says whether all is well. `state` is "well", "busy", "note" or "trouble"."""
 
     state: str
     title: str

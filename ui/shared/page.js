@@ -1,5 +1,5 @@
-/* What both pages do in the browser beside what Gradio does: acts in their order, a session that has ended, a server out
-   of reach, what is asked for brought into view, and text that runs from right to left. */
+/* The script that both pages add to Gradio: it runs actions in order, reports an ended session or an unreachable server,
+   brings what is asked for into view, and sets the direction of text. */
 "use strict";
 (() => {
   const BEAT_MS = 2000, PATIENCE_MS = 3500, LONGEST_TURN_MS = 30000;
@@ -8,13 +8,13 @@
   const pause = ms => new Promise(go => setTimeout(go, ms));
   const find = selector => document.querySelector(selector);
 
-  /* Acts: one after another, in the order of the clicks. A key that is waiting or being done is not taken again. */
+  /* Actions run one after another, in the order of the clicks. A key that is waiting or running is not queued again. */
   const waiting = [];
   let acting = null, patience = 0;
   function next() {
     if (acting || !waiting.length) return;
     acting = waiting.shift();
-    patience = setTimeout(over, LONGEST_TURN_MS);  // an act that never ends must not hold up all others
+    patience = setTimeout(over, LONGEST_TURN_MS);  // an action that never ends must not hold up all others
     acting.go();
   }
   function over() {
@@ -28,7 +28,7 @@
     return new Promise(go => { waiting.push({key, go}); next(); });
   }
 
-  /* What the page itself has to say, where its server can say nothing. */
+  /* Messages of the page itself, for when its server cannot send any. */
   function tell(words, link, where) {
     const place = find("#headline") || find("#notice");
     const before = find(".page-says");
@@ -53,7 +53,7 @@
     find("#operate")?.classList.remove("stale");
   }
 
-  /* A session that has ended: what was asked for is held back, so that Gradio puts no "Error" in place of the chat. */
+  /* A session that has ended: the answer is withheld, so that Gradio puts no "Error" in place of the chat. */
   let ended = false;
   window.fetch = async (input, init) => {
     const answer = await ask(input, init);
@@ -70,11 +70,11 @@
     }
     return new Promise(() => {});
   };
-  addEventListener("focus", async () => {  // perhaps one has logged in elsewhere
+  addEventListener("focus", async () => {  // the person may have logged in again in another tab
     if (ended && (await ask("/api/status").catch(() => ({}))).ok) location.reload();
   });
 
-  /* What was typed, kept for the same person in the same window until the page is there again. */
+  /* Unsent text, kept for the same person in the same window until the page is loaded again. */
   const person = () => window.gradio_config?.username ?? "";
   const text = selector => find(selector)?.value.trim() ? find(selector).value : "";
   function keep() {
@@ -106,7 +106,7 @@
     write("#corrected-text textarea", kept.corrected);
   }
 
-  /* Whether the server is there, for a page that says how things are. */
+  /* Checks whether the server can be reached, for a page that shows the current state. */
   async function watch() {
     for (let since = null; !ended; await pause(since ? BEAT_MS / 2 : BEAT_MS)) {
       const signal = AbortSignal.timeout(PATIENCE_MS);
@@ -124,7 +124,7 @@
     }
   }
 
-  /* What was asked for, in view and in focus; and back to what was clicked once it is done. */
+  /* Brings what was asked for into view and focus, and returns to what was clicked once it is done. */
   let opener = null;
   async function there(selector) {
     for (let tries = 0; tries < 40; tries++) {
@@ -138,7 +138,7 @@
     opener = document.activeElement;
     const found = await there(selector);
     (await there(focus))?.focus({preventScroll: true});
-    for (let tries = 0; tries < 5 && found; tries++) {  // what is in it comes one by one
+    for (let tries = 0; tries < 5 && found; tries++) {  // its contents appear one by one
       found.scrollIntoView({block: found.offsetHeight > innerHeight ? "start" : "nearest"});
       await pause(60);
     }
@@ -160,7 +160,7 @@
     if (event.key === "Escape" && !event.isComposing) (find("#close-promotion") || find("#close-why"))?.click();
   });
 
-  /* Text runs the way its first letter says, and a thumb says whether it is given. */
+  /* Text takes its direction from its first letter, and a thumb announces whether it is given. */
   const EITHER_WAY = ["[data-testid=user]", "[data-testid=bot]", ".prose ul", ".prose ol", ".prose table", "blockquote",
     "textarea", "input[type=text]", "#chats label span", ".which", "#your-rating", "p.line"]
     .map(each => `${each}:not([dir=auto])`).join();

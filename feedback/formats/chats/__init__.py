@@ -1,1 +1,1 @@
-"""Formats whose rows are a conversation as it should have been."""
+"""Formats whose rows are demonstrations: conversations as they should have been."""

@@ -1,4 +1,4 @@
-"""Demonstrations as text with ChatML's marks."""
+"""The ChatML format: demonstrations as one text with ChatML's tokens."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ CHATML = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n?", re.DOTALL)
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """Demonstrations as text with ChatML's marks."""
+    """Read a demonstration from one text with ChatML's tokens."""
     if CHATML.sub("", raw["text"]).strip():
         raise Dropped("text outside of ChatML's marks")
     turns = [{"role": role, "content": said} for role, said in CHATML.findall(raw["text"])]
@@ -18,7 +18,7 @@ def read(raw: dict[str, Any]) -> Record:
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
-    """One text with ChatML's marks."""
+    """Write a demonstration as one text with ChatML's tokens."""
     turns = whole(row)
     if any("<|im_end|>" in turn.content or "<|im_start|>" in turn.content for turn in turns):
         raise Dropped("a turn that holds ChatML's own marks")

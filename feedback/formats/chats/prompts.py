@@ -1,4 +1,4 @@
-"""Prompts for evaluation, of which nothing is kept."""
+"""Evaluation prompts, recognized so that every row is dropped with a clear reason."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from feedback.formats.record import Dropped, Record
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """Prompts for evaluation: nothing is said of any reply."""
+    """Always raises `Dropped`: there is no feedback on any reply."""
     raise Dropped("a prompt for evaluation, without a reply that anybody rated")
 
 

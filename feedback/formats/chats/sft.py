@@ -1,4 +1,4 @@
-"""Demonstrations as TRL's trainer for them takes them."""
+"""Demonstrations in the format of TRL's SFT trainer."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from feedback.formats.record import (
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """Demonstrations as {messages}, or {prompt, completion}."""
+    """Read a demonstration from {messages} or {prompt, completion}."""
     if "messages" not in raw:
         said = rest(raw, "prompt", "completion")
         return Record(messages(raw["prompt"]), (Reply(text(raw["completion"])),), MODEL_ANSWER, said)
@@ -26,7 +26,7 @@ def read(raw: dict[str, Any]) -> Record:
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
-    """The whole conversation as messages."""
+    """Write the whole conversation as {messages}."""
     return {"messages": as_turns(whole(row))}
 
 

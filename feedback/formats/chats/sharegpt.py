@@ -1,4 +1,4 @@
-"""ShareGPT's conversations of human and gpt."""
+"""The ShareGPT format: conversations of "human" and "gpt"."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from feedback.messages import Message
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """ShareGPT's conversations of human and gpt."""
+    """Read a conversation of "human" and "gpt"."""
     before = (Message("system", raw["system"]),) if raw.get("system") else ()
     return demonstration((*before, *turns_of(raw["conversations"])), rest(raw, "conversations", "system"))
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
-    """The system message by itself, as most readers of it want."""
+    """Write the conversation, with the system message in a field of its own, as most readers expect."""
     who = {"user": "human", "assistant": "gpt", "system": "system"}
     turns = whole(row)
     system = {"system": turns[0].content} if turns[0].role == "system" else {}

@@ -1,4 +1,4 @@
-"""Chatbot Arena's 55k comparisons."""
+"""The format of Chatbot Arena's 55k comparisons."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """Chatbot Arena's 55k comparisons: lists of turns as JSON in columns."""
+    """Read a comparison whose columns hold lists of turns as JSON."""
     prompts, ours, theirs = (_list(raw[name]) for name in ("prompt", "response_a", "response_b"))
     if not len(prompts) == len(ours) == len(theirs) or not prompts:
         raise Dropped("prompts and responses are not as many")
@@ -42,7 +42,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
-    """As its file of 55k rows has them."""
+    """Write a comparison with the columns of the 55k file."""
     (said,) = row.said
     if said.choice not in ("left", "right", "tie"):
         raise Dropped(f"{said.choice.replace('_', ' ')}, which this format cannot say")

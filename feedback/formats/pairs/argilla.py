@@ -1,4 +1,4 @@
-"""Argilla's records."""
+"""The format of Argilla's records."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from feedback.formats.record import Annotation, Dropped, Record, Reply, as_turns
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """Argilla's records with the fields prompt, response_a and response_b, and the question preference."""
+    """Read a record with the fields prompt, response_a and response_b, and the question preference."""
     fields, responses = raw["fields"], raw.get("responses") or {}
     replies = tuple(Reply(text(fields.get(f"response_{side}")), _model(raw, side)) for side in "ab")
     answers = responses.get("preference") or []
@@ -28,7 +28,7 @@ def _model(raw: dict[str, Any], side: str) -> str:
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
-    """A record with one answer."""
+    """Write a record with one answer."""
     (said,) = row.said
     left, right = (row.replies[each] for each in said.of)
     value = {"left": "response_a", "right": "response_b"}.get(said.choice, said.choice)

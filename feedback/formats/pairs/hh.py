@@ -1,4 +1,4 @@
-"""Anthropic HH: two transcripts of Human and Assistant."""
+"""The Anthropic HH format: two transcripts of Human and Assistant."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """Anthropic's helpful-harmless transcripts."""
+    """Read a pair of helpful-harmless transcripts."""
     chosen, rejected = _transcript(raw["chosen"]), _transcript(raw["rejected"])
     if chosen[:-1] != rejected[:-1]:
         raise Dropped("the two conversations differ before their last turn")
@@ -26,12 +26,12 @@ def _transcript(value: Any) -> tuple[Message, ...]:
         raise Dropped("no transcript of Human and Assistant")
     parts = TURN.split(value)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
-    # One space follows the colon; what else there is belongs to the turn.
+    # One space follows the colon; any other whitespace belongs to the turn.
     return tuple(Message(roles[who], said.removeprefix(" ")) for who, said in zip(parts[::2], parts[1::2], strict=True))
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
-    """A transcript for each side."""
+    """Write a transcript for each side."""
     who = {"user": "Human", "assistant": "Assistant"}
     both = dict(zip(("chosen", "rejected"), decided(row), strict=True))
     made = {}
@@ -45,6 +45,6 @@ def write(row: Record, number: int) -> dict[str, Any]:
     return made
 
 
-# The same fields as TRL's implicit prompt: what tells them apart is that a side is one text.
+# The same fields as TRL's implicit prompt; here a side is one text.
 ROW = Row("chosen rejected", without="prompt", where={"chosen": is_text, "rejected": is_given})
 FORMAT = Format("hh", "Anthropic HH", (ROW,), read, write, COMPARED)

@@ -1,4 +1,4 @@
-"""Two replies and the votes of several raters."""
+"""The format for two replies and the votes of several raters."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from feedback.formats.record import Annotation, Dropped, Record, Reply, messages
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """Two replies and the votes of several raters, as evaluations by people are often kept."""
+    """Read two replies and several raters' votes, a common layout of human evaluations."""
     replies = (
         Reply(text(raw["response_a"]), str(raw.get("model_a", ""))),
         Reply(text(raw["response_b"]), str(raw.get("model_b", ""))),

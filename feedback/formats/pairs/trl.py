@@ -1,4 +1,4 @@
-"""TRL's preference data with the prompt by itself."""
+"""TRL's preference format with an explicit prompt."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from feedback.formats.record import (
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """TRL's preference data, explicit prompt or implicit, conversational or plain text."""
+    """Read a preference with an explicit or implicit prompt, conversational or plain text."""
     extra = rest(raw, "prompt", "chosen", "rejected")
     if "prompt" in raw:
         replies = (Reply(text(raw["chosen"])), Reply(text(raw["rejected"])))
@@ -36,7 +36,7 @@ def read(raw: dict[str, Any]) -> Record:
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
-    """Conversational, with the prompt by itself."""
+    """Write a conversational preference with an explicit prompt."""
     chosen, rejected = decided(row)
     both = {"chosen": chosen, "rejected": rejected}
     return {"prompt": as_turns(row.messages)} | {

@@ -1,4 +1,4 @@
-"""TRL's preference data, each side with the whole conversation."""
+"""TRL's preference format with an implicit prompt: each side has the whole conversation."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from feedback.messages import Message
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
-    """Conversational, each side with the whole conversation."""
+    """Write a conversational preference, each side with the whole conversation."""
     both = dict(zip(("chosen", "rejected"), decided(row), strict=True))
     return {name: as_turns((*row.messages, Message("assistant", reply.text))) for name, reply in both.items()}
 

@@ -1,4 +1,4 @@
-"""UltraFeedback: one instruction, several completions."""
+"""The UltraFeedback format: one instruction, several scored completions."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from feedback.formats.record import Annotation, Dropped, Record, Reply, messages
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """UltraFeedback: one instruction, completions with an overall score each."""
+    """Read an instruction and completions, ranked by their overall scores."""
     completions = raw["completions"]
     replies = tuple(Reply(text(each["response"]), str(each.get("model", ""))) for each in completions)
     if len(replies) < 2:
@@ -24,7 +24,7 @@ def read(raw: dict[str, Any]) -> Record:
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
-    """Scores count down from the number of replies, by rank."""
+    """Write a ranking as scores that count down from the number of replies."""
     (said,) = row.said
     if len(row.messages) != 1:
         raise Dropped("more than one turn, which this format cannot say")

@@ -1,1 +1,1 @@
-"""Formats whose rows say more of a reply: all of it, critiques, labels."""
+"""Formats for critiques, for labels, and for everything in the ledger."""

@@ -1,4 +1,4 @@
-"""Critiques of a reply, and its revisions."""
+"""The format for critiques and revisions of a reply."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from feedback.formats.record import Annotation, Dropped, Record, Reply, messages
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """A reply, what is wrong with it in words, and sometimes how it should have been."""
+    """Read a reply with a critique, a revision or both."""
     said = []
     if raw.get("critique"):
         said.append(Annotation("critique", (0,), text=text(raw["critique"])))

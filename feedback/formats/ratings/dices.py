@@ -1,4 +1,4 @@
-"""DICES: whether many raters find a reply safe."""
+"""The DICES format: many raters' judgements of whether a reply is safe."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ SPEAKER = re.compile(r"^(USER|LAMDA): ?", re.MULTILINE)
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """DICES: a conversation, a reply, and whether many raters find it safe, each by their place in the list."""
+    """Read a conversation, a reply and many raters' safety votes; a rater's name is their place in the list."""
     parts = SPEAKER.split(raw["context"])[1:]
     turns = [
         {"role": "user" if who == "USER" else "assistant", "content": said.strip()}

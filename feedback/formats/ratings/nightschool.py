@@ -1,4 +1,4 @@
-"""The ledger's own format, which can say everything."""
+"""The ledger's own format, which holds every kind of feedback."""
 
 from dataclasses import asdict
 from typing import Any
@@ -8,7 +8,7 @@ from feedback.formats.record import Annotation, Dropped, Record, Reply, as_turns
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """The ledger's own rows. Raises `Dropped` on one that says nothing it knows."""
+    """Read a row that `write` wrote. Raises `Dropped` on any other."""
     try:
         said: dict[str, Any] = {
             name: tuple(each) if isinstance(each, list) else each for name, each in raw["said"].items()
@@ -24,7 +24,7 @@ def read(raw: dict[str, Any]) -> Record:
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
-    """Everything that was said, with who, when and of what."""
+    """Write one annotation in full: who, when, about which replies, and all its fields."""
     (said,) = row.said
     empty = vars(Annotation(said.kind, said.of))
     kept = {name: each for name, each in vars(said).items() if name in ("kind", "of") or each != empty[name]}

@@ -1,1 +1,1 @@
-"""Formats whose rows are a thumb for one reply."""
+"""Formats whose rows are a thumb on one reply."""

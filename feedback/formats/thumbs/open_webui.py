@@ -1,4 +1,4 @@
-"""Open WebUI's export of its feedback."""
+"""The format of Open WebUI's feedback export."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from feedback.kinds.vote import REASONS
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """One rating of Open WebUI's feedback export, with the conversation from its snapshot."""
+    """Read one rating, with the conversation from its snapshot."""
     data, meta = raw.get("data") or {}, raw.get("meta") or {}
     if data.get("rating") not in (1, -1):
         raise Dropped("a rating that is neither up nor down")
@@ -24,7 +24,7 @@ def read(raw: dict[str, Any]) -> Record:
     reply = Reply(text(turns[-1].get("content")), str(data.get("model_id") or ""))
     key = {words: name for name, words in REASONS.items()}.get(data.get("reason") or "")
     words = data.get("comment") or ""
-    if data.get("reason") and key is None:  # a reason of theirs
+    if data.get("reason") and key is None:  # a reason that `REASONS` does not have
         words = f"{data['reason']}: {words}" if words else data["reason"]
     reasons = (key,) if key else ()
     rater = str(raw.get("user_id") or "")
@@ -34,7 +34,7 @@ def read(raw: dict[str, Any]) -> Record:
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
-    """One rating with a snapshot of its conversation, as its own export has it."""
+    """Write one rating with a snapshot of its conversation, as Open WebUI exports it."""
     (said,) = row.said
     if len(said.reasons) > 1:
         raise Dropped("several reasons, which this format cannot say")
@@ -59,7 +59,7 @@ def write(row: Record, number: int) -> dict[str, Any]:
         "comment": said.words,
     }
     data |= {name: value for name, value in row.extra.pop("data", {}).items() if name not in data}
-    if "snapshot" in row.extra:  # it came from there, and keeps its own ids
+    if "snapshot" in row.extra:  # imported from Open WebUI: keep its ids
         return {"id": row.extra["id"], "user_id": said.rater, "version": 0, "type": "rating", "data": data}
     meta = {"model_id": model, "message_id": ids[-1], "message_index": len(ids) - 1, "chat_id": str(number)}
     chat = {"models": [model], "history": {"messages": nodes, "currentId": ids[-1]}}

@@ -1,4 +1,4 @@
-"""TRL's unpaired preference data; also thumbs as {prompt, response, thumb}."""
+"""TRL's unpaired preference format; also reads thumbs as {prompt, response, thumb}."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from feedback.formats.record import Annotation, Dropped, Record, Reply, as_turns
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """TRL's unpaired preference data; also thumbs as {prompt, response, thumb}."""
+    """Read a labelled completion, or a thumb as {prompt, response, thumb}."""
     if "completion" in raw:
         if not isinstance(raw["label"], bool):
             raise Dropped("a label that is neither true nor false")
@@ -22,7 +22,7 @@ def read(raw: dict[str, Any]) -> Record:
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
-    """Conversational."""
+    """Write a conversational row with a label."""
     (said,) = row.said
     completion = [{"role": "assistant", "content": row.replies[0].text}]
     return {"prompt": as_turns(row.messages), "completion": completion, "label": said.value == 1}

@@ -1,12 +1,11 @@
 """Metrics for Prometheus, read when they are asked for, and the health check."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Depends
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
@@ -45,16 +44,13 @@ class Numbers:
         yield GaugeMetricFamily("nightschool_chats_active", "Replies being written.", value=engine.active)
         yield GaugeMetricFamily("nightschool_chats_waiting", "Requests that wait for a place.", value=engine.waiting)
         yield CounterMetricFamily("nightschool_tokens_written", "Tokens since the start.", value=engine.tokens_written)
-        waits = self.assistant.waits.counted()
-        buckets = [("+Inf" if bound == math.inf else str(bound), count) for bound, count in waits.at_most]
-        told = "Seconds from asking to a reply's first token, since the start."
-        yield HistogramMetricFamily("nightschool_first_token_seconds", told, buckets, sum_value=waits.total_s)
 
 
 def registry(assistant: Assistant) -> CollectorRegistry:
     """A metrics registry for one server."""
     numbers = CollectorRegistry()
     numbers.register(Numbers(assistant))
+    numbers.register(assistant.first_token_waits)
     return numbers
 
 

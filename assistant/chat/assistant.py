@@ -3,15 +3,23 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from prometheus_client import Histogram
+
 from assistant.chat.adapter_manager import AdapterManager
-from assistant.chat.waits import Waits
 from assistant.engine.engine import MEMORY, Engine
 from assistant.engine.request import EngineProtocol
 from assistant.models import chat_template
 from assistant.models.base_model import Base, find_base, load_tokenizer, pick_device
 from feedback.database.database import Database
 
+WAITS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 LEAST_ROOM = 512  # tokens of the window kept free for the reply (a quarter of a small window)
+
+
+def first_token_histogram() -> Histogram:
+    """How long people waited for a reply's first token, in seconds, since the program started."""
+    told = "Seconds from asking to a reply's first token, since the start."
+    return Histogram("nightschool_first_token_seconds", told, buckets=WAITS_S, registry=None)
 
 
 @dataclass
@@ -24,7 +32,7 @@ class Assistant:
     adapters: AdapterManager
     tokenizer: Any
     template_sha256: str
-    waits: Waits = field(default_factory=Waits)
+    first_token_waits: Histogram = field(default_factory=first_token_histogram)
 
     @property
     def longest_prompt(self) -> int:

@@ -102,7 +102,7 @@ class ReplyStream:
             return False
         if tokens and self._first_token_s is None:
             self._first_token_s = time.perf_counter() - self._generation.submitted_at
-            self._assistant.waits.add(self._first_token_s)
+            self._assistant.first_token_waits.observe(self._first_token_s)
         if not self._stopped:  # else these were written before the engine heard of the stop
             self.tokens += tokens
             self._stop_at_string(len(tokens))

@@ -3,7 +3,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assistant.chat.waits import Waits
 from assistant.engine.sampling.stop_strings import before_stop, surely_shown
 
 
@@ -33,11 +32,3 @@ def test_a_growing_text_is_never_shown_past_its_stop_and_never_taken_back(text: 
             break
     if before_stop(text, stops) is None:
         assert text.startswith(shown)
-
-
-def test_waits_are_counted_up_to_each_bound() -> None:
-    waits = Waits((0.1, 1.0))
-    for wait_s in (0.1, 0.5, 7.0):
-        waits.add(wait_s)
-    assert waits.counted().at_most == ((0.1, 1), (1.0, 2), (float("inf"), 3))
-    assert waits.counted().total_s == 7.6

@@ -38,7 +38,7 @@ from feedback.kinds.correction import standing_correction
 from feedback.kinds.tally import by_day, counts
 from feedback.kinds.vote import standing_vote, vote
 from feedback.messages import Message
-from feedback.records import adapters, nights
+from feedback.records import adapters, audit, nights
 
 WRITERS = (1, 8, 32)
 RATERS = 500
@@ -283,7 +283,7 @@ def operating(store: Database) -> float:
         "nights": lambda: nights.nights(store),
         "adapters": lambda: adapters.adapters(store),
         "promotions": lambda: adapters.promotions(store),
-        "audit": lambda: adapters.audit_trail(store),
+        "audit": lambda: audit.trail(store),
     }
     taken = {name: milliseconds(act, 5) for name, act in asked.items()}
     print("operate page: " + ", ".join(f"{name} {value:.1f} ms" for name, value in taken.items()), flush=True)

@@ -23,7 +23,7 @@ from feedback import plugins
 from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.errors import Refused
-from feedback.records import adapters, settings
+from feedback.records import audit, settings
 from ui.serve_options import ENGINE_URL, ServeOptions, serve_command
 
 if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is imported
@@ -209,13 +209,13 @@ def serve(options: ServeOptions) -> None:
 
     proxies = trusted_proxies(options)
     with closing(Database(options.data)) as store, bound(options.host, options.port) as listening:
-        with adapters.at_terminal():
+        with audit.at_terminal():
             set_owner_password(store, os.environ)
         require_accounts(store, options.host, proxies)
         engine_url(options)
         share = options.side_by_side
         if share is not None and share != settings.setting(store, "side_by_side_share"):
-            with adapters.at_terminal():
+            with audit.at_terminal():
                 settings.set_setting(store, None, "side_by_side_share", share)
         run(store, listening, options)
 

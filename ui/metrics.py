@@ -62,7 +62,7 @@ def metrics(request: Request) -> Response:
 
 @router.get("/healthz")
 def healthz(assistant: TheAssistant) -> JSONResponse:
-    """200 when the store answers and the engine lives, else 503. For everybody."""
+    """200 when the database answers and the engine lives, else 503. For everybody."""
     try:
         users.has_accounts(assistant.store)
         wrong = None if assistant.engine.alive else "the engine has stopped"

@@ -47,19 +47,21 @@ class Gibibytes(click.ParamType):
 OPTIONS = (
     data_option,
     model_option,
-    click.option("--host", default="127.0.0.1", show_default=True, help="The address to answer at."),
-    click.option("--port", type=int, default=7860, show_default=True, help="The port to answer at; 0: any free one."),
+    click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on."),
+    click.option(
+        "--port", type=int, default=7860, show_default=True, help="The port to listen on; 0 picks a free one."
+    ),
     click.option(
         "--trusted-proxy",
         multiple=True,
         metavar="ADDRESS",
-        help="A proxy with TLS in front, by address or network, whose X-Forwarded headers are believed; repeatable.",
+        help="A TLS proxy, by address or network, whose X-Forwarded headers are trusted; repeatable.",
     ),
     click.option(
         "--side-by-side",
         type=float,
         metavar="SHARE",
-        help="The share of turns that show two replies, 0 to 1; stays set.",
+        help="The share of turns that show two replies, 0 to 1; kept as a setting.",
     ),
     click.option(
         "--dtype",
@@ -74,14 +76,14 @@ OPTIONS = (
         default="1",
         show_default=True,
         metavar="GIB",
-        help="What the keys and values of all chats may take up, in GiB.",
+        help="Memory for the KV cache of all chats, in GiB.",
     ),
     click.option(
         "--engine",
         type=click.Choice(("local", "vllm")),
         default="local",
         show_default=True,
-        help="Where the model runs: in this process, or in a vLLM server (docs/vllm.md).",
+        help="Where the model runs: here, or in a vLLM server (docs/vllm.md).",
     ),
     click.option("--engine-url", metavar="URL", help=f"Where vLLM answers; {ENGINE_URL} unless given."),
 )

@@ -9,7 +9,7 @@ from feedback.accounts import sessions, users
 from feedback.accounts.users import OWNER, User
 from feedback.database.database import Database, now
 from feedback.errors import Conflict, NotFound, Refused
-from feedback.records import adapters
+from feedback.records import audit
 
 KEYS = ("tokens", "sessions", "answered_requests", "consents")  # not counted as said or done
 
@@ -58,7 +58,7 @@ def become(store: Database, name: str, role: str, password_hash: str, by: int | 
             raise Conflict(f"there is already a user {name!r}; to hand it the chats: nightschool user take-over {name}")
         sql = "UPDATE users SET name = ?, role = ?, password_hash = ? WHERE id = ?"
         db.conn.execute(sql, (name, role, password_hash, owner.id))
-        adapters.audit(store, by, "add user", name, {"role": role, "took over": OWNER})
+        audit.record(store, by, "add user", name, {"role": role, "took over": OWNER})
     return User(owner.id, name, role, password_hash)
 
 
@@ -75,7 +75,7 @@ def take_over(store: Database, by: int | None, user: User) -> int:
             # IGNORE: where both have a request key or a place in the split, the owner keeps theirs.
             sql = f"UPDATE OR IGNORE {table} SET {column} = ? WHERE {column} = ?"
             db.conn.execute(sql, (user.id, left.owner.id))
-        adapters.audit(store, by, "take over", user.name, {"from": OWNER, "chats": left.chats})
+        audit.record(store, by, "take over", user.name, {"from": OWNER, "chats": left.chats})
     return left.chats
 
 
@@ -87,7 +87,7 @@ def set_role(store: Database, by: int | None, user: User, role: str) -> None:
         if role != "operator":
             require_another_operator(store, standing)
         db.conn.execute("UPDATE users SET role = ? WHERE id = ?", (role, user.id))
-        adapters.audit(store, by, "set role", standing.name, {"from": standing.role, "to": role})
+        audit.record(store, by, "set role", standing.name, {"from": standing.role, "to": role})
 
 
 def disable(store: Database, by: int | None, user: User) -> None:
@@ -102,7 +102,7 @@ def disable(store: Database, by: int | None, user: User) -> None:
         require_another_operator(store, standing)
         db.conn.execute("UPDATE users SET disabled_at = ? WHERE id = ?", (now(), user.id))
         sessions.end_all(store, user)
-        adapters.audit(store, by, "disable user", standing.name)
+        audit.record(store, by, "disable user", standing.name)
 
 
 def enable(store: Database, by: int | None, user: User) -> None:
@@ -112,7 +112,7 @@ def enable(store: Database, by: int | None, user: User) -> None:
         if not standing.disabled_at:
             raise Conflict(f"{standing.name} is not disabled")
         db.conn.execute("UPDATE users SET disabled_at = NULL WHERE id = ?", (user.id,))
-        adapters.audit(store, by, "enable user", standing.name)
+        audit.record(store, by, "enable user", standing.name)
 
 
 def remove(store: Database, by: int | None, user: User) -> None:
@@ -129,14 +129,14 @@ def remove(store: Database, by: int | None, user: User) -> None:
                     f"user disable {standing.name}), or remove it, too (nightschool forget {standing.name} --yes)"
                 )
         db.conn.execute("DELETE FROM users WHERE id = ?", (user.id,))
-        adapters.audit(store, by, "remove user", standing.name)
+        audit.record(store, by, "remove user", standing.name)
 
 
 def end_sessions(store: Database, by: int | None, user: User) -> int:
     """End all sessions of an account; return their number."""
     with store.transaction():
         ended = sessions.end_all(store, user)
-        adapters.audit(store, by, "end sessions", user.name, {"sessions": ended})
+        audit.record(store, by, "end sessions", user.name, {"sessions": ended})
     return ended
 
 

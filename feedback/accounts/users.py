@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from feedback.database.database import Database, now
 from feedback.errors import Conflict, NotFound, Refused
-from feedback.records import adapters
+from feedback.records import audit
 
 ROLES = ("chatter", "rater", "operator")  # each includes the permissions of those before it
 OWNER = "owner"  # the local user, while there are no accounts
@@ -36,7 +36,7 @@ def add_user(store: Database, name: str, role: str, password_hash: str | None, b
         if find_user(store, name):
             raise Conflict(f"there is already a user {name!r}")
         made = _added(store, name, role, password_hash)
-        adapters.audit(store, by, "add user", name, {"role": role})
+        audit.record(store, by, "add user", name, {"role": role})
         return made
 
 
@@ -68,7 +68,7 @@ def set_password(store: Database, name: str, password_hash: str, by: int | None 
         db.conn.execute("UPDATE users SET password_hash = ? WHERE id = ?", (password_hash, user.id))
         db.conn.execute("UPDATE sessions SET ended_at = ? WHERE user = ? AND ended_at IS NULL", (now(), user.id))
         db.conn.execute("UPDATE tokens SET revoked_at = ? WHERE user = ? AND revoked_at IS NULL", (now(), user.id))
-        adapters.audit(store, by, "set password of", user.name)
+        audit.record(store, by, "set password of", user.name)
 
 
 def set_hash(store: Database, user: User, password_hash: str) -> None:
@@ -111,7 +111,7 @@ def add_token(store: Database, user: User, name: str, by: int | None = None) -> 
     token = "ns-" + secrets.token_urlsafe(32)
     with store.transaction():
         store.insert("tokens", {"user": user.id, "name": name, "sha256": sha256(token), "created_at": now()})
-        adapters.audit(store, by, "make token of", user.name, {"token": name})
+        audit.record(store, by, "make token of", user.name, {"token": name})
     return token
 
 
@@ -126,7 +126,7 @@ def revoke_token(store: Database, user: User, name: str, by: int | None = None) 
     with store.transaction() as db:
         sql = "UPDATE tokens SET revoked_at = ? WHERE user = ? AND name = ? AND revoked_at IS NULL"
         revoked = db.conn.execute(sql, (now(), user.id, name)).rowcount
-        adapters.audit(store, by, "revoke token of", user.name, {"token": name, "revoked": revoked})
+        audit.record(store, by, "revoke token of", user.name, {"token": name, "revoked": revoked})
         return revoked
 
 

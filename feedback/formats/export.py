@@ -19,7 +19,7 @@ from feedback.formats.base import COMPARED, EVERYTHING, Format
 from feedback.formats.record import Annotation, Dropped, Record, Reply
 from feedback.kinds import current
 from feedback.kinds.base import Kind, ReplyInContext, Row, spoken
-from feedback.records import adapters
+from feedback.records import audit
 from feedback.upkeep import privacy
 
 AT_ONCE = 2000  # rows of a table whose texts are in memory at a time
@@ -63,14 +63,14 @@ def export_file(
         card = {"format": form.name, "words": form.words, "licence": licence, "at": now()[:10]}
         count = files.write_folder(out, found, card)
     person = {"of": f"user {of.id}"} if of else {}
-    adapters.audit(store, by, "export to", str(out), {"format": form.name, "rows": count} | person)
+    audit.record(store, by, "export to", str(out), {"format": form.name, "rows": count} | person)
     return count
 
 
 def export_own(store: Database, out: Path, of: User, by: int | None = None) -> None:
     """Write all data of one person to a file, and audit it. Raises `Refused`."""
     files.write_document(out, privacy.own_data(store, of))
-    adapters.audit(store, by, "export to", str(out), {"format": "own", "of": f"user {of.id}"})
+    audit.record(store, by, "export to", str(out), {"format": "own", "of": f"user {of.id}"})
 
 
 def _numbered(row: Record, numbers: dict[str, str]) -> Record:

@@ -22,7 +22,7 @@ from feedback.formats.record import Annotation, Dropped, Record
 from feedback.formats.registry import format_named, format_of
 from feedback.kinds.base import named
 from feedback.kinds.vote import REASONS
-from feedback.records import adapters
+from feedback.records import audit
 from feedback.upkeep.backup import facts
 
 AT_ONCE = 200  # rows per transaction
@@ -141,7 +141,7 @@ def _begun(store: Database, given: dict[str, Any], by: int | None) -> tuple[int,
         before = store.row("SELECT id, ended_at FROM imports WHERE sha256 = ? ORDER BY id DESC", given["sha256"])
         if not (before and before["ended_at"]):
             told = {name: given[name] for name in ("format", "source", "licence") if given[name]}
-            adapters.audit(store, by, "import", given["name"], told)
+            audit.record(store, by, "import", given["name"], told)
         if before is None:
             return store.insert("imports", given | {"began_at": now()}), 0
         if before["ended_at"]:

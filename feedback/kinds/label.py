@@ -104,7 +104,7 @@ LABEL = register(
     Kind(
         table="labels",
         name="label",
-        help="Say that a reply is unsafe, untrue and the like, or take that back.",
+        help="Label a reply as unsafe, untrue and the like, or take that back.",
         body=Label,
         write=label,
         thing=("reply", "label"),

@@ -107,7 +107,7 @@ VOTE = register(
     Kind(
         table="votes",
         name="thumb",
-        help="Thumb up, down, or taken back. The newest one stands.",
+        help="Thumb up, down, or taken back. The newest one counts.",
         body=Vote,
         write=vote,
         taken_back=("value", NONE),

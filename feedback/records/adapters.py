@@ -1,15 +1,10 @@
-"""Adapters, promotions and the audit trail.
+"""Adapters and promotions.
 
 The newest promotion names the serving adapter; a rollback is a promotion of an older adapter or of the base. A caller
 may state which adapter they believe is serving: of two promotions at once, one wins and the other raises `Conflict`.
 """
 
-import getpass
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +12,11 @@ from typing import Any
 
 from feedback.database.database import Database, now
 from feedback.errors import Conflict, NotFound
-from feedback.records import nights
+from feedback.records import audit, nights
 
 BASE = "base"  # as an adapter's name
 ANYTHING = "anything"  # as `instead_of`: whichever adapter serves
-TERMINAL = "terminal"  # key in an audit entry's detail: the operating-system account that typed the command
 KEPT = "kept, because "  # begins the reason of a promotion that undoes one whose adapter could not serve
-
-_typed_by: ContextVar[str] = ContextVar("typed_by", default="")
 
 
 @dataclass(frozen=True)
@@ -51,18 +43,6 @@ class Promotion:
     adapter: str | None
     user: int | None
     reason: str
-    at: str
-
-
-@dataclass(frozen=True)
-class AuditEntry:
-    """One action by `user`; None: by the program, or by a command, whose account `detail` names."""
-
-    id: int
-    user: str | None
-    action: str
-    subject: str
-    detail: dict[str, Any]
     at: str
 
 
@@ -124,7 +104,7 @@ def promote(
         require_promotable(store, name, instead_of)
         row = {"adapter": name, "user": user, "reason": reason, "proof": proof, "at": now()}
         done = store.insert("promotions", row)
-        audit(store, user, "promote", name or BASE, {"reason": reason})
+        audit.record(store, user, "promote", name or BASE, {"reason": reason})
     return done
 
 
@@ -169,39 +149,3 @@ def promotions(store: Database, limit: int = 50) -> list[Promotion]:
     """The newest promotions, newest first."""
     sql = "SELECT id, adapter, user, reason, at FROM promotions ORDER BY id DESC LIMIT ?"
     return [Promotion(**row) for row in store.rows(sql, limit)]
-
-
-def audit(store: Database, user: int | None, action: str, subject: str, detail: dict[str, Any] | None = None) -> None:
-    """Add an audit entry; without a user, inside `at_terminal`, it names the operating-system account."""
-    typed = {TERMINAL: _typed_by.get()} if user is None and _typed_by.get() else {}
-    row = {"user": user, "action": action, "subject": subject, "detail": (detail or {}) | typed, "at": now()}
-    store.insert("audit", row)
-
-
-@contextmanager
-def at_terminal() -> Iterator[None]:
-    """Attribute audit entries made inside to the operating-system account that runs this program."""
-    before = _typed_by.set(account_here())
-    try:
-        yield
-    finally:
-        _typed_by.reset(before)
-
-
-def account_here() -> str:
-    """The name of the operating-system account that runs this program, or its number if it has no name."""
-    try:
-        import pwd
-
-        return pwd.getpwuid(os.getuid()).pw_name
-    except ImportError:  # Windows
-        return getpass.getuser()
-    except KeyError:  # as in a container
-        return f"account {os.getuid()}"
-
-
-def audit_trail(store: Database, limit: int = 50) -> list[AuditEntry]:
-    """The newest audit entries, newest first."""
-    sql = """SELECT audit.id, users.name AS user, action, subject, detail, at
-        FROM audit LEFT JOIN users ON users.id = audit.user ORDER BY audit.id DESC LIMIT ?"""
-    return [AuditEntry(**row | {"detail": json.loads(row["detail"])}) for row in store.rows(sql, limit)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from feedback.database.database import Database, now
 from feedback.errors import NotFound, Refused
-from feedback.records import adapters
+from feedback.records import audit
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def set_setting(store: Database, user: int | None, name: str, value: Any) -> Non
     _declared(name).require(value)
     with store.transaction():
         store.insert("settings", {"user": user, "name": name, "value": json.dumps(value), "at": now()})
-        adapters.audit(store, user, "set", name, {"value": value})
+        audit.record(store, user, "set", name, {"value": value})
 
 
 def set_all(store: Database, user: int | None, values: Mapping[str, Any]) -> None:

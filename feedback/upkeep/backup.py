@@ -17,7 +17,7 @@ from feedback import atomic
 from feedback.database import private_files
 from feedback.database.database import Database, now, translated
 from feedback.errors import Conflict, NotFound, Refused, Unavailable
-from feedback.records import adapters
+from feedback.records import audit
 
 DATABASE, MANIFEST, SECRET, ADAPTERS = "nightschool.db", "backup.json", "secret", "adapters"
 ROOM = 1.1  # free space required, as a multiple of the size to copy
@@ -62,7 +62,7 @@ def back_up(store: Database, where: Path, by: int | None = None) -> Backup:
             made = Backup(now(), {str(each.relative_to(making)): facts(each) for each in files_in(making)})
             (making / MANIFEST).touch(mode=0o600)
             (making / MANIFEST).write_text(json.dumps(asdict(made), indent=1))
-        adapters.audit(store, by, "back up to", str(where), {"files": len(made.files)})
+        audit.record(store, by, "back up to", str(where), {"files": len(made.files)})
     except OSError as error:
         raise Unavailable(f"cannot write the backup {where}: {error.strerror}") from error
     return made
@@ -89,7 +89,7 @@ def restore(backup: Path, data: Path, replace: bool = False) -> Path | None:
         verified(arriving)
         private_files.close([arriving])
         with closing(Database(arriving)) as store:  # the restored audit trail records the restore
-            adapters.audit(store, None, "restore", str(backup), {"backup of": made.made_at})
+            audit.record(store, None, "restore", str(backup), {"backup of": made.made_at})
         for each in files_in(arriving):
             atomic.to_disk(each)
         aside = put_aside(data) if occupied else None

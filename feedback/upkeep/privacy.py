@@ -19,7 +19,7 @@ from feedback.database.database import Database, now
 from feedback.errors import Conflict, Refused
 from feedback.kinds import history
 from feedback.kinds.base import KINDS, spoken
-from feedback.records import adapters, nights, settings
+from feedback.records import audit, nights, settings
 
 RUNNING = """SELECT p.night FROM night_people p JOIN nights n ON n.id = p.night WHERE n.state = 'running' AND p.user = ?
     AND NOT EXISTS (SELECT 1 FROM adapters a WHERE a.night = n.id) ORDER BY p.night"""
@@ -77,7 +77,7 @@ def forget(store: Database, user: User, by: int | None = None) -> Forgotten:
             sql = "INSERT OR IGNORE INTO retrains (adapter, user, at) VALUES (?, ?, ?)"
             db.conn.execute(sql, (adapter, user.id, now()))
         _remove_files_of_nights(store, user)
-        adapters.audit(store, by, "forget", f"user {user.id}")
+        audit.record(store, by, "forget", f"user {user.id}")
     store.checkpoint()  # the log still held the removed content
     return Forgotten(len(conversations), messages, said, surely, perhaps, running)
 

@@ -11,7 +11,7 @@ from typing import Any
 from feedback.database.database import Database, now
 from feedback.errors import Refused
 from feedback.kinds.base import Kind, spoken
-from feedback.records import adapters
+from feedback.records import audit
 
 CLOCK, FEEDBACK = "clock", "feedback"
 STARTED, SKIPPED = "started", "skipped"
@@ -70,7 +70,7 @@ def set_schedule(
     row |= {"grace_minutes": grace_minutes, "every_new": every_new}
     with store.transaction():
         store.insert("schedules", row | {"user": user, "enabled": int(enabled), "at": now()})
-        adapters.audit(store, user, "set", "schedule", row)
+        audit.record(store, user, "set", "schedule", row)
 
 
 def check_numbers(grace_minutes: int, every_new: int | None) -> None:

@@ -17,7 +17,7 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.database.database import Database
 from feedback.errors import Conflict
-from feedback.records import adapters, nights
+from feedback.records import adapters, audit, nights
 from tests.helpers.over_http import assistant, key, loaded, make_adapter, rows, token_of, web
 from ui.operations import operations
 
@@ -82,7 +82,7 @@ def test_who_decided_on_what_no_longer_serves_is_told_who_was_first(
     assert promote(web, None, eve, instead_of=None)[0] == 409
     assert adapters.serving(store) == names[1]
     assert promote(web, names[2], eve)[0] == 200  # who says nothing of what they believe is not asked
-    trail = [each.user for each in adapters.audit_trail(store) if each.action == "promote"]
+    trail = [each.user for each in audit.trail(store) if each.action == "promote"]
     assert trail == ["Eve", "Bob", "Bob"]
 
 
@@ -167,7 +167,7 @@ def test_everything_an_operator_changes_is_in_the_audit_trail(
     night = nights.start_night(store, "dpo", {}, process.pid)
     web.delete(f"/api/nights/{night}", headers=key())
     process.wait()
-    trail = adapters.audit_trail(store)
+    trail = audit.trail(store)
     assert [(each.user, each.action, each.subject) for each in trail] == [
         ("owner", "cancel night", str(night)),
         ("owner", "set", "schedule"),
@@ -182,5 +182,5 @@ def test_a_night_that_ends_before_it_begins_says_why_in_its_own_words(assistant:
     broken = dataclasses.replace(assistant, base=dataclasses.replace(assistant.base, name="no-such-model"))
     with pytest.raises(Conflict, match="the night ended at once: there is no model 'no-such-model'"):
         operations.start_night(broken, owner)
-    assert adapters.audit_trail(assistant.store) == []
+    assert audit.trail(assistant.store) == []
     assert nights.nights(assistant.store) == []

@@ -19,7 +19,7 @@ from assistant.models.base_model import Base
 from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.errors import NotFound, Refused
-from feedback.records import adapters, nights, settings
+from feedback.records import adapters, audit, nights, settings
 from tests.conftest import two_replies
 from tests.helpers.commands import as_process, nightschool, refused
 from tests.helpers.over_http import assistant, key, loaded, make_adapter, web
@@ -29,14 +29,14 @@ from ui.cli.main import main as command_line
 from ui.serve_options import ServeOptions
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
-WHO = adapters.account_here()
+WHO = audit.account_here()
 ROWS = '{"prompt": "hello", "chosen": "good day", "rejected": "go away"}\n'
 
 
 def done(data: Path) -> list[tuple[str | None, str, str, str | None]]:
     """Who did what to what, oldest first, and whose terminal it was."""
     with closing(Database(data)) as store:
-        trail = adapters.audit_trail(store)
+        trail = audit.trail(store)
     return [(each.user, each.action, each.subject, each.detail.get("terminal")) for each in reversed(trail)]
 
 
@@ -121,7 +121,7 @@ def test_a_night_started_at_a_terminal_leaves_its_row(house: Path, tiny: Base) -
     assert as_process("night", "--data", str(house), "--model", tiny.name, "--gate", "off").returncode == 0
     assert done(house) == [(None, "start night", "1", WHO)]  # with nothing to learn from
     with closing(Database(house)) as store:
-        assert adapters.audit_trail(store)[0].detail["gate"] == "off"
+        assert audit.trail(store)[0].detail["gate"] == "off"
 
 
 def test_a_night_that_ctrl_c_ends_leaves_a_row_of_that(house: Path, tiny: Base, tmp_path: Path) -> None:
@@ -168,9 +168,9 @@ def acts(one: str) -> dict[str, tuple[str, str, dict[str, Any], str, str]]:
 
 def test_every_act_by_api_leaves_its_row(web: TestClient, store: Database, assistant: Assistant) -> None:
     for door, (method, path, body, action, subject) in acts(make_adapter(assistant, "one")).items():
-        before = len(adapters.audit_trail(store))
+        before = len(audit.trail(store))
         assert (door, web.request(method, path, json=body, headers=key()).status_code) == (door, 200)
-        newest, *others = adapters.audit_trail(store)
+        newest, *others = audit.trail(store)
         assert (door, newest.user, newest.action, newest.subject) == (door, "owner", action, subject)
         assert (door, len(others), "terminal" in newest.detail) == (door, before, False)
 
@@ -181,7 +181,7 @@ def test_what_is_refused_leaves_no_row(web: TestClient, store: Database) -> None
     assert web.put("/api/schedule", json={"cron": "x"}, headers=key()).status_code == 400
     assert web.post("/api/promotions", json={"adapter": "none", "reason": "x"}, headers=key()).status_code == 404
     assert web.delete("/api/nights/7", headers=key()).status_code == 404
-    assert adapters.audit_trail(store) == []
+    assert audit.trail(store) == []
 
 
 def test_what_a_forgotten_person_was_called_is_forgotten_there_too(house: Path) -> None:
@@ -205,7 +205,7 @@ def test_the_page_says_whose_terminal_it_was(house: Path) -> None:
 def test_the_account_is_the_systems_and_not_what_the_environment_claims(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "somebody-else")
     assert getpass.getuser() == "somebody-else"
-    assert adapters.account_here() == WHO != "somebody-else"
+    assert audit.account_here() == WHO != "somebody-else"
     assert os.getuid() == os.geteuid()
 
 

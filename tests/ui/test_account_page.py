@@ -13,7 +13,7 @@ from assistant.chat.assistant import Assistant
 from feedback.accounts import sessions, users
 from feedback.accounts.users import User
 from feedback.database.database import Database
-from feedback.records import adapters
+from feedback.records import audit
 from tests.helpers.browser import Visitor, chromium
 from tests.helpers.over_http import assistant, loaded
 from tests.ui.test_logins import CHEAP, PASSWORD, answering, beside, client, log_in
@@ -53,9 +53,7 @@ def test_a_person_changes_their_password_and_stays_logged_in_here_alone(
     assert beside(web, "192.0.2.3").get("/docs", headers={"Cookie": f"nightschool={before}"}).status_code == 401
     assert users.user_of_token(store, token) is None
     assert (log_in(elsewhere), log_in(elsewhere, password=NEW)) == (401, 303)
-    assert [(each.user, each.action) for each in adapters.audit_trail(store) if each.user] == [
-        ("Ada", "set password of")
-    ]
+    assert [(each.user, each.action) for each in audit.trail(store) if each.user] == [("Ada", "set password of")]
 
 
 def test_a_password_is_not_changed_without_the_current_one_or_for_a_bad_one(

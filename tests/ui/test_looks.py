@@ -17,7 +17,7 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.kinds.correction import correct
-from feedback.records import adapters, settings
+from feedback.records import adapters, audit, settings
 from tests.conftest import BY_BASE
 from tests.helpers.browser import Server, Visitor, chromium, serving
 from tests.helpers.trained import LETTER, SAILOR, Trained
@@ -289,7 +289,7 @@ def test_settings_saved_in_a_hurry_are_all_saved_in_order(ada: Windows, house: D
         visitor.locate("#share input[type=number]").fill(percent)
         visitor.locate("#save-share").click()
     expect(visitor.locate("#share-notice")).to_contain_text("33 % of turns", timeout=9_000)
-    saved = [each.detail for each in adapters.audit_trail(house, 10) if each.subject == "side_by_side_share"]
+    saved = [each.detail for each in audit.trail(house, 10) if each.subject == "side_by_side_share"]
     assert [str(each.get("value", each)) for each in saved[:3]] == ["0.33", "0.32", "0.31"]
     settings.set_setting(house, None, "side_by_side_share", 0)
 

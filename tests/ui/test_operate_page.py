@@ -18,7 +18,7 @@ from feedback.database.database import Database, now
 from feedback.kinds.comparison import compare
 from feedback.kinds.tally import Day, by_day
 from feedback.kinds.vote import vote
-from feedback.records import adapters, nights, settings
+from feedback.records import adapters, audit, nights, settings
 from feedback.records.adapters import Adapter
 from feedback.upkeep import schedules
 from tests.conftest import two_replies
@@ -200,7 +200,7 @@ def test_the_schedule_and_the_share_are_previewed_refused_and_saved(visitor: Vis
     expect(visitor.locate("#trail li").first).to_contain_text("owner set side_by_side_share")
 
     cron.fill("0 3 * *")  # what is being typed is never written over, whatever happens elsewhere
-    adapters.audit(house, None, "look", "elsewhere")
+    audit.record(house, None, "look", "elsewhere")
     expect(visitor.locate("#trail")).to_contain_text("elsewhere", timeout=20_000)
     expect(cron).to_have_value("0 3 * *")
 

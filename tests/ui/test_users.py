@@ -17,7 +17,7 @@ from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import Conflict, NotFound, Refused
 from feedback.kinds.comparison import compare, standing_choice
-from feedback.records import adapters
+from feedback.records import audit
 from tests.conftest import two_replies
 from tests.helpers.commands import as_process, nightschool, refused
 from tests.helpers.over_http import HERE, assistant, key, loaded, rows
@@ -38,8 +38,8 @@ def account(store: Database, name: str, role: str = "chatter") -> User:
 
 def deeds(store: Database) -> list[tuple[str, str]]:
     """What was done at a terminal or by somebody with an account, the oldest first; not what the test set up."""
-    trail = reversed(adapters.audit_trail(store))
-    return [(each.action, each.subject) for each in trail if each.user or adapters.TERMINAL in each.detail]
+    trail = reversed(audit.trail(store))
+    return [(each.action, each.subject) for each in trail if each.user or audit.TERMINAL in each.detail]
 
 
 def found(store: Database, name: str) -> User:
@@ -57,7 +57,7 @@ def test_a_role_is_changed(store: Database) -> None:
     assert "operator" in as_process("user", "role", "ada", "operator", "--data", str(store.data)).stdout
     assert found(store, "ada").role == "operator"
     assert deeds(store) == [("set role", "ada")]
-    detail = adapters.audit_trail(store)[0].detail
+    detail = audit.trail(store)[0].detail
     assert (detail["from"], detail["to"]) == ("chatter", "operator")
     refused(user(store, "role", "ada", "king"), "a role is one of chatter, rater, operator")
     refused(user(store, "role", "ada"), "which role?")
@@ -188,7 +188,7 @@ def test_the_first_account_takes_the_earlier_chats_over(store: Database, owner: 
     assert standing_choice(store, ada, *said) == "left"
     assert users.consent(store, ada) is True
     assert deeds(store) == [("add user", "ada")]
-    assert adapters.audit_trail(store)[0].detail["took over"] == "owner"
+    assert audit.trail(store)[0].detail["took over"] == "owner"
 
 
 def test_otherwise_it_is_said_that_they_stay_and_how_to_have_them(
@@ -303,5 +303,5 @@ def test_operators_do_it_by_the_api_too(assistant: Assistant, store: Database) -
     assert act("PATCH", f"/{ada.id}", {})[0] == 400
     assert act("PATCH", "/99", {"role": "rater"})[0] == 404
     assert act("DELETE", f"/{ada.id}") == (200, {"removed": "ada"})
-    assert [each.user for each in adapters.audit_trail(store) if each.user] == ["root"] * 4
+    assert [each.user for each in audit.trail(store) if each.user] == ["root"] * 4
     assert [each for each, _ in deeds(store)] == ["end sessions", "set role", "disable user", "remove user"]

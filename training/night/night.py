@@ -24,7 +24,7 @@ from feedback import plugins
 from feedback.database.database import Database, now
 from feedback.errors import Conflict, Refused
 from feedback.examples.build import gather
-from feedback.records import adapters, methods, nights, settings
+from feedback.records import audit, methods, nights, settings
 from feedback.upkeep import privacy, schedules
 from training.night.signals import Cancellation, Cancelled
 
@@ -64,16 +64,16 @@ class NightCommand(click.Command):
         return super().make_context(info_name, args, *others, **more)
 
 
-@click.command("night", cls=NightCommand, help="Train now on what people said.")
+@click.command("night", cls=NightCommand, help="Train now on people's feedback.")
 @command_line.data_option
 @command_line.model_option
 @click.option("--method")
 @click.option("--set", multiple=True, metavar="NAME=VALUE", help="A setting, e.g. epochs=1; repeatable.")
 @click.option("--settings", is_flag=True, help="List the settings of the method, and do nothing.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 @click.option("--again", is_flag=True, help="Train even if nothing is new since the last night.")
-@click.option("--fresh", is_flag=True, help="Do not go on with an interrupted night.")
-@click.option("--log", type=click.Choice(("tensorboard", "trackio")), help="Write the steps there, too.")
+@click.option("--fresh", is_flag=True, help="Do not resume an interrupted night.")
+@click.option("--log", type=click.Choice(("tensorboard", "trackio")), help="Also log the steps there.")
 @click.option("--asked-by", metavar="WHO", hidden=True)  # set by servers: "clock", or a person's id
 @click.option(
     "--gate",
@@ -201,9 +201,9 @@ def write_down_who(store: Database, night: int, options: SimpleNamespace, resume
         return
     told = {"again": options.again, "resumed": resumed, "gate": options.gate, "settings": ", ".join(options.set)}
     detail = {"method": options.method or methods.DEFAULT} | {name: value for name, value in told.items() if value}
-    with nullcontext() if options.asked_by else adapters.at_terminal():
+    with nullcontext() if options.asked_by else audit.at_terminal():
         user = int(options.asked_by) if options.asked_by else None
-        adapters.audit(store, user, "start night", str(night), detail)
+        audit.record(store, user, "start night", str(night), detail)
 
 
 def taught(store: Database, base: "Base", work: "Work", cancellation: Cancellation) -> int:
@@ -222,8 +222,8 @@ def taught(store: Database, base: "Base", work: "Work", cancellation: Cancellati
     except Cancelled:
         cancellation.too_late()
         if cancellation.typed:
-            with adapters.at_terminal():
-                adapters.audit(store, None, "cancel night", str(work.night))
+            with audit.at_terminal():
+                audit.record(store, None, "cancel night", str(work.night))
         end(store, work.night, "cancelled", "cancelled; nothing of it is kept")
         return CANCELLED
     except NothingFits as error:

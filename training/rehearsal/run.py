@@ -72,8 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @click.option("--comparisons", default=300, show_default=True, metavar="N", help="Prompts to compare two replies to.")
 @click.option("--prompts", default=220, show_default=True, metavar="N", help="Unseen prompts to judge the adapter on.")
 @click.option("--max-tokens", default=64, show_default=True, metavar="N", help=f"Of a reply, at most {LONGEST}.")
-@click.option("--seed", default=0, show_default=True, metavar="N", help="Of all that is drawn.")
-@click.option("--plot", type=FILE, metavar="FILE", help="Where to draw (default: rehearsal.png in the folder).")
+@click.option("--seed", default=0, show_default=True, metavar="N", help="The seed of everything random.")
+@click.option(
+    "--plot", type=FILE, metavar="FILE", help="Where to save the plot (default: rehearsal.png in the folder)."
+)
 @click.option("--json", is_flag=True, help="The figures as one JSON object, on the last line.")
 def command(**asked: Any) -> int:
     """Run a rehearsal with the options of the command line."""

@@ -34,7 +34,7 @@ class AccountAsked(BaseModel):
 
 
 class Session(BaseModel):
-    """One login that stands."""
+    """A current session."""
 
     id: int
     address: str
@@ -50,7 +50,7 @@ class Count(BaseModel):
 
 
 class Removed(BaseModel):
-    """Who is no more."""
+    """The removed account."""
 
     removed: str
 
@@ -69,7 +69,7 @@ def list_users(user: Operator, store: TheStore) -> list[dict[str, Any]]:
 
 @router.patch("/{account}", response_model=Account)
 def change_user(account: int, body: AccountAsked, user: Operator, store: TheStore, write: Writing) -> dict[str, Any]:
-    """Give another role, disable, enable; the last operator stays one."""
+    """Change an account's role, disable it or enable it; the last operator stays one."""
 
     def act() -> dict[str, Any]:
         theirs = roles.require_user(store, account)
@@ -100,13 +100,13 @@ def remove_user(account: int, user: Operator, store: TheStore, write: Writing) -
 
 @router.get("/{account}/sessions", response_model=list[Session])
 def list_sessions(account: int, user: Operator, store: TheStore) -> list[dict[str, Any]]:
-    """Where somebody is logged in, newest first."""
+    """An account's sessions, newest first."""
     return [asdict(each) for each in sessions.of(store, roles.require_user(store, account))]
 
 
 @router.delete("/{account}/sessions", response_model=Count)
 def end_sessions(account: int, user: Operator, store: TheStore, write: Writing) -> dict[str, Any]:
-    """Log somebody out everywhere."""
+    """Log an account out everywhere."""
     return write.at_once(
         None, lambda: {"ended": roles.end_sessions(store, user.id, roles.require_user(store, account))}
     )

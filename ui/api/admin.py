@@ -126,7 +126,7 @@ class Occurrence(BaseModel):
 
 
 class Schedule(BaseModel):
-    """The standing schedule (null: none was set), the next times it comes due, and what became of the last."""
+    """The current schedule (null: none was set), the next times it comes due, and the outcome of the last ones."""
 
     cron: str | None
     time_zone: str | None
@@ -139,7 +139,7 @@ class Schedule(BaseModel):
 
 
 class Status(BaseModel):
-    """How the house is."""
+    """The system status."""
 
     version: str
     model: str
@@ -191,7 +191,7 @@ def list_promotions(store: TheStore) -> list[dict[str, Any]]:
 
 @router.post("/promotions", response_model=Promoted)
 def promote(body: PromotionAsked, user: Operator, assistant: TheAssistant, write: Writing) -> dict[str, Any]:
-    """Prove an adapter and let it serve from the next message on."""
+    """Prove and promote an adapter; it serves from the next message on."""
     asked, believed = (None if each == BASE else each for each in (body.adapter, body.instead_of))
 
     def act() -> dict[str, Any]:
@@ -220,7 +220,7 @@ def set_schedule(body: ScheduleAsked, user: Operator, store: TheStore, write: Wr
 
 @router.get("/status", response_model=Status)
 def status(assistant: TheAssistant) -> dict[str, Any]:
-    """How the house is: what answers, what trains, what is due, what was said."""
+    """The system status: what answers, what trains, what is due, and how much feedback there is."""
     store = assistant.store
     running = processes.running_night(store)
     over = next((night for night in nights.nights(store) if night.ended_at), None)

@@ -109,7 +109,7 @@ class Chat(BaseModel):
 
 
 class Thumb(BaseModel):
-    """A standing vote."""
+    """A current vote."""
 
     value: Literal[1, -1]
     reasons: list[str]
@@ -263,7 +263,7 @@ def question(user: Person, store: TheStore, write: Writing) -> dict[str, Any] | 
 
 @router.get("/me", response_model=dict[str, Any], tags=["you"])
 def me(user: Person, store: TheStore) -> dict[str, Any]:
-    """All that is kept of you."""
+    """Everything that is stored about you."""
     return privacy.own_data(store, user)
 
 
@@ -275,7 +275,7 @@ def conversations(user: Person, store: TheStore) -> list[dict[str, Any]]:
 
 @router.get("/conversations/{conversation}", response_model=WholeChat, tags=["you"])
 def conversation(conversation: str, user: Person, store: TheStore) -> dict[str, Any]:
-    """One of your conversations: every branch under the message it began with, and what you said of its replies."""
+    """One of your conversations: every branch under the message it began with, and your feedback on its replies."""
     found = chats.own_conversation(store, user, conversation)
     return found | {"messages": [said(store, user, node) for node in chats.tree(store, conversation)]}
 
@@ -284,7 +284,7 @@ def conversation(conversation: str, user: Person, store: TheStore) -> dict[str, 
 def set_conversation_consent(
     conversation: str, body: ConsentSaid, user: Person, store: TheStore, write: Writing
 ) -> dict[str, Any]:
-    """Keep one of your conversations from teaching, whatever else you allow; or allow it again."""
+    """Exclude one of your conversations from training, or include it again."""
 
     def act() -> dict[str, Any]:
         users.set_conversation_consent(store, user, conversation, body.given)

@@ -50,5 +50,5 @@ def saying(kind: Kind) -> Callable[..., dict[str, Any]]:
 
 
 def sayings(reply: str, user: Person, store: TheStore) -> list[dict[str, Any]]:
-    """All that you said of a reply, oldest first, and what of it stands."""
+    """Your feedback on a reply, oldest first, and which of it is current."""
     return [asdict(each) for each in history.entries(store, user, reply)]

@@ -34,12 +34,12 @@ def routes() -> APIRouter:
 
     @router.get("/settings", response_model=stands)
     def settings(store: TheStore) -> dict[str, Any]:
-        """What is set."""
+        """The settings."""
         return all_settings(store)
 
     @router.put("/settings", response_model=stands)
     def set_settings(body: asked, user: Operator, store: TheStore, write: Writing) -> dict[str, Any]:  # type: ignore[valid-type]
-        """Set some or all of it; takes effect with the next turn, or the next night."""
+        """Change some or all settings; they take effect with the next turn or night."""
 
         def act() -> dict[str, Any]:
             set_all(store, user.id, body.model_dump(exclude_unset=True))  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from feedback.database.database import Database
 
 reason_option = click.option(
-    "--reason", default="by hand, from the command line", show_default=True, help="Why; it is kept with the promotion."
+    "--reason", default="by hand, from the command line", show_default=True, help="The reason, kept with the promotion."
 )
 
 
@@ -42,7 +42,7 @@ def adapters(data: Path, as_json: bool) -> None:
 @model_option
 @reason_option
 def promote(adapter: str, data: Path, model: str, reason: str) -> None:
-    """Let an adapter (or 'base') serve."""
+    """Promote an adapter, or 'base'. It serves from the next message on."""
     from feedback.records.adapters import BASE
 
     with existing(data) as store:
@@ -54,7 +54,7 @@ def promote(adapter: str, data: Path, model: str, reason: str) -> None:
 @model_option
 @reason_option
 def rollback(data: Path, model: str, reason: str) -> None:
-    """Go back to what served before."""
+    """Roll back to what served before."""
     from feedback.records.adapters import before_serving
 
     with existing(data) as store:

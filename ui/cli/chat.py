@@ -12,8 +12,8 @@ from ui.cli.command import Command, new_or_existing
 @click.command("chat", cls=Command)
 @data_option
 @model_option
-@click.option("--temperature", default=0.7, show_default=True, help="0: always the likeliest word.")
-@click.option("--max-tokens", default=512, show_default=True, help="The most tokens of a reply.")
+@click.option("--temperature", default=0.7, show_default=True, help="0 always takes the likeliest token.")
+@click.option("--max-tokens", default=512, show_default=True, help="The longest reply, in tokens.")
 def chat(data: Path, model: str, temperature: float, max_tokens: int) -> None:
     """Chat in this terminal."""
     prepare(model)

@@ -48,12 +48,12 @@ class WithFormats(Command):
 
 @click.command("import", cls=WithFormats)
 @click.argument("file", type=FILE, help=f"{KINDS_OF_FILE}, or an exported folder.")
-@click.option("--format", "form", type=Word(importable), default="", metavar="NAME", help="One of those below.")
-@click.option("--source", default="", help="Where it comes from, kept with every row.")
-@click.option("--licence", default="", help="Under what licence, kept with every row.")
+@click.option("--format", "form", type=Word(importable), default="", metavar="NAME", help="One of the formats below.")
+@click.option("--source", default="", help="The source, kept with every row.")
+@click.option("--licence", default="", help="The licence, kept with every row.")
 @data_option
 def import_(file: Path, form: str, source: str, licence: str, data: Path) -> int:
-    """Keep what people said elsewhere. Without --format, the rows tell their format."""
+    """Import feedback from elsewhere. Without --format, the format is detected."""
     from feedback.formats import load
 
     with new_or_existing(data) as store:
@@ -74,14 +74,14 @@ def import_(file: Path, form: str, source: str, licence: str, data: Path) -> int
     default="nightschool",
     show_default=True,
     metavar="NAME",
-    help="One of those below.",
+    help="One of the formats below.",
 )
-@click.option("--user", metavar="NAME", help="All that one person said, and nothing of others.")
-@click.option("--mask", is_flag=True, help="Take out e-mail addresses, telephone numbers and the like.")
-@click.option("--licence", default="other", show_default=True, help="What a folder's card says.")
+@click.option("--user", metavar="NAME", help="Export everything that one person said, and nothing by others.")
+@click.option("--mask", is_flag=True, help="Mask e-mail addresses, telephone numbers and the like.")
+@click.option("--licence", default="other", show_default=True, help="The licence on the card of an exported folder.")
 @data_option
 def export(out: Path, form: str, user: str | None, mask: bool, licence: str, data: Path) -> None:
-    """Write what people said, and let be used."""
+    """Export the feedback that people consented to share."""
     with existing(data) as store:
         if form == OWN:
             export_own(store, out, user)
@@ -143,11 +143,11 @@ def counted(left_out: dict[str, int]) -> str:
 
 
 @click.command("forget", cls=Command)
-@click.argument("user", help="Their name.")
+@click.argument("user", help="The account's name.")
 @click.option("--yes", is_flag=True, help="Really.")
 @data_option
 def forget(user: str, yes: bool, data: Path) -> None:
-    """Remove all that one person wrote, for ever."""
+    """Delete everything that one person wrote, permanently."""
     from feedback.upkeep import privacy
 
     with existing(data) as store:
@@ -167,10 +167,10 @@ def forget(user: str, yes: bool, data: Path) -> None:
 
 
 @click.command("backup", cls=Command)
-@click.argument("folder", type=FOLDER, help="A new one.")
+@click.argument("folder", type=FOLDER, help="A new folder.")
 @data_option
 def backup(folder: Path, data: Path) -> None:
-    """Copy everything into a new folder. Chats may go on meanwhile."""
+    """Copy everything into a new folder. The server may go on running."""
     from feedback.upkeep.backup import back_up
 
     with existing(data) as store:
@@ -179,8 +179,8 @@ def backup(folder: Path, data: Path) -> None:
 
 
 @click.command("restore", cls=Command)
-@click.argument("folder", type=FOLDER, help="A backup.")
-@click.option("--replace", is_flag=True, help="Put data that is there already aside.")
+@click.argument("folder", type=FOLDER, help="A folder that backup made.")
+@click.option("--replace", is_flag=True, help="Move the data that is already there aside.")
 @data_option
 def restore(folder: Path, replace: bool, data: Path) -> None:
     """Put a backup into the data folder."""
@@ -194,7 +194,7 @@ def restore(folder: Path, replace: bool, data: Path) -> None:
 @data_option
 @json_option
 def doctor(data: Path, as_json: bool) -> int:
-    """Look whether everything is well. Exits with 1 where it is not."""
+    """Check that everything is well. Exits with 1 if it is not."""
     from feedback.upkeep import health
 
     with existing(data) as store:

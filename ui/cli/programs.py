@@ -48,7 +48,7 @@ def typed_before(context: click.Context) -> list[str]:
     return [text for name in typed for text in (f"--{name}", str(before.params[name]))]
 
 
-night = Program("night", "training.night", "Train now on what people said.")
+night = Program("night", "training.night", "Train now on people's feedback.")
 rehearse = Program("rehearse", "training.rehearsal.run", "Show on the spot that feedback changes behaviour.")
 
 

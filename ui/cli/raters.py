@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @data_option
 @json_option
 def raters(data: Path, as_json: bool) -> None:
-    """Show whether people agree. Also what sways them, and what each one's ratings weigh."""
+    """Show how far raters agree. Also what biases them, and the weight of each one's ratings."""
     from feedback.raters import agreement
 
     with existing(data) as store:
@@ -55,7 +55,7 @@ def one_rater(rater: "Rater") -> str:
 @data_option
 @json_option
 def leaderboard(data: Path, as_json: bool) -> None:
-    """Rank the adapters by what people chose."""
+    """Rank the adapters by people's choices."""
     from feedback.raters.leaderboard import board, choices
 
     with existing(data) as store:

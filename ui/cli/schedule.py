@@ -47,7 +47,7 @@ def schedule(context: click.Context, data: Path, as_json: bool) -> None:
 def set_(
     cron: str | None, time_zone: str | None, grace_minutes: str | None, every_new: str | None, data: Path, as_json: bool
 ) -> None:
-    """Change the schedule and turn it on. What is not named stays as it was."""
+    """Change the schedule and turn it on. Options not given stay as they were."""
     from feedback.upkeep import schedules
     from ui.schedule.schedule import change
 
@@ -68,7 +68,7 @@ def set_(
 @data_option
 @json_option
 def on(data: Path, as_json: bool) -> None:
-    """Follow the schedule again."""
+    """Turn the schedule on again."""
     turn(data, True, as_json)
 
 
@@ -76,7 +76,7 @@ def on(data: Path, as_json: bool) -> None:
 @data_option
 @json_option
 def off(data: Path, as_json: bool) -> None:
-    """Start no nights until it is turned on again."""
+    """Turn the schedule off."""
     turn(data, False, as_json)
 
 

@@ -20,7 +20,7 @@ def names() -> Sequence[str]:
 
 
 @click.command("set", cls=Command)
-@click.argument("name", required=False, type=Word(names), metavar="[NAME]", help="The setting.")
+@click.argument("name", required=False, type=Word(names), metavar="[NAME]", help="The setting's name.")
 @click.argument("value", required=False, help="Its new value.")
 @data_option
 @json_option

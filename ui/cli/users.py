@@ -38,7 +38,7 @@ def asking(question: str) -> Callable[[click.Context, click.Parameter, str | Non
 
 
 name_argument = click.argument(
-    "name", metavar="NAME", required=False, callback=asking("whose?"), help="What they are called."
+    "name", metavar="NAME", required=False, callback=asking("whose?"), help="The account's name."
 )
 
 
@@ -63,11 +63,11 @@ def person(data: Path, name: str) -> Iterator[tuple["Database", "User"]]:
 
 @user.command("add", cls=Command)
 @name_argument
-@click.option("--role", type=Word(roles), help="What they may do (default: chatter; who takes over: operator).")
-@click.option("--take-over", is_flag=True, help="Give them the chats had before there were accounts, too.")
+@click.option("--role", type=Word(roles), help="The account's role (default: chatter; with --take-over: operator).")
+@click.option("--take-over", is_flag=True, help="Also give the account the chats from before there were accounts.")
 @data_option
 def add(name: str, role: str | None, take_over: bool, data: Path) -> None:
-    """Make an account. With --take-over it gets the chats had before there were any."""
+    """Add an account. With --take-over it gets the chats from before there were accounts."""
     from feedback.accounts import users
     from feedback.accounts.roles import left_with_owner, require_left
 
@@ -127,7 +127,7 @@ def chats(count: int) -> str:
 @data_option
 @json_option
 def list_(data: Path, as_json: bool) -> None:
-    """Show who there is."""
+    """List the accounts."""
     from feedback.accounts.users import users
 
     with new_or_existing(data) as store:
@@ -144,7 +144,7 @@ def list_(data: Path, as_json: bool) -> None:
 @name_argument
 @data_option
 def password(name: str, data: Path) -> None:
-    """Give a new password. Ends their sessions and revokes their tokens."""
+    """Set a new password. Ends the account's sessions and revokes its tokens."""
     from feedback.accounts.users import set_password
     from ui.accounts.passwords import hashed
 
@@ -160,7 +160,7 @@ def password(name: str, data: Path) -> None:
     metavar="ROLE",
     type=Word(roles),
     required=False,
-    help="What they may do from now on; without it, the roles are named.",
+    help="The new role; without it, the roles are listed.",
 )
 @data_option
 def role(name: str, role: str | None, data: Path) -> None:
@@ -178,7 +178,7 @@ def role(name: str, role: str | None, data: Path) -> None:
 @name_argument
 @data_option
 def disable(name: str, data: Path) -> None:
-    """Let them in no more, at once."""
+    """Disable an account at once."""
     from feedback.accounts import roles
 
     with person(data, name) as (store, user):
@@ -190,7 +190,7 @@ def disable(name: str, data: Path) -> None:
 @name_argument
 @data_option
 def enable(name: str, data: Path) -> None:
-    """Let them in again."""
+    """Enable an account."""
     from feedback.accounts import roles
 
     with person(data, name) as (store, user):
@@ -202,7 +202,7 @@ def enable(name: str, data: Path) -> None:
 @name_argument
 @data_option
 def remove(name: str, data: Path) -> None:
-    """Remove an account that has said nothing. What one has said, nightschool forget removes."""
+    """Remove an account that has said nothing. To remove what somebody said, use nightschool forget."""
     from feedback.accounts import roles
 
     with person(data, name) as (store, user):
@@ -231,7 +231,7 @@ def sessions(name: str, end: bool, data: Path, as_json: bool) -> None:
 
 
 token_name_option = click.option(
-    "--token-name", default="api", show_default=True, help="What the token is called, to revoke it by."
+    "--token-name", default="api", show_default=True, help="A name for the token, to revoke it by."
 )
 
 

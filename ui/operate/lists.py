@@ -6,7 +6,8 @@ Everything that people and models wrote is escaped.
 from html import escape
 from typing import Any
 
-from feedback.records.adapters import BASE, TERMINAL, Adapter, AuditEntry
+from feedback.records.adapters import BASE, Adapter
+from feedback.records.audit import TERMINAL, AuditEntry
 from feedback.records.methods import word_of
 from feedback.records.nights import Night
 from ui.operate.view import SystemStatus, doing, in_words, learned_from, outcome

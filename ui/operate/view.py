@@ -5,8 +5,9 @@ from datetime import UTC, datetime, tzinfo
 
 from feedback.accounts import users
 from feedback.database.database import Database
-from feedback.records import adapters, nights
-from feedback.records.adapters import KEPT, Adapter, AuditEntry, Promotion
+from feedback.records import adapters, audit, nights
+from feedback.records.adapters import KEPT, Adapter, Promotion
+from feedback.records.audit import AuditEntry
 from feedback.records.nights import RUNNING, Night
 from feedback.upkeep import schedules
 from feedback.upkeep.schedules import Occurrence, Schedule
@@ -89,7 +90,7 @@ def read_status(store: Database, zone: tzinfo) -> SystemStatus:
         due=times[0] if times else None,
         new_feedback=schedules.new_feedback(store),
         occurrences=tuple(schedules.occurrences(store, OCCURRENCES_SHOWN)),
-        trail=tuple(adapters.audit_trail(store, DEEDS_SHOWN)),
+        trail=tuple(audit.trail(store, DEEDS_SHOWN)),
     )
 
 

@@ -13,7 +13,7 @@ import psutil
 from assistant.environment import program
 from feedback.database.database import Database
 from feedback.errors import Conflict
-from feedback.records import adapters, nights
+from feedback.records import audit, nights
 from feedback.records.nights import RUNNING, Night
 from feedback.upkeep.schedules import CLOCK
 
@@ -101,7 +101,7 @@ def cancel_night(store: Database, night_id: int, user: int | None = None) -> Non
     night = nights.night(store, night_id)
     if night.state != RUNNING or not is_night(night.pid):
         raise Conflict(f"night {night_id} is not running")
-    adapters.audit(store, user, "cancel night", str(night_id))
+    audit.record(store, user, "cancel night", str(night_id))
     os.kill(night.pid, signal.SIGTERM)
     until = time.monotonic() + ENDS_WITHIN_S
     while is_night(night.pid) and time.monotonic() < until:

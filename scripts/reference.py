@@ -60,7 +60,7 @@ def operator_settings() -> str:
          f"`{each.default}`")
         for each in SETTINGS.values()
     ]  # fmt: skip
-    said = "Set by `nightschool set NAME VALUE`, on the operate page, or by `POST /api/settings`."
+    said = "Set by `nightschool set NAME VALUE`, on the operate page, or by `PUT /api/settings`."
     return "\n\n".join(["# Settings", WRITTEN, said, table(("name", "meaning", "values", "default"), rows)])
 
 

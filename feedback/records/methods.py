@@ -40,7 +40,7 @@ def word_of(method: str) -> str:
     return FACTS.get(method, MethodFacts(method, method, "")).in_a_sentence
 
 
-AUTO = declare(MethodFacts("auto", "Automatic: all that was said", "pairs by DPO and thumbs by KTO", "automatic"))
+AUTO = declare(MethodFacts("auto", "Automatic: all feedback", "pairs by DPO and thumbs by KTO", "automatic"))
 DPO = declare(MethodFacts("dpo", "DPO: choices and corrections", "pairs only"))
 KTO = declare(MethodFacts("kto", "KTO: thumbs", "thumbs only"))
 SFT = declare(
@@ -63,7 +63,7 @@ RLOO = declare(
     MethodFacts(
         "rloo",
         "RLOO: by reward models",
-        "reward models, and a policy that learns by them from its own replies",
+        "reward models, then a policy trained on its own replies by them",
     )
 )
 REINFORCE = declare(

@@ -41,9 +41,9 @@ class Setting:
 
 
 GATE = {
-    "on": "what the gate says has proved itself serves from then on",
-    "advise": "the gate judges, and a person promotes",
-    "off": "nothing is judged; every new adapter serves that passes its proof",
+    "on": "an adapter that passes the gate is promoted",
+    "advise": "the gate judges, and an operator promotes",
+    "off": "no judgement; every new adapter that passes its proof is promoted",
 }
 SETTINGS = {
     each.name: each
@@ -54,11 +54,17 @@ SETTINGS = {
             "The share of turns that show two replies, 0 to 1.",
             0.1,
         ),
-        Setting("gate", "Who lets a new adapter serve", "What becomes of what a night has made.", "on", choices=GATE),
+        Setting(
+            "gate",
+            "Who promotes a new adapter",
+            "What happens to the adapter that a night has made.",
+            "on",
+            choices=GATE,
+        ),
         Setting(
             "raters_per_question",
             "People asked the same question",
-            "A question is put to others until so many people have answered it.",
+            "A question is asked until this many people have answered it.",
             1,
             least=1,
             most=1000,
@@ -66,8 +72,8 @@ SETTINGS = {
         ),
         Setting(
             "feedback_per_hour",
-            "Feedback taken from one person an hour",
-            "So many pieces of feedback are taken from one person an hour; 0: any number.",
+            "Feedback per person and hour",
+            "The most pieces of feedback accepted from one person in an hour; 0: no limit.",
             600,
             most=1_000_000,
             unit="pieces",
@@ -75,7 +81,7 @@ SETTINGS = {
         Setting(
             "retention_days",
             "Conversations are kept for",
-            "Conversations older than so many days lose their content before a night; 0: none ever does.",
+            "Before each night, conversations older than this lose their content; 0: never.",
             0,
             most=36_500,
             unit="days",

@@ -35,18 +35,18 @@ Loss = Literal["sigmoid", "robust", "hinge", "ipo"]
 class PreferenceConfig(WatchedConfig):
     """The settings of preference learning."""
 
-    comparison_weight: float = Field(1.0, ge=0, description="of comparisons in the objective")
-    ranking_weight: float = Field(1.0, ge=0, description="of a ranking's pairs in the objective")
-    correction_weight: float = Field(1.0, ge=0, description="of corrections in the objective")
-    thumb_weight: float = Field(1.0, ge=0, description="of thumbs in the objective")
+    comparison_weight: float = Field(1.0, ge=0, description="weight of comparisons in the objective")
+    ranking_weight: float = Field(1.0, ge=0, description="weight of a ranking's pairs in the objective")
+    correction_weight: float = Field(1.0, ge=0, description="weight of corrections in the objective")
+    thumb_weight: float = Field(1.0, ge=0, description="weight of thumbs in the objective")
     # Low, as a settled pair teaches nothing more and few pairs must teach a lot.
-    beta: float = Field(0.02, gt=0, description="how strongly the policy is held to the reference")
-    loss: Loss = Field("sigmoid", description="of a pair's margin")
+    beta: float = Field(0.02, gt=0, description="strength of the pull towards the reference")
+    loss: Loss = Field("sigmoid", description="loss on a pair's margin")
     label_smoothing: float = Field(
-        0.0, ge=0, lt=0.5, description="share of choices thought to be mistakes (conservative or robust DPO)"
+        0.0, ge=0, lt=0.5, description="assumed share of wrong choices (conservative or robust DPO)"
     )
-    per_token: Switch = Field(0, description="1: margins are those of a token, so that length alone moves nothing")
-    sft_weight: float = Field(0.0, ge=0, description="of the preferred reply's own loss, in nats a token")
+    per_token: Switch = Field(0, description="1: margins are per token, so that length alone moves nothing")
+    sft_weight: float = Field(0.0, ge=0, description="weight of the preferred reply's own loss, in nats per token")
     learning_rate: LearningRate = 5e-4
 
 

@@ -42,18 +42,22 @@ APART = {torch.float32: ("largest_log_ratio", 1e-3), torch.bfloat16: ("mean_log_
 class PpoConfig(PolicyConfig):
     """The settings of PPO."""
 
-    epochs: int = Field(4, gt=0, description="over a batch of rollouts")
-    num_minibatches: int = Field(2, gt=0, description="optimiser steps an epoch")
-    clip_coef: float = Field(0.2, gt=0, description="how far from 1 a token's ratio may go")
-    cliprange_value: float = Field(0.2, gt=0, description="how far a value may move from the one at the rollout")
+    epochs: int = Field(4, gt=0, description="passes over each batch of rollouts")
+    num_minibatches: int = Field(2, gt=0, description="optimiser steps per epoch")
+    clip_coef: float = Field(0.2, gt=0, description="clip range of the probability ratio around 1")
+    cliprange_value: float = Field(0.2, gt=0, description="clip range of a value around its value at the rollout")
     vf_coef: float = Field(0.1, ge=0, description="weight of the value loss")
-    gamma: float = Field(1.0, ge=0, description="discount of a token's reward for each token before it")
-    gae_lambda: float = Field(0.95, ge=0, description="of generalised advantage estimation")
-    adaptive_kl_target: float = Field(0.1, ge=0, description="nats a token that beta is steered to; 0: beta stays")
-    kl_horizon: int = Field(10_000, gt=0, description="replies in which beta is steered")
-    target_kl: float = Field(0.05, gt=0, description="approximate KL of one batch's updates, at which its epochs end")
-    whiten_rewards: Switch = Field(0, description="1: rewards are divided by their spread, their mean staying")
-    value_from_reward: Switch = Field(0, description="1: the value model begins as the first reward model, not at 0")
+    gamma: float = Field(1.0, ge=0, description="discount per token")
+    gae_lambda: float = Field(0.95, ge=0, description="lambda of generalised advantage estimation")
+    adaptive_kl_target: float = Field(
+        0.1, ge=0, description="KL that beta is steered to, in nats per token; 0: beta stays"
+    )
+    kl_horizon: int = Field(10_000, gt=0, description="horizon of the beta controller, in replies")
+    target_kl: float = Field(0.05, gt=0, description="approximate KL at which the passes over a batch stop early")
+    whiten_rewards: Switch = Field(
+        0, description="1: rewards are divided by their standard deviation, keeping their mean"
+    )
+    value_from_reward: Switch = Field(0, description="1: the value model starts as the first reward model, not at 0")
     ptx_coef: float = Field(0.0, ge=0, description="weight of the loss on demonstrations (arXiv 2203.02155, eq. 2)")
 
 

@@ -34,12 +34,14 @@ FIT_STEPS = 50  # L-BFGS iterations at most
 class RewardConfig(EpochsConfig):
     """The settings of reward models."""
 
-    ensemble_size: int = Field(3, gt=0, description="reward models, that judge together")
+    ensemble_size: int = Field(3, gt=0, description="reward models in the ensemble")
     # With more, a reward model overfits its pairs (arXiv 2203.02155, section 3.5).
     epochs: Epochs = 1
-    center_rewards_coefficient: float = Field(0.01, ge=0, description="how strongly scores are held to a mean of 0")
-    samples: int = Field(64, ge=2, description="replies of the reference, on which scores are normalised")
-    sample_tokens: int = Field(64, gt=0, description="tokens of each of them, at most")
+    center_rewards_coefficient: float = Field(
+        0.01, ge=0, description="weight of the penalty that keeps scores centred on 0"
+    )
+    samples: int = Field(64, ge=2, description="replies of the reference that scores are normalised on")
+    sample_tokens: int = Field(64, gt=0, description="most tokens of each of these replies")
 
 
 @dataclass(frozen=True)

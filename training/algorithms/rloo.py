@@ -30,7 +30,7 @@ FORGETTING = 0.9  # decay of REINFORCE's moving baseline: the share of it that a
 class RlooConfig(PolicyConfig):
     """The settings of REINFORCE and RLOO."""
 
-    replies: int = Field(4, ge=2, description="replies to each prompt, that are compared with each other")
+    replies: int = Field(4, ge=2, description="replies per prompt, compared with each other")
     learning_rate: LearningRate = 3e-4
 
 

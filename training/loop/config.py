@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, Va
 
 from feedback.errors import Refused
 
-LearningRate = Annotated[float, Field(gt=0, description="the learning rate at its highest")]
-CheckpointEvery = Annotated[int, Field(gt=0, description="steps from one checkpoint to the next")]
-KlBudget = Annotated[float, Field(gt=0, description="nats a token away from the base; beyond it training ends")]
-Epochs = Annotated[int, Field(gt=0, description="times that every example is learned from, at most")]
+LearningRate = Annotated[float, Field(gt=0, description="peak learning rate")]
+CheckpointEvery = Annotated[int, Field(gt=0, description="steps between checkpoints")]
+KlBudget = Annotated[float, Field(gt=0, description="training stops at this KL from the base, in nats per token")]
+Epochs = Annotated[int, Field(gt=0, description="most passes over the examples")]
 Switch = Annotated[int, Field(ge=0)]  # 0: no, 1: yes
 ABOUT = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge")}
 ABOUT |= {"less_than": ("below", "lt"), "less_than_equal": ("at most", "le")}
@@ -25,10 +25,10 @@ class Config(BaseModel):
 
     learning_rate: LearningRate = 2e-4
     rank: int = Field(16, gt=0, description="rank of the LoRA")
-    alpha: int = Field(32, gt=0, description="scale of the LoRA, divided by its rank")
-    max_length: int = Field(1024, gt=0, description="tokens of a prompt and one reply")
+    alpha: int = Field(32, gt=0, description="LoRA alpha: the update is scaled by alpha / rank")
+    max_length: int = Field(1024, gt=0, description="most tokens of a prompt and one reply")
     checkpoint_every: CheckpointEvery = 10
-    seed: int = Field(0, ge=0, description="decides all that is random")
+    seed: int = Field(0, ge=0, description="seed of everything random")
 
     @model_validator(mode="wrap")
     @classmethod
@@ -43,15 +43,17 @@ class EpochsConfig(Config):
     """The settings of methods that go over examples several times."""
 
     epochs: Epochs = 3
-    min_steps: int = Field(12, gt=0, description="steps at least: very few examples are repeated")
-    batch_size: int = Field(8, gt=0, description="examples a step")
+    min_steps: int = Field(12, gt=0, description="fewest steps; a few examples are repeated to reach it")
+    batch_size: int = Field(8, gt=0, description="examples per step")
 
 
 class WatchedConfig(EpochsConfig):
     """The settings of methods with early stopping and a KL budget."""
 
-    patience: int = Field(4, gt=0, description="looks without a gain on what is kept aside before training ends")
-    evals_per_epoch: int = Field(4, gt=0, description="looks an epoch at the KL from the base and what is kept aside")
+    patience: int = Field(4, gt=0, description="evaluations without a gain on the validation set before training stops")
+    evals_per_epoch: int = Field(
+        4, gt=0, description="evaluations per epoch, of the KL from the base and the validation set"
+    )
     kl_budget: KlBudget = 0.3
 
 

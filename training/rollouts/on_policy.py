@@ -24,15 +24,17 @@ class PolicyConfig(Config):
     """The settings of on-policy methods, which learn from their own replies by reward models."""
 
     steps: int = Field(40, gt=0, description="batches of rollouts")
-    prompts: int = Field(8, gt=0, description="prompts a step")
-    replies: int = Field(2, gt=0, description="replies to each prompt")
-    max_completion_length: int = Field(64, gt=0, description="tokens of a reply that it writes, at most")
-    temperature: float = Field(0.7, gt=0, description="of the draws, and of every log-prob: that of the chats")
-    beta: float = Field(0.05, ge=0, description="how much of the KL from the reference is taken off the reward")
-    require_eos: Switch = Field(1, description="1: a reply that did not end by itself has its score replaced")
-    missing_eos_penalty: float = Field(1.0, description="by minus this")
-    uncertainty_penalty: float = Field(1.0, ge=0, description="deviations of the reward models taken off their mean")
-    ensemble_size: int = Field(3, gt=0, description="reward models")
+    prompts: int = Field(8, gt=0, description="prompts per step")
+    replies: int = Field(2, gt=0, description="replies per prompt")
+    max_completion_length: int = Field(64, gt=0, description="most tokens of a sampled reply")
+    temperature: float = Field(
+        0.7, gt=0, description="sampling temperature, as in chats; log-probs are taken at it, too"
+    )
+    beta: float = Field(0.05, ge=0, description="weight of the KL penalty against the reference")
+    require_eos: Switch = Field(1, description="1: the score of a reply without an end is replaced")
+    missing_eos_penalty: float = Field(1.0, description="the score of such a reply is minus this")
+    uncertainty_penalty: float = Field(1.0, ge=0, description="ensemble deviations subtracted from the mean score")
+    ensemble_size: int = Field(3, gt=0, description="reward models in the ensemble")
     kl_budget: KlBudget = 0.3
     checkpoint_every: CheckpointEvery = 5
 

@@ -62,7 +62,6 @@ LOSSES: dict[Loss, Callable[[Tensor, PreferenceConfig], Tensor]] = {
 class Tally:
     """The sums of a batch's metrics; `means` divides each by how often it was added."""
 
-    examples: int
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
@@ -130,7 +129,7 @@ def gradients(
     tokens_at_once: int,
 ) -> Tally:
     """Accumulate the gradients of a batch's mean loss; returns its tally, over all processes."""
-    tally = Tally(len(examples))
+    tally = Tally()
     mine = distributed.own(range(len(examples)))
     for found in groups([examples[at] for at in mine], tokens_at_once):
         group = [mine[at] for at in found]
@@ -140,7 +139,7 @@ def gradients(
             loss = loss + _loss(policy, examples[at], reference[at], baseline, weights, config, tally)
         (loss / len(examples)).backward()
     distributed.add_up(backbone.parameters().values())
-    whole = Tally(len(examples))
+    whole = Tally()
     for each in distributed.every(tally):
         whole.join(each)
     return whole

@@ -99,8 +99,8 @@ class Backbone:
             self.peft.add_adapter(adapter, _lora(rank, alpha), autocast_adapter_dtype=True)
         self._all_trained()
 
-    def hold(self, directory: Path, adapter: str = SERVING, trained: bool = False) -> None:
-        """Load an adapter from its directory; `trained` is PEFT's `is_trainable`.
+    def hold(self, directory: Path, adapter: str = SERVING) -> None:
+        """Load an adapter from its directory.
 
         Afterwards every adapter but `SERVING` has gradients. Raises `AdapterRefused` if `SERVING` is damaged or of
         another base.
@@ -109,7 +109,7 @@ class Backbone:
             read_adapter(directory, self.base.sha256, self.shapes())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            self.peft.load_adapter(str(directory), adapter_name=adapter, is_trainable=trained)
+            self.peft.load_adapter(str(directory), adapter_name=adapter)
         self._all_trained()
 
     def drop(self, adapter: str) -> None:

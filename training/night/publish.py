@@ -7,6 +7,7 @@ The proof is computed in fp32, one text at a time, by the model's own forward pa
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,11 +62,18 @@ def complete(backbone: Backbone, making: Path, card: AdapterCard) -> None:
     """
     write_card(making, card)
     _, factors = read_adapter(making, card.base_sha256, backbone.shapes())
-    trained = {name: each for name, each in backbone.parameters().items() if ".lora_A." in name}
-    for name, a in trained.items():
-        layer = name.removeprefix("base_model.model.").split(".lora_A.")[0]
-        if not torch.equal(factors[layer][0].to(a), a.detach()):
+    config: Any = backbone.peft.peft_config[TRAINED]
+    scale = config.lora_alpha / config.r  # served factors B carry it
+    layers = set()
+    for name, each in backbone.parameters().items():
+        layer, factor = name.removeprefix("base_model.model.").split(".lora_")
+        layers.add(layer)
+        read = factors[layer][factor.startswith("B.")] if layer in factors else None
+        trained = each.detach().float() * (scale if factor.startswith("B.") else 1)
+        if read is None or not torch.equal(read.to(trained), trained):
             raise AdapterRefused(f"adapter {card.id} reads back otherwise than it was trained, at {layer}")
+    if more := set(factors) - layers:
+        raise AdapterRefused(f"adapter {card.id} has a layer that was not trained: {min(more)}")
 
 
 def hand_over(making: Path, adapter: str) -> None:

@@ -32,6 +32,7 @@ def test_a_cut_cache_or_one_without_a_manifest_is_not_whole(cache: Path) -> None
     assert not base_model.is_whole(cache)
 
 
+@pytest.mark.soak
 def test_a_broken_cache_heals_itself(cache: Path, embedded: Base) -> None:
     with (cache / "model.safetensors").open("r+b") as file:
         file.seek(100_000_000)

@@ -38,6 +38,14 @@ def adapter(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_adapter(folder, base, 1, r=8, lora_alpha=16, target_modules="all-linear")
 
 
+@pytest.fixture(scope="module")
+def shared(base: Base) -> Iterator[EngineApart]:
+    """One for all tests that leave it as it was."""
+    opened = EngineApart(base, "float32", "cpu", MEMORY)
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
 def apart(base: Base) -> Iterator[EngineApart]:
     opened = EngineApart(base, "float32", "cpu", MEMORY)
@@ -50,10 +58,8 @@ def read(reply: Generation) -> list[int]:
 
 
 def process_of(apart: EngineApart) -> psutil.Process:
-    (found,) = [
-        each for each in psutil.Process().children() if "assistant.engine.engine_server" in " ".join(each.cmdline())
-    ]
-    return found
+    assert apart._process is not None
+    return psutil.Process(apart._process.pid)
 
 
 def until(true: object, seconds: float = 60.0) -> None:
@@ -63,12 +69,12 @@ def until(true: object, seconds: float = 60.0) -> None:
     assert true()  # type: ignore[operator]
 
 
-def test_it_writes_what_an_engine_here_writes(apart: EngineApart, base: Base, adapter: Path) -> None:
+def test_it_writes_what_an_engine_here_writes(shared: EngineApart, base: Base, adapter: Path) -> None:
     here = Engine(base, "float32", "cpu", base_model.load_tokenizer(base))
     drawn = Sampling(temperature=1.0, seed=3, max_tokens=12, top_logprobs=2, ignore_end=True)
     said, scores, facts = [], [], []
-    for engine in (here, apart):
-        loaded = engine.load(adapter)
+    for engine in (here, shared):
+        before, loaded = engine.tokens_written, engine.load(adapter)
         replies = [
             engine.submit(PROMPT, GREEDY),
             engine.submit(PROMPT, GREEDY, loaded),
@@ -78,7 +84,7 @@ def test_it_writes_what_an_engine_here_writes(apart: EngineApart, base: Base, ad
         scores.append([token.logprob for token in replies.pop()])
         said.append([(read(each), each.finish, each.sampling.max_tokens, each.sampling.seed) for each in replies])
         facts.append([loaded.card, engine.window, engine.tolerance, engine.end_ids, engine.number_format])
-        assert engine.tokens_written == 12 * 3 + 3
+        assert engine.tokens_written == before + 12 * 3 + 3
         assert [engine.active, engine.waiting] == [0, 0]
     here.close()
     assert said[0][0][0] != said[0][1][0]  # the adapter does something
@@ -87,14 +93,14 @@ def test_it_writes_what_an_engine_here_writes(apart: EngineApart, base: Base, ad
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)  # of another number of threads
 
 
-def test_what_an_engine_refuses_is_refused_in_the_same_words(apart: EngineApart, tmp_path: Path) -> None:
+def test_what_an_engine_refuses_is_refused_in_the_same_words(shared: EngineApart, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"the prompt has 5,000 tokens, and the model takes at most 2,048"):
-        apart.submit([1] * 5000, GREEDY)
+        shared.submit([1] * 5000, GREEDY)
     with pytest.raises(AdapterRefused):
-        apart.load(tmp_path / "none")
+        shared.load(tmp_path / "none")
     with pytest.raises(Busy, match="requests"):
-        apart.require_places(1, MOST_WAITING + 1)
-    assert read(apart.submit(PROMPT, GREEDY))
+        shared.require_places(1, MOST_WAITING + 1)
+    assert read(shared.submit(PROMPT, GREEDY))
 
 
 def test_a_base_that_cannot_be_opened_is_refused_here(base: Base) -> None:
@@ -102,13 +108,14 @@ def test_a_base_that_cannot_be_opened_is_refused_here(base: Base) -> None:
         EngineApart(base, "float17", "cpu", MEMORY)
 
 
-def test_a_reply_that_is_cancelled_ends(apart: EngineApart) -> None:
-    reply = apart.submit(PROMPT, ENDLESS)
+def test_a_reply_that_is_cancelled_ends(shared: EngineApart) -> None:
+    before = shared.tokens_written
+    reply = shared.submit(PROMPT, ENDLESS)
     assert reply.take()
     reply.cancel()
     list(reply)
     assert reply.finish == "cancelled"
-    assert apart.tokens_written < 2000
+    assert shared.tokens_written < before + 2000
 
 
 def test_replies_end_when_it_closes_and_nobody_waits_for_it(base: Base) -> None:

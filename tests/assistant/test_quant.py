@@ -101,6 +101,7 @@ def require_near(exact: Tensor, served: Tensor) -> None:
     assert 0 <= kl < MOST_NATS
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", FORMATS[1:])
 def test_the_embedded_model_in_every_format_is_near_float32(
     embedded: Base, exact: Tensor, name: str, monkeypatch: pytest.MonkeyPatch
@@ -116,6 +117,7 @@ def test_the_default_format_is_near_float32_in_small_steps_and_in_large_ones(emb
         require_near(exact[piece - 1 :: piece][: (len(ids) - 1) // piece], log_probs(network, ids, piece))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_embedded_model_answers_sensibly_in_every_format(
     embedded: Base, name: str, monkeypatch: pytest.MonkeyPatch

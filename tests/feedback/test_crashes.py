@@ -222,7 +222,7 @@ def side_by_side(store: Database, owner: User, seconds: float) -> None:
 
 
 def test_four_processes_write_and_checkpoint_without_harm(store: Database, owner: User) -> None:
-    side_by_side(store, owner, 4)
+    side_by_side(store, owner, 1.5)
 
 
 @pytest.mark.soak

@@ -10,14 +10,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 
+from assistant.chat.assistant import Assistant
 from assistant.models.base_model import Base
 from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.kinds.tally import counts
 from tests.conftest import two_replies
 from tests.helpers.browser import serving
+from tests.helpers.over_http import HERE, loaded, with_store
 from tests.helpers.processes import Process
+from ui.app import create_app
+
+__all__ = ["loaded"]  # a fixture
 
 
 def vote(client: httpx.Client, reply: str, value: int = 1, words: str = "") -> httpx.Response:
@@ -26,6 +32,7 @@ def vote(client: httpx.Client, reply: str, value: int = 1, words: str = "") -> h
     return client.post("/api/votes", json=body, headers={"Idempotency-Key": os.urandom(8).hex()})
 
 
+@pytest.mark.soak
 def test_a_server_killed_in_a_burst_of_votes_loses_none_that_it_acknowledged(tmp_path: Path, tiny: Base) -> None:
     store = Database(tmp_path)
     _, reply, _ = two_replies(store, users.local_owner(store))
@@ -86,11 +93,13 @@ def read_only_disk(tmp_path: Path) -> Iterator[Path]:
         yield disk
 
 
-def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_room(small_disk: Path, tiny: Base) -> None:
+def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_room(
+    small_disk: Path, loaded: Assistant
+) -> None:
     store = Database(small_disk)
     _, reply, _ = two_replies(store, users.local_owner(store))
     ballast = small_disk / "ballast"
-    with serving(small_disk, ["--model", tiny.name]) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with TestClient(create_app(with_store(loaded, store)), base_url=HERE) as client:
         assert vote(client, reply).status_code == 200
         room = os.statvfs(small_disk)
         ballast.write_bytes(b"x" * (room.f_bavail * room.f_frsize))

@@ -20,6 +20,7 @@ from feedback.database.database import Database
 from feedback.kinds.comparison import compare
 from tests.conftest import REPOSITORY, two_replies
 from tests.helpers.browser import free_port
+from tests.helpers.processes import Process, until
 
 WATCH = """
 import os, sys
@@ -47,6 +48,14 @@ def opened(tmp_path: Path, data: Path) -> list[str]:
     return [each for each in said if f"{data}/nightschool.db" in each and ".db.lock" not in each]
 
 
+def serve_watched(arguments: list[str]) -> int:
+    """In the new process: the server, under the watch that its engine's process has, too."""
+    from ui.app import main
+
+    exec(WATCH, {})
+    return main(arguments)
+
+
 def nightschool(environment: dict[str, str], *words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ui.cli", *words], env=environment, cwd=REPOSITORY, capture_output=True, text=True
@@ -67,21 +76,14 @@ def data(tmp_path: Path) -> Iterator[Path]:
 
 def test_the_server_opens_the_database_through_sqlite_alone(tmp_path: Path, data: Path, tiny: Base) -> None:
     environment, port = watched(tmp_path), free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "ui.cli", "serve", "--data", str(data), "--model", tiny.name, "--port", str(port)],
-        env=environment,
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    asked = ["--data", str(data), "--model", tiny.name, "--port", str(port)]
+    server = Process("tests.feedback.test_opened_files:serve_watched", asked, **environment)
     try:
-        assert server.stdout is not None
-        assert any("answers at" in line for line in server.stdout)
+        until(lambda: "answers at" in server.stdout, server)
         for path in ("", "operate/", "api/status", "api/me", "metrics"):
             assert httpx.get(f"http://127.0.0.1:{port}/{path}", timeout=30).status_code == 200, path
     finally:
         server.kill()
-        server.wait()
     assert opened(tmp_path, data) == []
 
 

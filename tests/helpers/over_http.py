@@ -45,10 +45,10 @@ def loaded(tiny: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ass
 
 
 @pytest.fixture(scope="module")
-def loaded_embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
-    """The embedded model, exact, where what it writes must be text."""
-    store = Database(tmp_path_factory.mktemp("embedded"))
-    opened = open_assistant(store, dtype="float32")
+def loaded_talking(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Assistant]:
+    """The same, and in `make soak` the embedded model, where what is written is told token by token."""
+    store = Database(tmp_path_factory.mktemp("talking"))
+    opened = open_assistant(store, model, dtype="float32")
     yield opened
     opened.close()
     store.close()
@@ -72,9 +72,9 @@ def web(assistant: Assistant) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def talking(loaded_embedded: Assistant, store: Database) -> Iterator[TestClient]:
-    """The same, over the embedded model."""
-    with TestClient(create_app(with_store(loaded_embedded, store)), base_url=HERE) as client:
+def talking(loaded_talking: Assistant, store: Database) -> Iterator[TestClient]:
+    """A client of that."""
+    with TestClient(create_app(with_store(loaded_talking, store)), base_url=HERE) as client:
         yield client
 
 

@@ -48,7 +48,7 @@ class Process:
         folder = Path(tempfile.mkdtemp(prefix="nightschool-test-"))
         self._out, self._err = folder / "stdout", folder / "stderr"
         (folder / "stdin").write_text(said)
-        whole = (program, list(arguments), str(cwd or Path.cwd()), environment, str(folder))
+        whole = (program, list(arguments), str(cwd or Path.cwd()), os.environ | environment, str(folder))
         self._process = _CONTEXT.Process(target=_run, args=whole)
         self._process.start()
         assert self._process.pid is not None
@@ -105,7 +105,9 @@ def _run(program: str, arguments: list[str], cwd: str, environment: dict[str, st
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     os.chdir(cwd)
+    os.environ.clear()
     os.environ.update(environment)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     module, function = program.split(":")
     status = getattr(importlib.import_module(module), function)(arguments)
     sys.stdout.flush()

@@ -20,8 +20,9 @@ from feedback.example_types import KINDS
 from feedback.records import methods, nights
 from feedback.records.methods import word_of
 from tests.conftest import REPOSITORY
-from tests.helpers.nights import arguments, run
+from tests.helpers.nights import PROGRAM, arguments, run
 from tests.helpers.over_http import assistant, key, loaded, web
+from tests.helpers.processes import Process
 from tests.training.test_night import last, one_sentence, say
 from training.algorithms import registry
 from training.loop.config import Config, in_lines
@@ -91,8 +92,8 @@ def test_a_method_from_one_file_makes_an_adapter(toy: None, tmp_path: Path, tiny
     store = say(data)
 
     asked = arguments(data, tiny.name, ["--method", "toy", "--gate", "off"], ["push=2"])
-    command = [sys.executable, "-P", "-m", "ui.cli", "night", *asked]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    named = {name: os.environ[name] for name in ("NIGHTSCHOOL_PLUGINS", "PYTHONPATH")}
+    done = Process(PROGRAM, asked, **named).wait()
 
     assert done.returncode == 0, done.stderr
     assert (last(store).state, last(store).method, last(store).adapter) == ("done", "toy", "night-0001")

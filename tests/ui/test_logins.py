@@ -211,10 +211,10 @@ def test_a_login_is_no_place_for_a_large_body(assistant: Assistant, ada: User) -
     assert client(assistant).post("/login", data={"name": "Ada", "password": "x" * 100_000}).status_code == 413
 
 
-def test_wrong_tokens_by_the_thousand_write_and_hash_nothing(assistant: Assistant, store: Database, ada: User) -> None:
+def test_wrong_tokens_by_the_hundred_write_and_hash_nothing(assistant: Assistant, store: Database, ada: User) -> None:
     web = client(assistant)
     before = changes(store)
-    heard = {web.get("/api/me", headers={"Authorization": f"Bearer ns-{each}"}).status_code for each in range(1000)}
+    heard = {web.get("/api/me", headers={"Authorization": f"Bearer ns-{each}"}).status_code for each in range(200)}
     assert (heard, changes(store)) == ({401}, before)
 
 

@@ -27,7 +27,7 @@ from ui.app import create_app, look_for_promotions
 
 __all__ = ["assistant", "loaded"]  # fixtures
 STORY = [{"role": "user", "content": "Tell me a very long story about a lighthouse."}]
-STREAMED = {"model": "nightschool", "messages": STORY, "max_tokens": 400, "temperature": 0, "stream": True}
+STREAMED = {"model": "nightschool", "messages": STORY, "max_tokens": 1900, "temperature": 0, "stream": True}
 
 
 @contextmanager
@@ -75,11 +75,17 @@ def finish_of(data: Path, reply: str, within_s: float = 10.0) -> str:
 # As a process
 
 
+@pytest.fixture
+def served(tmp_path: Path, model: str) -> Iterator[tuple[Process, str]]:
+    with serving(tmp_path / "data", "--model", model) as running:
+        yield running
+
+
 def test_a_client_that_goes_away_stops_its_reply_and_the_end_of_the_server_every_other(
-    tmp_path: Path, model: str
+    tmp_path: Path, served: tuple[Process, str]
 ) -> None:
-    data = tmp_path / "data"
-    with serving(data, "--model", model) as (process, url), httpx.Client() as client:
+    data, (process, url) = tmp_path / "data", served
+    with httpx.Client() as client:
         # 1. a reader who leaves after some words
         events = started_stream(url, client)
         _, left, *_ = (next(events)["id"] for _ in range(5))

@@ -109,7 +109,7 @@ def test_consent_is_asked_for_once_kept_and_can_be_withdrawn(
 
 
 def test_a_chat_streams_and_is_kept(visitor: Visitor, said: Database, me: User):
-    visitor.write_short(tokens=96)  # long enough to be seen being written, however busy the machine is
+    visitor.write_short(tokens=1000)  # long enough to be seen being written, however busy the machine is
     visitor.locate("#box textarea").fill("Write a long story about a lighthouse.")
     visitor.page.keyboard.press("Enter")
     reply = visitor.locate("#chat [data-testid=bot]").last
@@ -337,7 +337,9 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, server: S
     phone.close()
 
 
-def test_after_a_crash_everything_is_there_and_shown(visitor: Visitor, server: Server, said: Database, me: User):
+@pytest.fixture
+def crashed(visitor: Visitor, server: Server, said: Database, me: User) -> conversations.Node:
+    """A reply rated and corrected, before the server was killed and started again."""
     visitor.say(QUESTION)
     reply = last_leaf(said, me)
     visitor.thumb("down")
@@ -351,9 +353,12 @@ def test_after_a_crash_everything_is_there_and_shown(visitor: Visitor, server: S
 
     server.kill()
     server.start()
-    visitor.open()
+    return reply
 
-    expect(visitor.locate("#chat [data-testid=bot]").first).to_contain_text(reply.content.split()[0])
+
+def test_after_a_crash_everything_is_there_and_shown(visitor: Visitor, crashed: conversations.Node):
+    visitor.open()
+    expect(visitor.locate("#chat [data-testid=bot]").first).to_contain_text(crashed.content.split()[0])
     expect(visitor.page.get_by_role("button", name="Disliked")).to_be_visible()
     expect(visitor.locate("#your-rating")).to_have_text("you: bad (Not true)")
     expect(visitor.locate("#your-correction")).to_be_visible()

@@ -4,6 +4,8 @@ One server and one data folder, with two adapters that were really trained, serv
 """
 
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from playwright.sync_api import Browser, expect
 
+from assistant.models.base_model import EMBEDDED
 from feedback.accounts import users
 from feedback.database.database import Database, now
 from feedback.kinds.comparison import compare
@@ -89,7 +92,7 @@ def answered_by(visitor: Visitor, expected: str) -> None:
 
 
 @pytest.mark.browser
-def test_a_glance_tells_that_all_is_well_on_any_screen(visitor: Visitor, browser: Browser, house: Database) -> None:
+def test_a_glance_tells_that_all_is_well(visitor: Visitor, house: Database) -> None:
     visitor.open()
     visitor.locate("#to-operate").click()
     expect(visitor.locate("#headline .well .title")).to_have_text("All is well.", timeout=30_000)
@@ -102,23 +105,26 @@ def test_a_glance_tells_that_all_is_well_on_any_screen(visitor: Visitor, browser
     expect(visitor.locate("#curves")).to_have_attribute("data-steps", steps)
     expect(visitor.locate("#curves svg polyline.line-0")).to_have_count(4)
     expect(visitor.locate("li.adapter.serving")).to_contain_text("the base model")
-    visitor.page.wait_for_timeout(1000 * IDLE_TICK_S + 2000)  # a look at which nothing has changed
+    visitor.page.wait_for_timeout(1000 * IDLE_TICK_S + 500)  # a look at which nothing has changed
     expect(visitor.locate(".toast-body")).to_have_count(0)
     visitor.locate("#to-chat").click()
     expect(visitor.locate("#box textarea")).to_be_visible()
 
-    for width, scheme in ((360, "light"), (390, "dark"), (1280, "dark")):
-        other = Visitor(browser, visitor.url, width, 844, scheme).operate()
-        expect(other.locate("#headline .title")).to_be_visible()
-        wide = "[...document.querySelectorAll('#operate *')].map(e => Math.ceil(e.getBoundingClientRect().right))"
-        assert max(other.page.evaluate(wide)) <= width
-        assert other.page.evaluate("document.documentElement.scrollWidth") <= width
-        assert (other.outside, other.errors) == ([], [])
-        other.close()
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (390, "dark"), (1280, "dark")])
+def test_nothing_is_wider_than_the_screen(browser: Browser, server: Server, width: int, scheme: str) -> None:
+    other = Visitor(browser, server.url, width, 844, scheme).operate()
+    expect(other.locate("#headline .title")).to_be_visible()
+    wide = "[...document.querySelectorAll('#operate *')].map(e => Math.ceil(e.getBoundingClientRect().right))"
+    assert max(other.page.evaluate(wide)) <= width
+    assert other.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert (other.outside, other.errors) == ([], [])
+    other.close()
 
 
 @pytest.mark.browser
-def test_a_promotion_takes_a_reason_serves_the_next_reply_and_is_rolled_back(
+def test_a_promotion_takes_a_reason_and_who_saw_less_is_told(
     visitor: Visitor, browser: Browser, house: Database
 ) -> None:
     late = Visitor(browser, visitor.url).operate()
@@ -151,6 +157,9 @@ def test_a_promotion_takes_a_reason_serves_the_next_reply_and_is_rolled_back(
     assert adapters.serving(house) == SAILOR
     late.close()
 
+
+@pytest.mark.browser
+def test_what_was_promoted_writes_the_next_reply_and_is_rolled_back(visitor: Visitor, house: Database) -> None:
     answered_by(visitor, SAILOR)
     visitor.operate()
     visitor.locate("#rollback").click()
@@ -222,10 +231,38 @@ def test_every_setting_is_set_on_the_page_and_what_cannot_be_changes_nothing(vis
     expect(visitor.locate("#trail li").first).to_contain_text("owner set raters_per_question")
 
 
+@pytest.fixture
+def sleeping_night(house: Database) -> Iterator[subprocess.Popen[bytes]]:
+    """A running night as far as anyone can see: a process of that name, and its row."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "training.night"])
+    nights.start_night(house, "dpo", {}, process.pid)
+    yield process
+    process.kill()
+    process.wait()
+
+
 @pytest.mark.browser
-def test_a_night_is_watched_live_cancelled_within_five_seconds_and_the_next_one_works(
-    visitor: Visitor, house: Database
+def test_a_running_night_is_followed_step_by_step_and_cancelled(
+    visitor: Visitor, house: Database, sleeping_night: subprocess.Popen[bytes]
 ) -> None:
+    visitor.operate()
+    expect(visitor.locate("#headline .busy .title")).to_have_text("A night is running.", timeout=30_000)
+    night = nights.nights(house)[0]
+    for step in (1, 2):
+        nights.add_step(house, night.id, step, {"loss": 0.7 / step}, steps=40, eta_s=60.0, phase="training")
+        expect(visitor.locate("#told")).to_contain_text(f"step {step} of 40", timeout=30_000)
+        expect(visitor.locate("#curves")).to_have_attribute("data-steps", str(step), timeout=30_000)
+    visitor.locate("#cancel-night").click()
+    sleeping_night.wait(5)
+    expect(visitor.locate("#night-notice")).to_contain_text(f"Night {night.id} was cancelled", timeout=10_000)
+    expect(visitor.locate("#headline .note .title")).to_have_text("The last night was cancelled.")
+    expect(visitor.locate("#run-now")).to_be_visible()
+
+
+@pytest.mark.browser
+@pytest.mark.soak
+@pytest.mark.parametrize("trained", [EMBEDDED], indirect=True)
+def test_a_night_is_watched_live_and_cancelled_within_five_seconds(visitor: Visitor, house: Database) -> None:
     before = {each.id for each in adapters.adapters(house)}
     visitor.operate()
     visitor.locate("#again input").check()
@@ -249,6 +286,14 @@ def test_a_night_is_watched_live_cancelled_within_five_seconds_and_the_next_one_
     assert {each.id for each in adapters.adapters(house)} == before
     assert {each.name for each in (house.data / "adapters").iterdir()} == before
     assert nights.night(house, night.id).state == "cancelled"
+
+
+@pytest.mark.browser
+@pytest.mark.soak
+@pytest.mark.parametrize("trained", [EMBEDDED], indirect=True)
+def test_the_night_after_one_that_was_cancelled_works(visitor: Visitor, house: Database) -> None:
+    test_a_night_is_watched_live_and_cancelled_within_five_seconds(visitor, house)
+    night = nights.nights(house)[0]
 
     visitor.locate("#run-now").click()
     expect(visitor.locate("#headline .busy .title")).to_be_visible(timeout=90_000)

@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
 
 from tests.helpers.processes import Process
 
@@ -116,6 +116,10 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
+# Browser contexts that nobody uses, by browser and kind of window: what they have loaded need not be loaded again.
+UNUSED: dict[tuple[Browser, int, int, str, bool], list[BrowserContext]] = {}
+
+
 class Visitor:
     """One person's browser window on one server, counting what it asks of anyone else."""
 
@@ -131,19 +135,24 @@ class Visitor:
         self.url = url
         self.outside: list[str] = []
         self.errors: list[str] = []
-        self.context: BrowserContext = browser.new_context(
-            viewport={"width": width, "height": height},
-            color_scheme=scheme,  # type: ignore[arg-type]
-            has_touch=touch,
-            is_mobile=touch,
+        self._unused = UNUSED.setdefault((browser, width, height, scheme, touch), [])
+        self.context: BrowserContext = (
+            self._unused.pop()
+            if self._unused
+            else browser.new_context(
+                viewport={"width": width, "height": height},
+                color_scheme=scheme,  # type: ignore[arg-type]
+                has_touch=touch,
+                is_mobile=touch,
+            )
         )
-        self.context.on("request", lambda request: self._note(request.url))
+        self.context.on("request", self._note)
         self.page: Page = self.context.new_page()
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
 
-    def _note(self, url: str) -> None:
-        if not url.startswith((self.url, "data:", "blob:")):
-            self.outside.append(url)
+    def _note(self, request: Request) -> None:
+        if not request.url.startswith((self.url, "data:", "blob:")):
+            self.outside.append(request.url)
 
     def open(self) -> "Visitor":
         """Open the chat page and wait until one can write and the newest chat is there."""
@@ -220,5 +229,13 @@ class Visitor:
         self.page.get_by_role("button", name=label).last.click()
 
     def close(self) -> None:
-        """Close the window."""
-        self.context.close()
+        """Close the window; the next person finds nothing of it but the scripts that every page has."""
+        for page in self.context.pages:
+            if page.url.startswith(self.url):
+                page.evaluate("localStorage.clear(); sessionStorage.clear()")
+            page.close()
+        self.context.remove_listener("request", self._note)
+        self.context.clear_cookies()
+        self.context.unroute_all()
+        self.context.set_offline(False)
+        self._unused.append(self.context)

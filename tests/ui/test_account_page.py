@@ -2,12 +2,13 @@
 
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from argon2 import PasswordHasher
 from fastapi.testclient import TestClient
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from assistant.chat.assistant import Assistant
 from feedback.accounts import sessions, users
@@ -121,12 +122,20 @@ def test_without_accounts_there_is_no_account_page(assistant: Assistant) -> None
     assert client(assistant).post("/account/password", data={"new": NEW, "again": NEW}).status_code == 400
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
 @pytest.mark.browser
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (360, "light")])
-def test_the_page_in_a_browser(assistant: Assistant, store: Database, tmp_path: Path, width: int, scheme: str) -> None:
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
+def test_the_page_in_a_browser(
+    assistant: Assistant, store: Database, browser: Browser, tmp_path: Path, width: int, scheme: str
+) -> None:
     name = "Ada of the " + "very " * 8 + "long name"
     ada = users.add_user(store, name, "operator", PasswordHasher().hash(PASSWORD))
-    with answering(create_app(assistant)) as url, chromium() as browser:
+    with answering(create_app(assistant)) as url:
         sessions.begin(store, ada, "2001:db8:1234:5678:9abc:def0:1234:5678", "Firefox on Android")
         visitor = Visitor(browser, f"{url}/", width, 800, scheme)
         page = visitor.page

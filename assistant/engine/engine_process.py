@@ -178,6 +178,7 @@ class EngineApart:
         with theirs:
             command = [
                 sys.executable,
+                "-P",
                 "-c",
                 f"from assistant.engine.engine_server import main; main({theirs.fileno()})",
             ]

@@ -1,5 +1,6 @@
 """A folder with files named like our packages can run every command, and what is started there is ours."""
 
+import re
 import subprocess
 import sys
 from contextlib import closing
@@ -7,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from assistant.engine.engine_process import EngineApart
+from assistant.engine.sampling.params import Sampling
+from assistant.models.base_model import Base
 from feedback.accounts import users
 from feedback.database.database import Database
 from tests.conftest import REPOSITORY
-from tests.helpers.tiny import make_tiny
 from ui.schedule import processes
 
 NAMES = ("feedback", "ui", "training", "assistant", "torch", "gradio", "json", "secrets")
@@ -42,16 +45,28 @@ def test_every_command_runs_beside_files_of_these_names(command: str, folder: Pa
     assert f"nightschool {command}" in done.stdout
 
 
-def test_a_night_that_a_server_starts_there_is_ours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = make_tiny(folder / "tiny")
+def test_a_night_that_a_server_starts_there_is_ours(folder: Path, tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     with closing(Database(Path("data"))) as store:
         users.local_owner(store)
-        assert processes.start_night(store, str(tiny)).id == 1
+        assert processes.start_night(store, tiny.name).id == 1
     assert "not ours" not in (folder / "data" / "night.log").read_text()
+
+
+def test_an_engine_that_a_server_starts_there_is_ours(
+    folder: Path, tiny: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    engine = EngineApart(tiny, "float32", "cpu", 1 << 28)
+    assert len(list(engine.submit([5, 6], Sampling(max_tokens=3, ignore_end=True)))) == 3
+    engine.close()
 
 
 def test_no_program_of_ours_is_started_without_shutting_the_folder_out() -> None:
     for package in ("assistant", "ui", "training", "feedback"):
         for path in (REPOSITORY / package).rglob("*.py"):
-            assert (path.name, 'sys.executable, "-m"' in path.read_text()) == (path.name, False)
+            started = re.findall(r"sys\.executable,\s*(.*)", path.read_text())
+            assert (path.name, [each for each in started if not each.startswith(('"-P"', "program("))]) == (
+                path.name,
+                [],
+            )

@@ -71,7 +71,7 @@ def test_two_processes_learn_what_one_learns(tmp_path, tiny, two):
         store.close()
     (losses, weights), (shared_losses, shared_weights) = found["one"], found["two"]
     # bfloat16 rounds other sums otherwise; a missing share would change every loss by a tenth and more.
-    assert shared_losses == pytest.approx(losses, abs=2e-3)
+    assert shared_losses == pytest.approx(losses, abs=0.01)
     assert max(losses) - min(losses) > 0.1
     for name, each in weights.items():
         assert (each - shared_weights[name]).norm() < 0.05 * each.norm(), name

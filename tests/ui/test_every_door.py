@@ -9,10 +9,12 @@ import re
 import secrets
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
@@ -21,6 +23,7 @@ from assistant.chat.assistant import Assistant
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.database.database import Database
+from feedback.records import nights
 from tests.conftest import two_replies
 from tests.helpers.over_http import HERE, key, loaded, with_store
 from ui.accounts import auth, patience
@@ -82,9 +85,19 @@ class House:
         return self.chats["other" if person != "other" else "chatter"]
 
     def ledger(self) -> dict[str, list[Any]]:
-        """All that is kept."""
+        """All that is kept, when nothing of the last request goes on."""
+        self.end_nights()
         names = self.store.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
         return {each["name"]: self.store.rows(f"SELECT * FROM {each['name']}") for each in names}
+
+    def end_nights(self) -> None:
+        """End the nights that an operator has begun: what they write is nobody's request."""
+        for row in self.store.rows("SELECT id, pid FROM nights WHERE state = ?", nights.RUNNING):
+            with suppress(psutil.NoSuchProcess):
+                night = psutil.Process(row["pid"])
+                night.kill()
+                night.wait(10)
+            nights.end_night(self.store, row["id"], "cancelled", "as the test wants")
 
     def leaked(self, person: str, text: str) -> list[str]:
         """Whose secrets stand in an answer to a person."""

@@ -11,7 +11,6 @@ from click.shell_completion import CompletionItem
 
 from assistant.command_line import here_or_before
 from feedback.errors import NotFound
-from feedback.records import audit
 
 if TYPE_CHECKING:  # heavy: a command imports what it needs when it runs
     from feedback.database.database import Database
@@ -23,6 +22,8 @@ class Command(click.Command):
     """A command whose actions are audited under the operating system's account that typed it."""
 
     def invoke(self, ctx: click.Context) -> Any:
+
+        from feedback.records import audit
 
         with audit.at_terminal():
             return super().invoke(ctx)

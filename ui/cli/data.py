@@ -81,7 +81,7 @@ def import_(file: Path, form: str, source: str, licence: str, data: Path) -> int
 @click.option("--licence", default="other", show_default=True, help="The licence on the card of an exported folder.")
 @data_option
 def export(out: Path, form: str, user: str | None, mask: bool, licence: str, data: Path) -> None:
-    """Export the feedback that people consented to share."""
+    """Export consented feedback."""
     with existing(data) as store:
         if form == OWN:
             export_own(store, out, user)
@@ -147,7 +147,7 @@ def counted(left_out: dict[str, int]) -> str:
 @click.option("--yes", is_flag=True, help="Really.")
 @data_option
 def forget(user: str, yes: bool, data: Path) -> None:
-    """Delete everything that one person wrote, permanently."""
+    """Delete everything that one person wrote. This cannot be undone."""
     from feedback.upkeep import privacy
 
     with existing(data) as store:

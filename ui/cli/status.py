@@ -29,7 +29,7 @@ SHORT = {
 @data_option
 @json_option
 def status(data: Path, as_json: bool) -> None:
-    """Show what serves, what runs, and how much feedback there is."""
+    """Show the state of the system. That is: what serves, what trains, what is due, and how much feedback there is."""
     from feedback.kinds import tally
     from feedback.records import adapters, nights
     from feedback.upkeep import schedules

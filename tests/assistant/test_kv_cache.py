@@ -168,7 +168,7 @@ class Texts(RuleBasedStateMachine):
 
 
 TestTexts = Texts.TestCase
-TestTexts.settings = settings(max_examples=6, stateful_step_count=30, deadline=None)
+TestTexts.settings = settings(max_examples=3, stateful_step_count=30, deadline=None)
 
 
 @pytest.mark.soak

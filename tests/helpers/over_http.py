@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
+import gradio.blocks
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -26,6 +27,17 @@ from feedback.messages import Message
 from feedback.records import adapters
 from feedback.records.adapters import Adapter
 from ui.app import create_app
+
+
+class Unmounted:
+    """The applications that Gradio makes of a page before it is mounted: three, slow to make and never used."""
+
+    @staticmethod
+    def create_app(*_: Any, **__: Any) -> None:
+        """None."""
+
+
+gradio.blocks.App = Unmounted  # what is mounted is made by `gradio.routes`; servers in processes of their own do all
 
 HERE = "http://127.0.0.1"
 HELLO = [{"role": "user", "content": "Say hello in one word."}]

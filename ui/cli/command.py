@@ -22,7 +22,6 @@ class Command(click.Command):
     """A command whose actions are audited under the operating system's account that typed it."""
 
     def invoke(self, ctx: click.Context) -> Any:
-
         from feedback.records import audit
 
         with audit.at_terminal():

@@ -6,6 +6,7 @@ HTTP (`vllm.engine`).
 
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -49,6 +50,7 @@ class Generation:
         self.cancelled = False
         self.submitted_at = time.perf_counter()
         self._tokens: queue.SimpleQueue[Token | EngineError | None] = queue.SimpleQueue()
+        self._unread: deque[Token] = deque()  # taken by a reader who stopped before
         self._over = False
 
     def cancel(self) -> None:
@@ -60,7 +62,10 @@ class Generation:
 
         Raises `EngineError` if the reply cannot be finished.
         """
-        tokens: list[Token] = []
+        if self._unread:
+            tokens, self._unread = list(self._unread), deque()
+            return tokens
+        tokens = []
         try:
             while not self._over:
                 item = self._tokens.get(block=not tokens, timeout=timeout_s)
@@ -77,7 +82,9 @@ class Generation:
 
     def __iter__(self) -> Iterator[Token]:
         while (tokens := self.take()) is not None:
-            yield from tokens
+            self._unread.extend(tokens)
+            while self._unread:  # whoever stops reading leaves the rest to the next reader
+                yield self._unread.popleft()
 
     def put(self, item: Token | EngineError | None) -> None:
         """Hand a token, the end (None) or a failure to the reader; only the engine calls this."""

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from itertools import islice
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from assistant.engine.engine import Engine
 from assistant.engine.model_runner import SequenceChunk
 from assistant.engine.request import Busy, EngineError, Generation
-from assistant.engine.sampling.params import Sampling
+from assistant.engine.sampling.params import Sampling, Token
 from assistant.models import base_model, chat_template
 from assistant.models.base_model import Base
 from feedback.errors import Refused
@@ -172,6 +173,14 @@ def test_a_thread_that_dies_fails_its_replies_clearly_and_another_serves_the_nex
     assert ids(engine.submit(prompts[0], GREEDY)) == alone
     thread.join(timeout=10)
     assert (engine.alive, engine.active, engine.waiting, thread.is_alive()) == (True, 0, 0, False)
+
+
+def test_what_came_while_nobody_read_is_there_for_who_reads_on() -> None:
+    writing = Generation([1], GREEDY, None)
+    for item in (*(Token(each, 0.0, 0.0) for each in range(5)), None):
+        writing.put(item)
+    assert [token.id for token in islice(writing, 2)] == [0, 1]
+    assert ids(writing) == [2, 3, 4]
 
 
 @pytest.mark.parametrize(

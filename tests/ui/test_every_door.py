@@ -18,6 +18,7 @@ import psutil
 import pytest
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
+from gradio.routes import App as GradioApp
 
 from assistant.chat.assistant import Assistant
 from feedback.accounts import users
@@ -542,7 +543,7 @@ def test_a_pages_session_is_of_whoever_opened_it(house: House) -> None:
 def test_of_gradios_own_routes_only_those_that_pages_use_answer(house: House) -> None:
     closed, ours = 0, {each.path for each in routes(house.web.app)}
     for place, blocks in pages(house.web.app):
-        for each in iter_route_contexts(blocks.app.routes):
+        for each in iter_route_contexts(GradioApp.create_app(blocks, mcp_server=False).routes):
             for method in sorted(getattr(each, "methods", None) or {"GET"}):
                 path = each.path.replace("{path:path}", "x/../../y").replace("{", "").replace("}", "")
                 if (method, each.path) in USED or f"{place}{path}" in ours:

@@ -53,7 +53,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes long comes first: begun last, it would keep one worker busy and leave the other with nothing."""
+    """What takes long comes first: begun last, it would keep one worker busy and leave the others with nothing."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 

@@ -116,7 +116,15 @@ def opened(base: Base, directories: dict[str, Path]) -> Case:
     return Case(engine, reference, loaded | {None: None})
 
 
-@pytest.fixture(scope="module", params=[*FAST, *PLAIN])
+RARE = ("llama tied, a key for each query", "llama with yarn ropes", "mistral without a window", "opt", "phi")
+
+
+def each_time(name: str) -> Any:
+    """A case of every test run, or one whose parts others have, too."""
+    return pytest.param(name, marks=pytest.mark.soak) if name in RARE else name
+
+
+@pytest.fixture(scope="module", params=map(each_time, [*FAST, *PLAIN]))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     made = opened(*save_case(tmp_path_factory.mktemp("case"), request.param, (FAST | PLAIN)[request.param]))
     assert isinstance(made.engine.network, Network if request.param in FAST else PlainNetwork)

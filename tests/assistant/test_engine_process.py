@@ -21,6 +21,7 @@ from assistant.models.base_model import Base
 from feedback.errors import Refused
 from tests.helpers.small_models import save_adapter
 
+pytestmark = pytest.mark.long
 PROMPT = [5, 6, 7, 8, 9]
 GREEDY = Sampling(temperature=0, seed=1, max_tokens=12, ignore_end=True)
 ENDLESS = Sampling(temperature=1.0, max_tokens=2000, ignore_end=True)
@@ -131,6 +132,7 @@ def test_replies_end_when_it_closes_and_nobody_waits_for_it(base: Base) -> None:
     assert apart.waiting == 0
 
 
+@pytest.mark.soak
 def test_one_that_dies_young_fails_its_replies_and_says_so(apart: EngineApart) -> None:
     reply = apart.submit(PROMPT, ENDLESS)
     assert reply.take()
@@ -143,6 +145,7 @@ def test_one_that_dies_young_fails_its_replies_and_says_so(apart: EngineApart) -
     assert apart.active == 0
 
 
+@pytest.mark.soak
 def test_one_that_dies_later_is_started_anew_with_its_adapters(
     apart: EngineApart, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ from feedback.messages import Message
 from tests.assistant.test_architectures import SIZES
 from tests.helpers.small_models import save_small
 
+pytestmark = pytest.mark.long
 FORMATS = (FLOAT32, BFLOAT16, INT8, INT4)
 ROUNDING = {FLOAT32: 1e-6, BFLOAT16: 0.01, INT8: 0.02, INT4: 0.02}  # of a product's length, relative
 

@@ -22,7 +22,7 @@ from tests.conftest import BY_BASE
 from tests.helpers.browser import REPLY_MS, Server, Visitor, chromium, serving
 from ui.shared.markdown import as_typed
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 QUESTION = "Name one colour."
 
 
@@ -356,6 +356,7 @@ def crashed(visitor: Visitor, server: Server, said: Database, me: User) -> conve
     return reply
 
 
+@pytest.mark.soak
 def test_after_a_crash_everything_is_there_and_shown(visitor: Visitor, crashed: conversations.Node):
     visitor.open()
     expect(visitor.locate("#chat [data-testid=bot]").first).to_contain_text(crashed.content.split()[0])

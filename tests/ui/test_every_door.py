@@ -33,6 +33,7 @@ from ui.gradio_guard import CLICKED
 from ui.refusals import FAILED
 
 __all__ = ["loaded"]  # fixture
+pytestmark = pytest.mark.long
 ROLES = {"nobody": None, "chatter": "chatter", "other": "chatter", "rater": "rater", "operator": "operator"}
 PEOPLE = [name for name, role in ROLES.items() if role]
 FILE_SECRET = "what only the server's own files hold"

@@ -22,7 +22,7 @@ from tests.conftest import BY_BASE
 from tests.helpers.browser import Server, Visitor, chromium, serving
 from tests.helpers.trained import LETTER, SAILOR, Trained
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 PASSWORD = "a long walk by the sea"
 WIDTHS = (390, 360, 1280)
 SLOW_MS = 400

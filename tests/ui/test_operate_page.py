@@ -33,6 +33,7 @@ from ui.operate.layout import IDLE_TICK_S
 from ui.shared import plots, time_format
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
+pytestmark = pytest.mark.long
 NIGHT_MS = 300_000
 FALSE_MARKUP = "<b>bold</b> ${1+1} {{this}}"
 

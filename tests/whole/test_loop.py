@@ -57,6 +57,7 @@ def ask_anew(visitor: Visitor) -> tuple[str, str]:
 
 
 @pytest.mark.browser
+@pytest.mark.long
 def test_a_thumb_and_a_choice_go_through_a_night_to_the_next_reply_and_back(
     server: Server, browser: Browser, model: str
 ) -> None:

@@ -119,6 +119,7 @@ def test_a_reply_that_is_cancelled_ends(shared: EngineApart) -> None:
     assert shared.tokens_written < before + 2000
 
 
+@pytest.mark.soak
 def test_replies_end_when_it_closes_and_nobody_waits_for_it(base: Base) -> None:
     apart = EngineApart(base, "float32", "cpu", MEMORY)
     reply = apart.submit(PROMPT, ENDLESS)
@@ -188,6 +189,7 @@ def test_an_adapter_that_was_changed_since_its_proof_answers_no_more_once_it_is_
         apart.submit(PROMPT, GREEDY, changed)
 
 
+@pytest.mark.soak
 def test_it_ends_with_its_server_and_not_by_a_signal_that_is_the_servers(base: Base) -> None:
     program = f"""
 import time

@@ -28,7 +28,7 @@ def small(folder: Path, kind: str) -> Base:
     return save_small(folder / "model", transformers.AutoConfig.for_model(kind, **SIZES | KINDS[kind]))
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["llama", pytest.param("gpt_neox", marks=pytest.mark.soak)])
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Path]]:
     """An engine, and an adapter that it can load."""
     folder = tmp_path_factory.mktemp("leaks")

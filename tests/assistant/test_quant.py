@@ -111,6 +111,7 @@ def test_the_embedded_model_in_every_format_is_near_float32(
     require_near(exact, log_probs(open_network(embedded, name, "cpu"), conversation(embedded), 1))
 
 
+@pytest.mark.soak
 def test_the_default_format_is_near_float32_in_small_steps_and_in_large_ones(embedded: Base, exact: Tensor) -> None:
     network, ids = open_network(embedded, AUTO, "cpu"), conversation(embedded)
     print(network.number_format)
@@ -200,6 +201,7 @@ def test_eight_bits_cost_what_is_measured_with_them_and_harm_is_not_chosen(own_c
     assert INT8 not in plan.formats | head_plan.formats
 
 
+@pytest.mark.soak
 def test_the_cost_of_eight_bits_is_near_what_the_engine_shows(embedded: Base) -> None:
     cost = cost_of_eight_bits(embedded, base_model.load_model(embedded, torch.bfloat16, "cpu"))
     print(f"{cost:.2g} nats a token")

@@ -74,6 +74,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
         yield store.data
 
 
+@pytest.mark.soak
 def test_the_server_opens_the_database_through_sqlite_alone(tmp_path: Path, data: Path, tiny: Base) -> None:
     environment, port = watched(tmp_path), free_port()
     asked = ["--data", str(data), "--model", tiny.name, "--port", str(port)]

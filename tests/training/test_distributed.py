@@ -58,6 +58,7 @@ def asked(data: Path, model: str, *options: str, settings: Sequence[str] = ()) -
     return arguments(data, model, ["--gate", "off", *options], settings)
 
 
+@pytest.mark.soak
 def test_two_processes_learn_what_one_learns(tmp_path, tiny, two):
     found = {}
     for name, night in (("one", one), ("two", two)):

@@ -90,6 +90,7 @@ def test_from_clicks_to_the_next_reply_by_reward_models_and_a_policy(tmp_path, m
     store.close()
 
 
+@pytest.mark.soak
 def test_a_killed_policy_night_goes_on_with_its_reward_models(tmp_path, model):
     store = say(tmp_path)
     killed = start(tmp_path, model, "--method", "rloo", settings=[*POLICY, "steps=6"])

@@ -244,7 +244,7 @@ def test_edit_and_retry_are_branches(visitor: Visitor, said: Database, me: User)
 
 
 def test_stop_keeps_what_was_written(visitor: Visitor, said: Database, me: User):
-    visitor.write_short(tokens=500)
+    visitor.write_short(tokens=1500)
     visitor.locate("#box textarea").fill("Write a long story about a lighthouse.")
     visitor.locate("#send").click()
     expect(visitor.locate("#chat [data-testid=bot]").last).to_contain_text(re.compile(r"\w{2}"), timeout=REPLY_MS)

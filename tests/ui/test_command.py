@@ -71,9 +71,10 @@ def test_accounts_are_made_with_a_password_that_is_kept_hashed(store: Database) 
     assert users.user_of_token(store, token) == user
 
 
-def test_a_terminal_chat_is_recorded_and_rated(store: Database, owner: User) -> None:
+def test_a_terminal_chat_is_recorded_and_rated(store: Database, owner: User, model: str) -> None:
     said = "Say hello in three words.\n/down not three\n/undo\n/up\n/correct Hello to you\n/who\n/consent yes\n/quit\n"
-    done = as_process("chat", "--data", str(store.data), "--temperature", "0", "--max-tokens", "12", said=said)
+    asked = ["--data", str(store.data), "--model", model, "--temperature", "0", "--max-tokens", "12"]
+    done = as_process("chat", *asked, said=said)
     assert done.returncode == 0, done.stderr
     assert "the base model" in done.stdout
     (reply,) = store.rows("SELECT message FROM replies")

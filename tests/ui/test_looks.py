@@ -209,7 +209,9 @@ def test_the_table_of_nights_breaks_no_word(ada: Windows) -> None:
         assert visitor.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("opener", ["#rollback", f"li[data-adapter={LETTER}] button.promote"])
+@pytest.mark.parametrize(
+    "opener", [pytest.param("#rollback", marks=pytest.mark.soak), f"li[data-adapter={LETTER}] button.promote"]
+)
 def test_a_promotion_is_asked_about_in_view_and_in_focus_and_can_be_left(ada: Windows, opener: str) -> None:
     visitor = ada().operate()
     for width, leave in zip(widths(visitor), ("Escape", "#close-promotion", "Escape"), strict=False):
@@ -260,7 +262,7 @@ def test_who_is_an_operator_no_longer_is_told_and_sees_no_error(
     visitor.close()
 
 
-@pytest.mark.parametrize("how", ["no network", "a server that hangs"])
+@pytest.mark.parametrize("how", ["no network", pytest.param("a server that hangs", marks=pytest.mark.soak)])
 def test_a_server_out_of_reach_is_no_green_page_and_comes_back(ada: Windows, server: Server, how: str) -> None:
     visitor = ada(390).operate()
     expect(visitor.locate("#headline .well .title")).to_be_visible()
@@ -282,6 +284,7 @@ def test_a_server_out_of_reach_is_no_green_page_and_comes_back(ada: Windows, ser
     expect(lost).to_have_count(0)
 
 
+@pytest.mark.soak
 def test_settings_saved_in_a_hurry_are_all_saved_in_order(ada: Windows, house: Database) -> None:
     visitor = ada().operate()
     slowed(visitor)
@@ -310,7 +313,7 @@ def test_a_table_in_a_reply_breaks_no_word_and_keeps_its_alignment(ada: Windows,
         assert visitor.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+@pytest.mark.parametrize(("scheme", "width"), [pytest.param("light", 1280, marks=pytest.mark.soak), ("dark", 390)])
 def test_code_is_coloured_and_can_be_read(ada: Windows, house: Database, me: User, scheme: str, width: int) -> None:
     written(house, me, "Some code?", RICH)
     visitor = ada(width, scheme=scheme).open()
@@ -437,6 +440,7 @@ def votes(store: Database, reply: str) -> list[int]:
     return [row["value"] for row in store.rows("SELECT value FROM votes WHERE reply = ? ORDER BY id", reply)]
 
 
+@pytest.mark.soak
 def test_consent_taken_back_in_a_hurry_is_taken_back(ada: Windows, house: Database, me: User) -> None:
     users.set_consent(house, me, False)
     visitor = ada().open()
@@ -452,6 +456,7 @@ def test_consent_taken_back_in_a_hurry_is_taken_back(ada: Windows, house: Databa
     users.set_consent(house, me, True)
 
 
+@pytest.mark.soak
 def test_of_chats_opened_in_a_hurry_the_last_is_shown(ada: Windows, house: Database, me: User) -> None:
     for name in ("first", "second", "third"):
         written(house, me, f"The {name} chat", f"a {name} reply")

@@ -113,7 +113,9 @@ def test_a_glance_tells_that_all_is_well(visitor: Visitor, house: Database) -> N
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (390, "dark"), (1280, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(360, "light"), pytest.param(390, "dark", marks=pytest.mark.soak), (1280, "dark")]
+)
 def test_nothing_is_wider_than_the_screen(browser: Browser, server: Server, width: int, scheme: str) -> None:
     other = Visitor(browser, server.url, width, 844, scheme).operate()
     expect(other.locate("#headline .title")).to_be_visible()

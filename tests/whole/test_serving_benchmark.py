@@ -48,6 +48,7 @@ def test_a_program_that_cannot_start_says_why() -> None:
         start(Command("plain", Path("/nowhere/python"), "benchmarks.peers.llama_batch", []))
 
 
+@pytest.mark.soak
 def test_a_program_sleeps_between_its_turns(embedded: Base) -> None:
     program = start(Command("auto", Path(sys.executable), "benchmarks.peers.nightschool_engine", [embedded.name]))
     try:

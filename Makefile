@@ -14,7 +14,7 @@ PYTEST  := $(BIN)/python -m pytest
 BROWSER := NIGHTSCHOOL_CHROMIUM=$$(scripts/chromium.sh $(BIN)); export NIGHTSCHOOL_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fmt docs bench bench-ledger soak test-vllm bench-serving bench-training bench-rewards bench-policies bench-poison bench-peers
+.PHONY: help setup run test test-fast check fmt docs bench bench-ledger soak test-vllm bench-serving bench-training bench-rewards bench-policies bench-poison bench-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,11 +35,11 @@ $(READY): pyproject.toml constraints.txt
 run: setup  ## serve on http://127.0.0.1:7860
 	$(BIN)/nightschool serve $(ARGS)
 
-# Pytest exits with 5 when nothing matches; one of the two passes may be empty.
-test: setup  ## every test but the soak: on WORKERS processes, then one at a time those that need the machine alone
-	@set -e; $(BROWSER); \
-	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]; \
-	$(PYTEST) -n 0 -m 'alone and not soak and not vllm' $(ARGS) || [ $$? -eq 5 ]
+test: setup  ## every test but the soak, on WORKERS processes
+	@set -e; $(BROWSER); $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-fast: setup  ## what is quick: no browser, no embedded model, nothing that took over a second
+	$(PYTEST) -n $(WORKERS) --dist loadfile -m 'not browser and not slow and not soak and not vllm' $(ARGS)
 
 check: setup  ## format, lint, types, import directions, the house, the reference
 	$(BIN)/ruff format --check

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from assistant.chat.assistant import Assistant
 
 REPOSITORY = Path(__file__).parents[1]
+SLOW = REPOSITORY / "tests" / "slow.txt"
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 BY_BASE = Provenance(adapter=None, base_sha256="b" * 64, template_sha256="t" * 64, sampling={"temperature": 0.7})
 
@@ -53,6 +54,15 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what took long when it was last measured (`scripts/slow_tests.py`), and begin with the longest files."""
+    slow = set(SLOW.read_text().split())
+    for item in items:
+        if item.nodeid.split("[")[0] in slow:
+            item.add_marker("slow")
+    longest_first(items)
+
+
+def longest_first(items: list[pytest.Item]) -> None:
     """What takes long comes first: begun last, it would keep one worker busy and leave the others with nothing."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 

@@ -80,7 +80,7 @@ def worst_gap(engine: Engine, seed: int) -> float:
     return max(gaps) / median
 
 
-@pytest.mark.alone
+@pytest.mark.soak
 def test_a_long_prompt_beside_eight_chats_makes_no_gap_of_more_than_three_medians(engine: Engine) -> None:
     best = min_of_tries(engine)
     assert best <= LONGEST_GAP
@@ -96,7 +96,7 @@ def min_of_tries(engine: Engine) -> float:
     return best
 
 
-@pytest.mark.alone
+@pytest.mark.soak
 def test_an_adapter_that_is_read_leaves_no_helper_behind(engine: Engine, embedded: Base, tmp_path: Path) -> None:
     helpers = Path("/proc/self/task")
     if not helpers.is_dir() or torch.get_num_threads() == 1:

@@ -63,6 +63,7 @@ def test_a_chat_and_the_operate_page_are_refused_nothing(watcher: Watcher) -> No
 
 @pytest.mark.soak
 def test_a_page_that_lost_its_server_comes_back_and_what_is_open_is_used(watcher: Watcher, server: Server) -> None:
+    test_a_chat_and_the_operate_page_are_refused_nothing(watcher)
     watcher.open()
     server.kill()
     watcher.locate("#box textarea").fill("Are you still there?")

@@ -44,7 +44,7 @@ PLACES = Places(f"{12485653:064x}")
 
 
 def pytest_configure() -> None:
-    """A known split. Two workers on two cores: each takes one thread, or they would wait for each other."""
+    """A known split. Several workers on two cores: each takes one thread, or they would wait for each other."""
     openings.new_secret = lambda: PLACES.secret
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch

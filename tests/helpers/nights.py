@@ -1,6 +1,7 @@
 """A night as its command runs it: in this process, which is quick, or in one of its own, which can be killed."""
 
 import io
+import signal
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -28,12 +29,15 @@ def run(data: Path, model: str, *options: str, settings: Sequence[str] = ()) -> 
     from training.night.night import main
 
     threads, out, err = torch.get_num_threads(), io.StringIO(), io.StringIO()
+    heard = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}  # a night hears them itself
     # What else is tested must not run at a night's low priority.
     with redirect_stdout(out), redirect_stderr(err), mock.patch("os.nice"):
         try:
             status = main(arguments(data, model, options, settings))
         finally:
             torch.set_num_threads(threads)
+            for number, handler in heard.items():
+                signal.signal(number, handler)
     return Done(status, out.getvalue(), err.getvalue())
 
 

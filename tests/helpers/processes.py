@@ -45,7 +45,8 @@ class Process:
     def __init__(
         self, program: str, arguments: Sequence[str], cwd: Path | None = None, said: str = "", **environment: str
     ) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="nightschool-test-"))
+        self._kept = tempfile.TemporaryDirectory(prefix="nightschool-test-", ignore_cleanup_errors=True)
+        folder = Path(self._kept.name)
         self._out, self._err = folder / "stdout", folder / "stderr"
         (folder / "stdin").write_text(said)
         whole = (program, list(arguments), str(cwd or Path.cwd()), os.environ | environment, str(folder))

@@ -14,7 +14,7 @@ PYTEST  := $(BIN)/python -m pytest
 BROWSER := NIGHTSCHOOL_CHROMIUM=$$(scripts/chromium.sh $(BIN)); export NIGHTSCHOOL_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check fmt docs bench bench-ledger soak test-vllm bench-serving bench-training bench-rewards bench-policies bench-poison bench-peers
+.PHONY: help setup run test test-fast check fmt docs bench bench-ledger bench-import soak test-vllm bench-serving bench-training bench-rewards bench-policies bench-poison bench-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench: setup  ## speed and size of the whole loop; the last line is JSON
 
 bench-ledger: setup  ## votes on the disk, and a ledger of a million of them; the last line is JSON
 	$(BIN)/python -m benchmarks.ledger $(ARGS)
+
+bench-import: setup  ## an import of 500,000 pairs, and a night's examples on that ledger; the last line is JSON
+	$(BIN)/python -m benchmarks.imports $(ARGS)
 
 bench-serving: setup  ## speed of replies, beside the programs that bench-peers has put here; the last line is JSON
 	NIGHTSCHOOL_LLAMA=$(abspath $(LLAMA_VENV))/bin/python NIGHTSCHOOL_VLLM=$(abspath $(VLLM_VENV))/bin/python \

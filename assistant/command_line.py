@@ -29,6 +29,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, name: st
         return shell_complete(command, {}, name, COMPLETE, asked)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        require_text(arguments)
         with command.make_context(name, list(arguments), **SETTINGS) as context:
             status = command.invoke(context)
         sys.stdout.flush()
@@ -39,13 +40,34 @@ def run(command: click.Command, arguments: Sequence[str] | None = None, name: st
         print(f"nightschool: {in_one_sentence(error, called(command, name, arguments))}", file=sys.stderr)
         return REFUSED
     except Refused as error:
-        print(f"nightschool: {error}", file=sys.stderr)
+        print(f"nightschool: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return REFUSED
     except BrokenPipeError:  # the reader of our output has closed the pipe
         sys.stdout = None
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        name = shortened(str(error.filename))
+        print(f"nightschool: cannot use {name!r}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        return REFUSED
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def require_text(arguments: Sequence[str]) -> None:
+    """Raise `Refused` on bytes that are no UTF-8, which Python reads as lone surrogates and nothing can keep."""
+    for each in arguments:
+        if not each.isprintable():
+            try:
+                each.encode()
+            except UnicodeEncodeError:
+                raise Refused(f"{shortened(each)!r} is not UTF-8; type it in UTF-8, or rename the file") from None
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """A text as a sentence shows it: its beginning, if it is long."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def called(command: click.Command, name: str, arguments: Sequence[str]) -> str:

@@ -125,6 +125,11 @@ class Examples:
         }
         return replace(self, **kinds)
 
+    def with_others(self, others: "Examples") -> "Examples":
+        """These examples followed by others of each kind, with the counts of these."""
+        both: dict[str, Any] = {name: (*getattr(self, name), *getattr(others, name)) for name in KINDS}
+        return replace(self, **both)
+
     def people(self) -> dict[int, int]:
         """The number of examples that contain each person's words: as the rater, or as the conversation's owner."""
         return dict(Counter(person for each in self for person in {each.user, each.owner or each.user}))

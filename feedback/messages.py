@@ -9,3 +9,8 @@ class Message:
 
     role: str  # "system", "user" or "assistant"
     content: str
+
+
+def mended(text: str) -> str:
+    """The same text with U+FFFD for each half of a character (a lone surrogate), which UTF-8 cannot hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,5 +1,6 @@
 """Write docs/reference from the declarations: `python scripts/reference.py`; with `--check`, fail if it is stale."""
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +16,10 @@ from feedback.records.settings import SETTINGS
 from training.algorithms import registry
 from training.loop.config import in_lines
 from training.night.night import command as night
-from ui import metrics
+from ui import metrics, openai_errors
 from ui.accounts import users
-from ui.api import admin, api, feedback, settings
-from ui.api.openai import routes
+from ui.api import admin, api, feedback, settings, turns
+from ui.api.openai import request, routes
 from ui.cli.main import nightschool
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -80,8 +81,8 @@ def methods() -> str:
 def http() -> str:
     """Every route of the HTTP API."""
     app = FastAPI()
-    for router in (api.router, feedback.router(), users.router, admin.router, settings.routes(), routes.router,
-                   metrics.router):  # fmt: skip
+    for router in (api.router, turns.router, feedback.router(), users.router, admin.router, settings.routes(),
+                   routes.router, metrics.router):  # fmt: skip
         app.include_router(router)
     rows = []
     for path, operations in app.openapi()["paths"].items():
@@ -91,7 +92,33 @@ def http() -> str:
     said = (
         "A running server describes bodies and answers at `/docs`. Each write under `/api` takes an `Idempotency-Key`."
     )
-    return "\n\n".join(["# HTTP", WRITTEN, said, table(("route", "what it does"), rows)])
+    return "\n\n".join(["# HTTP", WRITTEN, said, table(("route", "what it does"), rows), *like_openai()])
+
+
+def like_openai() -> list[str]:
+    """What /v1 takes and answers besides: the fields of its bodies, and the codes of its errors."""
+    parts = ["## OpenAI's fields"]
+    for path, body in (("/v1/chat/completions", request.ChatAsked), ("/v1/completions", request.TextAsked)):
+        fields = [(f"`{name}`", field.description or "As OpenAI has it.") for name, field in body.model_fields.items()]
+        parts += [f"`POST {path}`", table(("field", "meaning"), fields)]
+    only = [
+        (f"`{name}`", " or ".join(f"`{json.dumps(each)}`" for each in values)) for name, values in request.ONLY.items()
+    ]
+    ignored = ", ".join(f"`{each}`" for each in request.HARMLESS)
+    parts += [
+        f"Accepted, and of no effect: {ignored}. Accepted at these values only:",
+        table(("field", "values"), only),
+    ]
+    codes = [
+        (str(status), f"`{kind}`", f"`{code}`" if code else "") for status, (kind, code) in openai_errors.USUAL.items()
+    ]
+    own = sorted({*openai_errors.OWN_CODES.values(), *filter(None, openai_errors.VALIDATION.values()),
+                  openai_errors.UNREADABLE, openai_errors.WRONG_VALUE, openai_errors.WRONG_TYPE})  # fmt: skip
+    codes += [
+        ("400, 404", f"`{openai_errors.INVALID}`", ", ".join(f"`{each}`" for each in own)),
+        ("500, 503", "`server_error`", ""),
+    ]
+    return [*parts, "## OpenAI's errors", table(("status", "type", "code"), codes)]
 
 
 def formats() -> str:

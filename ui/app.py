@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # heavy: bad input must be refused before any of it is import
 LOOK_EVERY_S = 1.0  # how often to look for a promotion made by another process
 SWITCH_S = 0.0005  # short, so that threads answering requests need not wait long for threads writing replies
 IDLE_S = 75  # longer than proxies keep a connection (60 s), so that none sends on one that is being closed
-GRACE_S = 1  # for replies being written when the server is told to stop
+TURN_S = 1.0  # for a page's turn to record its reply once that is stopped
 POLICY = (
     "default-src 'self'",
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'",  # Gradio needs both
@@ -57,6 +57,8 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
 }
 NO_STORE = (b"cache-control", b"no-store")
+# For event streams: each event is to arrive when it is sent, and nginx would hold them back otherwise.
+AT_ONCE = ((b"cache-control", b"no-cache, no-store"), (b"x-accel-buffering", b"no"))
 # Only where the request came by TLS, or clients on plain HTTP would be cut off.
 BY_TLS = {"Strict-Transport-Security": "max-age=31536000"}
 ABOUT = (
@@ -68,40 +70,52 @@ log = logging.getLogger(__name__)
 
 
 def create_app(
-    assistant: "Assistant", lifespan: Callable[["FastAPI"], Any] | None = None, proxies: Sequence[str] = ()
+    assistant: "Assistant",
+    lifespan: Callable[["FastAPI"], Any] | None = None,
+    proxies: Sequence[str] = (),
+    prefix: str = "",
 ) -> "FastAPI":
-    """The ASGI application that serves an assistant; `proxies` are the ones it trusts."""
+    """The ASGI application that serves an assistant; `proxies` are the ones it trusts, and serve it at `prefix`."""
     from fastapi import FastAPI
-    from starlette.middleware.cors import CORSMiddleware
 
     from assistant.engine.engine import MOST_WAITING
     from assistant.engine.scheduling.scheduler import MOST_ROWS
     from ui import metrics, pages, refusals
     from ui import proxies as proxied
     from ui.accounts import account_page, auth, login, users
-    from ui.api import admin, api, docs, feedback
+    from ui.api import admin, api, docs, feedback, nowhere, turns
     from ui.api.generating import Generating
     from ui.api.openai import routes as openai_routes
+    from ui.api.openai.attempts import Attempts
     from ui.api.settings import routes as settings_routes
 
-    app = FastAPI(title="Nightschool", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="Nightschool",
+        description=ABOUT,
+        lifespan=lifespan,
+        docs_url=None,  # `ui.api.docs` has them
+        redoc_url=None,
+        openapi_url=None,
+    )
     app.state.assistant = assistant
     secret = auth.cookie_secret(assistant.store)
     app.state.logins = login.Logins(login.Passwords(assistant.store), secret)
     app.state.numbers = metrics.registry(assistant)
     app.state.generating = Generating(MOST_ROWS + MOST_WAITING)
+    app.state.attempts = Attempts()
 
     # Middleware runs from the last added to the first.
-    app.add_middleware(CORSMiddleware, allow_origins=[])  # no other origin; and with ours, Gradio adds none of its own
+    app.add_middleware(nowhere.NoOtherOrigin)  # and with ours, Gradio adds no CORS middleware of its own
     app.add_middleware(auth.Gate, store=assistant.store, roles=pages.roles())
     app.add_middleware(auth.Sessions, secret=secret)
     app.add_middleware(login.Doorman)
     app.add_middleware(with_headers, program=program_of(pages.PAGES))
-    app.add_middleware(proxied.Forwarded, proxies=proxies)
+    app.add_middleware(proxied.Forwarded, proxies=proxies, prefix=prefix)
     refusals.add_handlers(app)
     for made in (settings_routes(), pages.redirects(), feedback.router()):
         app.include_router(made)
-    for each in (api, users, admin, openai_routes, metrics, login, account_page, docs, refusals):  # refusals last
+    programs = (api, turns, users, admin, openai_routes, metrics)
+    for each in (*programs, login, account_page, docs, nowhere):  # nowhere last
         app.include_router(each.router)
     pages.mount(app, assistant)
     return app
@@ -129,13 +143,20 @@ def with_headers(app: "ASGIApp", program: re.Pattern[str]) -> "ASGIApp":
             if message["type"] == "http.response.start":
                 headers, own = by_tls if scope.get("scheme") == "https" else plain, message.get("headers", [])
                 if not program.match(scope["path"]):
-                    own = [*((name, value) for name, value in own if name.lower() != b"cache-control"), NO_STORE]
+                    caching = AT_ONCE if is_stream(own) else (NO_STORE,)
+                    names = [name for name, _ in caching]
+                    own = [*((name, value) for name, value in own if name.lower() not in names), *caching]
                 message["headers"] = [*own, *headers]
             await send(message)
 
         await app(scope, receive, sending)
 
     return wrapped
+
+
+def is_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a response is a stream of events, by its headers."""
+    return any(name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -146,8 +167,8 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=256)
-    except socket.gaierror as error:
-        raise Refused(f"there is no address {host!r} on this machine; choose another with --host") from error
+    except (socket.gaierror, UnicodeError) as error:  # a label of over 63 letters is no name at all
+        raise Refused(f"there is no address {host[:80]!r} on this machine; choose another with --host") from error
     except OSError as error:
         raise Refused(f"cannot listen at {host} port {port}: {error.strerror or error}; {way_out}") from error
 
@@ -187,11 +208,11 @@ def alive(assistant: "Assistant", url: str) -> Callable[["FastAPI"], Any]:
 
 
 def finish(assistant: "Assistant") -> None:
-    """Stop every reply being written; each page's turn gets up to `GRACE_S` seconds to record its own as cancelled."""
+    """Stop every reply being written; each page's turn gets up to `TURN_S` seconds to record its own as cancelled."""
     assistant.close()
     for thread in threading.enumerate():
         if thread.name.startswith("turn-"):  # the pages write replies in threads of their own (`ui.chat.streams`)
-            thread.join(timeout=GRACE_S)
+            thread.join(timeout=TURN_S)
 
 
 def look_for_promotions(assistant: "Assistant", over: threading.Event) -> None:
@@ -206,6 +227,7 @@ def look_for_promotions(assistant: "Assistant", over: threading.Event) -> None:
 def serve(options: ServeOptions) -> None:
     """Run the server until it is told to stop. Raises `Refused` when it cannot start."""
     from ui.accounts.login import set_owner_password
+    from ui.prefix import root_path
 
     proxies = trusted_proxies(options)
     with closing(Database(options.data)) as store, bound(options.host, options.port) as listening:
@@ -213,6 +235,7 @@ def serve(options: ServeOptions) -> None:
             set_owner_password(store, os.environ)
         require_accounts(store, options.host, proxies)
         engine_url(options)
+        root_path(options.root_path)
         share = options.side_by_side
         if share is not None and share != settings.setting(store, "side_by_side_share"):
             with audit.at_terminal():
@@ -224,24 +247,25 @@ def run(store: Database, listening: socket.socket, options: ServeOptions) -> Non
     """Load the assistant and serve on a socket until told to stop. Raises `Refused` on an unusable model."""
     prepare(options.model)
     plugins.load()
-    import uvicorn
-
     from assistant.chat.assistant import open_assistant
+    from ui.ending import Server
+    from ui.prefix import root_path
 
     assistant = open_assistant(
         store, options.model, options.dtype, engine_url=engine_url(options), memory=options.memory, apart=True
     )
     host = f"[{options.host}]" if ":" in options.host else options.host
     url = f"http://{host}:{listening.getsockname()[1]}"
-    app = create_app(assistant, alive(assistant, url), trusted_proxies(options))
-    config = uvicorn.Config(
+    app = create_app(assistant, alive(assistant, url), trusted_proxies(options), root_path(options.root_path))
+    server = Server(
         app,
+        assistant.writing,
+        options.grace,
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,  # uvicorn would trust every local process; `ui.proxies` trusts those named
-        timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=IDLE_S,
         loop="asyncio",  # under uvloop a reply cut short at shutdown is not recorded
         lifespan="on",
@@ -250,7 +274,7 @@ def run(store: Database, listening: socket.socket, options: ServeOptions) -> Non
         signal.signal(each, lambda *_: None)
     gc.collect()
     gc.freeze()  # the pages live as long as the server: scanning them for garbage would only cause pauses
-    uvicorn.Server(config).run(sockets=[listening])
+    server.run(sockets=[listening])
 
 
 def engine_url(options: ServeOptions) -> str | None:

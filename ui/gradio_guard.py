@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feedback.errors import NotFound, Refused
+from ui.prefix import prefix_of
 from ui.refusals import FAILED, TooLarge, refusal, said
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
@@ -119,7 +120,7 @@ class Guard:
                     self.check_session(request, session_of(path, request))
             except Refused as error:
                 answer = refusal(request.url.path, error)
-        await (answer or self.app)(scope, receive, send)
+        await (answer or self.app)(prefixed(scope, prefix_of(request)), receive, send)
 
     def check_event(self, path: str, request: Request, body: bytes) -> None:
         """Raises `Refused` on an event that none of our pages sends, `NotFound` in another person's session."""
@@ -167,6 +168,11 @@ def guard(blocks: gr.Blocks, app: ASGIApp) -> Guard:
     """A guard around a mounted page, with Gradio's own check of paths switched on."""
     blocks.has_launched = True
     return Guard(app, blocks)
+
+
+def prefixed(scope: Scope, prefix: str) -> Scope:
+    """A request as the browser sent it, with the prefix in its path: Gradio writes addresses into its pages."""
+    return {**scope, "path": prefix + scope["path"], "root_path": prefix + scope.get("root_path", "")}
 
 
 def session_of(path: str, request: Request) -> str | None:

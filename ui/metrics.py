@@ -10,11 +10,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from assistant.chat.assistant import Assistant
+from assistant.engine.request import Ending
 from feedback.accounts import users
 from feedback.errors import Refused
 from feedback.kinds import tally
 from feedback.records import nights
 from feedback.records.adapters import BASE
+from feedback.upkeep import health
 from ui.accounts.auth import operator
 from ui.accounts.dependencies import TheAssistant
 
@@ -62,10 +64,21 @@ def metrics(request: Request) -> Response:
 
 @router.get("/healthz")
 def healthz(assistant: TheAssistant) -> JSONResponse:
-    """200 when the database answers and the engine lives, else 503. For everybody."""
+    """200 while messages can be answered and kept, else 503 with the reason. For everybody."""
+    wrong = trouble(assistant)
+    return JSONResponse({"error": wrong}, 503) if wrong else JSONResponse({"status": "well"})
+
+
+def trouble(assistant: Assistant) -> str | None:
+    """Why no message can be answered or kept now, if so."""
+    if assistant.writing.is_closed:
+        return str(Ending())
+    if not assistant.engine.alive:
+        return "the engine has stopped"
+    if health.is_full(assistant.store):
+        return health.disk(assistant.store).words
     try:
         users.has_accounts(assistant.store)
-        wrong = None if assistant.engine.alive else "the engine has stopped"
     except Refused as error:
-        wrong = str(error)
-    return JSONResponse({"error": wrong}, 503) if wrong else JSONResponse({"status": "well"})
+        return str(error)
+    return None

@@ -10,14 +10,17 @@ from importlib import import_module
 
 import gradio as gr
 from fastapi import APIRouter, FastAPI
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount
 
 import ui
 from assistant.chat.assistant import Assistant
 from ui import gradio_guard
+from ui.prefix import prefix_of
 from ui.shared.declaration import Page
 
+HOME = '<meta name="nightschool-home" content="{}">'  # the way from a page to our root, under whatever prefix
 PAGES: dict[str, Page] = {}  # by path
 
 
@@ -51,9 +54,9 @@ def redirects() -> APIRouter:
     return router
 
 
-def _with_slash(path: str) -> Callable[[], Response]:
-    def with_slash() -> Response:
-        return RedirectResponse(f"{path}/", 308)
+def _with_slash(path: str) -> Callable[[Request], Response]:
+    def with_slash(request: Request) -> Response:
+        return RedirectResponse(f"{prefix_of(request)}{path}/", 308)
 
     return with_slash
 
@@ -73,7 +76,7 @@ def mount_one(app: FastAPI, page: Page, blocks: gr.Blocks) -> None:
         auth_dependency=lambda request: request.state.user.name,
         theme=page.theme,
         css=page.css,
-        head=page.head,
+        head=HOME.format("./" if page.path == "/" else "../") + page.head,
         footer_links=[],
         run_history=False,
         enable_monitoring=False,

@@ -1,7 +1,8 @@
-"""Trusted proxies in front of the server, and their forwarding headers.
+"""Trusted proxies in front of the server, their forwarding headers, and the prefix of the paths at which they serve it.
 
 The X-Forwarded headers of a client not named by `--trusted-proxy` are removed before the gate, the sessions or Gradio
-can read them.
+can read them. Behind this middleware a request's path has no prefix: what answers it is the same under any prefix, and
+what sends the browser somewhere writes `prefix_of` before the path.
 """
 
 import ipaddress
@@ -9,12 +10,20 @@ import logging
 import re
 from collections.abc import Sequence
 
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from feedback.errors import Refused
+from ui.prefix import PREFIX, without
 
 TRUSTED = "NIGHTSCHOOL_TRUSTED_PROXY"
+# Headers by which a proxy says what it was asked, and by whom. Browsers and programs send none of them.
+CLAIMS = {
+    *(b"forwarded", b"via", b"cdn-loop", b"front-end-https", b"x-forwarded", b"x-real-ip", b"x-original-host"),
+    *(b"x-original-forwarded-for", b"x-client-ip", b"x-cluster-client-ip", b"x-envoy-external-address"),
+    *(b"true-client-ip", b"cf-connecting-ip", b"fastly-client-ip", b"x-azure-clientip", b"x-appengine-user-ip"),
+}
 HOST = re.compile(rb"[A-Za-z0-9._\-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 log = logging.getLogger(__name__)
@@ -40,11 +49,15 @@ def trusted(named: Sequence[str]) -> list[str]:
 
 
 class Forwarded:
-    """ASGI middleware: applies the forwarding headers of the named proxies, and removes those of all other clients."""
+    """ASGI middleware: applies the forwarding headers of the named proxies, and removes those of all other clients.
 
-    def __init__(self, app: ASGIApp, proxies: Sequence[str] = ()) -> None:
+    `prefix` is where proxies serve this server, unless a named one says otherwise; they may pass it on or strip it.
+    """
+
+    def __init__(self, app: ASGIApp, proxies: Sequence[str] = (), prefix: str = "") -> None:
         self.app = app
-        self._proxied = ProxyHeadersMiddleware(self._with_host, list(proxies))  # type: ignore[arg-type]
+        self.prefix = prefix
+        self._proxied = ProxyHeadersMiddleware(self._believe, list(proxies))  # type: ignore[arg-type]
         self._is_told = bool(proxies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,30 +67,49 @@ class Forwarded:
         if scope.get("client"):
             scope["client"] = (plain(scope["client"][0]), scope["client"][1])
         peer = scope["client"][0] if scope.get("client") else None
+        kept = [each for each in scope["headers"] if not is_claim(each[0])]
+        scope["proxied"] = len(kept) < len(scope["headers"])
         if peer in self._proxied.trusted_hosts:
             await self._proxied(scope, receive, send)  # type: ignore[arg-type]
             return
-        kept = [each for each in scope["headers"] if not is_claim(each[0])]
-        if len(kept) < len(scope["headers"]) and not self._is_told:
+        if scope["proxied"] and not self._is_told:
             self._is_told = True
             log.warning("X-Forwarded headers of %s are not believed; a proxy is named by --trusted-proxy", peer)
         scope["headers"] = kept
-        await self.app(scope, receive, send)
+        await self._pass(scope, receive, send, self.prefix)
 
-    async def _with_host(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take the host from X-Forwarded-Host; of several, the one that the nearest proxy saw."""
-        told = [value for name, value in scope["headers"] if name == b"x-forwarded-host"]
-        host = told[-1].split(b",")[-1].strip() if told else b""
-        if host and HOST.fullmatch(host):
+    async def _believe(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take the host and the prefix from their headers; of several, what the nearest proxy saw."""
+        host, prefix = (last(scope, name) for name in (b"x-forwarded-host", b"x-forwarded-prefix"))
+        if HOST.fullmatch(host):
             others = [each for each in scope["headers"] if each[0] not in (b"host", b"x-forwarded-host")]
             scope["headers"] = [*others, (b"host", host), (b"x-forwarded-host", host)]
         scope["client"] = (plain(scope["client"][0]), scope["client"][1])
+        told = prefix.decode("latin-1").rstrip("/")
+        await self._pass(scope, receive, send, told if PREFIX.fullmatch(told) else self.prefix)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send, prefix: str) -> None:
+        """Pass a request on without the prefix in its path."""
+        scope["prefix"] = prefix
+        if prefix and scope["type"] == "http" and scope["path"] == prefix:  # links on a page begin at its last slash
+            away = RedirectResponse(f"{prefix}/", 308, {"Cache-Control": "no-store"})
+            await away(scope, receive, send)
+            return
+        scope["path"] = without(prefix, scope["path"])
+        if "raw_path" in scope:
+            scope["raw_path"] = without(prefix.encode(), scope["raw_path"])
         await self.app(scope, receive, send)
+
+
+def last(scope: Scope, header: bytes) -> bytes:
+    """The last value of a header that may come several times or hold several."""
+    told = [value for name, value in scope["headers"] if name == header]
+    return told[-1].split(b",")[-1].strip() if told else b""
 
 
 def is_claim(header: bytes) -> bool:
     """Whether a header describes how a request reached a proxy."""
-    return header.startswith(b"x-forwarded-") or header in (b"forwarded", b"x-real-ip")
+    return header.startswith(b"x-forwarded-") or header in CLAIMS
 
 
 def plain(address: str) -> str:

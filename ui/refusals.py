@@ -1,16 +1,16 @@
 """Refusals as HTTP responses: one clear sentence, with the status code that fits.
 
-`/v1` answers in the shape of OpenAI's errors, everything else as {"error": "one clear sentence"}.
+`/v1` answers in the shape of OpenAI's errors (`ui.openai_errors`), everything else as {"error": "one clear sentence"}.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
@@ -18,11 +18,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from feedback.errors import Conflict, NotFound, Refused, TooOften, Unavailable
+from ui import openai_errors
+from ui.prefix import prefix_of
 
 FAILED = "something went wrong here; the server's log says what"
-TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-
-router = APIRouter(include_in_schema=False)
+HALF_CHARACTER = "a text holds half of a character (a lone surrogate); send whole ones"
+SOON = {"Retry-After": "5"}  # seconds; no shorter than it takes to be started again
 
 
 class NotLoggedIn(Refused):
@@ -45,13 +46,9 @@ class TooLarge(Refused):
     """The request is larger than the limit."""
 
 
-class Unknown(NotFound):
-    """No model has that name; the response has the code that OpenAI's clients expect."""
-
-
 def status_of(error: Exception) -> int:
     """The HTTP status of a refusal."""
-    from assistant.engine.request import Busy, EngineError  # heavy, and loaded long before the first request
+    from assistant.engine.request import Busy, Ending, EngineError  # heavy, and loaded long before the first request
 
     statuses = {
         NotLoggedIn: 401,
@@ -61,6 +58,7 @@ def status_of(error: Exception) -> int:
         TooLarge: 413,
         TooMany: 429,
         TooOften: 429,
+        Ending: 503,
         Busy: 429,
         Unavailable: 503,
         EngineError: 503,
@@ -71,12 +69,13 @@ def status_of(error: Exception) -> int:
 
 def refusal(path: str, error: Exception) -> JSONResponse:
     """A refusal as the JSON response to a request for a path."""
-    code = "model_not_found" if isinstance(error, Unknown) else None
-    answer = said(path, status_of(error), str(error), code)
+    answer = said(path, status_of(error), str(error), openai_errors.code_of(error), openai_errors.param_of(error))
     if isinstance(error, TooOften):
         answer.headers["Retry-After"] = str(error.retry_after_s)
     elif isinstance(error, TooMany):
         answer.headers["Retry-After"] = retry_after(error)
+    elif isinstance(error, Conflict):
+        answer.headers["X-Should-Retry"] = "false"  # OpenAI's clients would ask again, for the same answer
     return answer
 
 
@@ -92,18 +91,26 @@ def template(name: str) -> jinja2.Template:
     return jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True).get_template(name)
 
 
-def refusal_page(path: str, error: Exception) -> Response:
+def refusal_page(request: Request, error: Exception) -> Response:
     """A refusal as an HTML page, for a person who opened a page."""
-    return HTMLResponse(template("refused.html").render(sentence=str(error), where=path), status_of(error))
+    facts = {"sentence": str(error), "where": request.url.path, "prefix": prefix_of(request)}
+    return HTMLResponse(template("refused.html").render(facts), status_of(error))
 
 
-def said(path: str, status: int, sentence: str, code: str | None = None) -> JSONResponse:
+def said(
+    path: str,
+    status: int,
+    sentence: str,
+    code: str | None = None,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
     """A sentence as a JSON error response, in the shape that clients of the path expect."""
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "5"}}.get(status)
-    if not path.startswith("/v1/"):
-        return JSONResponse({"error": sentence}, status, headers)
-    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return JSONResponse({"error": {"message": sentence, "type": kind, "param": None, "code": code}}, status, headers)
+    more = {401: {"WWW-Authenticate": "Bearer"}, 429: SOON, 503: SOON}.get(status, {}) | dict(headers or {})
+    if not openai_errors.is_for(path):
+        return JSONResponse({"error": sentence}, status, more)
+    status = openai_errors.STATUSES.get(status, status)
+    return JSONResponse(openai_errors.body(status, sentence, code, param), status, more)
 
 
 def sentence_of(errors: Sequence[Any]) -> tuple[int, str]:
@@ -125,13 +132,48 @@ def sentence_of(errors: Sequence[Any]) -> tuple[int, str]:
     return 422, f"{where}: {message[:1].lower()}{message[1:]}"
 
 
-@router.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
-@router.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
-def nowhere(request: Request) -> Response:
-    """Answer 404 for what no other route answers; must be included last."""
-    return said(
-        request.url.path, 404, f"there is no {request.method} {request.url.path} here; /docs lists what there is"
-    )
+def wrong_encoding(request: Request) -> str | None:
+    """What keeps a request's body from being read as JSON according to its headers, in a sentence; None for nothing."""
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        return f"the body is compressed (Content-Encoding: {coding[:40]}); send it as it is"
+    kind = request.headers.get("content-type", "")
+    plain = kind.partition(";")[0].strip().lower()
+    if plain == "application/json" or (plain.startswith("application/") and plain.endswith("+json")):
+        return None
+    told = f"with Content-Type: {kind[:80]}" if kind else "without a Content-Type"
+    return f"the body is read as JSON, and this came {told}; send the header Content-Type: application/json"
+
+
+def unreadable(request: Request, cause: BaseException | None) -> str:
+    """Why a body could not be read, in a sentence."""
+    if wrong := wrong_encoding(request):
+        return wrong
+    if isinstance(cause, UnicodeError):
+        return "the body is not UTF-8"
+    if isinstance(cause, RecursionError):
+        return "the body is JSON nested too deeply to be read"
+    return "the body cannot be read as JSON"
+
+
+def on_malformed(request: Request, error: Exception) -> Response:
+    """The response to a body, or a parameter, that does not fit its route."""
+    assert isinstance(error, RequestValidationError)
+    first, path = error.errors()[0], request.url.path
+    is_about_all = first["type"] == "json_invalid" or (first["loc"] == ("body",) and first["type"] != "missing")
+    if is_about_all and (wrong := wrong_encoding(request)):
+        return said(path, 400, wrong, openai_errors.UNREADABLE)
+    return said(path, *sentence_of(error.errors()), *openai_errors.named(first))
+
+
+def on_http(request: Request, error: Exception) -> Response:
+    """The response to an error of the frameworks', among them a body that could not be read."""
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, Refused):  # of the gate, while the body was read
+        return refusal(request.url.path, error.__cause__)
+    if error.__cause__ is not None:
+        return said(request.url.path, 400, unreadable(request, error.__cause__), openai_errors.UNREADABLE)
+    return said(request.url.path, error.status_code, str(error.detail), headers=error.headers)
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -140,16 +182,8 @@ def add_handlers(app: FastAPI) -> None:
     def on_refused(request: Request, error: Exception) -> Response:
         return refusal(request.url.path, error)
 
-    def on_malformed(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return said(request.url.path, *sentence_of(error.errors()))
-
-    def on_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return said(request.url.path, error.status_code, str(error.detail))
-
     def on_half_character(request: Request, error: Exception) -> Response:
-        return said(request.url.path, 400, "a text holds half of a character (a lone surrogate); send whole ones")
+        return said(request.url.path, 400, HALF_CHARACTER)
 
     def on_failure(request: Request, error: Exception) -> Response:
         return said(request.url.path, 500, FAILED)  # the trace is logged by the server, which gets the error too

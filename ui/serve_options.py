@@ -22,6 +22,8 @@ class ServeOptions:
     host: str
     port: int
     trusted_proxy: tuple[str, ...]
+    root_path: str
+    grace: float  # seconds
     side_by_side: float | None
     dtype: str
     memory: int  # bytes
@@ -56,6 +58,20 @@ OPTIONS = (
         multiple=True,
         metavar="ADDRESS",
         help="A TLS proxy, by address or network, whose X-Forwarded headers are trusted; repeatable.",
+    ),
+    click.option(
+        "--root-path",
+        default="",
+        metavar="PATH",
+        help="The path at which a proxy serves it, such as /ns (docs/proxy.md).",
+    ),
+    click.option(
+        "--grace",
+        type=click.FloatRange(0, 3600),
+        default=7,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long replies being written may go on when the server is told to stop; Docker kills it after 10.",
     ),
     click.option(
         "--side-by-side",

@@ -1,19 +1,24 @@
 """Everything needed to answer, opened once per process."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import Histogram
 
 from assistant.chat.adapter_manager import AdapterManager
+from assistant.chat.writing import RepliesInWriting
 from assistant.engine.engine import MEMORY, Engine
 from assistant.engine.request import EngineProtocol
 from assistant.models import chat_template
-from assistant.models.base_model import Base, find_base, load_tokenizer, pick_device
+from assistant.models.base_model import Base, find_base, load_tokenizer, pick_device, require_room
+from assistant.models.remarks import remarks
 from feedback.database.database import Database
 
 WAITS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 LEAST_ROOM = 512  # tokens of the window kept free for the reply (a quarter of a small window)
+
+log = logging.getLogger(__name__)
 
 
 def first_token_histogram() -> Histogram:
@@ -33,6 +38,7 @@ class Assistant:
     tokenizer: Any
     template_sha256: str
     first_token_waits: Histogram = field(default_factory=first_token_histogram)
+    writing: RepliesInWriting = field(default_factory=RepliesInWriting, init=False)
 
     @property
     def longest_prompt(self) -> int:
@@ -61,6 +67,9 @@ def open_assistant(
     base = find_base(model)
     device = pick_device() if device == "auto" else device
     tokenizer = load_tokenizer(base)
+    require_room(base, tokenizer)
+    for sentence in remarks(base, tokenizer):
+        log.warning(sentence)
     engine: EngineProtocol
     if engine_url:
         from assistant.engine.vllm.engine import RemoteEngine

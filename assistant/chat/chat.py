@@ -1,7 +1,7 @@
 """One turn of a chat: a person's message, one reply to it or two side by side, and the record of them."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from assistant.chat.assistant import Assistant
@@ -9,6 +9,7 @@ from assistant.chat.reply import ReplyStream
 from assistant.engine.request import EngineError, Who
 from assistant.engine.sampling.params import Sampling
 from assistant.models import chat_template
+from assistant.models.chat_template import Prompt
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
@@ -46,10 +47,11 @@ def share_of(store: Database, user: User) -> Who:
 def require_in_window(assistant: Assistant, sampling: Sampling) -> None:
     """Raise `Refused` if a program asks for more tokens than the model's window, where a reply ends in any case."""
     if sampling.max_tokens > max(assistant.engine.window, Sampling().max_tokens):
-        raise Refused(
+        sentence = (
             f"max_tokens is at most {assistant.engine.window:,}, which is all that the model takes, prompt and reply "
             f"together, not {sampling.max_tokens:,}"
         )
+        raise Refused(sentence, "max_tokens")
 
 
 def start_reply(
@@ -58,25 +60,36 @@ def start_reply(
     parent: str,
     sampling: Sampling | None = None,
     adapter: str | None = SERVING,
-    prompt_ids: Sequence[int] | None = None,
+    prompt: Prompt | None = None,
 ) -> ReplyStream:
-    """Begin a reply to a message. Raises `NotFound` on another person's message, `Busy`, or `AdapterRefused`.
+    """Begin a reply to a message. Raises `NotFound` on another person's message, `Busy`, `Ending`, or `AdapterRefused`.
 
-    `prompt_ids` are what `prompt_of` returns for the message, so that several replies to it can share them.
+    `prompt` is what `prompt_of` returns for the message, so that several replies to it can share it.
     """
+    assistant.writing.require_open()
     manager, sampling = assistant.adapters, sampling or Sampling()
-    if prompt_ids is None:
-        prompt_ids = prompt_of(assistant, user, parent)
+    prompt = prompt or prompt_of(assistant, user, parent)
     loaded = manager.current() if adapter == SERVING else manager.get(adapter)
-    generation = assistant.engine.submit(prompt_ids, sampling, loaded, who=share_of(assistant.store, user))
-    return ReplyStream(assistant, parent, generation)
+    generation = assistant.engine.submit(prompt.ids, sampling, loaded, who=share_of(assistant.store, user))
+    reply = ReplyStream(assistant, parent, generation, prompt.left_out)
+    assistant.writing.add(reply)
+    return reply
 
 
-def prompt_of(assistant: Assistant, user: User, parent: str) -> list[int]:
-    """Token ids of the conversation up to a message, ready for a reply. Raises `NotFound` on another person's."""
+def prompt_of(assistant: Assistant, user: User, parent: str) -> Prompt:
+    """The conversation up to a message, ready for a reply. Raises `NotFound` on another person's."""
     conversations.own_node(assistant.store, user, parent)
     messages = conversations.messages_of(conversations.path(assistant.store, parent))
-    return chat_template.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
+    return chat_template.fitted(assistant.tokenizer, messages, assistant.longest_prompt)
+
+
+def remark(writing: "ReplyStream | ReplyPair") -> str:
+    """What a person should know of a reply's prompt, in a sentence: that the beginning of the chat did not fit."""
+    if not writing.left_out:
+        return ""
+    which = "message" if writing.left_out == 1 else f"{writing.left_out} messages"
+    fit, them = ("fits", "it") if writing.left_out == 1 else ("fit", "them")
+    return f"the oldest {which} of this chat no longer {fit} into what the model reads, so it answers without {them}"
 
 
 def start_pair(
@@ -86,12 +99,12 @@ def start_pair(
     sampling: Sampling | None = None,
     asked: str = "demand",
     adapters: tuple[str | None, str | None] | None = None,
-    prompt_ids: Sequence[int] | None = None,
+    prompt: Prompt | None = None,
 ) -> "ReplyPair":
     """Begin two replies to one message, by two adapters in random order on the screen.
 
     Without `adapters`, the serving adapter is compared with the newest candidate, or with itself if there is none;
-    without `prompt_ids`, they come from `prompt_of`. Raises as `start_reply` does.
+    without `prompt`, it comes from `prompt_of`. Raises as `start_reply` does.
     """
     serving = assistant.adapters.serving()
     names = list(adapters) if adapters else [serving, assistant.adapters.challenger() or serving]
@@ -99,12 +112,11 @@ def start_pair(
     if names[0] == names[1]:
         sampling = differing(sampling)
     random.SystemRandom().shuffle(names)
-    if prompt_ids is None:
-        prompt_ids = prompt_of(assistant, user, parent)
-    left = start_reply(assistant, user, parent, sampling, names[0], prompt_ids)
+    prompt = prompt or prompt_of(assistant, user, parent)
+    left = start_reply(assistant, user, parent, sampling, names[0], prompt)
     second = replace(sampling, seed=sampling.seed + 1) if sampling.seed is not None else sampling
     try:
-        right = start_reply(assistant, user, parent, second, names[1], prompt_ids)
+        right = start_reply(assistant, user, parent, second, names[1], prompt)
     except (Refused, EngineError):
         left.stop()
         raise
@@ -124,6 +136,7 @@ class ReplyPair:
         self.left = left
         self.right = right
         self.asked = asked
+        self.left_out = left.left_out
         self.pair: str | None = None  # also None if either was stopped before its first word
         self._store = store
 

@@ -27,9 +27,10 @@ class ReplyStream:
     It ends at a stop string: its text stops before the string, its tokens with the one that completes it.
     """
 
-    def __init__(self, assistant: Assistant, parent: str, generation: Generation) -> None:
+    def __init__(self, assistant: Assistant, parent: str, generation: Generation, left_out: int = 0) -> None:
         self.id = new_id()
         self.parent = parent
+        self.left_out = left_out  # the oldest messages, which did not fit into the prompt
         self.tokens: list[Token] = []
         self.over = False
         self.recorded = False
@@ -37,22 +38,28 @@ class ReplyStream:
         self._generation = generation
         self._stops = generation.sampling.stop
         self._stopped = False  # at a stop string
+        self.failure = ""  # why the engine could not go on with it
         self._turn = threading.Lock()
+        self._changing = threading.Lock()  # held while its tokens change, and while its text is made of them
         self._first_token_s: float | None = None
         self._text, self._text_of = "", (0, False)  # the token count and `over` that the text was decoded for
 
     @property
     def text(self) -> str:
-        """The text that is certain so far, without an unfinished character or a possible start of a stop string."""
-        state = len(self.tokens), self.over
-        if state != self._text_of:
-            whole = self.decoded(len(self.tokens))
-            if not self.over:
-                whole = surely_shown(whole.rstrip(UNFINISHED), self._stops)
-            if self._stopped:
-                whole = before_stop(self.decoded(len(self.tokens)), self._stops) or ""
-            self._text, self._text_of = whole, state
-        return self._text
+        """The text that is certain so far, without a possible start of a stop string.
+
+        An unfinished character at its end is left out, also when the reply ends inside of one.
+        """
+        with self._changing:
+            state = len(self.tokens), self.over
+            if state != self._text_of:
+                whole = self.decoded(len(self.tokens)).rstrip(UNFINISHED)
+                if not self.over:
+                    whole = surely_shown(whole, self._stops)
+                if self._stopped:
+                    whole = before_stop(self.decoded(len(self.tokens)), self._stops) or ""
+                self._text, self._text_of = whole, state
+            return self._text
 
     def decoded(self, count: int) -> str:
         """The text of its first `count` tokens, which may end in an unfinished character."""
@@ -94,8 +101,9 @@ class ReplyStream:
     def _advance(self, timeout_s: float | None) -> bool:
         try:
             tokens = self._generation.take(timeout_s)
-        except EngineError:
-            self.over = True
+        except EngineError as error:
+            self.failure, self.over = str(error), True
+            self._assistant.writing.drop(self)
             raise
         if tokens is None:
             self._record()
@@ -104,8 +112,9 @@ class ReplyStream:
             self._first_token_s = time.perf_counter() - self._generation.submitted_at
             self._assistant.first_token_waits.observe(self._first_token_s)
         if not self._stopped:  # else these were written before the engine heard of the stop
-            self.tokens += tokens
-            self._stop_at_string(len(tokens))
+            with self._changing:
+                self.tokens += tokens
+                self._stop_at_string(len(tokens))
         return True
 
     def _stop_at_string(self, new: int) -> None:
@@ -137,8 +146,13 @@ class ReplyStream:
     def _record(self) -> None:
         self.over = True
         finish = self.finish or "cancelled"
-        if finish == "cancelled" and not self.text:
-            return  # nothing to record
+        try:
+            if finish != "cancelled" or self.text:  # else there is nothing to record
+                self._add(finish)
+        finally:
+            self._assistant.writing.drop(self)
+
+    def _add(self, finish: str) -> None:
         by = Provenance(
             adapter=self.adapter,
             base_sha256=self._assistant.base.sha256,

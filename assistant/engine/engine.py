@@ -22,7 +22,7 @@ from assistant.engine.background import run_in_background
 from assistant.engine.kv_cache import CacheSlot
 from assistant.engine.load import open_network
 from assistant.engine.model_runner import SequenceChunk
-from assistant.engine.request import Busy, EngineError, OnToken, Who
+from assistant.engine.request import Busy, Ending, EngineError, OnToken, Who
 from assistant.engine.sampling.beam_search import Search
 from assistant.engine.sampling.grammar import Grammars
 from assistant.engine.sampling.params import Sampling, Token
@@ -136,7 +136,7 @@ class Engine:
             writing.drawer = SamplerState(sampling, prompt_ids, self.grammars)
         with self._changed:
             if self._closing:
-                raise Busy("the assistant is shutting down")
+                raise Ending
             if adapter is not None and not self.network.holds(adapter.lora_slot):
                 raise Busy(f"the adapter {adapter.id} was let go a moment ago; try again")
             if forced:  # a swap waits for it, and so does everyone answered after the swap

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from assistant.engine.engine_server import Facts, Opening
-from assistant.engine.request import Busy, EngineError, Generation, Who
+from assistant.engine.request import Busy, Ending, EngineError, Generation, Who
 from assistant.engine.sampling.params import Sampling
 from assistant.models.adapter import AdapterCard, LoadedAdapter
 from assistant.models.base_model import Base
@@ -153,14 +153,14 @@ class EngineApart:
         return self._counts
 
     def _ask(self, what: str, *arguments: Any) -> Any:
-        """Ask the other process. Raises what it raises; if it is gone, `EngineError`, or `Busy` while closing."""
+        """Ask the other process. Raises what it raises; if it is gone, `EngineError`, or `Ending` while closing."""
         number, answer = next(self._numbers), Future[Any]()
         with self._changed:
             self._calls[number] = answer
         if not self._tell(what, *arguments, call=number):
             with self._changed:
                 self._calls.pop(number, None)
-            raise Busy("the assistant is shutting down") if self._closing else EngineError(ENDED)
+            raise Ending if self._closing else EngineError(ENDED)
         return answer.result()
 
     def _tell(self, what: str, *arguments: Any, call: int = 0) -> bool:
@@ -252,7 +252,7 @@ class EngineApart:
             calls, self._calls = self._calls, {}
             replies, self._replies = self._replies, {}
         for call in calls.values():
-            call.set_exception(Busy("the assistant is shutting down") if self._closing else EngineError(ENDED))
+            call.set_exception(Ending() if self._closing else EngineError(ENDED))
         for reply in replies.values():
             if self._closing:
                 reply.finish = "cancelled"

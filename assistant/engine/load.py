@@ -102,7 +102,7 @@ def _plain(model: Any, number_format: str, device: str) -> AnyNetwork:
     if number_format == AUTO:
         number_format = BFLOAT16 if base_model.fastest_dtype(device, rows=1) == torch.bfloat16 else FLOAT32
     log.warning("models of type %s are answered by their own forward, which is slower", model.config.model_type)
-    model = model.to(device, getattr(torch, number_format))
+    model = (model.float() if number_format == FLOAT32 else model).to(device)
     return _described(PlainNetwork(model), model, number_format)
 
 

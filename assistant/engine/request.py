@@ -23,6 +23,13 @@ class Busy(Refused):
     """The queue is full, or one person's share of it; the message says how long it is."""
 
 
+class Ending(Busy):
+    """The server is about to end and begins no more replies."""
+
+    def __init__(self, words: str = "the server is shutting down; ask again once it is back") -> None:
+        super().__init__(words)
+
+
 class EngineError(Exception):
     """The engine could not go on with this reply; the message says why."""
 

@@ -33,6 +33,7 @@ UNSERVED = (
     "arrow_config",
     "corda_config",
     "kasa_config",
+    "layer_replication",
     "modules_to_save",
     "monteclora_config",
     "rank_pattern",
@@ -41,6 +42,10 @@ UNSERVED = (
     "use_dora",
     "use_qalora",
 )
+
+# How PEFT may have begun an adapter without changing the base's own weights. From other beginnings (PiSSA, OLoRA) it
+# changes them each time the adapter is loaded.
+BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 # For each linear layer by name, a (r, in) and scaled b (out, r): the adapter adds (x a') b' to its output.
 Factors = Mapping[str, tuple[Tensor, Tensor]]
@@ -174,6 +179,12 @@ def _config(directory: Path) -> dict[str, Any]:
     for option in UNSERVED:
         if config.get(option):
             raise AdapterRefused(f"adapter {name} uses {option}, which is not served")
+    begun = config.get("init_lora_weights")
+    if (begun.lower() if isinstance(begun, str) else begun) not in BEGINNINGS:
+        raise AdapterRefused(
+            f"adapter {name} was begun by {str(begun)[:40]!r}, which changes the base's own weights, and that is not "
+            "served; have PEFT convert it to a plain LoRA (path_initial_model_for_weight_conversion)"
+        )
     if config.get("bias", "none") != "none":
         raise AdapterRefused(f"adapter {name} trains biases, which is not served")
     alpha = config.get("lora_alpha")
@@ -232,11 +243,18 @@ class Agreement:
     share: float
     share_error: float  # its standard error, from the format's rounding of the base
     tolerance: float  # the most that from_trainer may be
+    base_from_trainer: float = 0.0  # nats per token, root mean square: the server's base from the trainer's
 
     def require(self, name: str) -> None:
         """Raise `AdapterRefused` unless the server computes what the trainer did, and not the base."""
         if math.isnan(self.from_trainer):
             raise AdapterRefused(f"adapter {name} has no proof on its card")
+        if not self.from_trainer <= self.tolerance and not self.base_from_trainer <= self.tolerance:
+            raise AdapterRefused(
+                f"adapter {name} failed its proof: without it, too, the server's log-probs differ from the trainer's, "
+                f"by {self.base_from_trainer:.2g} nats a token, and {self.tolerance:g} is allowed: the base's weights "
+                "were read in another number format then (now they are rounded to bfloat16), so train it anew"
+            )
         if not self.from_trainer <= self.tolerance:
             raise AdapterRefused(
                 f"adapter {name} failed its proof: the server's log-probs differ from the trainer's by "
@@ -266,7 +284,8 @@ def agreement(
     strength = effect.square().sum()
     share = (ours - our_base) @ effect / strength
     error = 2**0.5 * _rms(our_base - base) / strength.sqrt()  # both runs are rounded
-    return Agreement(_rms(ours - trainer), _rms(ours - base), float(share), float(error), tolerance)
+    from_base, off = _rms(ours - base), _rms(our_base - base)
+    return Agreement(_rms(ours - trainer), from_base, float(share), float(error), tolerance, off)
 
 
 def _in_a_row(texts: Sequence[Sequence[float]]) -> Tensor:

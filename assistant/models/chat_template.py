@@ -5,21 +5,38 @@ What a person types can never become a control token of the template.
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 from assistant.models.control_tokens import without_control
-from feedback.errors import Refused
+from assistant.models.turns import manners, mended, render
+from feedback.errors import Refused, TooLong
 from feedback.messages import Message
 
 CHARACTERS = 4  # per token, roughly; the first guess of how much text fits
+ENOUGH = 4  # times that is counted, to say that a conversation is too long
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation as the model reads it: its token ids, and how many of its oldest messages did not fit."""
+
+    ids: list[int]
+    left_out: int = 0
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message], longest: int) -> list[int]:
+    """The token ids that `fitted` gives. Raises as it does."""
+    return fitted(tokenizer, messages, longest).ids
+
+
+def fitted(tokenizer: Any, messages: Sequence[Message], longest: int) -> Prompt:
     """Token ids of a conversation, up to where the assistant's turn begins; at most `longest`.
 
-    If it is longer, the oldest turns are left out (a system message stays). Raises `Refused` if there are no messages
-    or the last one alone does not fit. Far more than what fits is never encoded, as that takes time.
+    If it is longer, the oldest turns are left out (a system message stays). Turns that the template does not take are
+    mended (`turns`). Raises `Refused` if there are no messages or the last one alone does not fit, `TemplateRefuses` if
+    mending is not enough. Far more than what fits is never encoded, as that takes time.
     """
     messages = list(messages)
     if not messages:
@@ -44,14 +61,37 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message], longest: int) -> 
         if len(ids) <= longest:
             high, found = at, ids
         elif at == len(starts) - 1:
-            raise Refused(f"this message is too long: {len(ids):,} tokens, and the model takes at most {longest:,}")
+            raise TooLong(len(ids), longest)
         else:
             low = at
         at = (low + high) // 2 if looks % 3 == 0 else first_within(size * longest // len(ids))
         if found:
             at = max(at, first_within(2 * sizes[starts[high]]))
         at = min(max(at, low + 1), high - 1)
-    return found
+    return Prompt(found, starts[high])
+
+
+def whole(tokenizer: Any, messages: Sequence[Message], longest: int) -> Prompt:
+    """Token ids of a whole conversation. Raises `Refused` if it is empty, `TooLong` if it has more than `longest`.
+
+    Far more than what fits is never encoded: then it is only said that there are more than were counted.
+    """
+    if not messages:
+        raise Refused("the last message must be the user's, and there is none")
+    room, newest = ENOUGH * CHARACTERS * longest, list[Message]()
+    for each in reversed(messages):
+        newest.insert(0, Message(each.role, each.content[-room:]))
+        room -= len(each.content)
+        if room <= 0:
+            break
+    ids = _encode(tokenizer, newest)
+    if len(ids) > longest:
+        raise TooLong(len(ids), longest, more=room < 0 or len(newest) < len(messages))
+    if room < 0 or len(newest) < len(messages):  # very many characters per token
+        ids = _encode(tokenizer, messages)
+        if len(ids) > longest:
+            raise TooLong(len(ids), longest)
+    return Prompt(ids)
 
 
 def _starts(turns: Sequence[Message]) -> list[int]:
@@ -61,8 +101,9 @@ def _starts(turns: Sequence[Message]) -> list[int]:
 
 
 def _encode(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    plain = [{"role": message.role, "content": without_control(tokenizer, message.content)} for message in messages]
-    ids: list[int] = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
+    taken = manners(tokenizer)
+    plain = [Message(each.role, without_control(tokenizer, each.content)) for each in mended(messages, taken)]
+    ids: list[int] = render(tokenizer, plain, taken.in_parts, tokenize=True)
     return ids
 
 

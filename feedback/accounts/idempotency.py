@@ -14,6 +14,7 @@ from feedback.database.database import Database, now
 from feedback.errors import Conflict, Refused
 
 LONGEST_KEY = 200
+USED = "this Idempotency-Key was used for a different request; choose a new one"
 
 
 def answered(store: Database, user: User, key: str, request: object) -> dict[str, Any] | None:
@@ -27,8 +28,8 @@ def answered(store: Database, user: User, key: str, request: object) -> dict[str
     row = store.row(sql, user.id, key)
     if row is None:
         return None
-    if row["request_sha256"] != _digest(request):
-        raise Conflict("this Idempotency-Key was used for a different request; choose a new one")
+    if row["request_sha256"] != digest(request):
+        raise Conflict(USED)
     answer: dict[str, Any] = json.loads(row["answer"])
     return answer
 
@@ -46,10 +47,11 @@ def once(
         if before is not None:
             return before, True
         answer = act()
-        row = {"user": user.id, "key": key, "request_sha256": _digest(request), "answer": answer, "at": now()}
+        row = {"user": user.id, "key": key, "request_sha256": digest(request), "answer": answer, "at": now()}
         store.insert("answered_requests", row)
     return answer, False
 
 
-def _digest(request: object) -> str:
+def digest(request: object) -> str:
+    """A hash by which a repeated request is known."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

@@ -102,11 +102,16 @@ def checked(text: str) -> str:
     """The same text. Raises `Refused` if it is too long or contains half of a character (a lone surrogate)."""
     if len(text) > LONGEST_MESSAGE:
         raise Refused(f"a text has at most {LONGEST_MESSAGE:,} characters, this one has {len(text):,}")
+    require_whole_characters(text)
+    return text
+
+
+def require_whole_characters(text: str) -> None:
+    """Raises `Refused` on half of a character (a lone surrogate), which neither a model nor the database takes."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise Refused("a text holds half of a character (a lone surrogate); send whole ones") from None
-    return text
 
 
 def add_reply(store: Database, parent: str, content: str, by: Provenance, reply: str | None = None) -> str:

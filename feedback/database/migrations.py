@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from sqlite_utils import Database, Migrations
 
-from feedback.database import openings, tables
+from feedback.database import later_tables, openings, tables
 
 steps = Migrations("nightschool")
 more_steps: dict[str, str] = {}  # name -> SQL, from kinds that bring their own table; applied after `steps`
@@ -57,6 +57,12 @@ def m0007_split_openings(db: Database) -> None:
     """The split keyed by a secret, except for openings placed before; indexes of feedback by person and time."""
     run_each(db, tables.SPLIT_OPENINGS)
     openings.write_down(db)
+
+
+@steps()
+def m0008_imported_pieces(db: Database) -> None:
+    """What each import said, so that the same in another file is known, and where an interrupted one goes on."""
+    run_each(db, later_tables.IMPORTED_PIECES)
 
 
 def run_each(db: Database, script: str) -> None:

@@ -36,6 +36,11 @@ def keyed(secret: str, text: str) -> bytes:
     return hmac.digest(secret.encode(), text.encode(), "sha256")
 
 
+def name_of_beginning(secret: str, beginning: str) -> bytes:
+    """The name of the beginning of an imported conversation: 8 bytes of an HMAC, never the text."""
+    return keyed(secret, f"beginning {beginning}")[:8]
+
+
 def part_at(place: float) -> str:
     """ "held_out", "stopping" or "training"."""
     return "held_out" if place < JUDGING else "stopping" if place < JUDGING + STOPPING else "training"

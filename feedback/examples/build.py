@@ -2,8 +2,9 @@
 
 Each kind of feedback defines in its file what its rows teach. Rows that were taken back, that lack the consent of the
 rater or of the conversation's owner (`consent`), or whose replies are empty or equal teach nothing. A person's repeated
-feedback on the same texts counts once, and of contradictory feedback only the newest (`filtering`). Weights follow
-agreement with others (`reliability`), and nobody carries more than their share of the whole (`caps`).
+feedback on the same texts counts once, and of contradictory feedback only the newest (`filtering`). What a cap would
+leave out is not read where that takes long (`recent`). Weights follow agreement with others (`reliability`), and nobody
+carries more than their share of the whole (`caps`).
 The same feedback gives the same examples in the same order, with the same hash.
 """
 
@@ -13,10 +14,10 @@ from typing import Any
 
 from feedback.database.database import Database
 from feedback.example_types import KINDS, TIE, Demonstration, Examples, PreferencePair, UnpairedExample
-from feedback.examples import caps, filtering
+from feedback.examples import caps, filtering, recent
 from feedback.kinds import current
-from feedback.kinds.base import Context, Kind, Row, teaching
 from feedback.kinds.base import answer_of as answer_of
+from feedback.kinds.base import teaching
 from feedback.kinds.current import Position
 from feedback.messages import Message
 
@@ -35,13 +36,11 @@ class SoftLabel:
 def gather(store: Database, since: Position | None = None) -> Examples:
     """All current feedback, or that added since a position, as examples, oldest first within each kind of feedback."""
     left_out: Counter[str] = Counter()
-    kinds = teaching()
-    rows = {kind.table: current.rows(store, kind, since) for kind in kinds}
-    replies = (reply for kind in kinds for row in rows[kind.table] for reply in kind.replies(row))
-    told = current.texts(store, replies)
-    said = {kind.table: _giving(kind, rows[kind.table], left_out) for kind in kinds}
-    context = Context(told, said, left_out)
-    made = [each for kind in kinds if kind.examples for row in said[kind.table] for each in kind.examples(row, context)]
+    if since is None:
+        made = recent.made(store, left_out)
+    else:
+        rows = {kind.table: current.rows(store, kind, since) for kind in teaching()}
+        made = [each for _, each in recent.made_from(store, rows, left_out)]
     kept = filtering.sift(made, left_out)
     found = Examples(
         pairs=tuple(each for each in kept if isinstance(each, PreferencePair) and each.kind != TIE),
@@ -51,17 +50,6 @@ def gather(store: Database, since: Position | None = None) -> Examples:
         demonstrations=tuple(each for each in kept if isinstance(each, Demonstration)),
     )
     return caps.bounded(store, found)
-
-
-def _giving(kind: Kind, rows: list[Row], left_out: Counter[str]) -> list[Row]:
-    """The rows that may teach; counts the others by reason."""
-    giving = []
-    for row in rows:
-        if row["usable"] and not kind.is_taken_back(row):
-            giving.append(row)
-        elif not kind.seldom_teaches:
-            left_out["taken back" if row["usable"] else "no consent"] += 1
-    return giving
 
 
 def still_standing(store: Database, examples: Examples) -> Examples:

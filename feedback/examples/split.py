@@ -2,6 +2,7 @@
 
 - All conversations with the same opening (first words, or a long beginning) stay in the same part for ever, so what
   judges an adapter was never taught to it or to an earlier one. Outsiders cannot tell which part that is (`openings`).
+- What says when to stop may be trained on instead, where a night has too little else; what judges, never.
 - Once five people rate, a share of new raters is kept for judging with all their feedback, so that an adapter is also
   judged by people whose taste it was not taught. Their feedback is held out whatever the conversation's part. This
   decision never changes for a person.

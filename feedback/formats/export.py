@@ -17,6 +17,7 @@ from feedback.database.database import Database, now
 from feedback.formats import files
 from feedback.formats.base import COMPARED, EVERYTHING, Format
 from feedback.formats.record import Annotation, Dropped, Record, Reply
+from feedback.formats.storable import UNREADABLE, json_form, without_personal
 from feedback.kinds import current
 from feedback.kinds.base import Kind, ReplyInContext, Row, spoken
 from feedback.records import audit
@@ -41,8 +42,12 @@ def rows(store: Database, form: Format, left_out: Counter[str], of: User | None 
         except Dropped as reason:
             left_out[str(reason)] += 1
             continue
+        made |= {name: value for name, value in row.extra.items() if name not in made or name == "id"}
+        if not _is_read_again(made, form):
+            left_out["would not be read again"] += 1
+            continue
         number += 1
-        yield made | {name: value for name, value in row.extra.items() if name not in made or name == "id"}
+        yield made
 
 
 def export_file(
@@ -71,6 +76,15 @@ def export_own(store: Database, out: Path, of: User, by: int | None = None) -> N
     """Write all data of one person to a file, and audit it. Raises `Refused`."""
     files.write_document(out, privacy.own_data(store, of))
     audit.record(store, by, "export to", str(out), {"format": "own", "of": f"user {of.id}"})
+
+
+def _is_read_again(made: dict[str, Any], form: Format) -> bool:
+    """Whether an import would take a row of a format."""
+    try:
+        form.read(made)
+    except (Dropped, *UNREADABLE):
+        return False
+    return True
 
 
 def _numbered(row: Record, numbers: dict[str, str]) -> Record:
@@ -134,6 +148,7 @@ def _extras(store: Database, form: Format, conversations: set[str]) -> dict[str,
     found = {}
     for row in store.rows(sql, json.dumps(sorted(conversations))):
         extra = json.loads(row["extra"]) if row["format"] == form.name else {}
+        extra = without_personal(json_form(extra, Counter()), Counter())  # older versions kept what they found
         if form.name == "nightschool":
             extra.setdefault("imported", {name: row[name] for name in ("name", "format", "source", "licence")})
         found[row["conversation"]] = extra

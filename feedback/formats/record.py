@@ -7,24 +7,13 @@ from feedback.annotations import DEMONSTRATION
 from feedback.annotations import Annotation as Annotation
 from feedback.annotations import Record as Record
 from feedback.annotations import Reply as Reply
+from feedback.chats.conversations import LONGEST_MESSAGE
+from feedback.formats.turns import cells, content, templates, transcripts
+from feedback.formats.turns.dropped import Dropped as Dropped
+from feedback.formats.turns.roles import content_of, role_of
 from feedback.messages import Message
 
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-}
-
-
-class Dropped(Exception):
-    """A row that cannot be kept; the message is the reason, in the same words for all such rows."""
-
-
+LONGEST_TEXT = 10 * LONGEST_MESSAGE  # characters of a whole conversation in one text
 CHOSEN_FIRST = (Annotation("comparison", (0, 1), choice="left"),)
 MODEL_ANSWER = (Annotation("label", (0,), label=DEMONSTRATION),)
 
@@ -35,13 +24,18 @@ def rest(raw: dict[str, Any], *known: str) -> dict[str, Any]:
 
 
 def text(value: Any) -> str:
-    """A reply's text. Raises `Dropped` if it is empty or not text."""
-    if isinstance(value, dict):
-        value = value.get("content")
+    """A reply's text, without the marks that end it. Raises `Dropped` if it is empty, not text, or has other marks."""
+    value = content.joined(cells.opened(value))
     if isinstance(value, list) and len(value) == 1:
-        return text(value[0])
+        value = value[0]
+    is_turn = isinstance(value, dict)
+    if is_turn:
+        value = content.joined(content_of(value))
     if not isinstance(value, str):
         raise Dropped("a reply is not text")
+    _require_length(value)
+    # What stands in a turn of its own was said so, whatever it looks like.
+    value = templates.without_end(value) if is_turn else templates.reply(value)
     if not value.strip():
         raise Dropped("an empty reply")
     return value
@@ -49,29 +43,48 @@ def text(value: Any) -> str:
 
 def messages(value: Any) -> tuple[Message, ...]:
     """A conversation that ends with a user's turn. Raises `Dropped` on any other."""
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    turns = turns_of(value)
+    turns = turns_of(conversation(value))
     if not turns or turns[-1].role != "user":
         raise Dropped("the conversation does not end with a user's turn")
     return turns
 
 
+def conversation(value: Any) -> Any:
+    """The list of turns in a text: those of a transcript or of a templated text, or one of the user's."""
+    value = cells.opened(value)
+    if not isinstance(value, str):
+        return value
+    _require_length(value)
+    turns = transcripts.turns(value)
+    if turns is None:
+        turns = templates.turns(value)
+    if turns is None:
+        return [{"role": "user", "content": value}]
+    about_to_speak = turns and role_of(turns[-1]) == "assistant" and not turns[-1]["content"].strip()
+    return turns[:-1] if about_to_speak else turns
+
+
+def _require_length(text: str) -> None:
+    """Raises `Dropped` on a text in which it would take long to look for turns, longer than any that is kept."""
+    if len(text) > LONGEST_TEXT:
+        raise Dropped("a text that is too long")
+
+
 def turns_of(value: Any) -> tuple[Message, ...]:
     """The turns of a conversation in the style of OpenAI or ShareGPT. Raises `Dropped` on anything else."""
+    value = cells.opened(value)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise Dropped("the conversation is no list of turns")
     turns = []
     for each in value:
         if not isinstance(each, dict):
             raise Dropped("the conversation is no list of turns")
-        role = ROLES.get(str(each.get("role", each.get("from"))))
-        content = each.get("content", each.get("value"))
+        role, said = role_of(each), content.joined(content_of(each))
         if role is None:
             raise Dropped("a turn is of nobody known")
-        if not isinstance(content, str) or not (content.strip() or role == "assistant"):
+        if not isinstance(said, str) or not (said.strip() or role == "assistant"):
             raise Dropped("a turn is empty or not text")
-        turns.append(Message(role, content))
+        turns.append(Message(role, said))
     return tuple(turns)
 
 
@@ -89,19 +102,12 @@ def decided(row: Record) -> tuple[Reply, Reply]:
     return (left, right) if said.choice == "left" else (right, left)
 
 
-def shared(first: tuple[Message, ...], second: tuple[Message, ...]) -> int:
-    """The number of turns at the start that two conversations share."""
-    same = 0
-    while same < min(len(first), len(second)) and first[same] == second[same]:
-        same += 1
-    return same
-
-
 def demonstration(turns: tuple[Message, ...], extra: dict[str, Any]) -> Record:
     """A record of a conversation whose last turn is a model answer. Raises `Dropped` if that is not a reply."""
     if not turns or turns[-1].role != "assistant":
         raise Dropped("the conversation does not end with a reply")
-    return Record(messages(as_turns(turns[:-1])), (Reply(text(turns[-1].content)),), MODEL_ANSWER, extra)
+    reply = Reply(text({"content": turns[-1].content}))
+    return Record(messages(as_turns(turns[:-1])), (reply,), MODEL_ANSWER, extra)
 
 
 def whole(row: Record) -> tuple[Message, ...]:

@@ -4,13 +4,22 @@ Each format has its own file, in the folders beside this one; a plug-in with its
 """
 
 import pkgutil
+import shlex
+from collections import Counter
+from collections.abc import Iterable
 from importlib import import_module
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from feedback import formats
 from feedback.errors import Refused
 from feedback.formats.base import Format
+from feedback.formats.columns import declared, example, format_of_columns, require_columns
+from feedback.formats.sources.rows import read
 
+FAMILIES = tuple(f"{formats.__name__}.{family}" for family in ("chats", "pairs", "ratings", "thumbs"))
+FIRST_ROWS = 100  # of a file; its format is the one that most speaks for in all of them together
 FORMATS: dict[str, Format] = {}
 
 
@@ -22,11 +31,10 @@ def register(added: Format) -> None:
 
 
 def _register_ours() -> None:
-    """Register the one format that each module in a folder of this package declares."""
-    for family in pkgutil.iter_modules(formats.__path__, f"{formats.__name__}."):
-        if family.ispkg:
-            for each in pkgutil.iter_modules(import_module(family.name).__path__, f"{family.name}."):
-                register(import_module(each.name).FORMAT)
+    """Register the one format that each module in the families' folders declares."""
+    for family in FAMILIES:
+        for each in pkgutil.iter_modules(import_module(family).__path__, f"{family}."):
+            register(import_module(each.name).FORMAT)
 
 
 _register_ours()
@@ -44,14 +52,50 @@ def format_named(name: str) -> Format:
     return FORMATS[name]
 
 
-def format_of(raw: dict[str, Any]) -> Format:
-    """The format with the most evidence for a row. Raises `Refused` if there is none, or two have the most."""
-    found = {name: each.evidence(raw) for name, each in FORMATS.items()}
+def format_of_file(path: Path, name: str = "", columns: str = "") -> Format:
+    """The format of a file: the one named, that of the columns declared, or the one that its first rows are in.
+
+    Raises `Refused`, also on a file that cannot be read so far.
+    """
+    if name and columns:
+        raise Refused("--format and --columns each say what the columns mean; give one of them")
+    if name:
+        return format_named(name)
+    rows = (raw for raw in islice(read(path), FIRST_ROWS) if isinstance(raw, dict))
+    if columns:
+        mapping = declared(columns)
+        require_columns(mapping, rows)
+        return format_of_columns(mapping)
+    first = next(rows, None)
+    if first is None:
+        raise Refused(f"{path.name} holds no row that can be read")
+    return format_of(first, rows)
+
+
+def format_of(raw: dict[str, Any], others: Iterable[dict[str, Any]] = ()) -> Format:
+    """The format with the most evidence for a row, and for others of the same file.
+
+    Raises `Refused` if there is none, or two have the most.
+    """
+    found: Counter[str] = Counter()
+    fields: set[str] = set()
+    fullest = raw
+    for row in chain([raw], others):
+        found.update({name: each.evidence(row) for name, each in FORMATS.items()})
+        fields |= row.keys()
+        fullest = max(fullest, row, key=len)
     most = max(found.values())
     best = sorted(name for name, evidence in found.items() if evidence == most)
+    named = ", ".join(sorted(fields)[:8])
     if not most:
-        raise Refused(f"no format known here has rows with {', '.join(sorted(raw)[:8])}; name one with --format")
+        raise Refused(f"no format known here has rows with {named}; {_way_out(fullest)}")
     if len(best) > 1:
-        fields = ", ".join(sorted(raw)[:8])
-        raise Refused(f"a row with {fields} may be {' or '.join(best)}; name one of them with --format")
+        raise Refused(f"a row with {named} may be {' or '.join(best)}; name one of them with --format")
     return FORMATS[best[0]]
+
+
+def _way_out(raw: dict[str, Any]) -> str:
+    """How to import rows of no known format: the columns declared, as they may be for a row like this one."""
+    if not raw:
+        return "name one with --format"
+    return f"name one with --format, or say which column is what, for example: --columns {shlex.quote(example(raw))}"

@@ -7,6 +7,7 @@ says whether it may be used (`consent`).
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -14,7 +15,7 @@ from feedback.accounts import consent
 from feedback.chats.conversations import unpacked
 from feedback.database.database import Database
 from feedback.kinds.base import Kind, ReplyInContext, spoken
-from feedback.messages import Message
+from feedback.messages import Message, mended
 from feedback.records.adapters import BASE
 
 AT_ONCE = 500  # replies per query for texts
@@ -46,10 +47,37 @@ def rows(
     conversation are shared (`shared`), and whether the row may be used (`usable`). `most` limits the number of rows
     (-1: all), and `user` limits them to one user's.
     """
+    condition = "t.id > ? AND t.user = ifnull(?, t.user)"
+    return _rows(store, kind, condition, (since or {}).get(kind.table, 0), user, order="t.id", most=most)
+
+
+def rows_of_others(store: Database, kind: Kind, users: Sequence[int]) -> list[dict[str, Any]]:
+    """The current rows of a kind by all but some users, as `rows` gives them."""
+    return _rows(store, kind, f"t.user NOT IN ({_LISTED})", json.dumps(list(users)), order="t.id")
+
+
+def rows_before(store: Database, kind: Kind, user: int, before: int, most: int) -> list[dict[str, Any]]:
+    """At most so many current rows of a kind by a user that were added before a row, newest first."""
+    # The + keeps SQLite from sorting all rows of the user.
+    return _rows(store, kind, "+t.user = ? AND t.id < ?", user, before, order="t.id DESC", most=most)
+
+
+def rows_about(store: Database, kind: Kind, user: int, conversations: Sequence[str]) -> list[dict[str, Any]]:
+    """The current rows of a kind by a user about some conversations, oldest first."""
+    about = f"t.{kind.about} IN (SELECT id FROM messages WHERE conversation IN ({_LISTED})) AND +t.user = ?"
+    return _rows(store, kind, about, json.dumps(list(conversations)), user, order="t.id")
+
+
+_LISTED = "SELECT value FROM json_each(?)"
+
+
+def _rows(
+    store: Database, kind: Kind, condition: str, *values: Any, order: str, most: int = -1
+) -> list[dict[str, Any]]:
     sql = f"""SELECT t.*, u.kind AS by, m.conversation, c.user AS owner, {consent.shared("c")} AS shared,
         {consent.given("t.user")} AS usable FROM {kind.table} t {with_whose(kind)}
-        WHERE t.id > ? AND {stands(kind)} AND t.user = ifnull(?, t.user) ORDER BY t.id LIMIT ?"""
-    found = store.rows(sql, (since or {}).get(kind.table, 0), user, most)
+        WHERE {condition} AND {stands(kind)} ORDER BY {order} LIMIT ?"""
+    found = store.rows(sql, *values, most)
     return [row | {"usable": row["usable"] and row["shared"]} for row in found]
 
 
@@ -73,15 +101,15 @@ def texts(store: Database, replies: Iterable[str]) -> dict[str, ReplyInContext]:
     found: dict[str, ReplyInContext] = {}
     different = iter(dict.fromkeys(replies))
     while some := list(islice(different, AT_ONCE)):
-        sql = f"""SELECT m.id, m.parent, m.conversation, m.content, r.token_ids, r.template_sha256, r.finish,
-            coalesce(r.adapter, json_extract(r.sampling, '$.model'), iif(r.base_sha256 IS NULL, '', '{BASE}')) AS model
+        sql = """SELECT m.id, m.parent, m.conversation, m.content, r.token_ids, r.template_sha256, r.finish,
+            r.adapter, r.sampling, r.base_sha256
             FROM json_each(?) j JOIN messages m ON m.id = j.value JOIN replies r ON r.message = m.id"""
         read = store.rows(sql, json.dumps(some))
         contexts = _contexts(store, sorted({row["parent"] for row in read}))
         for row in read:
             ids = unpacked("i", row["token_ids"])
             context = contexts.get(row["parent"], ())
-            author = (row["model"], ids, row["template_sha256"], row["finish"])
+            author = (_author(row), ids, row["template_sha256"], row["finish"])
             found[row["id"]] = ReplyInContext(
                 row["id"], row["parent"], row["conversation"], context, row["content"], *author
             )
@@ -90,11 +118,21 @@ def texts(store: Database, replies: Iterable[str]) -> dict[str, ReplyInContext]:
 
 def briefs(store: Database, replies: Iterable[str]) -> dict[str, ReplySummary]:
     """Replies without their texts, by id."""
-    sql = f"""SELECT m.id, m.conversation, length(m.content) AS length,
-        coalesce(r.adapter, json_extract(r.sampling, '$.model'), iif(r.base_sha256 IS NULL, '', '{BASE}')) AS model
+    sql = """SELECT m.id, m.conversation, length(m.content) AS length, r.adapter, r.sampling, r.base_sha256
         FROM json_each(?) j JOIN messages m ON m.id = j.value JOIN replies r ON r.message = m.id"""
     found = store.rows(sql, json.dumps(sorted(set(replies))))
-    return {row["id"]: ReplySummary(row["conversation"], row["model"], row["length"]) for row in found}
+    return {row["id"]: ReplySummary(row["conversation"], _author(row), row["length"]) for row in found}
+
+
+def _author(row: dict[str, Any]) -> str:
+    """Who wrote a reply, as in `ReplyInContext`."""
+    return row["adapter"] or _model_of(row["sampling"]) or ("" if row["base_sha256"] is None else BASE)
+
+
+@lru_cache(1000)
+def _model_of(sampling: str) -> str:
+    """The model that a reply's sampling names; mended, since imports by older versions let halves of characters in."""
+    return mended(str(json.loads(sampling).get("model") or ""))
 
 
 def _contexts(store: Database, messages: Sequence[str]) -> dict[str, tuple[Message, ...]]:

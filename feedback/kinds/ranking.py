@@ -91,7 +91,8 @@ def _says(row: Row) -> dict[str, Any]:
 
 
 def _possible(said: Annotation) -> bool:
-    return len(said.of) > 1 and len(said.ranks) == len(said.of) and all(each >= 1 for each in said.ranks)
+    whole = all(type(each) is int and each >= 1 for each in said.ranks)  # a file may say 1.5, true or NaN
+    return len(said.of) > 1 and len(said.ranks) == len(said.of) and whole
 
 
 def _row(said: Annotation, parent: str | None, replies: list[str]) -> Row:

@@ -1,6 +1,7 @@
 """Rater statistics: agreement with others, consistency with oneself, biases, and gold pairs.
 
-Only current feedback that may be used is counted.
+Only current feedback that may be used is counted, and only what people gave here: in an imported file the preferred
+reply often comes first, and nobody saw it on the left.
 """
 
 from collections import Counter

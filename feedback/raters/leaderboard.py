@@ -2,9 +2,10 @@
 
 The model is Davidson's (1970) extension of Bradley-Terry: with strengths a and b in nats and half of their sum m, a is
 chosen with weight exp(a), b with exp(b), a tie with nu exp(m). The side of the screen and the length of a reply may
-sway a choice, so both are covariates: strengths are for replies on the same side and of the same length. A weak normal
-prior keeps the strength of an adapter that never lost finite. There are two intervals: an analytic one from the
-curvature, and a bootstrap over conversations, because choices within one are not independent.
+sway a choice, so both are covariates: strengths are for replies on the same side and of the same length. Imported
+replies were on no side: their order is a file's, where the preferred one often comes first. A weak normal prior keeps
+the strength of an adapter that never lost finite. There are two intervals: an analytic one from the curvature, and a
+bootstrap over conversations, because choices within one are not independent.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,6 +30,7 @@ class Choice:
     longer: float = 0.0  # log of the ratio of the left reply's length to the right's
     cluster: str = ""  # the unit of the bootstrap: a conversation
     weight: float = 1.0
+    shown: bool = True  # False: the order is a file's, and neither was on a side of a screen
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def choices(store: Database) -> list[Choice]:
     """The current choices and ties between different adapters that may be used."""
     from feedback.kinds import current
     from feedback.kinds.comparison import COMPARISON
-    from feedback.raters.reliability import weights
+    from feedback.raters.reliability import IMPORTED, weights
 
     weight = weights(store)
     here = {COMPARISON.table: max(current.position(store)[COMPARISON.table] - NEWEST, 0)}
@@ -72,8 +74,8 @@ def choices(store: Database) -> list[Choice]:
         if left.model and right.model and left.model != right.model:
             result = {"left": 1.0, "right": 0.0, "tie": 0.5}[row["choice"]]
             longer = _log_ratio(left.length, right.length)
-            one = Choice(left.model, right.model, result, longer, left.conversation, weight.get(row["user"], 1.0))
-            found.append(one)
+            own, shown = weight.get(row["user"], 1.0), row["by"] != IMPORTED
+            found.append(Choice(left.model, right.model, result, longer, left.conversation, own, shown))
     return found
 
 
@@ -116,7 +118,8 @@ def _table(choices: Iterable[Choice], names: list[str], covariates: bool) -> Any
 
     number = {name: n for n, name in enumerate(names)}
     rows = [
-        (number[c.left], number[c.right], c.result, float(covariates), c.longer * covariates, c.weight) for c in choices
+        (number[c.left], number[c.right], c.result, float(c.shown and covariates), c.longer * covariates, c.weight)
+        for c in choices
     ]
     return np.array(rows)
 

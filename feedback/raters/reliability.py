@@ -17,6 +17,7 @@ from feedback.kinds import current
 from feedback.kinds.base import KINDS, Kind
 
 PEOPLE = ("person", "anonymous")  # the kinds of users whose agreement counts: no models, no imported raters
+IMPORTED = "imported"  # the kind of user whose ratings come from a file
 LEAST = 0.25  # the weight of the least reliable person
 NEW = 10  # a person with fewer ratings on items that others rated, too, is new
 WINDOW = 20_000  # the number of newest rows of each kind to consider

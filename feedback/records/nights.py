@@ -19,7 +19,7 @@ EXAMPLES = "examples.json"  # in a night's folder: its training examples, as tex
 
 @dataclass(frozen=True)
 class Night:
-    """One training run, at `step` of `steps` in `phase`; `reason` says in words how it ended."""
+    """One training run, at `step` of `steps` in `phase`; `reason` says in words how it ended, or a warning before."""
 
     id: int
     state: str  # "running", "done", "nothing", "failed", "cancelled" or "abandoned"

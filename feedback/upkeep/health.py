@@ -1,15 +1,23 @@
 """Health checks that need no model: the database, the adapters' files, the disk.
 
-They repair nothing; each finding says what an operator can do.
+They repair nothing; each finding says what an operator can do. `mend` repairs what needs no decision but theirs: texts
+that no program can read, and imports that will not go on.
 """
 
+import json
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from feedback.accounts import users
 from feedback.database.database import LONGEST_LOG, MB, Database
+from feedback.messages import mended
+from feedback.upkeep import imports, privacy
 
+FULL = MB  # bytes; with less free, a message may not be kept
+IMPORTED_JSON = (("replies", "sampling"), ("imported_rows", "extra"))
+AT_ONCE = 2_000  # texts in memory
 LEAST_FREE = 1024 * MB  # bytes; enough for a night's checkpoint and adapter, and a backup
 
 
@@ -30,7 +38,8 @@ def examine(store: Database) -> list[Finding]:
         log,
         adapter_folders,
         leftovers,
-        imports,
+        half_imports,
+        texts,
         disk,
         sqlite,
     )
@@ -87,21 +96,74 @@ def leftovers(store: Database) -> Finding:
     return Finding("leftovers", True, "nothing half-made")
 
 
-def imports(store: Database) -> Finding:
+def half_imports(store: Database) -> Finding:
     """Check that every import finished."""
-    left = [row["name"] for row in store.rows("SELECT name FROM imports WHERE ended_at IS NULL")]
-    if left:
-        return Finding("imports", False, f"interrupted: {', '.join(left)}; import the same file again, and it goes on")
-    return Finding("imports", True, "none is half done")
+    left = imports.interrupted(store)
+    if not left:
+        return Finding("imports", True, "none is half done")
+    told = ", ".join(f"{row['name']} (import {row['id']}, {row['rows']:,} rows kept)" for row in left)
+    if imports.is_running(store):
+        return Finding("imports", True, f"running: {told}")
+    ways = "import the same file again, and it goes on, or remove what it left: nightschool doctor --mend"
+    return Finding("imports", False, f"interrupted: {told}; {ways}")
+
+
+def texts(store: Database) -> Finding:
+    """Check that what older versions imported holds no half of a character."""
+    if wrong := sum(len(broken) for _, _, broken in _broken_texts(store)):
+        return Finding("texts", False, f"{wrong:,} hold half of a character; mend them: nightschool doctor --mend")
+    return Finding("texts", True, "every one can be read")
+
+
+def _broken_texts(store: Database) -> Iterator[tuple[str, str, list[tuple[str, int]]]]:
+    """Tables and columns of JSON that imports write, with the mended text and the rowid of each that is broken."""
+    for table, column in IMPORTED_JSON:
+        # An escape of one half of a character; most are of both.
+        sql = f"""SELECT rowid AS row, {column} AS text FROM {table}
+            WHERE rowid > ? AND {column} LIKE '%\\ud%' ORDER BY rowid LIMIT {AT_ONCE}"""
+        broken: list[tuple[str, int]] = []
+        seen = 0
+        while some := store.rows(sql, seen):
+            seen = some[-1]["row"]
+            whole = ((json.dumps(json.loads(row["text"]), ensure_ascii=False), row["row"]) for row in some)
+            broken += [(mended(text), row) for text, row in whole if mended(text) != text]
+        yield table, column, broken
+
+
+def mend(store: Database, by: int | None = None) -> list[str]:
+    """Mend halves of characters, and remove what interrupted imports left; return what was done, in words.
+
+    Raises `Conflict` while an import runs.
+    """
+    done = []
+    with imports.alone(store):
+        for table, column, broken in list(_broken_texts(store)):
+            with store.transaction() as db:
+                db.conn.executemany(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", broken)
+            done += [f"mended {len(broken):,} texts in {table}"] * bool(broken)
+        for row in imports.interrupted(store):
+            owner = users.find_user(store, f"import {row['id']}")
+            if owner is not None:  # made with the first rows
+                privacy.forget(store, owner, by)
+            imports.forget(store, row["id"])
+            done.append(f"removed the {row['rows']:,} rows that the import of {row['name']} left")
+    return done
 
 
 def disk(store: Database) -> Finding:
     """Check that there is enough free disk space."""
     free = shutil.disk_usage(store.data).free
     words = f"{free / MB:,.0f} MB free"
+    if is_full(store):
+        return Finding("disk", False, f"the disk of {store.path.name} is full, so nothing is saved; free some space")
     if free < LEAST_FREE:
         return Finding("disk", False, f"{words}, and {LEAST_FREE // MB:,} should be; free some space")
     return Finding("disk", True, words)
+
+
+def is_full(store: Database) -> bool:
+    """Whether the disk has no room for another message."""
+    return shutil.disk_usage(store.data).free < FULL
 
 
 def sqlite(store: Database) -> Finding:

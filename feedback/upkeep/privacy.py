@@ -17,10 +17,12 @@ from feedback.chats import conversations
 from feedback.database import migrations, openings
 from feedback.database.database import Database, now
 from feedback.errors import Conflict, Refused
-from feedback.kinds import history
+from feedback.kinds import current, history
 from feedback.kinds.base import KINDS, spoken
 from feedback.records import audit, nights, settings
+from feedback.upkeep import imports
 
+AMONG = "IN (SELECT value FROM json_each(?))"  # SQL: among those of a JSON list
 RUNNING = """SELECT p.night FROM night_people p JOIN nights n ON n.id = p.night WHERE n.state = 'running' AND p.user = ?
     AND NOT EXISTS (SELECT 1 FROM adapters a WHERE a.night = n.id) ORDER BY p.night"""
 
@@ -40,8 +42,10 @@ class Forgotten:
 def forget(store: Database, user: User, by: int | None = None) -> Forgotten:
     """Irreversibly remove all that a person wrote and was answered, and their name, password, tokens and sessions.
 
-    Raises `Conflict` if they were forgotten already, are the last operator, or own this machine without accounts, and
-    `Refused` if files cannot be removed or a kind of feedback is not known; then the ledger is unchanged.
+    Of a rater whom an imported file names, what they alone rated goes, too, and the other fields of their rows. The
+    user of a whole import goes with all raters of its file, which may then be imported again. Raises `Conflict` if they
+    were forgotten already, are the last operator, or own this machine without accounts, and `Refused` if files cannot
+    be removed or a kind of feedback is not known; then the ledger is unchanged.
     """
     if user.name == users.OWNER and not users.has_accounts(store):
         raise Conflict("the owner of a machine without accounts is not forgotten; remove the data folder instead")
@@ -54,25 +58,18 @@ def forget(store: Database, user: User, by: int | None = None) -> Forgotten:
             raise Conflict(f"{user.name} was forgotten already")
         roles.require_another_operator(store, user)  # without accounts, everybody at this machine would be the owner
         conversations = [row["id"] for row in store.rows("SELECT id FROM conversations WHERE user = ?", user.id)]
+        conversations += _rated_alone(store, user)
+        number = imports.owned(store, user.id)
+        gone = json.dumps([user.id] if number is None else imports.raters(store, number))
         said = sum(
-            store.rows(f"SELECT count(*) AS n FROM {kind.table} WHERE user = ?", user.id)[0]["n"] for kind in spoken()
+            store.rows(f"SELECT count(*) AS n FROM {kind.table} WHERE user {AMONG}", gone)[0]["n"] for kind in spoken()
         )
         surely, perhaps = trained_on(store, user)
         running = tuple(row["night"] for row in store.rows(RUNNING, user.id))
         messages = _empty(store, conversations)
-        for kind in KINDS.values():
-            for column, blank in kind.forgotten.items():
-                db.conn.execute(f"UPDATE {kind.table} SET {column} = ? WHERE user = ?", (blank, user.id))
-        db.conn.execute("UPDATE answered_requests SET answer = '{}' WHERE user = ?", (user.id,))
-        db.conn.execute("UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE user = ?", (now(), user.id))
-        db.conn.execute("DELETE FROM sessions WHERE user = ?", (user.id,))  # addresses are personal, too
-        db.conn.execute(
-            "UPDATE users SET name = ?, password_hash = NULL, forgotten_at = ? WHERE id = ?",
-            (f"forgotten {user.id}", now(), user.id),
-        )
-        # The audit trail keeps the action, not the name.
-        db.conn.execute("UPDATE audit SET subject = ? WHERE subject = ?", (f"user {user.id}", user.name))
-        users.set_consent(store, user, False)
+        _remove_account(store, user, gone)
+        if number is not None:
+            imports.forget(store, number)
         for adapter in (*surely, *perhaps):
             sql = "INSERT OR IGNORE INTO retrains (adapter, user, at) VALUES (?, ?, ?)"
             db.conn.execute(sql, (adapter, user.id, now()))
@@ -80,6 +77,43 @@ def forget(store: Database, user: User, by: int | None = None) -> Forgotten:
         audit.record(store, by, "forget", f"user {user.id}")
     store.checkpoint()  # the log still held the removed content
     return Forgotten(len(conversations), messages, said, surely, perhaps, running)
+
+
+def _remove_account(store: Database, user: User, gone: str) -> None:
+    """Remove the words of these users' feedback, a JSON list of ids, their names and all that lets them in."""
+    with store.transaction() as db:
+        for kind in KINDS.values():
+            for column, blank in kind.forgotten.items():
+                db.conn.execute(f"UPDATE {kind.table} SET {column} = ? WHERE user {AMONG}", (blank, gone))
+        db.conn.execute("UPDATE answered_requests SET answer = '{}' WHERE user = ?", (user.id,))
+        db.conn.execute("UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE user = ?", (now(), user.id))
+        db.conn.execute("DELETE FROM sessions WHERE user = ?", (user.id,))  # addresses are personal, too
+        sql = f"UPDATE users SET name = 'forgotten ' || id, password_hash = NULL, forgotten_at = ? WHERE id {AMONG}"
+        db.conn.execute(sql, (now(), gone))
+        # The audit trail keeps the action, not the name.
+        db.conn.execute("UPDATE audit SET subject = ? WHERE subject = ?", (f"user {user.id}", user.name))
+        db.conn.execute("INSERT INTO consents (user, given, at) SELECT value, 0, ? FROM json_each(?)", (now(), gone))
+
+
+def _rated_alone(store: Database, user: User) -> list[str]:
+    """The imported conversations that this rater of a file, and nobody else, rated.
+
+    The other fields of all rows that they rated are removed at once.
+    """
+    rated, shared = set(), set()
+    for kind in spoken():
+        sql = f"""SELECT DISTINCT c.id FROM {kind.table} t {current.with_whose(kind)}
+            WHERE t.user = ? AND u.kind = 'imported' AND c.source = 'import'"""
+        rated |= {row["id"] for row in store.rows(sql, user.id)}
+    rows = json.dumps(sorted(rated))
+    for kind in spoken():
+        sql = f"""SELECT DISTINCT m.conversation FROM json_each(?) j JOIN messages m ON m.conversation = j.value
+            JOIN {kind.table} t ON t.{kind.about} = m.id JOIN users u ON u.id = t.user
+            WHERE t.user <> ? AND u.forgotten_at IS NULL"""
+        shared |= {row["conversation"] for row in store.rows(sql, rows, user.id)}
+    with store.transaction() as db:
+        db.conn.execute(f"UPDATE imported_rows SET extra = '{{}}' WHERE conversation {AMONG}", (rows,))
+    return sorted(rated - shared)
 
 
 def _empty(store: Database, conversations: list[str]) -> int:
@@ -98,7 +132,9 @@ def _empty(store: Database, conversations: list[str]) -> int:
             for column in kind.quotes:
                 sql = f"UPDATE {kind.table} SET {column} = ? WHERE {kind.about} IN ({messages})"
                 db.conn.execute(sql, (kind.forgotten[column], *given))
-        db.conn.execute(f"UPDATE imported_rows SET extra = '{{}}' WHERE conversation IN ({of})", given)
+        db.conn.execute(
+            f"UPDATE imported_rows SET extra = '{{}}', beginning = NULL WHERE conversation IN ({of})", given
+        )
         db.conn.execute(
             f"""UPDATE answered_requests SET answer = '{{"question": null}}' WHERE json_extract(answer, '$.question.id')
             IN (SELECT id FROM questions WHERE parent IN ({messages}))""",

@@ -173,6 +173,8 @@ RANKS = [
     {"r": 64, "lora_alpha": 16, "target_modules": "all-linear"},
     {"r": 33, "lora_alpha": 7, "target_modules": "all-linear", "use_rslora": True},
     {"r": 5, "lora_alpha": 20, "target_modules": ["q_proj"], "layers_to_transform": [1]},
+    {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
+    {"r": 4, "lora_alpha": 8, "target_modules": ["up_proj"], "init_lora_weights": "orthogonal"},
 ]
 
 
@@ -198,7 +200,10 @@ NOT_SERVED: dict[str, dict[str, Any]] = {
     "biases": {"bias": "all"},
     "lora_bias|weights that are not served": {"lora_bias": True},
     "alora_invocation_tokens": {"alora_invocation_tokens": [5, 6]},
-    "a layer that the model has not: model.layers.3": {"layer_replication": [[0, 2], [1, 3]]},
+    "layer_replication": {"layer_replication": [[0, 2], [1, 3]]},
+    "begun by 'pissa'": {"init_lora_weights": "pissa"},
+    "begun by 'pissa_niter_4'": {"init_lora_weights": "pissa_niter_4"},
+    "begun by 'olora'": {"init_lora_weights": "olora"},
     "weights that are not served: .*embed": {"target_modules": ["q_proj", "embed_tokens"]},
     "a layer that the model has not: lm_head": {"target_modules": ["q_proj", "lm_head"]},
     "wrong shape": {"r": 300},

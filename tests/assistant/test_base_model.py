@@ -3,14 +3,19 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
+from transformers.pytorch_utils import Conv1D
 
+from assistant.engine.engine import Engine
 from assistant.models import base_model, chat_template
 from assistant.models.base_model import Base
 from feedback.errors import Refused
 from feedback.messages import Message
+from tests.helpers.small_models import save_adapter, save_small
 
 
 @pytest.fixture
@@ -70,6 +75,33 @@ def test_a_damaged_model_is_one_clear_sentence(cache: Path) -> None:
     (cache / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(Refused, match="cannot load the model"):
         base_model.load_model(base_model.find_base(str(cache)), torch.float32, "cpu")
+
+
+def test_gpt_2_s_own_linear_layers_compute_the_same_as_usual_ones(tmp_path: Path) -> None:
+    """And PEFT, on the model as it was, what the engine computes with an adapter for it."""
+    from peft import PeftModel
+
+    sizes = {"vocab_size": 512, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    base = save_small(tmp_path / "gpt2", transformers.AutoConfig.for_model("gpt2", **sizes | ends))
+    ours, theirs = base_model.load_model(base, torch.float32, "cpu"), exact(base)
+    ids = torch.arange(3, 20)[None]
+    assert not any(isinstance(each, Conv1D) for each in ours.modules())
+    assert torch.allclose(ours(ids).logits, theirs(ids).logits, atol=1e-5)
+    directory = save_adapter(tmp_path / "adapter", base, 1, r=4, lora_alpha=8, target_modules="all-linear")
+    on_theirs = PeftModel.from_pretrained(theirs, directory)
+    read_ids, reply_ids = ids[0, :9].tolist(), ids[0, 9:].tolist()
+    expected = on_theirs(ids).logits[0, 8:-1].log_softmax(-1).gather(1, ids[0, 9:, None])[:, 0].tolist()
+    engine = Engine(base, "float32", "cpu", base_model.load_tokenizer(base), driven=True)
+    reply = engine.score(read_ids, reply_ids, engine.load(directory))
+    assert [token.logprob for token in reply] == pytest.approx(expected, abs=1e-4)
+    engine.close()
+
+
+def exact(base: Base) -> Any:
+    """What transformers loads, with the numbers that are served."""
+    network = transformers.AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.bfloat16)
+    return network.float().eval()
 
 
 def test_a_message_cannot_forge_a_turn(embedded: Base) -> None:

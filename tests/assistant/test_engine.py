@@ -30,7 +30,7 @@ def engine(base: Base) -> Engine:
 @pytest.fixture(scope="module")
 def reference(base: Base) -> torch.nn.Module:
     """The same model as transformers computes it."""
-    return base_model.load_model(base, "float32", "cpu")
+    return base_model.load_model(base, torch.float32, "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assistant.models import base_model, chat_template
+from assistant.models.turns import manners, mended
 from feedback.errors import Refused
 from feedback.messages import Message
 
@@ -58,9 +59,9 @@ def turn_by_turn(tokenizer: Any, messages: Sequence[Message], longest: int) -> l
     system = list(messages[:1]) if messages[0].role == "system" else []
     turns = list(messages[len(system) :])
     while True:
+        taken = mended([*system, *turns], manners(tokenizer))
         plain = [
-            {"role": each.role, "content": chat_template.without_control(tokenizer, each.content)}
-            for each in [*system, *turns]
+            {"role": each.role, "content": chat_template.without_control(tokenizer, each.content)} for each in taken
         ]
         ids: list[int] = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
         if len(ids) <= longest:
@@ -135,6 +136,8 @@ def test_ten_times_the_turns_take_a_few_looks_more_and_no_more_characters_than_f
 
 def test_a_conversation_that_fits_is_encoded_once(own_tokenizer: Any) -> None:
     counting = Counting(own_tokenizer)
+    manners(counting)  # once for a tokenizer
+    counting.looks = 0
     chat_template.encode_prompt(counting, history(21, 5, seed=1), 4_000)
     assert counting.looks == 1
 

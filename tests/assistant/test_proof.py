@@ -121,6 +121,16 @@ def test_the_share_is_what_a_hand_finds() -> None:
         found.require("night-0001")
 
 
+def test_where_the_base_itself_differs_the_number_format_is_named_and_not_the_adapter() -> None:
+    # The server's base is 0.03 from the trainer's at every token, and so is the adapter on it.
+    proofs = [Proof([1], [2, 3], [-1.0, -4.0], [-2.0, -3.0])]
+    found = agreement(proofs, [[-1.03, -4.03]], [[-2.03, -3.03]], 2e-3)
+    assert found.base_from_trainer == pytest.approx(0.03)
+    with pytest.raises(AdapterRefused, match=r"by 0\.03 nats a token, and 0\.002 is allowed: .* number format"):
+        found.require("night-0001")
+    agreement(proofs, [[-1.03, -4.03]], [[-2.03, -3.03]], 0.2).require("night-0001")  # as in a format that rounds
+
+
 def test_an_adapter_that_changes_nothing_is_refused_however_exact_the_server_is() -> None:
     found = agreement([Proof([1], [2, 3], [-1.0, -4.0], [-1.0, -4.0])], [[-1.0, -4.0]], [[-1.0, -4.0]], 0.2)
     with pytest.raises(AdapterRefused, match="answers like the base model"):

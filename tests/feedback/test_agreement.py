@@ -16,6 +16,7 @@ from feedback.raters import reliability
 from feedback.raters.agreement import add_gold, agreement, alpha, report
 from feedback.raters.reliability import LEAST, Rating, reliabilities
 from tests.conftest import two_replies
+from tests.helpers.commands import nightschool
 
 BAD = 12  # raters that are put among the honest: a third of them random, inverted, always up
 
@@ -119,3 +120,21 @@ def test_gold_is_for_operators_and_of_two_replies_to_one_message(store: Database
         add_gold(store, owner, left, "nothing")
     with pytest.raises(Refused, match="only an operator"):
         add_gold(store, users.add_user(store, "chatter", "chatter", None), left, right)
+
+
+def test_the_order_of_imported_replies_is_no_side_of_a_screen(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {n}", "chosen": f"a long reply {n}", "rejected": f"no {n}"} for n in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = str(tmp_path / "data")
+    assert nightschool("import", str(tmp_path / "pairs.jsonl"), "--data", data).returncode == 0
+    done = nightschool("raters", "--data", data)
+    assert f"{'the left reply was chosen':<30}nothing yet\n" in done.stdout
+    assert f"{'the longer reply was chosen':<30}nothing yet\n" in done.stdout
+    store = Database(tmp_path / "data")
+    me = users.local_owner(store)
+    users.set_consent(store, me, True)
+    _, left, right = two_replies(store, me)
+    compare(store, me, left, right, "right")
+    found = report(store)
+    assert ((found.left.part, found.left.whole), (found.longer.part, found.longer.whole)) == ((0, 1), (0, 1))
+    store.close()

@@ -464,7 +464,7 @@ def test_a_list_of_an_older_program_names_who_rated_and_perhaps_everybody_else(w
     assert privacy.trained_on(store, person(store, "nobody")) == ((), ())
 
 
-def test_ties_alone_are_something_to_learn_from_for_what_learns_from_ties(store: Database, embedded: Base) -> None:
+def test_ties_alone_say_which_reply_is_better_to_no_method(store: Database, embedded: Base) -> None:
     from training.night import planner
     from training.night.planner import Wishes
 
@@ -472,11 +472,11 @@ def test_ties_alone_are_something_to_learn_from_for_what_learns_from_ties(store:
     for number in range(8):
         _, left, right = two_replies(store, me, f"question {number}")
         compare(store, me, left, right, "tie")
-    for method, something in (("reward", True), ("auto", False)):
+    for method, something, learns in (("reward", True, "preferences"), ("auto", False, "preferences and thumbs")):
         plan, examples = planner.make_plan(store, embedded, Wishes(method, {}, False))
         assert (len(examples), examples.people()) == ((8, {me.id: 8}) if something else (0, {}))
         reason = planner.why_nothing(store, examples, plan, again=False)
-        assert reason == ("" if something else "nothing to learn from; left out were tie: 8")
+        assert reason == f"nothing to learn from: all 8 comparisons are ties, and {method} learns from {learns}"
 
 
 # Over HTTP

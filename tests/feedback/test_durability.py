@@ -17,6 +17,7 @@ from assistant.models.base_model import Base
 from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.kinds.tally import counts
+from feedback.upkeep import health
 from tests.conftest import two_replies
 from tests.helpers.browser import serving
 from tests.helpers.over_http import HERE, loaded, with_store
@@ -106,9 +107,13 @@ def test_a_full_disk_is_said_clearly_and_chats_and_votes_go_on_when_there_is_roo
         refused = [vote(client, reply, words="y" * 50_000) for _ in range(3)]
         assert {each.status_code for each in refused} == {503}
         assert {"the disk of" in each.json()["error"] for each in refused} == {True}
+        unwell = client.get("/healthz")
+        assert (unwell.status_code, "the disk of nightschool.db is full" in unwell.json()["error"]) == (503, True)
+        assert [each.words for each in health.examine(store) if each.name == "disk"] == [unwell.json()["error"]]
         before = counts(store)["votes"]
         ballast.unlink()
         assert vote(client, reply, value=-1).status_code == 200
+        assert client.get("/healthz").json() == {"status": "well"}
         assert counts(store)["votes"] == before + 1
     assert store.row("PRAGMA integrity_check") == {"integrity_check": "ok"}
     store.close()

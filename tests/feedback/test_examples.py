@@ -1,11 +1,14 @@
 """What of what people said becomes an example, what does not and why, and what it costs."""
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from feedback.accounts import users
 from feedback.accounts.users import User
+from feedback.annotations import Annotation
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.example_types import Answer, Examples, PreferencePair
@@ -16,7 +19,7 @@ from feedback.kinds import current
 from feedback.kinds.comparison import compare
 from feedback.kinds.correction import correct
 from feedback.kinds.label import label
-from feedback.kinds.ranking import rank
+from feedback.kinds.ranking import RANKING, rank
 from feedback.kinds.signal import SIGNALS, signal
 from feedback.kinds.vote import DOWN, UP, vote
 from feedback.messages import Message
@@ -160,3 +163,9 @@ def test_the_hash_is_of_what_is_trained_on_and_of_nothing_else(store: Database, 
     heavier = replace(gathered.pairs[0], weight=0.5)
     assert heavier == gathered.pairs[0]  # an interrupted night goes on though others spoke meanwhile
     assert build.Examples((heavier,)).sha256 != gathered.sha256
+
+
+@pytest.mark.parametrize("ranks", [(1, math.nan), (1, 1.5), (True, 2), (0, 1), (1, math.inf)])
+def test_a_rank_from_a_file_is_a_whole_number_from_1(ranks: tuple[Any, ...]) -> None:
+    assert RANKING.possible(Annotation("ranking", (0, 1), ranks=(1, 2)))
+    assert not RANKING.possible(Annotation("ranking", (0, 1), ranks=ranks))

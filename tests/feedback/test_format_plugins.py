@@ -131,8 +131,8 @@ def test_the_order_of_formats_and_of_fields_says_nothing(order: list[str], field
     ("row", "names"),
     [
         ({"prompt": "x", "response": "y", "thumb": 1, "critique": "z"}, "critiques or trl-unpaired"),
-        ({"conversations": [], "text": "x"}, "chatml or sharegpt"),
-        ({"messages": [], "text": "x"}, "chatml or sft"),
+        ({"conversations": [], "messages": []}, "sft or sharegpt"),
+        ({"conversations": [], "corrects": []}, "prompts or sharegpt"),
     ],
 )
 def test_a_row_that_two_formats_fit_equally_well_is_refused(

@@ -185,7 +185,7 @@ def test_real_files_come_in_with_every_drop_explained(shared_data: Path, tmp_pat
         assert (file, done.format, done.kept + sum(done.left_out.values())) == (file, name, rows)
         unexplained += Counter({f"{file} {why}": n for why, n in done.left_out.items() if why.startswith("not as")})
         if name not in ("prompts", "critiques"):
-            assert done.kept >= 0.9 * rows, done
+            assert done.read >= 0.9 * rows, done  # some thumbs are of raters who say the same in another file
     assert unexplained == {}
     assert store.rows("PRAGMA foreign_key_check") == []
     assert len(build.gather(store).pairs) > 1500
@@ -237,7 +237,7 @@ def test_an_import_that_was_killed_goes_on_where_it_was(
         ("a.jsonl", "[1]\n", "row 1 of a.jsonl is no object"),
         ("a.jsonl", "", "holds no row"),
         ("a.jsonl", '{"colour": 1}', "no format known here has rows with colour"),
-        ("a.json", '{"prompt": 1}', "is no list of rows"),
+        ("a.json", '{\n"prompt": 1}', "is neither a list of rows nor JSON Lines"),
         ("a.txt", "x", "ends in none of"),
         ("a.parquet", "PAR0", "is no Parquet file"),
         ("a.csv", "id,winner_model_a\n1,2,3\n", "more or fewer fields"),

@@ -1,5 +1,8 @@
 """Strengths against choix, intervals against the truth, ties and sides and lengths taken out."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,7 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
+from feedback.formats import load
 from feedback.kinds.comparison import compare
 from feedback.messages import Message
 from feedback.raters import leaderboard
@@ -102,3 +106,20 @@ def test_the_ledgers_choices_are_those_of_people_who_consent_between_different_a
     assert found[0].longer == pytest.approx(np.log(108 / 102))
     users.set_consent(store, consenting, False)
     assert leaderboard.choices(store) == []
+
+
+def test_the_order_of_imported_replies_says_nothing_of_a_side(store: Database, tmp_path: Path) -> None:
+    rows = [
+        {"model_a": first, "model_b": second, "prompt": [f"q {n}"], "response_a": [f"a {n}"], "response_b": [f"b {n}"]}
+        | {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
+        for n in range(60)
+        for first, second in (("kind", "rude"), ("rude", "kind"))
+    ]
+    (tmp_path / "arena.jsonl").write_text("\n".join(json.dumps(row | {"id": n}) for n, row in enumerate(rows)))
+    assert load.import_file(store, tmp_path / "arena.jsonl").kept == len(rows)
+    made = leaderboard.choices(store)
+    assert len(made) == len(rows)
+    assert not any(each.shown for each in made)
+    found = board(made, draws=0)
+    assert found.left_side[0] == pytest.approx(0, abs=1e-6)  # though the first always won
+    assert all(each.strength == pytest.approx(0, abs=1e-3) for each in found.standings)

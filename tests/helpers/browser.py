@@ -104,12 +104,17 @@ def serving(data: Path, options: Sequence[str] = ()) -> Iterator[Server]:
         server.kill()
 
 
+def chromium_path() -> str | None:
+    """The Chromium that NIGHTSCHOOL_CHROMIUM names, else one on PATH; None: Playwright's own."""
+    found = os.environ.get("NIGHTSCHOOL_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    return found or None
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A headless Chromium: the one that NIGHTSCHOOL_CHROMIUM names, else one on PATH, else Playwright's own."""
-    path = os.environ.get("NIGHTSCHOOL_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    """A headless Chromium."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path or None, args=list(QUIET))
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=list(QUIET))
         try:
             yield browser
         finally:

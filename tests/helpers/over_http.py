@@ -6,12 +6,15 @@ Fixtures are imported from here by name: a small model in memory is shared by a 
 import dataclasses
 import json
 import secrets
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gradio.blocks
 import pytest
 import torch
+import uvicorn
 from fastapi.testclient import TestClient
 from safetensors.torch import save_file
 from starlette.routing import Mount
@@ -26,7 +29,7 @@ from feedback.database.database import Database, now
 from feedback.messages import Message
 from feedback.records import adapters
 from feedback.records.adapters import Adapter
-from ui.app import create_app
+from ui.app import bound, create_app
 
 
 class Unmounted:
@@ -90,6 +93,20 @@ def talking(loaded_talking: Assistant, store: Database) -> Iterator[TestClient]:
         yield client
 
 
+@contextmanager
+def answering(app: Any) -> Iterator[str]:
+    """A real server of an application; where it answers."""
+    listening = bound("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="critical", proxy_headers=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
 def key() -> dict[str, str]:
     return {"Idempotency-Key": secrets.token_hex(8)}
 
@@ -135,7 +152,8 @@ def make_adapter(assistant: Assistant, name: str, base_sha256: str | None = None
 
 def events(answer: Any) -> list[Any]:
     """The JSON of each server-sent event; [DONE] as it is."""
-    data = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    lines = [line for line in answer.iter_lines() if line and not line.startswith(":")]
+    data = [line.removeprefix("data: ") for line in lines]
     return [each if each == "[DONE]" else json.loads(each) for each in data]
 
 

@@ -11,7 +11,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,19 @@ def until(what: Callable[[], bool], process: Process, timeout_s: float = 240) ->
         assert process.poll() is None, process.stdout + process.stderr
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.02)
+
+
+@contextmanager
+def serving(data: Path, *options: str, **environment: str) -> Iterator[tuple[Process, str]]:
+    """A server as its own process, and where it answers."""
+    asked = ["--data", str(data), "--port", "0", *options]
+    process = Process("ui.app:main", asked, Path(__file__).parents[2], **environment)
+    try:
+        until(lambda: "\n" in process.stdout, process)
+        assert process.stdout.startswith("Nightschool answers at http://127.0.0.1:"), process.stdout
+        yield process, process.stdout.splitlines()[0].split()[-1]
+    finally:
+        process.kill()
 
 
 def _run(program: str, arguments: list[str], cwd: str, environment: dict[str, str], folder: str) -> None:

@@ -11,19 +11,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assistant.models import adapter, base_model
-from assistant.models.adapter import AdapterCard
+from assistant.models import adapter, base_model, turns
+from assistant.models.adapter import PROOF_TEXTS, AdapterCard
 from assistant.models.base_model import Base
 
 NEAR_TIE = 1e-4  # between the two best logits: here another order of sums may choose the other
 MOST_DEPARTURES = 0.01  # of all replies
 
 
-def save_small(folder: Path, config: Any, seed: int = 0) -> Base:
-    """A model of this config with random weights in float32, beside the embedded model's tokenizer."""
+def few_words() -> Any:
+    """A tokenizer of the proof's words, single bytes and ChatML's marks: quick to load, for any text."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator([f"user\n{question}\nassistant\n{reply}" for question, reply in PROOF_TEXTS], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    tokenizer.add_tokens([AddedToken(each, special=True) for each in (turns.START, turns.END)], special_tokens=True)
+    tokenizer.eos_token, tokenizer.chat_template = turns.END, turns.CHATML
+    return tokenizer
+
+
+def save_small(folder: Path, config: Any, seed: int = 0, tokenizer: Any = None) -> Base:
+    """A model of this config with random weights in float32, beside a tokenizer (the embedded model's)."""
     from transformers import AutoModelForCausalLM
 
-    tokenizer = base_model.load_tokenizer(base_model.find_base(base_model.EMBEDDED))
+    tokenizer = tokenizer or base_model.load_tokenizer(base_model.find_base(base_model.EMBEDDED))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: Any = AutoModelForCausalLM.from_config(config).float()

@@ -86,9 +86,11 @@ def test_a_dry_run_lets_all_processes_go(tmp_path, tiny, two):
 
 
 @pytest.mark.soak
-def test_a_night_of_two_processes_that_leaves_the_numbers_is_written_down(tmp_path, tiny):
+def test_a_night_of_two_processes_that_leaves_the_numbers_is_written_down(tmp_path, tiny, monkeypatch):
+    monkeypatch.setenv("NIGHTSCHOOL_PLUGINS", "tests.helpers.runaway")
     store = say(tmp_path / "data")
-    done = launched(*asked(tmp_path / "data", tiny.name, settings=[*FEW, "learning_rate=1e30"]))
+    few = [each for each in FEW if not each.startswith("learning_rate")]
+    done = launched(*asked(tmp_path / "data", tiny.name, "--method", "runaway", settings=few))
     assert done.returncode != 0
     assert last(store).state == "failed"
     assert "try a lower learning_rate" in last(store).reason

@@ -227,9 +227,10 @@ def test_a_cancelled_night_keeps_nothing_and_a_second_one_does_not_start(tmp_pat
     store.close()
 
 
-def test_numbers_that_are_not_finite_fail_the_night_and_nothing_is_registered(tmp_path, model):
+def test_numbers_that_are_not_finite_fail_the_night_and_nothing_is_registered(tmp_path, model, monkeypatch):
+    monkeypatch.setenv("NIGHTSCHOOL_PLUGINS", "tests.helpers.runaway")
     store = say(tmp_path)
-    done = run(tmp_path, model, settings=[*SMALL, "learning_rate=1e30"])
+    done = start(tmp_path, model, "--method", "runaway", settings=SMALL).wait()
     assert done.returncode == 1
     assert one_sentence(done.stderr)
     assert last(store).state == "failed"
@@ -269,7 +270,7 @@ def test_without_feedback_or_consent_a_night_does_nothing_and_says_why(tmp_path,
     [
         (["--set", "epocs=3"], "there is no setting 'epocs'"),
         (["--set", "epochs=many"], "epochs is a whole number, not 'many'"),
-        (["--set", "beta=0"], "beta must be above 0"),
+        (["--set", "beta=0"], "beta must be at least 0.0001, not 0.0"),
         (["--log", "trackio"], "--log trackio needs a package that is not here: pip install trackio"),
     ],
 )

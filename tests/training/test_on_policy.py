@@ -19,7 +19,7 @@ from training.loop.state import TrainState
 from training.losses import policy_gradient as p
 from training.model.packing import Row
 from training.model.policy import Backbone
-from training.rollouts.sampler import Rollout, Sampler, scored
+from training.rollouts.sampler import Rollout, Sampler, sampling_of, scored
 from training.rollouts.sign_check import SignFlipped, require_right_sign
 
 PROMPTS = [[1, 20 + at, 30 + at, 40] for at in range(6)]
@@ -105,6 +105,12 @@ def test_the_engine_draws_from_what_the_trainer_computes(rloo_run, ppo_run):
     for _, _, metrics in (rloo_run, ppo_run):
         assert max(each["engine_gap"] for each in metrics) < 1e-3  # nats a token, with adapters that have learned
         assert max(each["kl"] for each in metrics) > 0.01
+
+
+def test_the_highest_seed_draws_as_any_other(sampler):
+    seed = (2**32 - 1) * 100_003  # as a trainer makes it of the setting
+    first, again = (sampler.write(PROMPTS[:2], 2, sampling_of(1.0, 3), seed) for _ in range(2))
+    assert [each.row.replies for each in first] == [each.row.replies for each in again]
 
 
 @pytest.mark.parametrize("method", ["rloo", "ppo"])
@@ -198,7 +204,7 @@ def test_log_probs_are_those_of_a_left_padded_batch(ppo_run):
         logits = backbone.causal(input_ids=ids, attention_mask=mask, position_ids=positions).logits / 0.7
         backbone.causal.set_attn_implementation("nightschool_tree")
     every = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    assert (ours - torch.cat([every[0, 4:], every[1, 5:]])).abs().max() < 1e-5
+    assert (ours - torch.cat([every[0, 4:], every[1, 5:]])).abs().max() < 1e-4
 
 
 def test_a_reply_without_an_end_is_worth_minus_one_exactly():

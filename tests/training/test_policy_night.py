@@ -113,7 +113,7 @@ def test_a_policy_night_without_a_pair_says_what_it_learns_from(tmp_path, tiny):
         db.conn.execute("DELETE FROM corrections")
     done = run(tmp_path, tiny.name, "--method", "ppo", settings=POLICY)
     assert (done.returncode, last(store).state) == (0, "nothing")
-    assert "comparisons, rankings and corrections" in last(store).reason
+    assert "ppo learns from preferences, and there are 1 thumbs up, 1 thumbs down" in last(store).reason
     store.close()
 
 
@@ -122,7 +122,7 @@ def test_a_policy_night_without_a_pair_says_what_it_learns_from(tmp_path, tiny):
     [
         (["--method", "rloo", "--set", "replies=1"], "replies must be at least 2"),
         (["--method", "ppo", "--set", "label_smoothing=0.1"], "there is no setting 'label_smoothing'"),
-        (["--method", "reward", "--set", "ensemble_size=0"], "ensemble_size must be above 0"),
+        (["--method", "reward", "--set", "ensemble_size=0"], "ensemble_size must be at least 1"),
     ],
 )
 def test_settings_are_those_of_the_method(tmp_path, tiny, options, words):

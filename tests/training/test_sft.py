@@ -17,7 +17,6 @@ from tests.training.test_night import SMALL, last, say
 from training.algorithms import sft
 from training.data.tokenize import TokenizedExample, tokenize
 from training.loop.loop import train
-from training.loop.optim import count_steps
 from training.model.policy import Backbone
 from training.night import run_dir
 from training.night.learning import make_encoder
@@ -68,7 +67,7 @@ def test_demonstrations_become_likely_and_training_ends_within_its_budget(tiny):
     settings = sft.SftConfig(learning_rate=1e-2, rank=4, alpha=8, kl_budget=50.0, epochs=8)
     trainer = sft.SftTrainer(backbone, examples, settings)
     reports = list(train(trainer, trainer.begin()))
-    assert reports[-1].step == count_steps(16, settings) == 16
+    assert reports[-1].step == settings.count_steps(16) == 16
     assert reports[-1].metrics["loss"] < 0.5 * reports[0].metrics["loss"]
     assert math.isfinite(reports[-1].metrics["kl"])
 

@@ -92,7 +92,7 @@ def test_feedback_beyond_an_hours_bound_is_refused_with_when_to_go_on(web: TestC
 def test_a_pair_is_blind_and_its_replies_can_be_compared(web: TestClient, store: Database, owner: User) -> None:
     once = key()
     pair = web.post("/api/pairs", json=DRAWN, headers=once).json()
-    assert set(pair) == {"pair", "left", "right"}
+    assert set(pair) == {"pair", "left", "right", "left_out"}
     assert set(pair["left"]) == {"reply", "text"}
     assert pair["left"]["text"] != pair["right"]["text"]
     assert web.post("/api/pairs", json=DRAWN, headers=once).json() == pair

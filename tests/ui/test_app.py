@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -22,24 +22,12 @@ from feedback.errors import Refused
 from feedback.records import adapters, settings
 from tests.conftest import REPOSITORY
 from tests.helpers.over_http import HERE, assistant, loaded, make_adapter
-from tests.helpers.processes import Process, until
+from tests.helpers.processes import Process, serving
 from ui.app import create_app, look_for_promotions
 
 __all__ = ["assistant", "loaded"]  # fixtures
 STORY = [{"role": "user", "content": "Tell me a very long story about a lighthouse."}]
 STREAMED = {"model": "nightschool", "messages": STORY, "max_tokens": 1900, "temperature": 0, "stream": True}
-
-
-@contextmanager
-def serving(data: Path, *options: str) -> Iterator[tuple[Process, str]]:
-    """A server as its own process, and where it answers."""
-    process = Process("ui.app:main", ["--data", str(data), "--port", "0", *options], REPOSITORY)
-    try:
-        until(lambda: "\n" in process.stdout, process)
-        assert process.stdout.startswith("Nightschool answers at http://127.0.0.1:"), process.stdout
-        yield process, process.stdout.splitlines()[0].split()[-1]
-    finally:
-        process.kill()
 
 
 def refused(data: Path, *options: str, **environ: str) -> str:
@@ -77,7 +65,7 @@ def finish_of(data: Path, reply: str, within_s: float = 10.0) -> str:
 
 @pytest.fixture
 def served(tmp_path: Path, model: str) -> Iterator[tuple[Process, str]]:
-    with serving(tmp_path / "data", "--model", model) as running:
+    with serving(tmp_path / "data", "--model", model, "--grace", "1") as running:
         yield running
 
 

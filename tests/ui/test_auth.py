@@ -107,7 +107,7 @@ def test_with_accounts_nothing_is_served_to_a_stranger_but_the_login_page(web: T
         "/api/votes",
     ):
         assert (path, web.post(path, json={}).status_code) == (path, 401)
-    assert web.post("/v1/chat/completions", json={}).json()["error"]["type"] == "authentication_error"
+    assert web.post("/v1/chat/completions", json={}).json()["error"]["code"] == "invalid_api_key"
     away = web.get("/docs", headers=HTML)
     assert (away.status_code, away.headers["location"]) == (303, "/login?next=/docs")
     page = web.get("/login", headers=HTML)
@@ -198,8 +198,22 @@ def test_two_people_see_their_own(web: TestClient, store: Database, ada: User, a
 def test_a_body_that_is_too_large_is_not_read(web: TestClient) -> None:
     answer = web.post("/api/consent", content=b"x", headers=key() | {"Content-Length": str(1 << 40)})
     assert (answer.status_code, "at most 16 MB" in answer.json()["error"]) == (413, True)
-    pieces: Iterator[bytes] = iter([b"{}"])
-    assert web.post("/api/consent", content=pieces, headers=key()).status_code == 413
+
+
+def test_a_body_of_undeclared_length_is_read_and_counted_while_it_is(web: TestClient) -> None:
+    def pieces(*all: bytes) -> Iterator[bytes]:
+        yield from all
+
+    headers = {"Content-Type": "application/json"}
+    given = web.post("/api/consent", content=pieces(b'{"given"', b": true}"), headers=key() | headers)
+    assert (given.status_code, given.json()) == (200, {"given": True})
+    for path in ("/api/consent", "/v1/chat/completions"):
+        answer = web.post(path, content=pieces(*[b" " * (1 << 20)] * 20), headers=key() | headers)
+        assert (path, answer.status_code, "at most 16 MB" in answer.text) == (path, 413, True)
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for path, kind in (("/login", form), ("/gradio_api/queue/join", headers)):
+        answer = web.post(path, content=pieces(*[b"x" * (1 << 20)] * 6), headers=key() | kind)
+        assert (path, answer.status_code) == (path, 413)
 
 
 # Handlers of pages

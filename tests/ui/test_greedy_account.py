@@ -25,6 +25,7 @@ from ui.app import create_app
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
 PATH = "/v1/chat/completions"
+CUT = {"truncation": "auto"}  # the oldest messages may be left out
 FOREVER = {"messages": HELLO, "max_tokens": 1900, "logit_bias": {"0": -100, "2": -100}}
 
 
@@ -130,13 +131,13 @@ def test_a_request_has_so_many_messages_and_characters_at_most(web: TestClient, 
     users.local_owner(store)
     before = rows(store)
     many = [{"role": ("user", "assistant")[at % 2], "content": "x"} for at in range(MOST_MESSAGES + 1)]
-    large = [{"role": "user", "content": "word " * 19_000}] * (MOST_CHARACTERS // 95_000 + 1)
+    large = [{"role": "user", "content": "word " * 120}] * (MOST_CHARACTERS // 600 + 1)
     for messages, sentence in (
         (many, "messages has at most 2,000 entries, this one has more"),
-        (large, "a conversation has at most 1,000,000 characters, this one has 1,045,000"),
+        (large, "a conversation has at most 1,000,000 characters, this one has 1,000,200"),
     ):
-        for path, error in ((PATH, ("error", "message")), ("/api/pairs", ("error",))):
-            answer = web.post(path, json={"messages": messages, "max_tokens": 4}, headers=key())
+        for path, error, more in ((PATH, ("error", "message"), CUT), ("/api/pairs", ("error",), {})):
+            answer = web.post(path, json={"messages": messages, "max_tokens": 4} | more, headers=key())
             said = answer.json()
             for name in error:
                 said = said[name]
@@ -146,7 +147,7 @@ def test_a_request_has_so_many_messages_and_characters_at_most(web: TestClient, 
 
 def test_the_most_messages_that_are_taken_are_answered(web: TestClient) -> None:
     most = [{"role": ("assistant", "user")[at % 2], "content": "one word"} for at in range(MOST_MESSAGES)]
-    answer = web.post(PATH, json={"messages": most, "max_tokens": 2})
+    answer = web.post(PATH, json={"messages": most, "max_tokens": 2} | CUT)
     assert answer.status_code == 200, answer.text
 
 

@@ -4,15 +4,12 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import gradio as gr
 import httpx
 import pytest
-import uvicorn
 from argon2 import PasswordHasher
 from fastapi.testclient import TestClient
 
@@ -21,11 +18,11 @@ from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.database.database import Database
 from feedback.errors import Refused
-from tests.helpers.over_http import HERE, assistant, loaded
+from tests.helpers.over_http import HERE, answering, assistant, loaded
 from ui.accounts.auth import page_user
 from ui.accounts.login import FAILURES_OF_ADDRESS, Passwords, set_owner_password
 from ui.accounts.patience import A_SECOND
-from ui.app import bound, create_app
+from ui.app import create_app
 from ui.refusals import NotLoggedIn
 
 __all__ = ["assistant", "loaded"]  # fixtures
@@ -66,20 +63,6 @@ def changes(store: Database) -> int:
     """How many rows were ever written."""
     assert store._writer is not None
     return store._writer.conn.total_changes
-
-
-@contextmanager
-def answering(app: Any) -> Iterator[str]:
-    """A real server of an application; where it answers."""
-    listening = bound("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="critical", proxy_headers=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 # Under attack

@@ -350,12 +350,12 @@ def json_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 REFUSED = [
     ({"model": "gpt-4"}, 404, "there is no model 'gpt-4'"),
-    ({"model": None}, 422, "model: "),
+    ({"model": None}, 400, "model: "),
     ({"messages": []}, 400, "the last message must be the user's"),
     ({"messages": [{"role": "tool", "content": "x"}]}, 400, "a message's role is one of"),
     ({"messages": [{"role": "user", "content": ""}]}, 400, "an empty message says nothing"),
-    ({"messages": [{"role": "user", "content": LONG}]}, 400, "at most 100,000 characters"),
-    ({"messages": [{"role": "user", "content": "word " * 19_000}]}, 400, "this message is too long"),
+    ({"messages": [{"role": "user", "content": LONG}]}, 400, "Please reduce the length of the messages"),
+    ({"messages": [{"role": "user", "content": "word " * 19_000}]}, 400, "maximum context length is"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "is text, not 'image_url'"),
     ({"n": 9}, 400, "n is a whole number from 1 to 8, not 9"),
     ({"n": 0}, 400, "n is a whole number from 1 to 8, not 0"),
@@ -370,7 +370,7 @@ REFUSED = [
     ({"min_p": 2}, 400, "min_p is a number from 0 to 1"),
     ({"repetition_penalty": 0}, 400, "repetition_penalty is a number above 0"),
     ({"presence_penalty": 3}, 400, "presence_penalty is a number from -2 to 2"),
-    ({"frequency_penalty": "much"}, 422, "frequency_penalty: "),
+    ({"frequency_penalty": "much"}, 400, "frequency_penalty: "),
     ({"logit_bias": {"x": 1}}, 400, "token ids, whole numbers from 0, and 'x' is none"),
     ({"logit_bias": {"5": 101}}, 400, "logit_bias of token 5 is a number from -100 to 100"),
     ({"logit_bias": {"49152": 1}}, 400, "logit_bias names token 49152, and the model has 49,152"),
@@ -380,7 +380,7 @@ REFUSED = [
     ({"top_p": 0}, 400, "top_p is a number above 0"),
     ({"max_tokens": -1}, 400, "max_tokens is a whole number"),
     ({"seed": -1}, 400, "a seed is a whole number"),
-    ({"stream": "yes"}, 422, "stream: "),
+    ({"stream": "yes"}, 400, "stream: "),
 ]
 
 

@@ -33,6 +33,7 @@ def tries(left: str, right: str, conversation: str) -> dict[tuple[str, str], Any
         ("post", "/api/labels"): {"reply": left, "label": "unsafe"},
         ("post", "/api/signals"): {"reply": left, "kind": "copy"},
         ("get", f"/api/replies/{left}/feedback"): None,
+        ("get", f"/api/turns/{left}/events"): None,
         ("post", f"/api/conversations/{conversation}/consent"): {"given": True},
     }
 

@@ -46,7 +46,13 @@ class Method:
     on_policy: bool = False  # it learns from its own replies, by reward models
     distributed: bool = False  # several processes may share its batches
     makes_adapter: bool = True  # False: its trainer is a `reward_model.EnsembleTrainer`, whose models are kept
+    needs: tuple[str, ...] = ()  # those of `learns_from` without any of which there is nothing to do; empty: all
 
     @property
     def name(self) -> str:
         return self.facts.name
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The kinds of examples of which it needs one or more."""
+        return self.needs or self.learns_from

@@ -5,6 +5,7 @@ share a forward pass, and gradients accumulate over a batch. The same examples, 
 adapter, even if the run is interrupted and resumes from its checkpoint.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from training.algorithms.registry import register
 from training.data.scoring import groups, margin_of, references_of
 from training.data.tokenize import TokenizedExample
 from training.loop import distributed
-from training.loop.config import LearningRate, Switch, WatchedConfig
+from training.loop.config import LearningRate, Switch, WatchedConfig, Weight
 from training.loop.loop import ExamplesTrainer
 from training.loop.optim import apply_gradients, within_memory
 from training.loop.state import TrainState
@@ -29,24 +30,30 @@ from training.model.packing import TOKENS_AT_ONCE, together
 from training.model.policy import Backbone
 from training.model.reference import References
 
+# A training on thumbs of one kind alone: steps between its evaluations, and its share of the learning rate. With
+# less of either, the first evaluation would find it beyond its budget, and nothing would be left to keep.
+LOOK_EVERY, GENTLY = 4, 0.1
 Loss = Literal["sigmoid", "robust", "hinge", "ipo"]
 
 
 class PreferenceConfig(WatchedConfig):
     """The settings of preference learning."""
 
-    comparison_weight: float = Field(1.0, ge=0, description="weight of comparisons in the objective")
-    ranking_weight: float = Field(1.0, ge=0, description="weight of a ranking's pairs in the objective")
-    correction_weight: float = Field(1.0, ge=0, description="weight of corrections in the objective")
-    thumb_weight: float = Field(1.0, ge=0, description="weight of thumbs in the objective")
+    comparison_weight: Weight = Field(1.0, description="weight of comparisons in the objective")
+    ranking_weight: Weight = Field(1.0, description="weight of a ranking's pairs in the objective")
+    correction_weight: Weight = Field(1.0, description="weight of corrections in the objective")
+    thumb_weight: Weight = Field(1.0, description="weight of thumbs in the objective")
     # Low, as a settled pair teaches nothing more and few pairs must teach a lot.
-    beta: float = Field(0.02, gt=0, description="strength of the pull towards the reference")
+    beta: float = Field(0.02, ge=1e-4, le=100, description="strength of the pull towards the reference")
     loss: Loss = Field("sigmoid", description="loss on a pair's margin")
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="assumed share of wrong choices (conservative or robust DPO)"
     )
     per_token: Switch = Field(0, description="1: margins are per token, so that length alone moves nothing")
-    sft_weight: float = Field(0.0, ge=0, description="weight of the preferred reply's own loss, in nats per token")
+    sft_weight: Weight = Field(0.0, description="weight of the preferred reply's own loss, in nats per token")
+    one_sided_kl_budget: float = Field(
+        0.05, gt=0, le=1000, description="kl_budget, if smaller, where all there is are thumbs of one kind"
+    )
     learning_rate: LearningRate = 5e-4
 
 
@@ -93,12 +100,22 @@ class PreferenceTrainer(ExamplesTrainer):
         validation: Sequence[TokenizedExample] = (),
         references: References | None = None,
     ) -> None:
+        if kind := one_sided(examples):
+            config = gently(config, len(examples))
+            self.warning = without_contrast(kind, len(examples), config.kl_budget)
         super().__init__(backbone, examples, config, validation, references)
         self.config = config
         self.weights = preference.kto_weights(
             sum(example.weight for example in examples if example.kind == "thumb" and example.wanted),
             sum(example.weight for example in examples if example.kind == "thumb" and not example.wanted),
         )
+
+    def begin(self) -> TrainState:
+        """The initial state; without contrast, going back to the base is better than to go beyond the budget."""
+        state = super().begin()
+        if self.warning:
+            state.keep()
+        return state
 
     def step(self, state: TrainState) -> Metrics:
         # 1. the batch
@@ -117,6 +134,29 @@ class PreferenceTrainer(ExamplesTrainer):
         # 5. one step
         norm = apply_gradients(state, tally.sums["loss"], self.rate(state.step))
         return tally.means() | {"grad_norm": norm, "tokens": tally.tokens}
+
+
+def one_sided(examples: Sequence[TokenizedExample]) -> str:
+    """ "up" or "down" if these are thumbs of that kind alone, which nothing tells from the rest; else empty."""
+    kinds = {(example.kind, example.wanted) for example in examples}
+    return {frozenset({("thumb", True)}): "up", frozenset({("thumb", False)}): "down"}.get(frozenset(kinds), "")
+
+
+def gently(config: PreferenceConfig, examples: int) -> PreferenceConfig:
+    """The settings of a training without contrast: a small KL budget, approached slowly and looked at often."""
+    often = max(config.evals_per_epoch, math.ceil(examples / config.batch_size / LOOK_EVERY))
+    budget, rate = min(config.kl_budget, config.one_sided_kl_budget), config.learning_rate * GENTLY
+    return config.model_copy(update={"kl_budget": budget, "evals_per_epoch": often, "learning_rate": rate})
+
+
+def without_contrast(kind: str, count: int, budget: float) -> str:
+    """What people should know of a training on thumbs of one kind alone."""
+    missing, more = {"up": ("worse", "bad"), "down": ("better", "good")}[kind]
+    thumbs = f"all {count:,} thumbs are" if count > 1 else "the only thumb is"
+    return (
+        f"{thumbs} {kind} and nothing says what is {missing}: without contrast a model drifts, so it learns gently "
+        f"and stays within {budget:g} nats per token of the base; rate what is {more}, too, or choose between replies"
+    )
 
 
 def gradients(

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from feedback.records import methods
 from training.algorithms.base import Method, Metrics, PolicyContext
 from training.algorithms.registry import register
-from training.loop.config import Switch
+from training.loop.config import Switch, Weight
 from training.loop.optim import NotFinite, apply_gradients, within_memory
 from training.loop.state import TrainState
 from training.losses import policy_gradient as ppo
@@ -42,23 +42,27 @@ APART = {torch.float32: ("largest_log_ratio", 1e-3), torch.bfloat16: ("mean_log_
 class PpoConfig(PolicyConfig):
     """The settings of PPO."""
 
-    epochs: int = Field(4, gt=0, description="passes over each batch of rollouts")
-    num_minibatches: int = Field(2, gt=0, description="optimiser steps per epoch")
-    clip_coef: float = Field(0.2, gt=0, description="clip range of the probability ratio around 1")
-    cliprange_value: float = Field(0.2, gt=0, description="clip range of a value around its value at the rollout")
-    vf_coef: float = Field(0.1, ge=0, description="weight of the value loss")
-    gamma: float = Field(1.0, ge=0, description="discount per token")
-    gae_lambda: float = Field(0.95, ge=0, description="lambda of generalised advantage estimation")
-    adaptive_kl_target: float = Field(
-        0.1, ge=0, description="KL that beta is steered to, in nats per token; 0: beta stays"
+    epochs: int = Field(4, ge=1, le=1000, description="passes over each batch of rollouts")
+    num_minibatches: int = Field(2, ge=1, le=1000, description="optimiser steps per epoch")
+    clip_coef: float = Field(0.2, gt=0, le=1e9, description="clip range of the probability ratio around 1")
+    cliprange_value: float = Field(
+        0.2, gt=0, le=1000, description="clip range of a value around its value at the rollout"
     )
-    kl_horizon: int = Field(10_000, gt=0, description="horizon of the beta controller, in replies")
-    target_kl: float = Field(0.05, gt=0, description="approximate KL at which the passes over a batch stop early")
+    vf_coef: Weight = Field(0.1, description="weight of the value loss")
+    gamma: float = Field(1.0, ge=0, le=1, description="discount per token")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation")
+    adaptive_kl_target: float = Field(
+        0.1, ge=0, le=1000, description="KL that beta is steered to, in nats per token; 0: beta stays"
+    )
+    kl_horizon: int = Field(10_000, ge=1, le=1_000_000_000, description="horizon of the beta controller, in replies")
+    target_kl: float = Field(
+        0.05, gt=0, le=1000, description="approximate KL at which the passes over a batch stop early"
+    )
     whiten_rewards: Switch = Field(
         0, description="1: rewards are divided by their standard deviation, keeping their mean"
     )
     value_from_reward: Switch = Field(0, description="1: the value model starts as the first reward model, not at 0")
-    ptx_coef: float = Field(0.0, ge=0, description="weight of the loss on demonstrations (arXiv 2203.02155, eq. 2)")
+    ptx_coef: Weight = Field(0.0, description="weight of the loss on demonstrations (arXiv 2203.02155, eq. 2)")
 
 
 class ValueHead(nn.Module):
@@ -296,4 +300,5 @@ def build(context: PolicyContext, config: PpoConfig) -> PpoTrainer:
     return trainer
 
 
-register(Method(methods.PPO, ("pairs", "ties", "thumbs", "demonstrations"), PpoConfig, build, on_policy=True))
+given = ("pairs", "ties", "thumbs", "demonstrations")
+register(Method(methods.PPO, given, PpoConfig, build, on_policy=True, needs=("pairs",)))

@@ -12,6 +12,7 @@ from typing import Any
 from feedback.errors import Refused
 from feedback.records import methods, old_names
 from training.algorithms.base import Method
+from training.loop.config import shown
 
 _METHODS: dict[str, Method] = {}
 
@@ -53,11 +54,11 @@ def parse_settings(method: str, pairs: Sequence[str]) -> dict[str, Any]:
         written, equals, text = (part.strip() for part in pair.partition("="))
         name = old_names.SETTINGS.get(written, written)
         if not equals or name not in kinds:
-            raise Refused(f"there is no setting {written!r}; settings are {', '.join(kinds)}")
+            raise Refused(f"there is no setting {shown(written)!r}; settings are {', '.join(kinds)}")
         try:
             values |= old_names.settings({written: kinds[name](text)})
         except ValueError as error:
             wanted = "a whole number" if kinds[name] is int else "a number"
-            raise Refused(f"{written} is {wanted}, not {text!r}") from error
+            raise Refused(f"{written} is {wanted}, not {shown(text)!r}") from error
     config(**values)
     return values

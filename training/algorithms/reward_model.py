@@ -20,8 +20,8 @@ from feedback.records import methods
 from training.algorithms.base import Method, Metrics, Trainer, TrainingContext
 from training.algorithms.registry import register
 from training.data.tokenize import NothingFits, TokenizedExample
-from training.loop.config import Epochs, EpochsConfig
-from training.loop.optim import apply_gradients, batch, count_steps, schedule, within_memory
+from training.loop.config import MOST_MODELS, Epochs, EpochsConfig, Weight
+from training.loop.optim import apply_gradients, batch, schedule, within_memory
 from training.loop.state import TrainState
 from training.losses import preference
 from training.model.packing import TOKENS_AT_ONCE, Row, together
@@ -34,14 +34,12 @@ FIT_STEPS = 50  # L-BFGS iterations at most
 class RewardConfig(EpochsConfig):
     """The settings of reward models."""
 
-    ensemble_size: int = Field(3, gt=0, description="reward models in the ensemble")
+    ensemble_size: int = Field(3, ge=1, le=MOST_MODELS, description="reward models in the ensemble")
     # With more, a reward model overfits its pairs (arXiv 2203.02155, section 3.5).
     epochs: Epochs = 1
-    center_rewards_coefficient: float = Field(
-        0.01, ge=0, description="weight of the penalty that keeps scores centred on 0"
-    )
-    samples: int = Field(64, ge=2, description="replies of the reference that scores are normalised on")
-    sample_tokens: int = Field(64, gt=0, description="most tokens of each of these replies")
+    center_rewards_coefficient: Weight = Field(0.01, description="weight of the penalty that keeps scores centred on 0")
+    samples: int = Field(64, ge=2, le=4096, description="replies of the reference that scores are normalised on")
+    sample_tokens: int = Field(64, ge=1, le=2048, description="most tokens of each of these replies")
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,11 @@ def group_by_prompt(examples: Sequence[TokenizedExample]) -> list[RewardExample]
         weight = sum(each**2 for each in weights) / sum(weights)
         made.append(RewardExample(list(prompt), tuple(replies), pairs, tied, weight, weights))
     return made
+
+
+def has_pair(examples: Sequence[TokenizedExample]) -> bool:
+    """Whether any of these prefers a reply to another, which a reward model cannot do without."""
+    return any(example.field == "pairs" for example in examples)
 
 
 def name_of(member: int) -> str:
@@ -145,7 +148,7 @@ class EnsembleTrainer(Trainer):
 
     def __init__(self, backbone: Backbone, examples: Sequence[RewardExample], config: RewardConfig) -> None:
         self.backbone, self.examples, self.config = backbone, examples, config
-        self.steps_each, self.steps = count_steps(len(examples), config), ensemble_steps(examples, config)
+        self.steps_each, self.steps = config.count_steps(len(examples)), ensemble_steps(examples, config)
         self.ties = any(example.tied for example in examples)
         self.full_weight = max(example.weight for example in examples)
         self.heads: dict[str, ScoreHead] = {}
@@ -194,7 +197,7 @@ class EnsembleTrainer(Trainer):
 
 def ensemble_steps(examples: Sequence[RewardExample], config: RewardConfig) -> int:
     """The total number of steps of all members."""
-    return config.ensemble_size * count_steps(len(examples), config)
+    return config.ensemble_size * config.count_steps(len(examples))
 
 
 def gradients(
@@ -278,10 +281,9 @@ def margins(models: RewardModels, examples: Sequence[RewardExample]) -> tuple[li
 
 def build(context: TrainingContext, config: RewardConfig) -> EnsembleTrainer:
     """The trainer of a night. Raises `NothingFits` without a pair."""
-    groups = group_by_prompt(context.examples)
-    if not groups:
-        raise NothingFits("reward models learn from comparisons, rankings and corrections, and there are none yet")
-    return EnsembleTrainer(context.backbone, groups, config)
+    if not has_pair(context.examples):
+        raise NothingFits("reward models learn from comparisons, rankings and corrections, and there are none here")
+    return EnsembleTrainer(context.backbone, group_by_prompt(context.examples), config)
 
 
-register(Method(methods.REWARD, ("pairs", "ties"), RewardConfig, build, makes_adapter=False))
+register(Method(methods.REWARD, ("pairs", "ties"), RewardConfig, build, makes_adapter=False, needs=("pairs",)))

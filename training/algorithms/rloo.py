@@ -30,7 +30,7 @@ FORGETTING = 0.9  # decay of REINFORCE's moving baseline: the share of it that a
 class RlooConfig(PolicyConfig):
     """The settings of REINFORCE and RLOO."""
 
-    replies: int = Field(4, ge=2, description="replies per prompt, compared with each other")
+    replies: int = Field(4, ge=2, le=256, description="replies per prompt, compared with each other")
     learning_rate: LearningRate = 3e-4
 
 
@@ -115,4 +115,5 @@ def build(trainer: type[RlooTrainer], context: PolicyContext, config: RlooConfig
 
 
 for facts, trainer in ((methods.RLOO, RlooTrainer), (methods.REINFORCE, ReinforceTrainer)):
-    register(Method(facts, ("pairs", "ties", "thumbs"), RlooConfig, partial(build, trainer), on_policy=True))
+    given = ("pairs", "ties", "thumbs")
+    register(Method(facts, given, RlooConfig, partial(build, trainer), on_policy=True, needs=("pairs",)))

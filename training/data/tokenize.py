@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from assistant.models import chat_template
+from assistant.models.turns import TemplateRefuses
 from feedback.errors import Refused
 from feedback.example_types import Answer, Example, Examples, PreferencePair, UnpairedExample
 from feedback.messages import Message
 from training.model.packing import Row
 
+TOO_LONG, NOT_TAKEN = "too long", "not taken by the model's chat template"
 FIELDS = {"thumb": "thumbs", "tie": "ties", "demonstration": "demonstrations"}  # kind -> field; others: pairs
 
 
@@ -42,8 +44,8 @@ class TokenizedExample:
         return Row(self.prompt_ids, [self.replies[each] for each in which] if which else self.replies)
 
 
-class TooLong(Exception):
-    """An example does not fit into the length limit."""
+class Unfit(Exception):
+    """An example cannot be trained on; the message is the reason that it is counted under."""
 
 
 class NothingFits(Exception):
@@ -80,13 +82,18 @@ class Encoder:
         return ids if ended else [*ids, self.end_id]
 
     def prompt(self, messages: Sequence[Message], reply_tokens: int) -> list[int]:
-        """A conversation's token ids, without its oldest turns if need be. Raises `TooLong` if not even one fits."""
+        """A conversation's token ids, without its oldest turns if need be.
+
+        Raises `Unfit` if not even one turn fits, or the model's chat template does not take them.
+        """
         if reply_tokens >= self.max_length:
-            raise TooLong
+            raise Unfit(TOO_LONG)
         try:
             return chat_template.encode_prompt(self.tokenizer, messages, self.max_length - reply_tokens)
+        except TemplateRefuses as error:
+            raise Unfit(NOT_TAKEN) from error
         except Refused as error:
-            raise TooLong from error
+            raise Unfit(TOO_LONG) from error
 
 
 def tokenize(examples: Examples, encoder: Encoder) -> tuple[list[TokenizedExample], dict[str, int]]:
@@ -97,8 +104,8 @@ def tokenize(examples: Examples, encoder: Encoder) -> tuple[list[TokenizedExampl
     for example in every:
         try:
             made = _tokenized(example, encoder)
-        except TooLong:
-            left_out["too long"] += 1
+        except Unfit as error:
+            left_out[str(error)] += 1
             continue
         if not all(made.replies):
             left_out["empty reply"] += 1

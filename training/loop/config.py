@@ -3,19 +3,27 @@
 A method's own settings are a subclass of `Config`; what several methods share is defined here once.
 """
 
-from typing import Annotated, Any, Self, get_args
+import math
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from feedback.errors import Refused
 
-LearningRate = Annotated[float, Field(gt=0, description="peak learning rate")]
-CheckpointEvery = Annotated[int, Field(gt=0, description="steps between checkpoints")]
-KlBudget = Annotated[float, Field(gt=0, description="training stops at this KL from the base, in nats per token")]
-Epochs = Annotated[int, Field(gt=0, description="most passes over the examples")]
-Switch = Annotated[int, Field(ge=0)]  # 0: no, 1: yes
+LearningRate = Annotated[float, Field(gt=0, le=1, description="peak learning rate")]
+CheckpointEvery = Annotated[int, Field(ge=1, le=100_000, description="steps between checkpoints")]
+KlBudget = Annotated[
+    float, Field(gt=0, le=1000, description="training stops at this KL from the base, in nats per token")
+]
+Epochs = Annotated[int, Field(ge=1, le=1000, description="most passes over the examples")]
+Switch = Annotated[int, Field(ge=0, le=1)]  # 0: no, 1: yes
+Weight = Annotated[float, Field(ge=0, le=1000)]  # of a part of the objective
+MOST_RANK = 1024
+MOST_MODELS = 64  # in an ensemble
+Precision = Literal["auto", "bfloat16", "float32"]
 ABOUT = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge")}
 ABOUT |= {"less_than": ("below", "lt"), "less_than_equal": ("at most", "le")}
+SHOWN = 40  # characters of a wrong value in a sentence
 
 
 class Config(BaseModel):
@@ -24,11 +32,16 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     learning_rate: LearningRate = 2e-4
-    rank: int = Field(16, gt=0, description="rank of the LoRA")
-    alpha: int = Field(32, gt=0, description="LoRA alpha: the update is scaled by alpha / rank")
-    max_length: int = Field(1024, gt=0, description="most tokens of a prompt and one reply")
+    rank: int = Field(16, ge=1, le=MOST_RANK, description="rank of the LoRA")
+    alpha: int = Field(32, ge=1, le=4096, description="LoRA alpha: the update is scaled by alpha / rank")
+    max_length: int = Field(1024, ge=1, le=1_048_576, description="most tokens of a prompt and one reply")
     checkpoint_every: CheckpointEvery = 10
-    seed: int = Field(0, ge=0, description="seed of everything random")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
+    precision: Precision = Field("auto", description="number format to compute in; auto: the faster one here")
+
+    def count_steps(self, examples: int) -> int:
+        """The number of steps that so many examples make at most; 0 where examples do not decide it."""
+        return 0
 
     @model_validator(mode="wrap")
     @classmethod
@@ -43,16 +56,23 @@ class EpochsConfig(Config):
     """The settings of methods that go over examples several times."""
 
     epochs: Epochs = 3
-    min_steps: int = Field(12, gt=0, description="fewest steps; a few examples are repeated to reach it")
-    batch_size: int = Field(8, gt=0, description="examples per step")
+    min_steps: int = Field(12, ge=1, le=100_000, description="fewest steps; a few examples are repeated to reach it")
+    batch_size: int = Field(8, ge=1, le=100_000, description="examples per step")
+
+    def count_steps(self, examples: int) -> int:
+        """The maximum number of steps: whole epochs, and more of them if the examples are very few."""
+        per_epoch = math.ceil(examples / self.batch_size)
+        return per_epoch * max(self.epochs, math.ceil(self.min_steps / per_epoch))
 
 
 class WatchedConfig(EpochsConfig):
     """The settings of methods with early stopping and a KL budget."""
 
-    patience: int = Field(4, gt=0, description="evaluations without a gain on the validation set before training stops")
+    patience: int = Field(
+        4, ge=1, le=100_000, description="evaluations without a gain on the validation set before training stops"
+    )
     evals_per_epoch: int = Field(
-        4, gt=0, description="evaluations per epoch, of the KL from the base and the validation set"
+        4, ge=1, le=100_000, description="evaluations per epoch, of the KL from the base and the validation set"
     )
     kl_budget: KlBudget = 0.3
 
@@ -63,15 +83,29 @@ def in_words(config: type[Config], error: ValidationError) -> str:
     name, value, kind = str(wrong["loc"][0]), wrong["input"], wrong["type"]
     if kind in ABOUT:
         word, bound = ABOUT[kind]
-        return f"{name} must be {word} {wrong['ctx'][bound]:g}, not {value}"
+        return f"{name} must be {word} {number(wrong['ctx'][bound])}, not {shown(value)}"
     if kind == "finite_number":
-        return f"{name} must be a finite number, not {value}"
+        return f"{name} must be a finite number, not {shown(value)}"
     if kind == "extra_forbidden":
-        return f"there is no setting {name!r}; settings are {', '.join(config.model_fields)}"
+        return f"there is no setting {shown(name)!r}; settings are {', '.join(config.model_fields)}"
     if kind == "literal_error":
-        return f"{name} is one of {', '.join(get_args(config.model_fields[name].annotation))}, not {value!r}"
+        words = ", ".join(get_args(config.model_fields[name].annotation))
+        return f"{name} is one of {words}, not {shown(value)!r}"
     wanted = {"int": "a whole number", "flo": "a number", "str": "a word"}.get(kind[:3])
-    return f"{name} is {wanted}, not {value!r}" if wanted else f"{name}: {wrong['msg']}"
+    return f"{name} is {wanted}, not {shown(value)!r}" if wanted else f"{name}: {wrong['msg']}"
+
+
+def shown(value: Any) -> str:
+    """A value as a sentence shows it, in `SHOWN` characters or a few more."""
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python writes no number of over 4,300 digits
+        return f"a number of {value.bit_length():,} bits"
+    text = " ".join(str(value).split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def number(bound: float) -> str:
+    """A bound of a range: a whole number in full, any other in few digits."""
+    return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
 
 
 def in_lines(config: type[Config]) -> list[str]:
@@ -79,7 +113,7 @@ def in_lines(config: type[Config]) -> list[str]:
     schema = config.model_json_schema()["properties"]
     lines = []
     for name, each in schema.items():
-        bounds = [f"{word} {each[key]:g}" for key, word in BOUNDS.items() if key in each]
+        bounds = [f"{word} {number(each[key])}" for key, word in BOUNDS.items() if key in each]
         bounds += [f"one of {', '.join(each['enum'])}"] if "enum" in each else []
         told = f" ({', '.join(bounds)})" if bounds else ""
         lines.append(f"{name}={each['default']}  {each.get('description', '')}{told}".rstrip())

@@ -12,7 +12,7 @@ from typing import Protocol
 from training.data.tokenize import TokenizedExample
 from training.loop.config import WatchedConfig
 from training.loop.early_stopping import Watch
-from training.loop.optim import batch, count_steps, schedule
+from training.loop.optim import batch, schedule
 from training.loop.state import TrainState
 from training.model.policy import Backbone
 from training.model.reference import References
@@ -36,6 +36,7 @@ class Trainer(Protocol):
     steps: int  # at most
     watch: Watch | None = None  # evaluates the KL from the base and the validation set; None: `step` sets the KL
     kl_budget: float = math.inf  # nats a token; beyond it training rolls back to the kept weights and ends
+    warning: str = ""  # what people should know of the examples, in words
 
     def begin(self) -> TrainState:
         """The state before the first step."""
@@ -111,7 +112,7 @@ class ExamplesTrainer(Trainer):
         self.backbone, self.examples = backbone, examples
         self.learning_rate, self.batch_size, self.seed = config.learning_rate, config.batch_size, config.seed
         self.references = references or References(backbone)
-        self.steps, self.kl_budget = count_steps(len(examples), config), config.kl_budget
+        self.steps, self.kl_budget = config.count_steps(len(examples)), config.kl_budget
         self.watch = Watch(backbone, examples, validation, config, self.references)
 
     def begin(self) -> TrainState:

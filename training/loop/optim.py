@@ -9,7 +9,6 @@ from typing import TypeVar
 import torch
 
 from training.loop import distributed
-from training.loop.config import EpochsConfig
 from training.loop.state import TrainState
 
 LEAST_TOKENS = 64  # per pass; if memory does not suffice for these, training fails
@@ -44,12 +43,6 @@ def schedule(step: int, steps: int) -> float:
     """
     warm_up = max(min(6, steps), round(0.1 * steps))
     return (step + 1) / warm_up if step < warm_up else (steps - step) / (steps - warm_up)
-
-
-def count_steps(examples: int, config: EpochsConfig) -> int:
-    """The maximum number of steps: whole epochs, and more of them if the examples are very few."""
-    per_epoch = math.ceil(examples / config.batch_size)
-    return per_epoch * max(config.epochs, math.ceil(config.min_steps / per_epoch))
 
 
 def apply_gradients(state: TrainState, loss: float, learning_rate: float, most: float = 1.0) -> float:

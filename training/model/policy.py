@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from assistant.models import base_model
-from assistant.models.adapter import read_adapter
+from assistant.models.adapter import UNSERVED, read_adapter
 from assistant.models.base_model import Base
 from feedback.errors import Refused
 from training.model import tree_attention
@@ -31,6 +31,7 @@ LOGITS = 50_000_000  # bytes of logits in memory at once
 IN_CACHE = 8  # positions whose logits a CPU normalises at once, so that they stay in its cache
 SAME_LENGTH = 32  # lengths are padded to multiples, as a kernel is compiled and cached for every distinct length
 TRAINED, SERVING = "default", "serving"  # PEFT's names for the policy and for the adapter that is only compared with
+EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}  # names of an expert's layers and the router
 RECOMPUTE_ABOVE = 2048  # tokens in one pass; above it, only each layer's input is kept and backward recomputes the rest
 
 
@@ -54,19 +55,31 @@ class Backbone:
         self.base, self.device = base, device
         self._switch, self._plain = Switch(), False
         causal = base_model.load_model(base, dtype, device)
+        self._targets = _targets(causal)
+        try:
+            self._put_on(causal, _lora(rank, alpha, self._targets), seed)
+            self._check_head()
+            self._check_packs()
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:  # of layers not known here
+            reason = base_model.one_line(error)
+            raise Refused(f"the model {base.name!r} has layers that cannot be trained here yet: {reason}") from error
+
+    def _put_on(self, causal: Any, lora: LoraConfig, seed: int) -> None:
+        """Put the policy's fresh LoRA on the base, and our own attention and products into it."""
         torch.manual_seed(seed)  # the LoRA is initialised at random
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers
             # autocast_adapter_dtype keeps the factors in fp32.
-            self.peft: PeftModel = get_peft_model(causal, _lora(rank, alpha), autocast_adapter_dtype=True)
+            self.peft: PeftModel = get_peft_model(causal, lora, autocast_adapter_dtype=True)
+        for option in UNSERVED:
+            if getattr(lora, option, None):
+                raise Refused(f"the model {self.base.name!r} is trained with {option} by PEFT, which is not served")
         self.peft.eval()  # no dropout anywhere
         for each in self.peft.modules():
             if isinstance(each, LoraLinear):
                 setattr(each, "forward", partial(_low_rank_forward, each, self._switch))  # noqa: B010
         tree_attention.lend(self.causal)
         self._prepare_recomputing()
-        self._check_head()
-        self._check_packs()
 
     @property
     def causal(self) -> Any:
@@ -96,7 +109,7 @@ class Backbone:
         torch.manual_seed(seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            self.peft.add_adapter(adapter, _lora(rank, alpha), autocast_adapter_dtype=True)
+            self.peft.add_adapter(adapter, _lora(rank, alpha, self._targets), autocast_adapter_dtype=True)
         self._all_trained()
 
     def hold(self, directory: Path, adapter: str = SERVING) -> None:
@@ -227,8 +240,20 @@ class Backbone:
                         raise Refused(f"the model {self.base.name!r} attends in a way that cannot be trained here yet")
 
 
-def _lora(rank: int, alpha: int) -> LoraConfig:
-    return LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear")
+def _lora(rank: int, alpha: int, targets: str | list[str]) -> LoraConfig:
+    return LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
+
+
+def _targets(causal: Any) -> str | list[str]:
+    """The linear layers that a LoRA is on: all of them, but in a mixture of experts none that share an expert's name.
+
+    Experts are stacked in one parameter, on which PEFT puts factors with a scale of their own, which are not served.
+    """
+    if all(each.dim() < 3 for each in causal.parameters()):
+        return "all-linear"
+    head = causal.get_output_embeddings()
+    linear = {name for name, each in causal.named_modules() if isinstance(each, nn.Linear) and each is not head}
+    return sorted({name.rpartition(".")[2] for name in linear} - EXPERTS)
 
 
 def _low_rank_forward(layer: LoraLinear, switch: Switch, x: Tensor) -> Tensor:

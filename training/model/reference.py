@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from assistant.models.rounding import rounded_from
 from feedback.database.database import Database
 from feedback.records import reference_logprobs
 from training.model.packing import Row
@@ -22,7 +23,9 @@ class References:
 
     def __init__(self, backbone: Backbone, template_sha256: str = "") -> None:
         dtype = str(backbone.head.dtype).removeprefix("torch.")
-        self.reference, self.template_sha256 = f"{backbone.base.sha256} {dtype}", template_sha256
+        # What was kept before weights were rounded everywhere is of the weights as stored, and no longer known.
+        rounded = " rounded" if dtype == "float32" and rounded_from(backbone.base) else ""
+        self.reference, self.template_sha256 = f"{backbone.base.sha256} {dtype}{rounded}", template_sha256
         self.computed = 0  # replies computed here, not recalled
         self._backbone = backbone
         self._known: dict[str, Tensor] = {}

@@ -1,5 +1,6 @@
 """Step 5 of a night: train an adapter, or reward models, on the night's examples."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from assistant.models import base_model, chat_template
 from assistant.models.base_model import Base
+from assistant.models.remarks import remarks
 from feedback.database.database import Database
 from feedback.errors import Refused
 from feedback.example_types import Examples
@@ -24,7 +26,7 @@ from training.model.policy import Backbone
 from training.model.reference import References
 from training.model.reward_heads import RewardModels
 from training.night import reward_night, run_dir, tracking
-from training.night.planner import in_words
+from training.night.planner import added, only, why_unfit
 from training.night.recorder import Recorder, Stage, resumed
 from training.night.reward_night import RewardNight
 from training.night.run_dir import Plan
@@ -82,6 +84,7 @@ class Lessons:
     validation: list[TokenizedExample]
     prompting: list[TokenizedExample]  # whose prompts an on-policy method samples replies to
     examples: Examples  # that they come from, with counts of what has been left out so far
+    taught: Examples  # those of them that are trained on, with these counts
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Trained:
     kl_budget: float
     steps: int
     ended: str  # why it ended early, in words; empty if it did not
+    warning: str = ""  # of the trainer
 
 
 def make_ready(store: Database, base: Base, work: Work, cancellation: Cancellation) -> Ready:
@@ -101,7 +105,10 @@ def make_ready(store: Database, base: Base, work: Work, cancellation: Cancellati
     recorder = Recorder(store, work.night, cancellation, tracking.open_log(work.log, store.data / "logs", work.adapter))
     torch.set_num_threads(threads_of(work.plan))
     backbone = open_backbone(base, work.plan, config)
-    return Ready(recorder, base, work, method, config, backbone, make_encoder(base, backbone, config))
+    encoder = make_encoder(base, backbone, config)
+    for sentence in remarks(base, encoder.tokenizer):
+        print(f"night {work.night}: {sentence}", flush=True)
+    return Ready(recorder, base, work, method, config, backbone, encoder)
 
 
 def open_backbone(base: Base, plan: Plan, config: Config) -> Backbone:
@@ -113,6 +120,7 @@ def open_backbone(base: Base, plan: Plan, config: Config) -> Backbone:
 def make_encoder(base: Base, backbone: Backbone, config: Config) -> Encoder:
     """The encoder from text to this base's token ids, as in serving. Raises `Refused` if no token ends a turn."""
     tokenizer = base_model.load_tokenizer(base)
+    base_model.require_room(base, tokenizer)
     ends = chat_template.end_ids(tokenizer, backbone.causal)
     if not ends:
         raise Refused(f"the model {base.name!r} has no token that ends a turn")
@@ -121,31 +129,35 @@ def make_encoder(base: Base, backbone: Backbone, config: Config) -> Encoder:
 
 
 def lessons(divided: Split, ready: Ready) -> Lessons:
-    """The tokenized training and validation sets; a validation set that is too small is trained on instead.
+    """The tokenized training and validation sets; the latter is trained on if it is too small, or most of all there is.
 
-    Examples that are there only for the gate to judge by are left out. Raises `NothingFits`.
+    Examples that are there only for the gate to judge by are left out, and what is held out stays so. Raises
+    `NothingFits`.
     """
     work, encoder, kinds = ready.work, ready.encoder, ready.method.learns_from
     (training, unfit), (stopping, unfit_too) = (
         tokenize(part, encoder) for part in (divided.training, divided.stopping)
     )
     training, stopping = ([each for each in part if each.field in kinds] for part in (training, stopping))
+    unfit, taught = added(unfit, unfit_too), divided.training
     prompting = training
-    if len(stopping) < FEWEST_FOR_VALIDATION:
-        training, stopping = [*training, *stopping], []
-    examples = replace(work.examples, left_out=added(work.examples.left_out, added(unfit, unfit_too)))
-    if not training:
-        raise NothingFits(f"no example fits into {encoder.max_length} tokens ({in_words(examples)})")
+    gives_way = len(stopping) < FEWEST_FOR_VALIDATION or len(stopping) > len(training)
+    if gives_way or not teaches(training, ready.method):
+        training, stopping, taught = [*training, *stopping], [], divided.training.with_others(divided.stopping)
+        prompting = prompting or training
+    examples = replace(work.examples, left_out=added(work.examples.left_out, unfit))
+    if not teaches(training, ready.method):
+        raise NothingFits(why_unfit(unfit, encoder.max_length, examples))
     several = f"{distributed.count()} processes, " if distributed.count() > 1 else ""
     where = f"{ready.backbone.head.dtype} on {ready.backbone.device}, {several}{threads_of(work.plan)} threads"
     print(f"night {work.night}: {where}, {len(training)} examples", flush=True)
     ready.enter("training", counts=examples.counts())
-    return Lessons(training, stopping, prompting, examples)
+    return Lessons(training, stopping, prompting, examples, replace(only(taught, kinds), left_out=examples.left_out))
 
 
-def added(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:
-    """Add up two counts by reason."""
-    return {reason: counts.get(reason, 0) + more.get(reason, 0) for reason in {**counts, **more}}
+def teaches(tokenized: Sequence[TokenizedExample], method: Method) -> bool:
+    """Whether there is an example of a kind that a method cannot do without."""
+    return any(each.field in method.needed for each in tokenized)
 
 
 def train_on_examples(ready: Ready, given: Lessons) -> Trained:
@@ -158,7 +170,7 @@ def train_on_examples(ready: Ready, given: Lessons) -> Trained:
     context = TrainingContext(backbone, given.training, given.validation, references)
     trainer = ready.method.build(context, ready.config)
     state = ready.recorder.follow(trainer, ready.config, TRAINING, references)
-    return Trained(trainer.final_kl(state), trainer.kl_budget, state.step, state.ended)
+    return Trained(trainer.final_kl(state), trainer.kl_budget, state.step, state.ended, trainer.warning)
 
 
 def train_policy(ready: Ready, given: Lessons) -> Trained:

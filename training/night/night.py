@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from assistant import command_line
 from assistant.environment import prepare
 from feedback import plugins
+from feedback.accounts import users
 from feedback.database.database import Database, now
 from feedback.errors import Conflict, Refused
 from feedback.examples.build import gather
@@ -95,7 +96,7 @@ def run(options: SimpleNamespace) -> int:
     """Run one night from the first step to the last."""
     from assistant.models import base_model
     from training.algorithms import registry
-    from training.loop import distributed
+    from training.loop import distributed, limits
     from training.loop.config import in_lines
     from training.night import tracking
     from training.night.learning import share
@@ -116,8 +117,16 @@ def run(options: SimpleNamespace) -> int:
         return DONE if share(options.data) else FAILED
     with distributed.leading():
         store = Database(options.data)
+        require_asker(store, options.asked_by)
         base = base_model.find_base(options.model)
+        limits.require_possible(base, method.config(**wishes.settings), wishes.settings)
         return dry_run(store, base, wishes) if options.dry_run else whole_night(store, base, wishes, options)
+
+
+def require_asker(store: Database, asked_by: str | None) -> None:
+    """Raise `Refused` unless a night is asked for by nobody, the clock, or the number of a person."""
+    if asked_by and asked_by not in (schedules.CLOCK, *(str(each.id) for each in users.users(store))):
+        raise Refused(f"--asked-by is {schedules.CLOCK!r} or the number of a person, not {asked_by[:40]!r}")
 
 
 def whole_night(store: Database, base: "Base", wishes: "Wishes", options: SimpleNamespace) -> int:
@@ -234,10 +243,22 @@ def taught(store: Database, base: "Base", work: "Work", cancellation: Cancellati
         reason = str(error)
     except Exception as error:
         log.exception("night %s failed", work.night)
-        reason = f"{type(error).__name__}: {error}"
+        reason = why_failed(error)
     cancellation.too_late()
     end(store, work.night, "failed", reason, to=sys.stderr)
     return FAILED
+
+
+def why_failed(error: Exception) -> str:
+    """An error that nobody foresaw, in words for the night's record."""
+    from assistant.models.base_model import one_line
+    from training.loop.optim import out_of_memory
+
+    if out_of_memory(error):
+        return "the memory of this machine was not enough; lower max_length or rank, or free some"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot use {str(error.filename or 'a file')!r}: {error.strerror.lower()}"
+    return f"something went wrong in the program ({one_line(error)}); the night's log has the trace"
 
 
 def end(store: Database, night: int, state: str, reason: str, to: Any = None) -> None:

@@ -71,7 +71,7 @@ def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancella
     # 10. rename, announce and perhaps promote
     cancellation.too_late()
     publish.hand_over(making, work.adapter)
-    learned = f"trained on {in_words(divided.training)}" + (f"; {trained.ended}" if trained.ended else "")
+    learned = "; ".join(filter(None, (f"trained on {in_words(given.taught)}", trained.ended, trained.warning)))
     return announce(store, work, card, learned, verdict, agreed, serving)
 
 

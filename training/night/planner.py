@@ -1,8 +1,11 @@
 """The plan of a night: its method, settings and examples, and whether there is enough to learn from."""
 
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from assistant.environment import AUTO
 from assistant.models import base_model
 from assistant.models.base_model import Base
 from feedback.database.database import Database
@@ -10,10 +13,22 @@ from feedback.example_types import Examples
 from feedback.examples.build import gather
 from feedback.examples.caps import bounded
 from feedback.examples.split import Split, judges, places, split
+from feedback.kinds import current
+from feedback.kinds.comparison import COMPARISON, TAKEN_BACK
 from feedback.records import methods, nights
 from training.algorithms import registry
+from training.algorithms.base import Method
+from training.data.tokenize import TOO_LONG
+from training.loop import limits
 from training.model import policy
 from training.night.run_dir import Plan
+
+LEARNS_FROM = {"pairs": "preferences", "thumbs": "thumbs", "ties": "ties", "demonstrations": "demonstrations"}
+UNDECIDED = {  # choices that prefer no reply: one of them, and several
+    "tie": ("a tie", "ties"),
+    "both_bad": ("“both bad”", "“both bad”"),
+    "cannot_tell": ("“can't tell”", "“can't tell”"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,14 +41,25 @@ class Wishes:
 
 
 def make_plan(store: Database, base: Base, wishes: Wishes, settle: bool = False) -> tuple[Plan, Examples]:
-    """Plan how this machine would train on the current feedback; `settle` as in `feedback.examples.split.judges`."""
+    """Plan how this machine would train on the current feedback; `settle` as in `feedback.examples.split.judges`.
+
+    Raises `Refused` if the settings make more steps of it than a night can take.
+    """
     method = wishes.method or methods.DEFAULT
-    settings = registry.find(method).config(**wishes.settings).model_dump()
-    precision = str(base_model.fastest_dtype(base_model.pick_device())).removeprefix("torch.")
+    config = registry.find(method).config(**wishes.settings)
+    precision = precision_of(config.precision)
     examples = bounded(store, used_by(method, gather(store)))  # limits each person's share
+    limits.require_steps(config, len(examples))
     judging = sorted(judges(store, examples, settle))
-    plan = Plan(base.name, base.sha256, method, settings, precision, policy.courteous_threads(), judging)
+    plan = Plan(base.name, base.sha256, method, config.model_dump(), precision, policy.courteous_threads(), judging)
     return plan, examples
+
+
+def precision_of(asked: str) -> str:
+    """The number format that a night computes in: the one asked for, or the faster one on this machine."""
+    if asked != AUTO:
+        return asked
+    return str(base_model.fastest_dtype(base_model.pick_device())).removeprefix("torch.")
 
 
 def parts(store: Database, plan: Plan, examples: Examples) -> Split:
@@ -51,7 +77,12 @@ def used_by(method: str, examples: Examples) -> Examples:
     if "ties" in kept:
         left_out.pop("tie", None)
     unused = sum(len(getattr(examples, kind)) - len(kept.get(kind, ())) for kind in ("pairs", "thumbs"))
-    return Examples(**kept, left_out=left_out | ({f"not used by {method}": unused} if unused else {}))
+    return Examples(**kept, left_out=left_out | ({unused_by(method): unused} if unused else {}))
+
+
+def unused_by(method: str) -> str:
+    """The reason why examples of kinds that a method does not learn from are left out."""
+    return f"not used by {method}"
 
 
 def recorded_settings(plan: Plan) -> dict[str, Any]:
@@ -61,25 +92,82 @@ def recorded_settings(plan: Plan) -> dict[str, Any]:
 
 def why_nothing(store: Database, examples: Examples, plan: Plan, again: bool) -> str:
     """The reason why there is nothing to do, in words; empty if there is something."""
-    if not len(examples):
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in examples.left_out.items())
-        return "nothing to learn from" + (f"; left out were {reasons}" if reasons else "; nobody has rated a reply yet")
-    divided = parts(store, plan, examples)
+    method = registry.find(plan.method)
+    needed = only(examples, method.needed)
+    if not len(needed):
+        return why_no_example(store, examples, method)
+    divided = parts(store, plan, needed)
     if not len(divided.training) + len(divided.stopping):
-        return f"nothing to learn from yet; all feedback so far ({in_words(examples)}) is kept for judging"
+        whose = "all feedback so far" if len(needed) == len(examples) else f"all that {method.name} can learn from"
+        return f"nothing to learn from yet; {whose} ({in_words(needed)}) is kept for judging"
     last = nights.last_trained(store)
-    same = last and (last.data_sha256, last.method, last.settings)
+    # Settings that did not exist then had today's default.
+    same = last and (last.data_sha256, last.method, defaults(plan.method) | last.settings)
     if last and not again and same == (examples.sha256, plan.method, recorded_settings(plan)):
         return f"nothing new since night {last.id}; --again trains on the same once more"
     return ""
 
 
+def only(examples: Examples, kinds: Collection[str]) -> Examples:
+    """The examples of these kinds, with the counts of what was left out."""
+    return Examples(**{kind: getattr(examples, kind) for kind in kinds}, left_out=examples.left_out)
+
+
+def why_no_example(store: Database, examples: Examples, method: Method) -> str:
+    """The reason why there is no example of the kinds that a method needs, in words."""
+    learns = f"{method.name} learns from {' and '.join(LEARNS_FROM[kind] for kind in method.needed)}"
+    if undecided := no_preference(store):
+        return f"nothing to learn from: {undecided}, and {learns}"
+    if len(examples):
+        return f"nothing to learn from: {learns}, and there are {in_words(examples)}"
+    if not examples.left_out:
+        return "nothing to learn from; nobody has rated a reply yet"
+    unused = f": {learns}" if unused_by(method.name) in examples.left_out else ""
+    return f"nothing to learn from{unused}; left out were {left_out_words(examples.left_out)}"
+
+
+def no_preference(store: Database) -> str:
+    """What all comparisons are, in words, if not one of them prefers a reply; empty if one does, or there are none."""
+    choices = Counter(row["choice"] for row in current.rows(store, COMPARISON) if row["usable"])
+    choices.pop(TAKEN_BACK, None)
+    if not choices or choices.keys() - UNDECIDED.keys():
+        return ""
+    if choices.total() == 1:
+        return f"the one comparison is {UNDECIDED[next(iter(choices))][0]}"
+    told = [f"{count:,} {UNDECIDED[choice][1]}" for choice, count in choices.most_common()]
+    if len(told) == 1:
+        return f"all {choices.total():,} comparisons are {UNDECIDED[next(iter(choices))][1]}"
+    return f"none of {choices.total():,} comparisons prefers a reply ({', '.join(told)})"
+
+
+def why_unfit(unfit: Mapping[str, int], max_length: int, examples: Examples) -> str:
+    """The reason why no example is left once all are tokenized, in words; `unfit` counts those that were dropped."""
+    if set(unfit) == {TOO_LONG}:
+        return f"no example fits into {max_length:,} tokens ({in_words(examples)})"
+    return f"no example is left to learn from ({in_words(examples)})"
+
+
+def added(counts: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    """Add up two counts by reason."""
+    return {reason: counts.get(reason, 0) + more.get(reason, 0) for reason in {**counts, **more}}
+
+
+def defaults(method: str) -> dict[str, Any]:
+    """A method's settings where nothing is asked for."""
+    return registry.find(method).config().model_dump()
+
+
 def in_words(examples: Examples) -> str:
     """The counts of a night's examples, in words."""
     counts = examples.counts()
-    left_out = ", ".join(f"{reason}: {count}" for reason, count in counts.pop("left_out").items())
+    left_out = left_out_words(counts.pop("left_out"))
     kinds = ", ".join(f"{count} {plural(kind, count)}" for kind, count in counts.items() if count)
     return kinds + (f" (left out: {left_out})" if left_out else "")
+
+
+def left_out_words(left_out: Mapping[str, int]) -> str:
+    """What was left out, in words: "tie: 3, no consent: 7"."""
+    return ", ".join(f"{reason}: {count}" for reason, count in left_out.items())
 
 
 def plural(kind: str, count: int) -> str:

@@ -57,8 +57,10 @@ class Recorder:
         path = run_dir.folder(self.store.data, self.night) / stage.file
         state = resumed(trainer, path, stage.what)
         steps = stage.before + trainer.steps + stage.after
+        if trainer.warning:
+            print(f"night {self.night}: {trainer.warning}", flush=True)
         with self.cancellation.held():
-            nights.update_night(self.store, self.night, phase="training", steps=steps)
+            nights.update_night(self.store, self.night, phase="training", steps=steps, reason=trainer.warning)
         for report in train(trainer, state):
             if references is not None:
                 with self.cancellation.held():

@@ -7,7 +7,7 @@ This is a night of its own, or the first half of one that trains a policy by the
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -26,7 +26,7 @@ from feedback.records import nights
 from training.algorithms import reward_model
 from training.algorithms.base import TrainingContext
 from training.algorithms.reward_model import EnsembleTrainer, RewardConfig, RewardExample
-from training.data.tokenize import Encoder, TooLong, tokenize
+from training.data.tokenize import Encoder, NothingFits, Unfit, tokenize
 from training.evaluation import calibration
 from training.evaluation.calibration import Believed
 from training.model import reward_heads
@@ -85,11 +85,17 @@ def make_models(
     if folder.is_dir():
         return reward_heads.load(backbone, folder)[0]
 
-    # 1. tokenize the training, validation and held-out sets
+    # 1. tokenize the training, validation and held-out sets; without a pair to train on, the second gives way
     divided = planner.parts(store, night.plan, examples)
-    training, validation, held_out = (
-        tokenize(part, night.encoder)[0] for part in (divided.training, divided.stopping, divided.held_out)
+    (training, unfit), (validation, unfit_too), (held_out, _) = (
+        tokenize(part, night.encoder) for part in (divided.training, divided.stopping, divided.held_out)
     )
+    if not reward_model.has_pair(training):
+        training, validation = [*training, *validation], []
+    if not reward_model.has_pair(training):
+        dropped = planner.added(unfit, unfit_too)
+        left_out = planner.added(examples.left_out, dropped)
+        raise NothingFits(planner.why_unfit(dropped, night.encoder.max_length, replace(examples, left_out=left_out)))
     trainer: EnsembleTrainer = build(TrainingContext(backbone, training, validation, References(backbone)), config)
 
     # 2. train one member after the other
@@ -135,7 +141,8 @@ def keep(night: RewardNight, ensemble: RewardModels, config: RewardConfig, found
 
 def asked_by(config: PolicyConfig) -> RewardConfig:
     """The settings of the reward models that a policy learns by."""
-    return RewardConfig(ensemble_size=config.ensemble_size, max_length=config.max_length, seed=config.seed)
+    shared = ("ensemble_size", "max_length", "seed", "precision")
+    return RewardConfig(**{name: getattr(config, name) for name in shared})
 
 
 def written(night: RewardNight, prompts: Sequence[Sequence[int]], config: RewardConfig) -> list[Row]:
@@ -156,13 +163,13 @@ def proof_rows(encoder: Encoder) -> list[Row]:
 
 
 def scores_of(ensemble: RewardModels, store: Database, encoder: Encoder) -> dict[str, tuple[float, float]]:
-    """Ensemble mean and disagreement for the replies of possible next questions, except those that are too long."""
+    """Ensemble mean and disagreement for the replies of possible next questions, except those that do not fit."""
     by_message = questions.newest(store, ASKED)
     told = current.texts(store, chain.from_iterable(by_message))
     scored, rows = [], []
     for replies in by_message:
         ids = tuple(encoder.reply(answer_of(told[each])) for each in replies)
-        with suppress(TooLong):
+        with suppress(Unfit):
             if all(ids):
                 rows.append(Row(encoder.prompt(told[replies[0]].messages, max(map(len, ids))), ids))
                 scored.append(replies)

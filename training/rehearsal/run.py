@@ -7,6 +7,7 @@ A rehearsal works in a data folder of its own, which can be served and inspected
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -43,6 +44,8 @@ PROMPTS = Path(__file__).with_name("prompts.txt")
 AT_ONCE = 16  # pairs requested concurrently
 STARTS_WITHIN_S = 300.0
 LONGEST = 512  # tokens of a reply, at most
+SEEDS = 2**32
+PICTURES = (".png", ".pdf", ".svg")
 
 
 class Failed(Exception):
@@ -84,7 +87,10 @@ def command(**asked: Any) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an orderly exit stops the server, too
     try:
         rehearse(options)
-    except (Failed, httpx.HTTPError) as error:
+    except httpx.HTTPError:
+        print("nightschool: the rehearsal failed: its server stopped answering; server.log says why", file=sys.stderr)
+        return 1
+    except Failed as error:
         print(f"nightschool: the rehearsal failed: {error}", file=sys.stderr)
         return 1
     return 0
@@ -98,6 +104,9 @@ def rehearse(options: SimpleNamespace) -> Figures:
     likes = preference_rule.load(options.taste)
     if not 1 <= options.max_tokens <= LONGEST:
         raise Refused(f"--max-tokens is from 1 to {LONGEST}, not {options.max_tokens}")
+    if not 0 <= options.seed < SEEDS:
+        raise Refused(f"--seed is from 0 to {SEEDS - 1:,}, not {options.seed}")
+    require_picture(options.plot)
     asked, unseen = questions(options.comparisons, options.prompts)
     data = new_folder(options.data)
     print(f"rehearsing in {data}: {len(asked)} comparisons, then {len(unseen)} unseen prompts", flush=True)
@@ -135,6 +144,17 @@ def questions(comparisons: int, unseen: int) -> tuple[list[str], list[str]]:
     if comparisons + unseen > len(every):
         raise Refused(f"there are {len(every)} prompts, too few for {comparisons} comparisons and {unseen} unseen ones")
     return every[:comparisons], every[len(every) - unseen :]
+
+
+def require_picture(path: Path | None) -> None:
+    """Raise `Refused` if no picture can be saved at this path; None is a path of our own."""
+    if path is None:
+        return
+    if path.suffix.lower() not in PICTURES:
+        raise Refused(f"--plot is a picture ending in {' or '.join(PICTURES)}, not {str(path)!r}")
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise Refused(f"--plot cannot be saved at {path}; name a file in a folder that can be written to")
 
 
 def new_folder(wanted: Path | None) -> Path:

@@ -3,14 +3,15 @@
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from feedback.errors import Refused
 from training.data.tokenize import NothingFits, TokenizedExample
-from training.loop.config import CheckpointEvery, Config, KlBudget, Switch
+from training.loop.config import MOST_MODELS, CheckpointEvery, Config, KlBudget, Switch, Weight
 from training.loop.early_stopping import KlFromBase
 from training.loop.loop import Metrics, Trainer
 from training.loop.state import TrainState
@@ -19,24 +20,38 @@ from training.model.reward_heads import RewardModels
 from training.rollouts.sampler import Rollout, Sampler, Score, prompts_of, require_life, sampling_of, scored
 from training.rollouts.sign_check import RATE, require_right_sign
 
+MOST_AT_ONCE, MOST_SAMPLED = 1_000_000, 100_000_000  # tokens
+
 
 class PolicyConfig(Config):
     """The settings of on-policy methods, which learn from their own replies by reward models."""
 
-    steps: int = Field(40, gt=0, description="batches of rollouts")
-    prompts: int = Field(8, gt=0, description="prompts per step")
-    replies: int = Field(2, gt=0, description="replies per prompt")
-    max_completion_length: int = Field(64, gt=0, description="most tokens of a sampled reply")
+    steps: int = Field(40, ge=1, le=10_000, description="batches of rollouts")
+    prompts: int = Field(8, ge=1, le=2048, description="prompts per step")
+    replies: int = Field(2, ge=1, le=256, description="replies per prompt")
+    max_completion_length: int = Field(64, ge=1, le=8192, description="most tokens of a sampled reply")
     temperature: float = Field(
-        0.7, gt=0, description="sampling temperature, as in chats; log-probs are taken at it, too"
+        0.7, ge=0.05, le=2, description="sampling temperature, as in chats; log-probs are taken at it, too"
     )
-    beta: float = Field(0.05, ge=0, description="weight of the KL penalty against the reference")
+    beta: Weight = Field(0.05, description="weight of the KL penalty against the reference")
     require_eos: Switch = Field(1, description="1: the score of a reply without an end is replaced")
-    missing_eos_penalty: float = Field(1.0, description="the score of such a reply is minus this")
-    uncertainty_penalty: float = Field(1.0, ge=0, description="ensemble deviations subtracted from the mean score")
-    ensemble_size: int = Field(3, gt=0, description="reward models in the ensemble")
+    missing_eos_penalty: float = Field(1.0, ge=-1000, le=1000, description="the score of such a reply is minus this")
+    uncertainty_penalty: Weight = Field(1.0, description="ensemble deviations subtracted from the mean score")
+    ensemble_size: int = Field(3, ge=1, le=MOST_MODELS, description="reward models in the ensemble")
     kl_budget: KlBudget = 0.3
     checkpoint_every: CheckpointEvery = 5
+
+    @model_validator(mode="after")
+    def _require_room(self) -> Self:
+        """Raise `Refused` if a step, or all of them, might sample more tokens than memory or a lifetime holds."""
+        of_step = self.prompts * self.replies * self.max_completion_length
+        for most, tokens, what in (
+            (MOST_AT_ONCE, of_step, "a step, prompts x replies x max_completion_length,"),
+            (MOST_SAMPLED, of_step * self.steps, "all steps"),
+        ):
+            if tokens > most:
+                raise Refused(f"{what} may take {most:,} sampled tokens at most, and these settings make {tokens:,}")
+        return self
 
 
 class PolicyTrainer(Trainer):

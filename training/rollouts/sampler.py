@@ -75,7 +75,7 @@ class Sampler:
             some = asked[start : start + MOST_WAITING]
             writings = []
             for at, number in some:
-                own = Sampling(**sampling.as_dict() | {"seed": (seed * 1009 + at) * 1009 + number})
+                own = Sampling(**sampling.as_dict() | {"seed": ((seed * 1009 + at) * 1009 + number) % 2**63})
                 writings.append(self.engine.submit(prompts[at], own, self._policy))
             for (at, _), writing in zip(some, writings, strict=True):
                 tokens = list(writing)

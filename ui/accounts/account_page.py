@@ -16,6 +16,7 @@ from ui.accounts.auth import Person, open_session, session_of
 from ui.accounts.dependencies import TheStore
 from ui.accounts.login import OWNER_PASSWORD, Logins, headers_of
 from ui.accounts.passwords import LEAST, require_usable
+from ui.prefix import prefix_of
 from ui.refusals import Forbidden, NotLoggedIn, status_of, template
 
 OTHERS = "others"  # as a session to end: all but this browser's
@@ -27,7 +28,7 @@ router = APIRouter(prefix="/account", include_in_schema=False)
 def account(request: Request, user: Person, store: TheStore) -> Response:
     """The page, or a redirect to the chat where there are no accounts."""
     if user.password_hash is None:
-        return RedirectResponse("/", 303)
+        return RedirectResponse(f"{prefix_of(request)}/", 303)
     return page(request, store, user)
 
 
@@ -105,6 +106,7 @@ def changed(request: Request, store: Database, user: User, hashed: str) -> None:
 def page(request: Request, store: Database, user: User, error: Refused | None = None, done: str = "") -> Response:
     """The page, with what was wrong or what was done."""
     facts: dict[str, Any] = {
+        "prefix": prefix_of(request),
         "user": user,
         "sessions": sessions.of(store, user),
         "here": getattr(session_of(request), "id", None),

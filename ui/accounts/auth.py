@@ -10,15 +10,16 @@ import logging
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
 from fastapi import Depends
 from starlette.datastructures import Headers
 from starlette.middleware.sessions import SessionMiddleware
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feedback import atomic
 from feedback.accounts import sessions, users
@@ -27,6 +28,7 @@ from feedback.accounts.users import User
 from feedback.database.database import Database
 from feedback.errors import Refused, Unavailable
 from ui.accounts.patience import Patience
+from ui.prefix import prefix_of
 from ui.refusals import Forbidden, NotLoggedIn, TooLarge, TooMany, refusal, refusal_page
 
 COOKIE = "nightschool"
@@ -79,7 +81,7 @@ def admitted(store: Database, request: Request) -> User | None:
     if request.url.path in OPEN:
         return None
     if not users.has_accounts(store):
-        require_loopback(request.headers)
+        require_direct(request)
         return users.find_user(store, users.OWNER) or users.local_owner(store)
     user = None if bearer else user_of_session(store, request)
     if user is None:
@@ -87,11 +89,19 @@ def admitted(store: Database, request: Request) -> User | None:
     return user
 
 
-def require_loopback(headers: Headers) -> None:
-    """Raises `Forbidden` unless the request's Host is a loopback name or address."""
-    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+def require_direct(request: Request) -> None:
+    """Raises `Forbidden` unless a request was sent to a loopback name or address, and by no proxy."""
+    if request.scope.get("proxied"):
+        raise Forbidden(
+            "this came through a proxy, and without accounts everybody whom it lets through would be the owner: run "
+            "'nightschool user add NAME --role operator', and name the proxy with --trusted-proxy (docs/proxy.md)"
+        )
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     if not is_loopback(host):
-        raise Forbidden(f"without accounts Nightschool answers at 127.0.0.1 and localhost only, not at {host!r}")
+        raise Forbidden(
+            f"without accounts Nightschool answers at 127.0.0.1 and localhost only, not at {host!r}: run 'nightschool "
+            "user add NAME --role operator' to serve it elsewhere"
+        )
 
 
 def require_same_origin(request: Request) -> None:
@@ -120,6 +130,11 @@ def is_ours(origin: str, request: Request) -> bool:
         return False
     schemes = ("https",) if request.url.scheme == "https" else ("http", "https")
     return theirs.hostname is not None and theirs.scheme in schemes and same_place
+
+
+def came_by_tls(request: HTTPConnection) -> bool:
+    """Whether the browser sent a request by TLS: as a named proxy says, or a browser that writes from an https page."""
+    return request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")
 
 
 def open_session(request: Request, user: User) -> None:
@@ -171,7 +186,7 @@ def agent_in_words(agent: str) -> str:
 
 
 class Sessions:
-    """ASGI middleware: `request.session` from a signed cookie, for TLS only if the request came by TLS."""
+    """ASGI middleware: `request.session` from a signed cookie for our prefix, and for TLS if the request came by it."""
 
     def __init__(self, app: ASGIApp, secret: str) -> None:
         lasts_s = int(sessions.LASTS.total_seconds())
@@ -181,7 +196,13 @@ class Sessions:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (self._by_tls if scope.get("scheme") == "https" else self._plain)(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._plain(scope, receive, send)
+            return
+        request = HTTPConnection(scope)
+        kept = copy(self._by_tls if came_by_tls(request) else self._plain)
+        kept.path = prefix_of(request) or "/"
+        await kept(scope, receive, send)
 
 
 class Gate:
@@ -211,7 +232,8 @@ class Gate:
         who = f"person {user.id}" if user else f"address {network_of(address_of(request))}"
         if not await self._patience.lasts(who):
             answer = refusal(request.url.path, TooMany("too many requests were refused; try again in a while"))
-        await (answer or self.app)(scope, receive, self._patience.counting(who, send))
+        receiving = counted(receive, largest_body(request.url.path))
+        await (answer or self.app)(scope, receiving, self._patience.counting(who, send))
 
     def _answer(self, request: Request) -> Response | None:
         """The response to a request that is not admitted, if it is not."""
@@ -221,18 +243,18 @@ class Gate:
             session = session_of(request)
             if session and sessions.is_seen_long_ago(session):
                 self._seeing.submit(self._see, session)
-            require_fitting(request.headers, LARGEST_FORM if path.startswith(FORMS) else LARGEST_BODY)
+            require_fitting(request.headers, largest_body(path))
             for place, role in self._roles.items():
                 if path == place or path.startswith(f"{place}/"):
                     require_role(request.state.user, role)
         except NotLoggedIn as error:
             if wants_html(request):
-                return RedirectResponse(f"/login?next={quote(path)}", 303)
+                return RedirectResponse(f"{prefix_of(request)}/login?next={quote(path)}", 303)
             if path.startswith(FORMS) and "text/html" in request.headers.get("accept", ""):
-                return RedirectResponse("/login", 303)  # a button of a page whose session is over
+                return RedirectResponse(f"{prefix_of(request)}/login", 303)  # a button of a page whose session is over
             return refusal(path, error)
         except Refused as error:
-            return refusal_page(path, error) if wants_html(request) else refusal(path, error)
+            return refusal_page(request, error) if wants_html(request) else refusal(path, error)
         return None
 
     def _see(self, session: Session) -> None:
@@ -248,12 +270,37 @@ def wants_html(request: Request) -> bool:
     return request.method == "GET" and "text/html" in request.headers.get("accept", "")
 
 
-def require_fitting(headers: Headers, largest: int = LARGEST_BODY) -> None:
-    """Raises `TooLarge` for a body that is too large, or of undeclared length."""
+def largest_body(path: str) -> int:
+    """The most bytes that a request for a path may send."""
+    return LARGEST_FORM if path.startswith(FORMS) else LARGEST_BODY
+
+
+def require_fitting(headers: Headers, largest: int) -> None:
+    """Raises `TooLarge` for a body that is declared too large, or whose length is no number."""
     length = headers.get("content-length", "0")
-    if "transfer-encoding" in headers or not length.isdigit() or int(length) > largest:
-        size = f"{largest >> 20} MB" if largest >> 20 else f"{largest >> 10} kB"
-        raise TooLarge(f"send at most {size}, with a Content-Length")
+    if not length.isdigit() or int(length) > largest:
+        raise too_large(largest)
+
+
+def counted(receive: Receive, largest: int) -> Receive:
+    """A `receive` that counts a body of undeclared length while it is read, and raises `TooLarge`."""
+    read = 0
+
+    async def receiving() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > largest:
+            raise too_large(largest)
+        return message
+
+    return receiving
+
+
+def too_large(largest: int) -> TooLarge:
+    """The refusal of a body of more than `largest` bytes."""
+    size = f"{largest >> 20} MB" if largest >> 20 else f"{largest >> 10} kB"
+    return TooLarge(f"this is too large; send at most {size}")
 
 
 def person(request: Request) -> User:

@@ -27,10 +27,11 @@ from feedback.accounts import sessions, users
 from feedback.accounts.users import User
 from feedback.database.database import Database, new_id
 from feedback.errors import Refused, Unavailable
-from ui.accounts.auth import KEY, address_of, network_of, open_session
+from ui.accounts.auth import KEY, address_of, came_by_tls, network_of, open_session
 from ui.accounts.passwords import MOST, require_usable
 from ui.accounts.patience import Pace
 from ui.accounts.tries import Tries
+from ui.prefix import prefix_of, without
 from ui.refusals import Forbidden, NotLoggedIn, TooMany, retry_after, status_of, template
 
 WITHIN_S = 300.0  # failed tries count for so long, to within a minute
@@ -172,7 +173,8 @@ class Logins:
             DEVICE,
             str(self._devices.dumps([user.id, new_id()])),
             max_age=DEVICE_S,
-            secure=request.url.scheme == "https",
+            path=prefix_of(request) or "/",
+            secure=came_by_tls(request),
             httponly=True,
             samesite="lax",
         )
@@ -252,8 +254,8 @@ def named_password(environ: Mapping[str, str]) -> str | None:
 def login_page(request: Request, next: str = "/") -> Response:
     """The login page, or a redirect to the chat where there are no accounts."""
     if not users.has_accounts(request.app.state.assistant.store):
-        return RedirectResponse("/", 303)
-    return _page(next)
+        return RedirectResponse(f"{prefix_of(request)}/", 303)
+    return _page(request, next)
 
 
 @router.post("/login")
@@ -269,8 +271,8 @@ async def login(
         user = await logins.check(request, name, password)
         await to_thread.run_sync(open_session, request, user)
     except Refused as error:
-        return _page(next, name, error)
-    response = RedirectResponse(_local(next), 303)
+        return _page(request, next, name, error)
+    response = RedirectResponse(prefix_of(request) + _local(request, next), 303)
     logins.know(request, response, user)
     return response
 
@@ -279,8 +281,8 @@ async def login(
 def logout_page(request: Request) -> Response:
     """A page with a log-out button. A GET must not log out: another site's image could send one."""
     if not sessions.find(request.app.state.assistant.store, str(request.session.get(KEY, ""))):
-        return RedirectResponse("/login", 303)
-    return HTMLResponse(template("logout.html").render())
+        return RedirectResponse(f"{prefix_of(request)}/login", 303)
+    return HTMLResponse(template("logout.html").render(prefix=prefix_of(request)))
 
 
 @router.post("/logout")
@@ -291,11 +293,12 @@ def logout(request: Request) -> Response:
     if session:
         sessions.end_by_id(store, session.id)
     request.session.clear()
-    return RedirectResponse("/login", 303)
+    return RedirectResponse(f"{prefix_of(request)}/login", 303)
 
 
-def _page(next: str, name: str = "", error: Refused | None = None) -> Response:
-    page = template("login.html").render(next=_local(next), name=name, error=str(error or ""))
+def _page(request: Request, next: str, name: str = "", error: Refused | None = None) -> Response:
+    facts = {"prefix": prefix_of(request), "next": _local(request, next), "name": name, "error": str(error or "")}
+    page = template("login.html").render(facts)
     return HTMLResponse(page, status_of(error) if error else 200, headers_of(error))
 
 
@@ -304,7 +307,8 @@ def headers_of(error: Refused | None) -> dict[str, str]:
     return {"Retry-After": retry_after(error)} if isinstance(error, TooMany) else {}
 
 
-def _local(path: str) -> str:
-    """A path of ours to redirect to, never an address elsewhere, nor the log-out page."""
+def _local(request: Request, path: str) -> str:
+    """A path of ours to redirect to, without our prefix; never an address elsewhere, nor the log-out page."""
+    path = without(prefix_of(request), path)
     ours = path.startswith("/") and not path.startswith(("//", "/\\", "/logout")) and path.isprintable()
     return path if ours else "/"

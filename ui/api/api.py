@@ -4,7 +4,7 @@ Another person's ids are treated as if they did not exist.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from assistant.chat.assistant import Assistant
 from assistant.chat.chat import ReplyPair, require_in_window, share_of, start_pair
 from assistant.engine.sampling.params import Sampling
 from assistant.models import chat_template
+from assistant.models.chat_template import Prompt
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations as chats
@@ -74,6 +75,7 @@ class Pair(BaseModel):
     pair: str
     left: Blind
     right: Blind
+    left_out: int = Field(description="The oldest messages, which no longer fit into what the model reads.")
 
 
 class Question(BaseModel):
@@ -193,35 +195,47 @@ def write_pair(assistant: Assistant, user: User, body: PairAsked, listener: List
         for name in named:
             assistant.adapters.get(name)
     messages = [Message(turn.role, turn.content) for turn in body.messages]
-    parent, prompt_ids = record(assistant, user, "pairs", messages, sampling, replies=2)
-    both = start_pair(assistant, user, parent, sampling, "api", named, prompt_ids)
+    prompt = readable(assistant, user, messages, sampling, replies=2)
+    parent = chats.record_messages(assistant.store, user, "pairs", messages)
+    both = start_pair(assistant, user, parent, sampling, "api", named, prompt)
     listener.begin(both)
     both.wait()
     if "cancelled" in (both.left.finish, both.right.finish):
-        raise Unavailable("the two replies were cut short: their reader has left, or the assistant is shutting down")
+        raise Unavailable("the two replies were cut short: their reader has left, or the server is shutting down")
     if both.pair is None:
         raise Unavailable("one of the two replies came out empty, so there is nothing to compare; ask again")
     shown = {
         side: {"reply": reply.id, "text": reply.text} for side, reply in (("left", both.left), ("right", both.right))
     }
-    return {"pair": both.pair, **shown}
+    return {"pair": both.pair, **shown, "left_out": both.left_out}
 
 
-def record(
-    assistant: Assistant, user: User, source: str, messages: list[Message], sampling: Sampling, replies: int = 1
-) -> tuple[str, list[int]]:
-    """Record a program's conversation that will get `replies` replies; its last message's id, and the prompt's tokens.
+def readable(
+    assistant: Assistant, user: User, messages: list[Message], sampling: Sampling, replies: int, cut: bool = True
+) -> Prompt:
+    """A program's conversation as the model reads it, before it is recorded and gets so many replies.
 
-    Raises `Refused` when it is malformed or too long for the model, and `Busy`; nothing is recorded then.
+    Raises `Busy`, `Ending`, `Refused` when it is malformed, and `TooLong` when its last message does not fit, or,
+    without `cut`, all of it.
     """
+    assistant.writing.require_open()
     require_in_window(assistant, sampling)
     assistant.engine.require_places(share_of(assistant.store, user), replies)
     for message in messages:
+        chats.require_whole_characters(message.content)
+    longest = assistant.longest_prompt  # first of all, for it is tokens that its sentence speaks of
+    prompt = chat_template.whole(assistant.tokenizer, messages[-1:] if cut else messages, longest)
+    require_few_characters(messages)
+    return chat_template.fitted(assistant.tokenizer, messages, longest) if cut else prompt
+
+
+def require_few_characters(messages: Sequence[Message]) -> None:
+    """Raises `Refused` on a message or a conversation with more characters than are kept."""
+    for message in messages:
         chats.checked(message.content)
     if (characters := sum(len(message.content) for message in messages)) > MOST_CHARACTERS:
-        raise Refused(f"a conversation has at most {MOST_CHARACTERS:,} characters, this one has {characters:,}")
-    prompt_ids = chat_template.encode_prompt(assistant.tokenizer, messages, assistant.longest_prompt)
-    return chats.record_messages(assistant.store, user, source, messages), prompt_ids
+        sentence = f"a conversation has at most {MOST_CHARACTERS:,} characters, this one has {characters:,}"
+        raise Refused(sentence, "messages")
 
 
 @router.get("/consent", response_model=Consent, tags=["you"])

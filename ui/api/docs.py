@@ -8,9 +8,10 @@ from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ui.accounts.auth import Person
+from ui.prefix import prefix_of
 from ui.refusals import template
 
 router = APIRouter(include_in_schema=False)
@@ -24,8 +25,15 @@ def docs(request: Request, user: Person) -> Response:
     for path, methods in schema["paths"].items():
         for method, route in methods.items():
             groups.setdefault(route.get("tags", ["other"])[0], []).append(described(schema, method, path, route))
-    page = template("docs.html").render(groups=groups, info=schema["info"], base=str(request.base_url).rstrip("/"))
+    base = str(request.base_url).rstrip("/") + prefix_of(request)
+    page = template("docs.html").render(groups=groups, info=schema["info"], base=base, prefix=prefix_of(request))
     return HTMLResponse(page)
+
+
+@router.get("/openapi.json")
+def openapi(request: Request, user: Person) -> JSONResponse:
+    """The schema, and where its paths begin."""
+    return JSONResponse(request.app.openapi() | {"servers": [{"url": prefix_of(request) or "/"}]})
 
 
 def described(schema: dict[str, Any], method: str, path: str, route: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class ChatPage:
         shown |= render.show_conversation(self.chat, view, turn)
         shown |= render.show_about(self.chat, view, turn)
         shown |= render.show_pair(self.pair, view, turn)
-        return shown | {self.chat.notice: render.notice(sentence)}
+        return shown | {self.chat.notice: render.notice(sentence or (turn.remark if turn else ""))}
 
     def open(self, request: gr.Request, left: str) -> Updates:
         """The page as it opens: the chat that was left with unsent text, else the newest."""
@@ -152,7 +152,7 @@ class ChatPage:
                 yield {part: shown[part] for part in (self.pair.left, self.pair.right)}
             else:
                 yield {self.chat.chatbot: render.transcript(view, turn)}
-        yield self.screen(user, conversation, sentence=turn.error if turn else "")
+        yield self.screen(user, conversation, sentence=turn.remark if turn else "")
 
     def stop(self, request: gr.Request, conversation: str) -> None:
         """Stop the reply being written; the pages that follow it show what was written."""

@@ -120,11 +120,11 @@ def show_pair(panel: PairPanel, view: ChatView, turn: Turn | None) -> Updates:
 def show_sidebar(sidebar: Sidebar, view: ChatView, user: User) -> Updates:
     """The person's chats, the current one marked; the consent switch and the account."""
     known = view.conversation in [each for _, each in view.chats]
-    account = '<a id="to-operate" href="/operate/">Operate</a>' if user.may("operator") else ""
+    account = '<a id="to-operate" href="operate/">Operate</a>' if user.may("operator") else ""
     if user.password_hash is not None:
-        leave = '<form method="post" action="/logout"><button id="log-out">Log out</button></form>'
+        leave = '<form method="post" action="logout"><button id="log-out">Log out</button></form>'
         account += (
-            f'<a id="to-account" href="/account" title="{escape(user.name)}">Account: {escape(user.name)}</a>{leave}'
+            f'<a id="to-account" href="account" title="{escape(user.name)}">Account: {escape(user.name)}</a>{leave}'
         )
     return {
         sidebar.chats: gr.Radio(

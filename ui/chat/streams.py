@@ -8,7 +8,7 @@ import logging
 import threading
 from dataclasses import dataclass, field
 
-from assistant.chat.chat import ReplyPair, ReplyStream
+from assistant.chat.chat import ReplyPair, ReplyStream, remark
 from assistant.engine.request import EngineError
 from feedback.errors import Conflict, Refused
 
@@ -26,6 +26,11 @@ class Turn:
     texts: tuple[str, ...] = ()
     error: str = ""
     ended: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def remark(self) -> str:
+        """What its person should know of it, in a sentence."""
+        return self.error or remark(self.writing)
 
     @property
     def is_pair(self) -> bool:

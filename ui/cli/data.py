@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 OWN = "own"  # as a format: all that is kept of one person
 KINDS_OF_FILE = ".jsonl, .json, .csv, .parquet"
+READ = "JSON Lines, a JSON array, CSV, TSV (each also as .gz), Parquet, or a folder of the Hub's or an exported one"
 
 
 def importable() -> Sequence[str]:
@@ -47,22 +48,59 @@ class WithFormats(Command):
 
 
 @click.command("import", cls=WithFormats)
-@click.argument("file", type=FILE, help=f"{KINDS_OF_FILE}, or an exported folder.")
+@click.argument("file", type=FILE, help=f"{READ}.")
 @click.option("--format", "form", type=Word(importable), default="", metavar="NAME", help="One of the formats below.")
+@click.option(
+    "--columns",
+    default="",
+    metavar="NAME=COLUMN,...",
+    help="What the columns of a file in no known format are, as prompt=question,chosen=best,rejected=worst.",
+)
+@click.option("--dry-run", is_flag=True, help="Show ten rows as they would be kept, and keep nothing.")
 @click.option("--source", default="", help="The source, kept with every row.")
 @click.option("--licence", default="", help="The licence, kept with every row.")
+@click.option(
+    "--keep-personal", is_flag=True, help="Keep fields such as name and e-mail; exports leave them out anyway."
+)
 @data_option
-def import_(file: Path, form: str, source: str, licence: str, data: Path) -> int:
-    """Import feedback from elsewhere. Without --format, the format is detected."""
+@json_option
+def import_(
+    file: Path,
+    form: str,
+    columns: str,
+    dry_run: bool,
+    source: str,
+    licence: str,
+    keep_personal: bool,
+    data: Path,
+    as_json: bool,
+) -> int:
+    """Import feedback from elsewhere. Without --format or --columns, the first rows tell the format."""
     from feedback.formats import load
 
+    if dry_run:
+        return look_at(file, form, columns, keep_personal, as_json)
     with new_or_existing(data) as store:
-        done = load.import_file(store, file, form, source, licence, watched)
-    if not done.kept:
+        done = load.import_file(
+            store, file, form, source, licence, watched, keep_personal=keep_personal, columns=columns
+        )
+    if not done.read:
         print(f"nightschool: no row of {file} could be kept ({done.format}){counted(done.left_out)}", file=sys.stderr)
         return 1
-    print(f"imported {done.kept:,} rows ({done.format}){counted(done.left_out)}")
+    words = f"imported {done.kept:,} rows ({done.format}){counted(done.left_out)}{counted(done.without, ' values')}"
+    show(as_json, asdict(done), [words])
     return 0
+
+
+def look_at(file: Path, form: str, columns: str, keep_personal: bool, as_json: bool) -> int:
+    """Show what an import would keep, without a data folder; return 1 if that is nothing."""
+    from feedback.formats import preview
+    from feedback.formats.registry import format_of_file
+
+    found = preview.look(file, format_of_file(file, form, columns), watched, keep_personal)
+    total = f"would import {found.kept:,} rows ({found.format}){counted(found.left_out)}"
+    show(as_json, preview.as_facts(found), [*preview.as_lines(found), total])
+    return int(not found.kept)
 
 
 @click.command("export", cls=WithFormats)
@@ -136,10 +174,10 @@ def watched(rows: Iterator[Any], doing: str) -> Iterator[Any]:
     return iter(tqdm(rows, doing, unit=" rows", disable=None, leave=False))
 
 
-def counted(left_out: dict[str, int]) -> str:
-    """The counts of rows left out, by reason, in words."""
+def counted(left_out: dict[str, int], what: str = "") -> str:
+    """The counts of rows, or of what else was left out, by reason, in words."""
     reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(left_out.items()))
-    return f"; left out {sum(left_out.values()):,} ({reasons})" if left_out else ""
+    return f"; left out {sum(left_out.values()):,}{what} ({reasons})" if left_out else ""
 
 
 @click.command("forget", cls=Command)
@@ -191,14 +229,17 @@ def restore(folder: Path, replace: bool, data: Path) -> None:
 
 
 @click.command("doctor", cls=Command)
+@click.option("--mend", is_flag=True, help="Mend texts that cannot be read, and remove what interrupted imports left.")
 @data_option
 @json_option
-def doctor(data: Path, as_json: bool) -> int:
+def doctor(mend: bool, data: Path, as_json: bool) -> int:
     """Check that everything is well. Exits with 1 if it is not."""
     from feedback.upkeep import health
 
     with existing(data) as store:
+        done = health.mend(store) if mend else []
         findings = health.examine(store)
+    print(*done, sep="\n", end="\n" * bool(done), file=sys.stderr)
     lines = [f"{'ok     ' if each.well else 'TROUBLE'}  {each.name:<10}  {each.words}" for each in findings]
     show(as_json, [asdict(each) for each in findings], lines)
     return int(not all(each.well for each in findings))

@@ -73,7 +73,7 @@ def progress(night: "Night") -> str:
         words += [f"step {night.step} of {night.steps}"]
     if night.eta_s:
         words += [f"about {night.eta_s / 60:.0f} min left" if night.eta_s >= 90 else "about a minute left"]
-    return ", ".join(words)
+    return ", ".join(words) + (f"; {night.reason}" if night.reason else "")
 
 
 def in_short(metrics: Mapping[str, float]) -> str:

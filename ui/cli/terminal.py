@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from assistant.chat.assistant import Assistant
-from assistant.chat.chat import ReplyStream, add_user_message, start_reply
+from assistant.chat.chat import ReplyStream, add_user_message, remark, start_reply
 from assistant.engine.sampling.params import Sampling
 from feedback.accounts import users
 from feedback.accounts.users import User
@@ -58,6 +58,8 @@ def turn(assistant: Assistant, user: User, talk: Talk, text: str, sampling: Samp
     """Send one message, and print its reply as it is written."""
     message = add_user_message(assistant, user, talk.conversation, talk.last, text, source="terminal")
     reply = start_reply(assistant, user, message, sampling)
+    if told := remark(reply):
+        print(f"({told})")
     written = 0
     try:
         for so_far in reply:

@@ -20,9 +20,9 @@ from ui.shared.widgets import MARKS, chip, sentence
 
 def show_account(user: User) -> str:
     """The header: the page's name, the account with its log-out button, and the link to the chat."""
-    leave = '<form method="post" action="/logout"><button id="log-out">Log out</button></form>'
+    leave = '<form method="post" action="../logout"><button id="log-out">Log out</button></form>'
     who = f"<span>{escape(user.name)}</span>{leave}" if user.password_hash else ""
-    nav = f'<nav><a id="to-chat" href="/">‹ Chat</a>{who}</nav>'
+    nav = f'<nav><a id="to-chat" href="../">‹ Chat</a>{who}</nav>'
     return f"<header><h1>Nightschool <small>operate</small></h1>{nav}</header>"
 
 
@@ -102,7 +102,7 @@ def show_night(house: SystemStatus, night: Night | None, steps: Sequence[dict[st
     begun = f"begun {house.clock(night.started_at)}"
     if running:
         share = 100 * night.step / night.steps if night.steps else 0
-        told = sentence(doing(night))
+        told = sentence(f"{doing(night)}; {night.reason}" if night.reason else doing(night))
         bar = f'<div class="progress" role="progressbar" aria-label="Training" aria-valuenow="{share:.0f}">'
         bar += f'<i style="width:{share:.1f}%"></i></div>'
     else:

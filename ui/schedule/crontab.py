@@ -77,7 +77,9 @@ def trigger(cron: str, time_zone: str) -> BaseTrigger:
     try:
         ZoneInfo(time_zone)
     except (OSError, ValueError, KeyError) as error:
-        raise Refused(f"there is no time zone {time_zone!r}; name one as in Europe/Berlin, or UTC") from error
+        raise Refused(
+            f"there is no time zone {time_zone[:LONGEST_LINE]!r}; name one as in Europe/Berlin, or UTC"
+        ) from error
     fields = cron.split() if len(cron) <= LONGEST_LINE else []
     if len(fields) != 5:
         shown = cron if len(cron) <= LONGEST_LINE else cron[:20] + "..."

@@ -7,6 +7,7 @@
   const ask = window.fetch.bind(window);
   const pause = ms => new Promise(go => setTimeout(go, ms));
   const find = selector => document.querySelector(selector);
+  const home = path => new URL(find("meta[name=nightschool-home]").content + path, location.href).href;  // a proxy may add a prefix
 
   /* Actions run one after another, in the order of the clicks. A key that is waiting or running is not queued again. */
   const waiting = [];
@@ -65,13 +66,13 @@
       const {error} = await answer.json().catch(() => ({}));
       if (answer.status === 401)
         tell("You have been logged out.", "Log in again",
-             "/login?next=" + encodeURIComponent(location.pathname));
+             home("login?next=") + encodeURIComponent(location.pathname));
       else tell(`Not allowed: ${error || "your role has changed"}.`, "Load the page again", location.pathname);
     }
     return new Promise(() => {});
   };
   addEventListener("focus", async () => {  // the person may have logged in again in another tab
-    if (ended && (await ask("/api/status").catch(() => ({}))).ok) location.reload();
+    if (ended && (await ask(home("api/status")).catch(() => ({}))).ok) location.reload();
   });
 
   /* Unsent text, kept for the same person in the same window until the page is loaded again. */
@@ -83,7 +84,7 @@
     if (draft.box || draft.corrected) sessionStorage.setItem(DRAFT, JSON.stringify(draft));
   }
   let leaving = false;
-  addEventListener("submit", event => { leaving ||= event.target.getAttribute("action") === "/logout"; });
+  addEventListener("submit", event => { leaving ||= event.target.action === home("logout"); });
   addEventListener("pagehide", () => { if (!leaving) keep(); });
   function draft() {
     const kept = JSON.parse(sessionStorage.getItem(DRAFT) || "{}");
@@ -110,7 +111,7 @@
   async function watch() {
     for (let since = null; !ended; await pause(since ? BEAT_MS / 2 : BEAT_MS)) {
       const signal = AbortSignal.timeout(PATIENCE_MS);
-      const answer = await ask("/healthz", {cache: "no-store", signal}).catch(() => null);
+      const answer = await ask(home("healthz"), {cache: "no-store", signal}).catch(() => null);
       if (ended) return;
       if (answer?.ok) {
         if (since) hush();

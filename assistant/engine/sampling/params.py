@@ -53,17 +53,18 @@ class Sampling:
     def __post_init__(self) -> None:
         _require_number("temperature", self.temperature, 0, 2)
         if not (_number(self.top_p) and 0 < self.top_p <= 1):
-            raise Refused(f"top_p is a number above 0 and up to 1, not {self.top_p!r}")
+            raise Refused(f"top_p is a number above 0 and up to 1, not {self.top_p!r}", "top_p")
         if not (type(self.max_tokens) is int and self.max_tokens >= 1):
-            raise Refused(f"max_tokens is a whole number from 1, not {self.max_tokens!r}")
+            raise Refused(f"max_tokens is a whole number from 1, not {self.max_tokens!r}", "max_tokens")
         if self.seed is not None and not (type(self.seed) is int and 0 <= self.seed < 2**63):
-            raise Refused(f"a seed is a whole number from 0 and under 2**63, not {self.seed!r}")
+            raise Refused(f"a seed is a whole number from 0 and under 2**63, not {self.seed!r}", "seed")
         _require_whole("beams", self.beams, 1, MOST_BEAMS)
         if not (type(self.top_k) is int and self.top_k >= 0):
-            raise Refused(f"top_k is a whole number from 0, which is off, not {self.top_k!r}")
+            raise Refused(f"top_k is a whole number from 0, which is off, not {self.top_k!r}", "top_k")
         _require_number("min_p", self.min_p, 0, 1)
         if not (_number(self.repetition_penalty) and 0 < self.repetition_penalty <= 2):
-            raise Refused(f"repetition_penalty is a number above 0 and up to 2, not {self.repetition_penalty!r}")
+            sentence = f"repetition_penalty is a number above 0 and up to 2, not {self.repetition_penalty!r}"
+            raise Refused(sentence, "repetition_penalty")
         _require_number("presence_penalty", self.presence_penalty, -2, 2)
         _require_number("frequency_penalty", self.frequency_penalty, -2, 2)
         object.__setattr__(self, "stop", _stops(self.stop))
@@ -71,8 +72,12 @@ class Sampling:
         _require_whole("top_logprobs", self.top_logprobs, 0, MOST_LIKELIEST)
         if self.json_schema is not None:
             if not isinstance(self.json_schema, str):
-                raise Refused(f"json_schema is a JSON schema, an object, as JSON text, not {self.json_schema!r}")
-            grammar_of(self.json_schema)
+                sentence = f"json_schema is a JSON schema, an object, as JSON text, not {self.json_schema!r}"
+                raise Refused(sentence, "json_schema")
+            try:
+                grammar_of(self.json_schema)
+            except Refused as error:
+                raise Refused(str(error), "json_schema") from error
         if self.beams > 1:
             self._require_plain()
 
@@ -81,7 +86,7 @@ class Sampling:
         plain = Sampling()
         for name in (*SHAPING, "top_logprobs"):
             if getattr(self, name) != getattr(plain, name):
-                raise Refused(f"{name} does not go with beams over 1; leave out one of the two")
+                raise Refused(f"{name} does not go with beams over 1; leave out one of the two", name)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as a dictionary, for the reply's record."""
@@ -106,21 +111,22 @@ def _number(value: object) -> bool:
 
 def _require_number(name: str, value: object, lowest: int, highest: int) -> None:
     if not (_number(value) and lowest <= value <= highest):  # type: ignore[operator]
-        raise Refused(f"{name} is a number from {lowest} to {highest}, not {value!r}")
+        raise Refused(f"{name} is a number from {lowest} to {highest}, not {value!r}", name.split()[0])
 
 
 def _require_whole(name: str, value: object, lowest: int, highest: int) -> None:
     if not (type(value) is int and lowest <= value <= highest):
-        raise Refused(f"{name} is a whole number from {lowest} to {highest}, not {value!r}")
+        raise Refused(f"{name} is a whole number from {lowest} to {highest}, not {value!r}", name)
 
 
 def _stops(asked: object) -> tuple[str, ...]:
     """Check stop strings and return them as a tuple. Raises `Refused` on bad ones."""
     if not isinstance(asked, list | tuple) or len(asked) > MOST_STOPS:
-        raise Refused(f"stop is a list of at most {MOST_STOPS} strings, not {str(asked)[:80]!r}")
+        raise Refused(f"stop is a list of at most {MOST_STOPS} strings, not {str(asked)[:80]!r}", "stop")
     for each in asked:
         if not (isinstance(each, str) and 0 < len(each) <= LONGEST_STOP):
-            raise Refused(f"a stop string has 1 to {LONGEST_STOP:,} characters; this is none: {str(each)[:80]!r}")
+            sentence = f"a stop string has 1 to {LONGEST_STOP:,} characters; this is none: {str(each)[:80]!r}"
+            raise Refused(sentence, "stop")
     return tuple(asked)
 
 
@@ -130,9 +136,10 @@ def _biases(asked: object) -> tuple[tuple[int, float], ...]:
     try:
         biases: dict[Any, Any] = dict(pairs)  # type: ignore[call-overload]
     except (TypeError, ValueError):
-        raise Refused(f"logit_bias maps token ids to numbers; this is none: {str(asked)[:80]!r}") from None
+        sentence = f"logit_bias maps token ids to numbers; this is none: {str(asked)[:80]!r}"
+        raise Refused(sentence, "logit_bias") from None
     for token, bias in biases.items():
         if not (type(token) is int and 0 <= token < 2**31):
-            raise Refused(f"logit_bias maps token ids, whole numbers from 0, and {token!r} is none")
+            raise Refused(f"logit_bias maps token ids, whole numbers from 0, and {token!r} is none", "logit_bias")
         _require_number(f"logit_bias of token {token}", bias, -100, 100)
     return tuple(sorted(biases.items()))

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from assistant.engine.engine import MOST_WAITING
-from assistant.engine.request import Busy, EngineError, Generation, Who
+from assistant.engine.request import Busy, Ending, EngineError, Generation, Who
 from assistant.engine.sampling.params import Sampling, Token
 from assistant.engine.scheduling.fair_shares import require_places
 from assistant.engine.scheduling.scheduler import MOST_ROWS
@@ -28,6 +28,7 @@ from assistant.engine.vllm.adapters import lend, place_for, take_back
 from assistant.engine.vllm.handshake import ANSWER_S, CONNECT_S, headers, meet, read_settings
 from assistant.models.adapter import LoadedAdapter, checked_card
 from assistant.models.base_model import Base, one_line
+from assistant.models.rounding import rounded_from
 from feedback.errors import Refused
 
 # Nats per token by which the server's log-probs may differ from the trainer's, by its number format. It does not report
@@ -78,6 +79,12 @@ class RemoteEngine:
         if dtype not in TOLERANCES:
             raise Refused(
                 f"with a model server, dtype is {', '.join(TOLERANCES)} and what it computes in, not {dtype!r}"
+            )
+        stored = rounded_from(base)
+        if stored and dtype == "float32":
+            raise Refused(
+                f"the weights of {base.name!r} are stored as {stored}, and training rounds them to bfloat16: start "
+                "vLLM with --dtype bfloat16, which rounds them too, and say --dtype bfloat16 here"
             )
         self.server = meet(url, base, tokenizer)
         self.base = base
@@ -192,7 +199,7 @@ class RemoteEngine:
     def _ask(self, generation: Asked) -> Asked:
         with self._lock:
             if self._closing:
-                raise Busy("the assistant is shutting down")
+                raise Ending
             if not generation.forced:
                 self.require_places(generation.who, 1)
             self._open.append(generation)

@@ -1,19 +1,17 @@
-"""The ChatML format: demonstrations as one text with ChatML's tokens."""
+"""The ChatML format: demonstrations as one text with a chat template's marks; any known template's is read."""
 
-import re
 from typing import Any
 
-from feedback.formats.base import Format, Row
+from feedback.formats.base import JUDGED, Format, Row
 from feedback.formats.record import Dropped, Record, demonstration, rest, turns_of, whole
-
-CHATML = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n?", re.DOTALL)
+from feedback.formats.turns import templates
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """Read a demonstration from one text with ChatML's tokens."""
-    if CHATML.sub("", raw["text"]).strip():
-        raise Dropped("text outside of ChatML's marks")
-    turns = [{"role": role, "content": said} for role, said in CHATML.findall(raw["text"])]
+    """Read a demonstration from one text with a chat template's marks."""
+    turns = templates.turns(raw["text"])
+    if turns is None:
+        raise Dropped("a text without a chat template's marks")
     return demonstration(turns_of(turns), rest(raw, "text"))
 
 
@@ -25,4 +23,10 @@ def write(row: Record, number: int) -> dict[str, Any]:
     return {"text": "".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in turns)}
 
 
-FORMAT = Format("chatml", "ChatML text", (Row("text"),), read, write, frozenset({"demonstration"}))
+def is_templated(value: Any) -> bool:
+    """Whether a value is a text with a chat template's marks."""
+    return isinstance(value, str) and templates.is_marked(value)
+
+
+ROW = Row("text", without=JUDGED, where={"text": is_templated})
+FORMAT = Format("chatml", "ChatML text", (ROW,), read, write, frozenset({"demonstration"}))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from feedback.formats.base import Format, Row
+from feedback.formats.base import Format, Row, is_list
 from feedback.formats.record import Dropped, Record
 
 
@@ -11,4 +11,5 @@ def read(raw: dict[str, Any]) -> Record:
     raise Dropped("a prompt for evaluation, without a reply that anybody rated")
 
 
-FORMAT = Format("prompts", "prompts for evaluation (nothing of them is kept)", (Row("turns"), Row("corrects")), read)
+ROWS = (Row("turns", where={"turns": is_list}), Row("corrects"))
+FORMAT = Format("prompts", "prompts for evaluation (nothing of them is kept)", ROWS, read)

@@ -2,27 +2,19 @@
 
 from typing import Any
 
-from feedback.formats.base import Format, Row
-from feedback.formats.record import (
-    MODEL_ANSWER,
-    Record,
-    Reply,
-    as_turns,
-    demonstration,
-    messages,
-    rest,
-    text,
-    turns_of,
-    whole,
-)
+from feedback.formats.base import JUDGED, Format, Row
+from feedback.formats.record import MODEL_ANSWER, Record, as_turns, demonstration, rest, turns_of, whole
+from feedback.formats.turns.sides import completed
+from feedback.formats.turns.verdicts import require_not_bad
 
 
 def read(raw: dict[str, Any]) -> Record:
     """Read a demonstration from {messages} or {prompt, completion}."""
-    if "messages" not in raw:
-        said = rest(raw, "prompt", "completion")
-        return Record(messages(raw["prompt"]), (Reply(text(raw["completion"])),), MODEL_ANSWER, said)
-    return demonstration(turns_of(raw["messages"]), rest(raw, "messages"))
+    require_not_bad(raw)
+    if "messages" in raw:
+        return demonstration(turns_of(raw["messages"]), rest(raw, "messages"))
+    told, reply = completed(raw["prompt"], raw["completion"])
+    return Record(told, (reply,), MODEL_ANSWER, rest(raw, "prompt", "completion"))
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
@@ -30,6 +22,5 @@ def write(row: Record, number: int) -> dict[str, Any]:
     return {"messages": as_turns(whole(row))}
 
 
-FORMAT = Format(
-    "sft", "conversational SFT", (Row("messages"), Row("prompt completion")), read, write, frozenset({"demonstration"})
-)
+ROWS = (Row("messages", perhaps="system", without=JUDGED), Row("prompt completion", perhaps="system", without=JUDGED))
+FORMAT = Format("sft", "conversational SFT", ROWS, read, write, frozenset({"demonstration"}))

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from feedback.formats.base import Format, Row
+from feedback.formats.base import JUDGED, Format, Row
 from feedback.formats.record import Record, demonstration, rest, turns_of, whole
-from feedback.messages import Message
+from feedback.formats.turns.verdicts import require_not_bad
 
 
 def read(raw: dict[str, Any]) -> Record:
     """Read a conversation of "human" and "gpt"."""
-    before = (Message("system", raw["system"]),) if raw.get("system") else ()
-    return demonstration((*before, *turns_of(raw["conversations"])), rest(raw, "conversations", "system"))
+    require_not_bad(raw)
+    return demonstration(turns_of(raw["conversations"]), rest(raw, "conversations"))
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
@@ -22,6 +22,5 @@ def write(row: Record, number: int) -> dict[str, Any]:
     return {"conversations": [{"from": who[turn.role], "value": turn.content} for turn in turns]} | system
 
 
-FORMAT = Format(
-    "sharegpt", "ShareGPT", (Row("conversations", perhaps="system"),), read, write, frozenset({"demonstration"})
-)
+ROW = Row("conversations", perhaps="system", without=JUDGED)
+FORMAT = Format("sharegpt", "ShareGPT", (ROW,), read, write, frozenset({"demonstration"}))

@@ -1,13 +1,11 @@
 """The Anthropic HH format: two transcripts of Human and Assistant."""
 
-import re
 from typing import Any
 
-from feedback.formats.base import COMPARED, Format, Row, is_given, is_text
+from feedback.formats.base import COMPARED, Format, Row, is_given
 from feedback.formats.record import CHOSEN_FIRST, Dropped, Record, Reply, as_turns, decided, messages, rest, text
+from feedback.formats.turns import transcripts
 from feedback.messages import Message
-
-TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def read(raw: dict[str, Any]) -> Record:
@@ -22,12 +20,15 @@ def read(raw: dict[str, Any]) -> Record:
 
 
 def _transcript(value: Any) -> tuple[Message, ...]:
-    if not isinstance(value, str) or not value.startswith("\n\nHuman:"):
+    if not is_transcript(value):
         raise Dropped("no transcript of Human and Assistant")
-    parts = TURN.split(value)[1:]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    # One space follows the colon; any other whitespace belongs to the turn.
-    return tuple(Message(roles[who], said.removeprefix(" ")) for who, said in zip(parts[::2], parts[1::2], strict=True))
+    turns = transcripts.turns(value) or []
+    return tuple(Message(each["role"], each["content"]) for each in turns)
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether a value is a text that begins as these transcripts do."""
+    return isinstance(value, str) and value.startswith("\n\nHuman:")
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
@@ -39,12 +40,12 @@ def write(row: Record, number: int) -> dict[str, Any]:
         turns = (*row.messages, Message("assistant", reply.text))
         if any(turn.role not in who for turn in turns):
             raise Dropped("a system message, which this format cannot say")
-        if any(TURN.search(turn.content) for turn in turns):
+        if any(transcripts.HH.search(turn.content) for turn in turns):
             raise Dropped("a turn that looks like two in this format")
         made[name] = "".join(f"\n\n{who[turn.role]}: {turn.content}" for turn in turns)
     return made
 
 
 # The same fields as TRL's implicit prompt; here a side is one text.
-ROW = Row("chosen rejected", without="prompt", where={"chosen": is_text, "rejected": is_given})
+ROW = Row("chosen rejected", without="prompt", where={"chosen": is_transcript, "rejected": is_given})
 FORMAT = Format("hh", "Anthropic HH", (ROW,), read, write, COMPARED)

@@ -1,38 +1,32 @@
-"""TRL's preference format with an explicit prompt."""
+"""TRL's preference format with an explicit prompt.
+
+LLaMA-Factory, Axolotl, OpenRLHF, ms-swift and others have the same under other names, which are read too.
+"""
 
 from typing import Any
 
 from feedback.formats.base import COMPARED, Format, Row
-from feedback.formats.pairs import hh
-from feedback.formats.record import (
-    CHOSEN_FIRST,
-    Dropped,
-    Record,
-    Reply,
-    as_turns,
-    decided,
-    messages,
-    rest,
-    shared,
-    text,
-    turns_of,
-)
+from feedback.formats.record import CHOSEN_FIRST, Dropped, Record, as_turns, decided, rest, turns_of
+from feedback.formats.turns.sides import asked, pair
 
 
 def read(raw: dict[str, Any]) -> Record:
-    """Read a preference with an explicit or implicit prompt, conversational or plain text."""
-    extra = rest(raw, "prompt", "chosen", "rejected")
-    if "prompt" in raw:
-        replies = (Reply(text(raw["chosen"])), Reply(text(raw["rejected"])))
-        return Record(messages(raw["prompt"]), replies, CHOSEN_FIRST, extra)
-    if isinstance(raw["chosen"], str):
-        return hh.read(raw)
-    chosen, rejected = turns_of(raw["chosen"]), turns_of(raw["rejected"])
-    same = shared(chosen, rejected)
-    if (len(chosen), len(rejected)) != (same + 1, same + 1):
-        raise Dropped("the two conversations differ before their last turn")
-    replies = (Reply(text(chosen[-1].content)), Reply(text(rejected[-1].content)))
-    return Record(messages(as_turns(chosen[:-1])), replies, CHOSEN_FIRST, extra)
+    """Read a preference whose sides are replies, several turns or whole conversations, by any name of the prompt."""
+    if "rejected_response" in raw or "rejected_messages" in raw:
+        return _beside(raw)
+    prompt, known = asked(raw)
+    messages, replies = pair(prompt, raw["chosen"], raw["rejected"])
+    return Record(messages, replies, CHOSEN_FIRST, rest(raw, *known, "chosen", "rejected"))
+
+
+def _beside(raw: dict[str, Any]) -> Record:
+    """Read a conversation with its chosen reply, and beside it the rejected one, as ms-swift has them."""
+    turns = turns_of(raw["messages"])
+    if not turns or turns[-1].role != "assistant":
+        raise Dropped("the conversation does not end with a reply")
+    other = raw.get("rejected_messages") or raw.get("rejected_response")
+    messages, replies = pair(as_turns(turns[:-1]), as_turns(turns[-1:]), other)
+    return Record(messages, replies, CHOSEN_FIRST, rest(raw, "messages", "rejected_messages", "rejected_response"))
 
 
 def write(row: Record, number: int) -> dict[str, Any]:
@@ -44,4 +38,14 @@ def write(row: Record, number: int) -> dict[str, Any]:
     }
 
 
-FORMAT = Format("trl", "TRL preference, explicit prompt", (Row("prompt chosen rejected"),), read, write, COMPARED)
+ROWS = (
+    Row("prompt chosen rejected", perhaps="system"),
+    Row("question chosen rejected", perhaps="system"),
+    Row("instruction chosen rejected", perhaps="input system history"),
+    Row("input chosen rejected", perhaps="system"),
+    Row("messages chosen rejected", perhaps="system"),
+    Row("conversations chosen rejected", perhaps="system"),
+    Row("messages rejected_response", perhaps="system"),
+    Row("messages rejected_messages", perhaps="system"),
+)
+FORMAT = Format("trl", "TRL preference, explicit prompt", ROWS, read, write, COMPARED)

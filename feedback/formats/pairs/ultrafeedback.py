@@ -1,5 +1,6 @@
 """The UltraFeedback format: one instruction, several scored completions."""
 
+import math
 from typing import Any
 
 from feedback.formats.base import Format, Row
@@ -13,7 +14,9 @@ def read(raw: dict[str, Any]) -> Record:
     if len(replies) < 2:
         raise Dropped("fewer than two replies")
     scores = [each.get("overall_score") for each in completions]
-    if any(isinstance(score, bool) or not isinstance(score, int | float) for score in scores):
+    if any(
+        isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score) for score in scores
+    ):
         raise Dropped("a reply without a score")
     order = sorted(set(scores), reverse=True)
     ranks = tuple(order.index(score) + 1 for score in scores)

@@ -6,6 +6,8 @@ from typing import Any
 from feedback.formats.base import EVERYTHING, Format, Row
 from feedback.formats.record import Annotation, Dropped, Record, Reply, as_turns, rest, turns_of
 
+TEXTS = ("kind", "at", "choice", "text", "label", "words")
+
 
 def read(raw: dict[str, Any]) -> Record:
     """Read a row that `write` wrote. Raises `Dropped` on any other."""
@@ -17,6 +19,10 @@ def read(raw: dict[str, Any]) -> Record:
         one = Annotation(**said)
         if not one.of or max(one.of) >= len(replies):
             raise Dropped("it says something of a reply that is not there")
+        if not all(isinstance(getattr(one, name), str) for name in TEXTS) or any(
+            type(each) is not int for each in one.ranks
+        ):
+            raise Dropped("it is not what the ledger writes")
     except (TypeError, AttributeError, KeyError):
         raise Dropped("it is not what the ledger writes") from None
     extra = rest(raw, "message", "messages", "replies", "said")

@@ -1,14 +1,19 @@
-"""The OpenAI-compatible chat endpoint, through which any client of OpenAI's API can chat and rate the replies.
+"""The OpenAI-compatible endpoints, through which any client of OpenAI's API can chat and rate the replies.
 
-A completion's id is a reply's id. When a client disconnects, its replies stop at once and are kept as far as they got.
+A completion's id is a reply's id. When a client disconnects, its replies stop at once, or when it may ask again after a
+while (`ui.api.openai.attempts`), and are kept as far as they got; or they are written to their end, if it asked for a
+stream that it can come back to (`ui.api.turns`).
 An unsupported parameter that would change the meaning of a request is refused, not ignored.
 """
 
 import asyncio
+import math
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from anyio import CancelScope
@@ -19,26 +24,29 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from assistant.chat.assistant import Assistant
 from assistant.chat.chat import SERVING, start_reply
-from assistant.chat.reply import ReplyStream
 from assistant.engine.request import EngineError
 from assistant.engine.sampling.params import Sampling
+from assistant.models.chat_template import Prompt
 from feedback.accounts.users import User
+from feedback.chats import conversations
 from feedback.database.database import Database
-from feedback.errors import NotFound, Refused
+from feedback.errors import NotFound, Refused, TooLong
+from feedback.messages import Message
 from feedback.records import adapters
 from feedback.records.adapters import BASE
 from ui.accounts.auth import Person
-from ui.accounts.dependencies import TheAssistant, TheStore
-from ui.api.api import record, when_gone
+from ui.accounts.dependencies import REPLAYED, TheAssistant, TheStore
+from ui.api.api import readable, when_gone
 from ui.api.generating import Share
-from ui.api.openai.request import Completion
-from ui.api.openai.response import Answer
-from ui.refusals import Unknown
+from ui.api.openai.attempts import Attempt, KeptReply, Writing, attempt_of, kept_replies, recorded, stop
+from ui.api.openai.request import ChatAsked, TextAsked
+from ui.api.openai.response import CHAT, DONE, TEXT, WAITING, Answer, Reply, Shape, failed
+from ui.openai_errors import ContextTooLong, Unknown
+from ui.refusals import FAILED, status_of
 
 NIGHTSCHOOL = "nightschool"  # as a model's name: what serves now
-LOOK_EVERY_S = 0.05  # how often to look at the other choices while waiting for one
-
-InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+QUIET_S = 5.0  # after which a stream that has nothing to tell says that it lives
+CUT = "X-Truncated-Messages"  # the number of messages left out, where that was asked for
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
@@ -60,6 +68,10 @@ def model(model: str, user: Person, store: TheStore) -> dict[str, Any]:
     return shown(model, adapters.adapter(store, model).created_at)
 
 
+router.add_api_route("/models", models, methods=["HEAD"], include_in_schema=False)
+router.add_api_route("/models/{model}", model, methods=["HEAD"], include_in_schema=False)
+
+
 def shown(model: str, made_at: str | None = None) -> dict[str, Any]:
     """A model in OpenAI's format."""
     created = int(datetime.fromisoformat(made_at).timestamp()) if made_at else 0
@@ -67,61 +79,208 @@ def shown(model: str, made_at: str | None = None) -> dict[str, Any]:
 
 
 @router.post("/chat/completions", response_model=None)
-async def complete(body: Completion, request: Request, user: Person, share: Share, assistant: TheAssistant) -> Response:
+async def complete(body: ChatAsked, request: Request, user: Person, share: Share, assistant: TheAssistant) -> Response:
     """Replies to a conversation; their ids can be voted on, corrected and compared under /api."""
-    generating = request.app.state.generating
+    return await answered(Asking(body, CHAT, request, user, share, assistant))
 
-    async def in_thread(work: Callable[[], Any]) -> Any:
-        return await generating.go_on(share, work)
 
-    replies = await generating.begin(share, lambda: begin(assistant, user, body))
-    watching = asyncio.create_task(when_gone(request, lambda: stop(replies)))
+@router.post("/completions", response_model=None)
+async def complete_text(
+    body: TextAsked, request: Request, user: Person, share: Share, assistant: TheAssistant
+) -> Response:
+    """Replies to one text or several, each as if it had been said in a chat of its own."""
+    return await answered(Asking(body, TEXT, request, user, share, assistant))
 
-    async def finish() -> None:
-        """Stop and record every reply, also if the client has left; a second call does nothing."""
-        watching.cancel()
-        stop(replies)
-        with CancelScope(shield=True):
-            await in_thread(lambda: end(replies))
 
-    answer = Answer(assistant, replies, bool(body.logprobs), body.wants_usage)
+@dataclass(frozen=True)
+class Asking:
+    """A request for completions, and who sent it."""
+
+    body: ChatAsked | TextAsked
+    shape: Shape
+    request: Request
+    user: User
+    share: int | None
+    assistant: Assistant
+
+    async def begin(self, attempt: Attempt, parents: list[str]) -> Writing:
+        """Begin its replies, in the conversations of an earlier attempt if there are any. Raises as `begin` does."""
+        generating = self.request.app.state.generating
+
+        async def in_thread(work: Callable[[], Any]) -> Any:
+            return await generating.go_on(self.share, work)
+
+        work = partial(begin, self.assistant, self.body, attempt, parents)
+        parents, replies = await generating.begin(self.share, work)
+        return Writing(parents, replies, in_thread)
+
+
+async def answered(asking: Asking) -> Response:
+    """The response to a request for completions, whole or as a stream."""
+    body, request = asking.body, asking.request
+    act = f"{request.method} {request.url.path}"
+    attempt = attempt_of(request.headers, asking.user, act, body.model_dump())
+    writing, is_known = await request.app.state.attempts.join(
+        attempt, lambda parents: asking.begin(attempt, parents), bool(body.stream)
+    )
+    if body.is_resumable:
+        writing.lingers_s = math.inf
+    gone = asyncio.create_task(when_gone(request, lambda: None))
+    has_left = False
+
+    async def leave() -> None:
+        """Let the reader go; a second call does nothing."""
+        nonlocal has_left
+        if not has_left:
+            has_left = True
+            gone.cancel()
+            with CancelScope(shield=True):
+                await writing.leave()
+
+    answer = Answer(
+        asking.assistant, writing.replies, asking.shape, body.wants_logprobs, body.wants_usage, body.may_be_cut
+    )
+    is_repeated = is_known or isinstance(writing.replies[0], KeptReply)
+    headers = {REPLAYED: "true"} if is_repeated else {}
+    if body.may_be_cut:
+        headers[CUT] = str(writing.replies[0].left_out)
+    if body.stream:  # the status is sent now, so later errors go into the stream
+        chunks = stream(answer, writing, gone, leave)
+        return StreamingResponse(chunks, 200, headers, "text/event-stream", BackgroundTask(leave))
     try:
-        await in_thread(lambda: grow(replies))
-        if body.stream:  # the status is sent from here on, so later errors go into the stream
-            chunks = stream(answer, replies, in_thread, finish)
-            return StreamingResponse(chunks, media_type="text/event-stream", background=BackgroundTask(finish))
-        while not all(each.over for each in replies):
-            await in_thread(lambda: grow(replies))
-        whole = answer.whole()
-    except BaseException:
-        await finish()
+        return await whole(answer, writing, gone, headers)
+    finally:
+        await leave()
+
+
+async def whole(answer: Answer, writing: Writing, gone: "asyncio.Task[None]", headers: dict[str, str]) -> Response:
+    """The replies as one object, once they are written. Raises why they could not be."""
+    while not (writing.is_over or gone.done()):
+        await either(writing.more(), gone)
+    if writing.error is not None:
+        raise writing.error
+    if not writing.is_over:
+        return Response(status_code=499)  # to nobody
+    writing.is_taken = True
+    return JSONResponse(answer.whole(), headers=headers)
+
+
+async def stream(
+    answer: Answer, writing: Writing, gone: "asyncio.Task[None]", leave: Callable[[], Awaitable[None]]
+) -> AsyncGenerator[str, None]:
+    """The replies as server-sent events, with a comment now and then while there is nothing to tell."""
+    loop = asyncio.get_running_loop()
+    try:
+        for event in answer.opening():
+            yield event
+        told_at = loop.time()
+        while True:
+            is_over = writing.is_over
+            for event in answer.news() if writing.error is None else ():
+                yield event
+                told_at = loop.time()
+            if is_over:
+                break
+            if loop.time() - told_at >= QUIET_S:
+                yield WAITING
+                told_at = loop.time()
+            await either(writing.more(QUIET_S), gone)
+            if gone.done():
+                return
+        if writing.error is not None:
+            raise writing.error
+        for event in answer.closing():
+            yield event
+        writing.is_taken = True
+    except (Refused, EngineError) as error:
+        yield failed(status_of(error), error)
+        yield DONE
+    except Exception:
+        yield failed(500, Exception(FAILED))
+        yield DONE
         raise
-    await finish()
-    return JSONResponse(whole)
+    finally:
+        await leave()
+
+
+async def either(one: Awaitable[None], other: "asyncio.Task[None]") -> None:
+    """Wait for one of the two; the first may be given up."""
+    first = asyncio.ensure_future(one)
+    try:
+        await asyncio.wait({first, other}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        first.cancel()
 
 
 # One person's requests take their places one after another: at once, each might get only some of those it needs.
 BEGINNING = [threading.Lock() for _ in range(64)]
 
 
-def begin(assistant: Assistant, user: User, body: Completion) -> list[ReplyStream]:
-    """Record the conversation and begin its replies. Raises `Refused` on a bad request, before anything is recorded."""
+def begin(
+    assistant: Assistant, body: ChatAsked | TextAsked, attempt: Attempt, parents: list[str]
+) -> tuple[list[str], list[Reply]]:
+    """Record the conversations, if no earlier attempt has, and begin their replies; the messages that these answer.
+
+    With a key, replies that an earlier attempt got are not written again. Raises `Refused` on a bad request, before
+    anything is recorded.
+    """
+    store, user = assistant.store, attempt.user
     body.require_supported()
-    adapter = adapter_of(assistant.store, body.model)
+    adapter = adapter_of(store, body.model)
     if adapter != SERVING:
         assistant.adapters.get(adapter)
-    samplings, messages = body.samplings(), body.conversation()
+    samplings, messages = body.samplings(), body.conversations()
     require_tokens(assistant, samplings[0])
-    replies = list[ReplyStream]()
-    with BEGINNING[user.id % len(BEGINNING)]:
-        parent, prompt_ids = record(assistant, user, "api", messages, samplings[0], len(samplings))
+    with BEGINNING[user.id % len(BEGINNING)], about(body.content_param):
+        prompts = read(assistant, user, body, messages, samplings)
+        if not parents:
+            parents, repeated = recorded(store, attempt, lambda: record(store, user, messages))
+            if repeated:
+                pairs = zip(parents, prompts, strict=True)
+                kept = [kept_replies(assistant, parent, prompt, len(samplings)) for parent, prompt in pairs]
+                if all(kept):
+                    return parents, [reply for each in kept for reply in each]
+        replies = list[Reply]()
         try:
-            for sampling in samplings:
-                replies.append(start_reply(assistant, user, parent, sampling, adapter, prompt_ids))
+            for parent, prompt in zip(parents, prompts, strict=True):
+                for sampling in samplings:
+                    replies.append(start_reply(assistant, user, parent, sampling, adapter, prompt))
         except Refused:
             stop(replies)
             raise
-    return replies
+    return parents, replies
+
+
+def read(
+    assistant: Assistant,
+    user: User,
+    body: ChatAsked | TextAsked,
+    messages: list[list[Message]],
+    samplings: list[Sampling],
+) -> list[Prompt]:
+    """The conversations as the model reads them. Raises `ContextTooLong`, and as `readable` does."""
+    count = len(messages) * len(samplings)
+    try:
+        return [readable(assistant, user, each, samplings[0], count, body.may_be_cut) for each in messages]
+    except TooLong as error:
+        facts = (assistant.engine.window, assistant.longest_prompt, body.content_param, body.may_be_cut)
+        raise ContextTooLong(error, *facts) from error
+
+
+@contextmanager
+def about(param: str) -> Iterator[None]:
+    """Within it, a `Refused` that names no parameter is about this one."""
+    try:
+        yield
+    except Refused as error:
+        if type(error) is Refused:  # not `Busy` and the like
+            error.param = error.param or param
+        raise
+
+
+def record(store: Database, user: User, messages: list[list[Message]]) -> list[str]:
+    """Record conversations that a program sent; the ids of their last messages. Raises `Refused`."""
+    return [conversations.record_messages(store, user, "api", each) for each in messages]
 
 
 def adapter_of(store: Database, model: str) -> str | None:
@@ -131,7 +290,7 @@ def adapter_of(store: Database, model: str) -> str | None:
     try:
         return adapters.adapter(store, model).id
     except NotFound:
-        raise Unknown(f"there is no model {model!r}; GET /v1/models lists those there are") from None
+        raise Unknown(f"there is no model {model!r}; GET /v1/models lists those there are", "model") from None
 
 
 def require_tokens(assistant: Assistant, sampling: Sampling) -> None:
@@ -139,56 +298,4 @@ def require_tokens(assistant: Assistant, sampling: Sampling) -> None:
     count = len(assistant.tokenizer)
     for token, _ in sampling.logit_bias:
         if token >= count:
-            raise Refused(f"logit_bias names token {token}, and the model has {count:,}, from 0")
-
-
-def stop(replies: Sequence[ReplyStream]) -> None:
-    """Stop the replies that are still being written."""
-    for each in replies:
-        if not each.over:
-            each.stop()
-
-
-def grow(replies: Sequence[ReplyStream]) -> None:
-    """Wait until one of the replies has grown or ended. Raises `EngineError`."""
-    before = state(replies)
-    while state(replies) == before and not all(each.over for each in replies):
-        going = [each for each in replies if not each.over]
-        for at, each in enumerate(going):
-            # The engine writes them in step: when the first has grown, so have the others.
-            each.advance(None if len(going) == 1 else LOOK_EVERY_S if at == 0 else 0)
-
-
-def state(replies: Sequence[ReplyStream]) -> list[tuple[int, bool]]:
-    """The number of tokens of each reply, and whether it is over."""
-    return [(len(each.tokens), each.over) for each in replies]
-
-
-def end(replies: Sequence[ReplyStream]) -> None:
-    """Stop and record the replies that are still being written."""
-    for each in replies:
-        with suppress(EngineError):  # reported already, or nobody is left to report to
-            if not each.over:
-                each.finish_now()
-
-
-async def stream(
-    answer: Answer, replies: Sequence[ReplyStream], in_thread: InThread, finish: Callable[[], Awaitable[None]]
-) -> AsyncGenerator[str, None]:
-    """The replies as server-sent events; closed early, it stops and records them."""
-    try:
-        for event in answer.opening():
-            yield event
-        while True:
-            over = all(each.over for each in replies)
-            for event in answer.news():
-                yield event
-            if over:
-                break
-            await in_thread(lambda: grow(replies))
-        for event in answer.closing():
-            yield event
-    except (Refused, EngineError) as error:
-        yield answer.failed(str(error))
-    finally:
-        await finish()
+            raise Refused(f"logit_bias names token {token}, and the model has {count:,}, from 0", "logit_bias")

@@ -43,7 +43,7 @@ def rows(store: Database, form: Format, left_out: Counter[str], of: User | None 
             left_out[str(reason)] += 1
             continue
         made |= {name: value for name, value in row.extra.items() if name not in made or name == "id"}
-        if not _is_read_again(made, form):
+        if not _is_read_again(made, row, form):
             left_out["would not be read again"] += 1
             continue
         number += 1
@@ -78,13 +78,17 @@ def export_own(store: Database, out: Path, of: User, by: int | None = None) -> N
     audit.record(store, by, "export to", str(out), {"format": "own", "of": f"user {of.id}"})
 
 
-def _is_read_again(made: dict[str, Any], form: Format) -> bool:
-    """Whether an import would take a row of a format."""
+def _is_read_again(made: dict[str, Any], row: Record, form: Format) -> bool:
+    """Whether an import would take a row of a format, and read no other texts than are said in it."""
     try:
-        form.read(made)
+        again = form.record(dict(made))
     except (Dropped, *UNREADABLE):
         return False
-    return True
+    return _texts(again) <= _texts(row)
+
+
+def _texts(row: Record) -> Counter[str]:
+    return Counter([*(each.content for each in row.messages), *(each.text for each in row.replies)])
 
 
 def _numbered(row: Record, numbers: dict[str, str]) -> Record:

@@ -201,3 +201,12 @@ def test_a_column_that_only_later_rows_have_is_in_csv(store: Database, tmp_path:
     load.import_file(store, write_lines(tmp_path / "rows.jsonl", rows))
     export.export_file(store, tmp_path / "out.csv", FORMATS["arena"], Counter())
     assert [each["language"] for each in files.read(tmp_path / "out.csv")] == ["", "English"]  # type: ignore[index]
+
+
+def test_a_reply_that_would_lose_its_last_mark_is_not_exported(tmp_path: Path) -> None:
+    replies = [{"text": text, "model": ""} for text in ("a", "", "a<|im_end|>")]
+    said = {"kind": "ranking", "of": [0, 1, 2], "ranks": [2, 1, 1], "all_wrong": False}
+    row = ([{"role": "user", "content": "0"}], replies, said, "", "2000-01-01T00:00:00.000+00:00")
+    for name in ("trl", "trl-implicit", "nightschool"):
+        (tmp_path / name).mkdir()
+        check_identity(name, [row], tmp_path / name)

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from feedback import process_lock
 from feedback.database.database import Database, now
 from feedback.errors import Conflict
 
@@ -15,15 +14,8 @@ LOCK = "import.lock"
 @contextmanager
 def alone(store: Database) -> Iterator[None]:
     """Hold the lock that allows one import at a time on a data folder. Raises `Conflict` while another one runs."""
-    lock = FileLock(store.data / LOCK, mode=0o600)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise Conflict("another import is running; wait for it") from error
-    try:
+    with process_lock.alone(store.data / LOCK, "another import is running; wait for it"):
         yield
-    finally:
-        lock.release()
 
 
 def is_running(store: Database) -> bool:

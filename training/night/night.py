@@ -16,14 +16,13 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import click
-from filelock import FileLock, Timeout
 
 from assistant import command_line
 from assistant.environment import prepare
-from feedback import plugins
+from feedback import plugins, process_lock
 from feedback.accounts import users
 from feedback.database.database import Database, now
-from feedback.errors import Conflict, Refused
+from feedback.errors import Refused
 from feedback.examples.build import gather
 from feedback.records import audit, methods, nights, settings
 from feedback.upkeep import privacy, schedules
@@ -159,15 +158,8 @@ def whole_night(store: Database, base: "Base", wishes: "Wishes", options: Simple
 @contextmanager
 def alone(store: Database) -> Iterator[None]:
     """Hold the lock that allows one night at a time on a data folder. Raises `Conflict` while another one runs."""
-    lock = FileLock(store.data / "night.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise Conflict("a night is running already; wait for it, or cancel it") from error
-    try:
+    with process_lock.alone(store.data / "night.lock", "a night is running already; wait for it, or cancel it"):
         yield
-    finally:
-        lock.release()
 
 
 def dry_run(store: Database, base: "Base", wishes: "Wishes") -> int:

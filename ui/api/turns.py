@@ -53,7 +53,7 @@ async def events(
         if start > len(text):
             raise Refused(f"this reply has {len(text):,} characters, so there is nothing from {start:,} on")
         told = whole(text, finish, start)
-    return StreamingResponse(told, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return StreamingResponse(told, media_type="text/event-stream")
 
 
 def require_own(store: Database, user: User, writing: BeingWritten) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
 from tests.helpers.over_http import GREEDY, HELLO, answering, assistant, events, key, loaded, rows, web, with_store
-from ui.api.openai import attempts
+from ui.api.openai import attempts, routes
 from ui.app import create_app
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
@@ -131,6 +132,26 @@ def test_clients_that_count_their_retries_need_no_key(assistant: Assistant, stor
             headers = {attempts.RETRIES: str(tried)}
             assert httpx.post(url + PATH, json=LONG | {"max_tokens": 4}, headers=headers).status_code == 200
     assert rows(store)["conversations"] == 4
+
+
+def test_a_retry_joins_an_attempt_that_was_given_up_before_it_began(
+    assistant: Assistant, store: Database, owner: User
+) -> None:
+    async def ask(url: str) -> httpx.Response:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            with ExitStack() as busy:
+                for place in routes.BEGINNING:
+                    busy.enter_context(place)
+                with pytest.raises(httpx.ReadTimeout):
+                    await client.post(PATH, json=LONG, headers={attempts.RETRIES: "0"}, timeout=0.2)
+                retry = asyncio.create_task(client.post(PATH, json=LONG, headers={attempts.RETRIES: "1"}))
+                await asyncio.sleep(0.3)
+            return await retry
+
+    with answering(create_app(assistant)) as url:
+        answer = asyncio.run(ask(url))
+    assert (answer.status_code, answer.headers["idempotent-replayed"]) == (200, "true")
+    assert (rows(store)["conversations"], rows(store)["replies"]) == (1, 1)
 
 
 def test_what_nobody_asks_for_again_is_stopped_and_a_late_retry_stays_in_its_conversation(

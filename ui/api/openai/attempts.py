@@ -27,6 +27,7 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import Conflict, NotFound, Refused
+from ui.api.openai.request import ChatAsked, TextAsked
 from ui.api.openai.response import Reply
 
 RETRIES = "x-stainless-retry-count"  # of the clients by OpenAI; 0 in the first attempt
@@ -36,6 +37,7 @@ KEPT_S = 60.0  # how long an answer that nobody took is kept for the next attemp
 LOOK_EVERY_S = 0.05  # how often to look at the other choices while waiting for one
 
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+Reader = asyncio.Task[None]  # one who waits for replies: a task that is done once their connection is
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Attempt:
     asked: dict[str, Any]  # the request itself
     key: str | None
     tried: int | None  # how often before; None from clients that do not say
+    streams: bool = False
+    is_resumable: bool = False  # whether the replies are written to their end though their reader has left
 
     @cached_property
     def digest(self) -> str:
@@ -57,20 +61,22 @@ class Attempt:
         """What an attempt has in common with those that it repeats."""
         return self.user.id, f"key {self.key}" if self.key is not None else self.digest
 
-    def lingers_s(self, streams: bool) -> float:
+    @property
+    def lingers_s(self) -> float:
         """How long the replies go on being written after their reader has left, for the next attempt."""
-        if self.key is not None:
+        if self.key is not None or self.is_resumable:
             return math.inf
-        if self.tried is None or streams:  # whose reader has had the headers, and will not ask again
+        if self.tried is None or self.streams:  # whose reader has had the headers, and will not ask again
             return 0.0
         return WAY_S + min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(self.tried, 10))
 
 
-def attempt_of(headers: Headers, user: User, act: str, body: dict[str, Any]) -> Attempt:
+def attempt_of(headers: Headers, user: User, act: str, body: ChatAsked | TextAsked) -> Attempt:
     """The attempt that a request is."""
     told = headers.get(RETRIES, "")
     tried = int(told) if told.isascii() and told.isdecimal() and len(told) < 4 else None
-    return Attempt(user, {"act": act, "body": body}, headers.get("idempotency-key"), tried)
+    asked = {"act": act, "body": body.model_dump()}
+    return Attempt(user, asked, headers.get("idempotency-key"), tried, bool(body.stream), body.is_resumable)
 
 
 @dataclass
@@ -119,7 +125,9 @@ def kept_replies(assistant: Assistant, parent: str, prompt: Prompt, count: int) 
 class Writing:
     """The replies to one request, for its reader and those of later attempts. To be used from the event loop only."""
 
-    def __init__(self, parents: Sequence[str], replies: Sequence[Reply], in_thread: InThread) -> None:
+    def __init__(
+        self, parents: Sequence[str], replies: Sequence[Reply], in_thread: InThread, lingers_s: float = 0.0
+    ) -> None:
         self.parents = list(parents)  # the messages that they answer
         self.replies = list(replies)
         self.error: Exception | None = None  # why they could not be finished
@@ -127,8 +135,8 @@ class Writing:
         self.is_taken = False  # whether a reader has had all of it
         self.digest = ""  # of the request
         self.ended_at = math.inf
-        self.lingers_s = 0.0  # how long it goes on without a reader
-        self.readers = 0
+        self.lingers_s = lingers_s  # how long it goes on without a reader
+        self.readers = set[Reader]()
         self._in_thread = in_thread
         self._growing: asyncio.Task[None] | None = None
         self._lingering: asyncio.Task[None] | None = None
@@ -137,6 +145,11 @@ class Writing:
     def is_over(self) -> bool:
         """Whether they are all written, or cannot be."""
         return self.error is not None or all(each.over for each in self.replies)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a reader is still connected."""
+        return not all(each.done() for each in self.readers)
 
     @property
     def can_be_joined(self) -> bool:
@@ -154,9 +167,9 @@ class Writing:
             self._growing = asyncio.create_task(self._grow())
         await asyncio.wait({self._growing}, timeout=timeout_s)
 
-    async def leave(self) -> None:
+    async def leave(self, reader: Reader) -> None:
         """Let one reader go. After the last one, the replies are stopped and recorded, at once or after a while."""
-        self.readers -= 1
+        self.readers.discard(reader)
         if self.readers:
             return
         if self.is_over or not self.lingers_s:
@@ -200,15 +213,15 @@ class Attempts:
         self._locks: WeakValueDictionary[tuple[int, str], asyncio.Lock] = WeakValueDictionary()
 
     async def join(
-        self, attempt: Attempt, begin: Callable[[list[str]], Awaitable[Writing]], streams: bool
+        self, attempt: Attempt, reader: Reader, begin: Callable[[list[str]], Awaitable[Writing]]
     ) -> tuple[Writing, bool]:
-        """The replies for an attempt, and whether they are those of an earlier one; the caller is one of their readers.
+        """The replies for an attempt, which `reader` now reads, and whether they are those of an earlier one.
 
         `begin` starts them, in the conversations that an earlier attempt has left, if it has. Raises what it raises.
         """
         if attempt.key is None and attempt.tried is None:
             writing = await begin([])
-            writing.readers += 1
+            writing.readers.add(reader)
             return writing, False
         lock = self._locks.setdefault(attempt.name, asyncio.Lock())
         async with lock:
@@ -219,8 +232,8 @@ class Attempts:
             if found is None:
                 writing.digest = attempt.digest
                 self._known.setdefault(attempt.name, []).append(writing)
-            writing.readers += 1
-            writing.lingers_s = attempt.lingers_s(streams)
+            writing.readers.add(reader)
+            writing.lingers_s = attempt.lingers_s
         return writing, found is not None
 
     def _repeated_by(self, attempt: Attempt) -> list[Writing]:
@@ -231,7 +244,7 @@ class Attempts:
                 raise Conflict(idempotency.USED)
             return known
         # Without a key, those of another request with the same words are told apart by their readers being there.
-        return [each for each in known if not (each.readers or each.is_taken)] if attempt.tried else []
+        return [each for each in known if not (each.is_awaited or each.is_taken)] if attempt.tried else []
 
     def _forget_old(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -7,7 +7,6 @@ An unsupported parameter that would change the meaning of a request is refused, 
 """
 
 import asyncio
-import math
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -112,20 +111,22 @@ class Asking:
 
         work = partial(begin, self.assistant, self.body, attempt, parents)
         parents, replies = await generating.begin(self.share, work)
-        return Writing(parents, replies, in_thread)
+        return Writing(parents, replies, in_thread, attempt.lingers_s)
 
 
 async def answered(asking: Asking) -> Response:
     """The response to a request for completions, whole or as a stream."""
     body, request = asking.body, asking.request
     act = f"{request.method} {request.url.path}"
-    attempt = attempt_of(request.headers, asking.user, act, body.model_dump())
-    writing, is_known = await request.app.state.attempts.join(
-        attempt, lambda parents: asking.begin(attempt, parents), bool(body.stream)
-    )
-    if body.is_resumable:
-        writing.lingers_s = math.inf
+    attempt = attempt_of(request.headers, asking.user, act, body)
     gone = asyncio.create_task(when_gone(request, lambda: None))
+    try:
+        writing, is_known = await request.app.state.attempts.join(
+            attempt, gone, lambda parents: asking.begin(attempt, parents)
+        )
+    except BaseException:
+        gone.cancel()
+        raise
     has_left = False
 
     async def leave() -> None:
@@ -135,7 +136,7 @@ async def answered(asking: Asking) -> Response:
             has_left = True
             gone.cancel()
             with CancelScope(shield=True):
-                await writing.leave()
+                await writing.leave(gone)
 
     answer = Answer(
         asking.assistant, writing.replies, asking.shape, body.wants_logprobs, body.wants_usage, body.may_be_cut
@@ -159,7 +160,7 @@ async def whole(answer: Answer, writing: Writing, gone: "asyncio.Task[None]", he
         await either(writing.more(), gone)
     if writing.error is not None:
         raise writing.error
-    if not writing.is_over:
+    if gone.done():
         return Response(status_code=499)  # to nobody
     writing.is_taken = True
     return JSONResponse(answer.whole(), headers=headers)
@@ -191,7 +192,7 @@ async def stream(
             raise writing.error
         for event in answer.closing():
             yield event
-        writing.is_taken = True
+        writing.is_taken = not gone.done()
     except (Refused, EngineError) as error:
         yield failed(status_of(error), error)
         yield DONE

@@ -21,6 +21,7 @@ from feedback.database.database import Database, now
 from feedback.examples import build
 from feedback.formats import export, load
 from feedback.formats.registry import FORMATS
+from feedback.records import settings
 
 PAIRS = 500_000
 NEW = 2_000  # votes of people here
@@ -141,9 +142,15 @@ def exported(store: Database, where: Path, new: int) -> int:
 
 
 def gathered_alone(store: Database, where: Path, new: int) -> int:
-    """All that a night learns from, where fewer than five rate, so that nothing is capped: all pairs"""
+    """All that a night learns from, where fewer than five rate"""
     with store.transaction() as db:
         db.conn.execute("UPDATE consents SET given = 0 WHERE user IN (SELECT id FROM users WHERE kind = 'person')")
+    return len(build.gather(store))
+
+
+def gathered_whole(store: Database, where: Path, new: int) -> int:
+    """The same, where the operator wants all pairs"""
+    settings.set_setting(store, None, "imported_prompts", 10_000_000)
     return len(build.gather(store))
 
 
@@ -155,6 +162,7 @@ STEPS = {
     "export": exported,
     "again": again,
     "gather_alone": gathered_alone,
+    "gather_whole": gathered_whole,
 }
 
 if __name__ == "__main__":

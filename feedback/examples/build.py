@@ -20,6 +20,7 @@ from feedback.kinds.base import answer_of as answer_of
 from feedback.kinds.base import teaching
 from feedback.kinds.current import Position
 from feedback.messages import Message
+from feedback.records import settings
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class SoftLabel:
 def gather(store: Database, since: Position | None = None) -> Examples:
     """All current feedback, or that added since a position, as examples, oldest first within each kind of feedback."""
     left_out: Counter[str] = Counter()
+    most = imported_most(store)
     if since is None:
-        made = recent.made(store, left_out)
+        made = recent.made(store, left_out, most)
     else:
         rows = {kind.table: current.rows(store, kind, since) for kind in teaching()}
         made = [each for _, each in recent.made_from(store, rows, left_out)]
-    kept = filtering.sift(made, left_out)
+    kept = filtering.sift(made, left_out, most)
     found = Examples(
         pairs=tuple(each for each in kept if isinstance(each, PreferencePair) and each.kind != TIE),
         thumbs=tuple(each for each in kept if isinstance(each, UnpairedExample)),
@@ -50,6 +52,12 @@ def gather(store: Database, since: Position | None = None) -> Examples:
         demonstrations=tuple(each for each in kept if isinstance(each, Demonstration)),
     )
     return caps.bounded(store, found)
+
+
+def imported_most(store: Database) -> dict[int, int]:
+    """The most prompts of each imported rater while few people rate."""
+    most = settings.setting(store, "imported_prompts")
+    return {row["id"]: most for row in store.rows("SELECT id FROM users WHERE kind = 'imported'")}
 
 
 def still_standing(store: Database, examples: Examples) -> Examples:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from feedback.database.openings import BEGINNING
@@ -17,9 +18,12 @@ OVER_CAP = "rater cap"  # the reason
 MOST_PROMPTS = 200  # per person; near-duplicates count as one
 
 
-def sift(made: Sequence[Made], left_out: Counter[str]) -> list[Example]:
-    """The examples in order without duplicates, contradictions and those over a rater's cap; counts these by reason."""
-    return within_share([made[at][1] for at in unrepeated(made, left_out)], left_out)
+def sift(made: Sequence[Made], left_out: Counter[str], most: Mapping[int, int]) -> list[Example]:
+    """The examples in order without duplicates, contradictions and those over a rater's cap; counts these by reason.
+
+    `most` as in `within_share`.
+    """
+    return within_share([made[at][1] for at in unrepeated(made, left_out)], left_out, most)
 
 
 def unrepeated(made: Sequence[Made], left_out: Counter[str]) -> list[int]:
@@ -42,15 +46,20 @@ def unrepeated(made: Sequence[Made], left_out: Counter[str]) -> list[int]:
     return kept
 
 
-def within_share(examples: Sequence[Example], left_out: Counter[str]) -> list[Example]:
-    """The examples of each person's newest `MOST_PROMPTS` prompts, once `PEOPLE` people rate; all before that."""
-    if len({each.user for each in examples}) < PEOPLE:
-        return list(examples)
+def within_share(examples: Sequence[Example], left_out: Counter[str], most: Mapping[int, int]) -> list[Example]:
+    """The examples of each person's newest `MOST_PROMPTS` prompts, once `PEOPLE` people rate.
+
+    Before that, of those named in `most` the newest so many, and all of the others.
+    """
+    raters = {each.user for each in examples}
+    if len(raters) >= PEOPLE:
+        most = dict.fromkeys(raters, MOST_PROMPTS)
     prompts: dict[int, dict[str, None]] = {}
     for each in reversed(examples):
-        prompts.setdefault(each.user, {}).setdefault(prompt(each))
-    allowed = {user: set(list(every)[:MOST_PROMPTS]) for user, every in prompts.items()}
-    kept = [each for each in examples if prompt(each) in allowed[each.user]]
+        if each.user in most:
+            prompts.setdefault(each.user, {}).setdefault(prompt(each))
+    allowed = {user: set(islice(every, most[user])) for user, every in prompts.items()}
+    kept = [each for each in examples if each.user not in most or prompt(each) in allowed[each.user]]
     if len(kept) < len(examples):
         left_out[OVER_CAP] += len(examples) - len(kept)
     return kept

@@ -1,9 +1,10 @@
 """The making of examples from the ledger, without reading what a rater's cap would leave out anyway.
 
-Once several people rate, of each rater the examples of their newest prompts alone are kept (`filtering`). A rater of an
-imported file may have said so much that reading all of it takes far longer than what is kept, so their rows are read
-from the newest back, until there are enough prompts. With each row come all others whose prompts begin alike: only they
-can repeat or contradict it, or be kept beside it. What is made of these rows is what would be made of all.
+Of each imported rater, and of everybody once several people rate, the examples of the newest prompts alone are kept
+(`filtering`). A rater of an imported file may have said so much that reading all of it takes far longer than what is
+kept, so their rows are read from the newest back, until there are enough prompts. With each row come all others whose
+prompts begin alike: only they can repeat or contradict it, or be kept beside it. What is made of these rows is what
+would be made of all.
 """
 
 import json
@@ -24,8 +25,8 @@ Rows = dict[str, list[Row]]  # by table, oldest first
 Place = tuple[int, int]  # the number of a kind among those that teach, and of a row
 
 
-def made(store: Database, left_out: Counter[str]) -> list[Made]:
-    """The examples of all current rows, kind by kind, each with its time.
+def made(store: Database, left_out: Counter[str], most: Mapping[int, int]) -> list[Made]:
+    """The examples of all current rows, kind by kind, each with its time; `most` as in `filtering.within_share`.
 
     Rows that the cap would leave out are not read, and counted as that; rows that teach nothing are counted by reason.
     """
@@ -35,10 +36,11 @@ def made(store: Database, left_out: Counter[str]) -> list[Made]:
     raters = {example.user for _, (_, example) in found}
     newest: dict[int, Rows | None] = {}
     if len(raters) + len(many) >= filtering.PEOPLE:
-        newest = {user: _newest(store, user) for user in many}
-    capped = len(raters) + sum(each is not None for each in newest.values()) >= filtering.PEOPLE
+        newest = {user: _newest(store, user, filtering.MOST_PROMPTS) for user in many}
+    if len(raters) + sum(each is not None for each in newest.values()) < filtering.PEOPLE:
+        newest = {user: _newest(store, user, most[user]) for user in many if user in most}
     for user, count in many.items():
-        some = newest.get(user) if capped else None
+        some = newest.get(user)
         if some is None:
             some = {kind.table: current.rows(store, kind, user=user) for kind in teaching()}
         else:
@@ -84,8 +86,8 @@ def _with_many_rows(store: Database) -> dict[int, int]:
     return {user: count for user, count in sorted(counts.items()) if noted and count >= MANY}
 
 
-def _newest(store: Database, user: int) -> Rows | None:
-    """The rows of a rater's newest prompts, and all whose prompts begin like one of theirs; None if these are too few.
+def _newest(store: Database, user: int, prompts: int) -> Rows | None:
+    """The rows of a rater's newest `prompts`, and all whose prompts begin like one of theirs; None if there are fewer.
 
     "Newest" is in the order in which examples are kept: the last kinds first, then the last rows.
     """
@@ -93,7 +95,7 @@ def _newest(store: Database, user: int) -> Rows | None:
     rows: dict[str, dict[int, Row]] = {kind.table: {} for kind in kinds}
     known: set[str] = set()  # conversations whose rows are all read
     for number, kind in reversed(list(enumerate(kinds))):
-        before, most = 2**63 - 1, AT_ONCE
+        before, most = 2**63 - 1, max(AT_ONCE, prompts)
         while some := current.rows_before(store, kind, user, before, most):
             most *= 2  # so that few prompts of many rows are not counted again and again
             before = some[-1]["id"]
@@ -103,7 +105,7 @@ def _newest(store: Database, user: int) -> Rows | None:
                 more = current.rows_about(store, each, user, sorted(new))
                 rows[each.table].update({row["id"]: row for row in more})
             found = {table: [some[id] for id in sorted(some)] for table, some in rows.items()}
-            if _prompts_from(store, found, (number, before)) >= filtering.MOST_PROMPTS:
+            if _prompts_from(store, found, (number, before)) >= prompts:
                 return found
     return None
 

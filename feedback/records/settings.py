@@ -79,6 +79,16 @@ SETTINGS = {
             unit="pieces",
         ),
         Setting(
+            "imported_prompts",
+            "Prompts of an imported file a night",
+            "A night learns from the newest prompts of each imported rater, at most so many; "
+            "once several people rate, from fewer, as of everybody.",
+            5_000,
+            least=1,
+            most=10_000_000,
+            unit="prompts",
+        ),
+        Setting(
             "retention_days",
             "Conversations are kept for",
             "Before each night, conversations older than this lose their content; 0: never.",

@@ -14,6 +14,7 @@ from feedback.examples import build, filtering, recent
 from feedback.formats import load
 from feedback.kinds import current
 from feedback.kinds.vote import UP, vote
+from feedback.records import settings
 from tests.conftest import two_replies
 from tests.feedback.test_imports import write
 
@@ -54,10 +55,12 @@ def straightforward(store: Database, monkeypatch: pytest.MonkeyPatch) -> Example
 
 
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("imported", [3, 5_000])
 @pytest.mark.parametrize("raters", [1, 5])
 def test_the_same_is_gathered_as_if_every_row_were_read(
-    store: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, raters: int
+    store: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, raters: int, imported: int
 ) -> None:
+    settings.set_setting(store, None, "imported_prompts", imported)
     chance = random.Random(seed)
     for number in range(2):
         load.import_file(store, write(tmp_path / f"{number}.jsonl", odd_rows(chance, 150)))
@@ -78,10 +81,14 @@ def test_the_same_is_gathered_as_if_every_row_were_read(
     assert bool(whole.left_out.get(filtering.OVER_CAP)) == bool(found.left_out.get(filtering.OVER_CAP))
 
 
-def test_little_of_a_large_import_is_read(store: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("raters", [1, 5])
+def test_little_of_a_large_import_is_read(
+    store: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raters: int
+) -> None:
     rows = [{"prompt": f"question {n}", "chosen": "a", "rejected": "b"} for n in range(2000)]
     load.import_file(store, write(tmp_path / "a.jsonl", rows))
-    for number in range(5):
+    settings.set_setting(store, None, "imported_prompts", filtering.MOST_PROMPTS)
+    for number in range(raters):
         user = users.add_user(store, f"rater {number}", "rater", None)
         users.set_consent(store, user, True)
         _, left, _ = two_replies(store, user, f"hello {number}")
@@ -98,7 +105,8 @@ def test_little_of_a_large_import_is_read(store: Database, tmp_path: Path, monke
 
     monkeypatch.setattr(current, "texts", counting)
     found = build.gather(store)
-    assert (len(found.pairs), len(found.thumbs)) == (filtering.MOST_PROMPTS, 5)
+    assert (len(found.pairs), len(found.thumbs)) == (filtering.MOST_PROMPTS, raters)
+    assert found.pairs[-1].messages[0].content == "question 1999"
     assert found.left_out == {filtering.OVER_CAP: 1800}
     assert read["replies"] < 1500
 

@@ -15,8 +15,10 @@ NAME = "columns"
 USUAL = {
     "prompt": "prompt question instruction input query user user_input context post history ask asked",
     "messages": "messages conversations conversation chat dialog dialogue turns",
-    "chosen": "chosen best better preferred accepted good winner win positive response_chosen chosen_response",
-    "rejected": "rejected worst worse dispreferred bad loser lose negative response_rejected rejected_response",
+    "chosen": "chosen best better preferred accepted good winner win positive response_chosen chosen_response "
+    "preferred_output",
+    "rejected": "rejected worst worse dispreferred bad loser lose negative response_rejected rejected_response "
+    "non_preferred_output",
     "completion": "completion response answer output reply generation model_output text",
     "label": "label thumb thumbs rating feedback vote verdict liked is_good kto_tag",
     "system": "system system_prompt system_message",
@@ -117,16 +119,22 @@ def _reply(values: Mapping[str, Any]) -> Record:
     return Record(told, (reply,), (Annotation("thumb", (0,), value=1 if good else -1),))
 
 
-def example(raw: Mapping[str, Any]) -> str:
-    """Columns as they might be declared for rows like this one: by their names, else those with the longest texts."""
-    told = next((found for names in SETS if len(found := _by_name(raw, names)) == len(names)), None)
+def example(raw: Mapping[str, Any]) -> tuple[str, str]:
+    """Columns as they might be declared for rows like this one, and a column that must be the better reply for that.
+
+    They go by their names, else by which have the longest texts; the second is empty if a name says which is better.
+    """
+    told, better = next((found for names in SETS if len(found := _by_name(raw, names)) == len(names)), None), ""
     if told is None:
         names = SETS[0] if len(raw) > 2 else SETS[3] if len(raw) == 2 else SETS[4]
         told = _by_name(raw, names)
+        wanted = [name for name in names if name not in told]
         others = sorted((each for each in raw if each not in told.values()), key=lambda each: -_length(raw[each]))
-        told |= dict(zip((name for name in names if name not in told), others, strict=False))
+        taken = others[: len(wanted)]
+        told |= dict(zip(wanted, (each for each in raw if each in taken), strict=False))
+        better = told["chosen"] if "chosen" in wanted and "rejected" in wanted else ""
     told |= {name: column for name, column in _by_name(raw, ("system", "rater")).items() if column not in told.values()}
-    return ",".join(f"{name}={told[name]}" for name in USUAL if name in told)
+    return ",".join(f"{name}={told[name]}" for name in USUAL if name in told), better
 
 
 def _length(value: Any) -> int:

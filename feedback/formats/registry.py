@@ -98,4 +98,6 @@ def _way_out(raw: dict[str, Any]) -> str:
     """How to import rows of no known format: the columns declared, as they may be for a row like this one."""
     if not raw:
         return "name one with --format"
-    return f"name one with --format, or say which column is what, for example: --columns {shlex.quote(example(raw))}"
+    columns, better = example(raw)
+    line = f"name one with --format, or say which column is what, for example: --columns {shlex.quote(columns)}"
+    return f"{line}; only if {better} is the better reply in every row" if better else line

@@ -145,6 +145,21 @@ PAIRS: dict[str, tuple[dict[str, Any], str]] = {  # a row as its program writes 
         LONGER,
     ),
     "a transcript of vicuna's": ({**PAIR, "prompt": "### Human: Name a bird\n### Assistant:"}, BETTER),
+    "a transcript of vicuna's with its system text": (
+        {**PAIR, "prompt": "Be kind.\n### Human: Name a bird\n### Assistant:"},
+        KIND,
+    ),
+    "a transcript of vicuna 1.1": ({**PAIR, "prompt": "Be kind. USER: Name a bird ASSISTANT:"}, KIND),
+    "a longer one": (
+        {**PAIR, "prompt": "USER: Name a bird ASSISTANT: Where?</s>USER: Europe ASSISTANT: "},
+        LONGER,
+    ),
+    "one of lines in capitals": ({**PAIR, "prompt": "USER: Name a bird\nASSISTANT:"}, BETTER),
+    "a transcript of orca's": (
+        {**PAIR, "prompt": "### System:\nBe kind.\n\n### User:\nName a bird\n\n### Assistant:\n"},
+        KIND,
+    ),
+    "a transcript of langchain's": ({**PAIR, "prompt": "System: Be kind.\nHuman: Name a bird\nAI:"}, KIND),
     "transcripts beside their prompt": (
         {
             "prompt": "\n\nHuman: Name a bird\n\nAssistant:",
@@ -311,6 +326,14 @@ LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "the end of a transcript": (
         {**PAIR, "prompt": "Talk.\n\nHuman: hi\n\nAssistant:"},
+        "a prompt that ends like a transcript and does not begin like one",
+    ),
+    "the end of a transcript of single lines": (
+        {**PAIR, "prompt": "Talk.\nUser: hi\nBot:"},
+        "a prompt that ends like a transcript and does not begin like one",
+    ),
+    "the end of a transcript in capitals": (
+        {**PAIR, "prompt": "ASSISTANT: hello USER: hi ASSISTANT:"},
         "a prompt that ends like a transcript and does not begin like one",
     ),
     "a cut list of turns": (
@@ -607,7 +630,20 @@ def test_columns_that_say_nothing_are_refused(tmp_path: Path, columns: str, says
     [
         (
             {"question": "q", "response_j": "a long reply", "response_k": "another reply", "qid": 1, "on": "2020"},
-            "prompt=question,chosen=response_k,rejected=response_j",
+            "prompt=question,chosen=response_j,rejected=response_k; "
+            "only if response_j is the better reply in every row",
+        ),
+        (
+            {"prompt": "q", "response_0": "short", "response_1": "longer", "better_response_id": 1},
+            "prompt=prompt,chosen=response_0,rejected=response_1; only if response_0 is the better reply in every row",
+        ),
+        (
+            {"prompt": "q", "chosen_response": "a", "rejected_response": "b", "chosen_reward": 1},
+            "prompt=prompt,chosen=chosen_response,rejected=rejected_response",
+        ),
+        (
+            {"input": "q", "preferred_output": "a", "non_preferred_output": "b"},
+            "prompt=input,chosen=preferred_output,rejected=non_preferred_output",
         ),
         (
             {"Question": "q", "Best": "a", "Worst": "b", "annotator": "x"},
@@ -621,4 +657,4 @@ def test_a_file_that_is_refused_shows_a_line_that_works(tmp_path: Path, row: dic
     with pytest.raises(Refused) as told:
         of_rows(tmp_path, row)
     assert str(told.value).endswith(f"--columns {shown}")
-    assert len(of_rows(tmp_path, row, columns=shown.strip("'"))[1]) == 1
+    assert len(of_rows(tmp_path, row, columns=shown.partition(";")[0].strip("'"))[1]) == 1

@@ -27,7 +27,7 @@ from tests.helpers.over_http import (
     loaded,
     web,
 )
-from ui.api.openai import routes
+from ui.api import keep_alive
 from ui.app import create_app
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
@@ -50,7 +50,7 @@ def taken(assistant: Assistant) -> list[Generation]:
 def test_headers_and_the_role_go_out_at_once_and_comments_while_a_request_waits(
     assistant: Assistant, owner: User, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(routes, "QUIET_S", 0.2)
+    monkeypatch.setattr(keep_alive, "QUIET_S", 0.2)
     asked = {"stream": True, "max_tokens": 3} | ({"messages": HELLO} if path == CHAT else {"prompt": "hello"})
     with answering(create_app(assistant)) as url:
         held = taken(assistant)

@@ -16,7 +16,7 @@ from feedback.chats import conversations
 from feedback.database.database import Database
 from tests.conftest import two_replies
 from tests.helpers.over_http import DRAWN, HERE, assistant, loaded, token_of, web
-from ui.api import turns
+from ui.api import keep_alive
 from ui.app import create_app
 
 __all__ = ["assistant", "loaded", "web"]  # fixtures
@@ -138,9 +138,9 @@ def test_a_reader_of_a_reply_that_fails_hears_why(web: TestClient, begun: ReplyS
 def test_a_silent_connection_gets_a_comment_now_and_then(
     web: TestClient, begun: ReplyStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "QUIET_S", 0.1)
+    monkeypatch.setattr(keep_alive, "QUIET_S", 0.1)
     later = threading.Timer(0.5, begun.finish_now)
     later.start()
     answer = web.get(f"/api/turns/{begun.id}/events").text
-    assert answer.startswith(": still being written\n\n: still")
+    assert answer.startswith(keep_alive.COMMENT * 2)
     assert "event: end" in answer

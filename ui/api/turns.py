@@ -21,9 +21,9 @@ from feedback.database.database import Database
 from feedback.errors import NotFound, Refused
 from ui.accounts.auth import Person
 from ui.accounts.dependencies import REFUSALS, TheAssistant
+from ui.api import keep_alive
 
 LOOK_EVERY_S = 0.05
-QUIET_S = 15.0  # after which a comment says that the connection lives; proxies cut those that are silent for a minute
 
 router = APIRouter(prefix="/api", responses=REFUSALS, tags=["you"])
 
@@ -84,8 +84,8 @@ async def growing(writing: BeingWritten, sent: int) -> AsyncIterator[str]:
             sent, quiet_since = len(text), clock()
         if is_over:
             break
-        if clock() - quiet_since > QUIET_S:
-            yield ": still being written\n\n"
+        if clock() - quiet_since > keep_alive.QUIET_S:
+            yield keep_alive.COMMENT
             quiet_since = clock()
         await asyncio.sleep(LOOK_EVERY_S)
     yield event("error", {"error": writing.failure}) if writing.failure else end(text, writing.finish or "cancelled")

@@ -18,7 +18,6 @@ from feedback.records.adapters import BASE
 from ui import openai_errors
 
 DONE = "data: [DONE]\n\n"
-WAITING = ": waiting\n\n"  # a comment, which clients skip; it shows proxies that the connection lives
 
 
 class Reply(Protocol):

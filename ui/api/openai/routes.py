@@ -35,16 +35,16 @@ from feedback.records import adapters
 from feedback.records.adapters import BASE
 from ui.accounts.auth import Person
 from ui.accounts.dependencies import REPLAYED, TheAssistant, TheStore
+from ui.api import keep_alive
 from ui.api.api import readable, when_gone
 from ui.api.generating import Share
 from ui.api.openai.attempts import Attempt, KeptReply, Writing, attempt_of, kept_replies, recorded, stop
 from ui.api.openai.request import ChatAsked, TextAsked
-from ui.api.openai.response import CHAT, DONE, TEXT, WAITING, Answer, Reply, Shape, failed
+from ui.api.openai.response import CHAT, DONE, TEXT, Answer, Reply, Shape, failed
 from ui.openai_errors import ContextTooLong, Unknown
 from ui.refusals import FAILED, status_of
 
 NIGHTSCHOOL = "nightschool"  # as a model's name: what serves now
-QUIET_S = 5.0  # after which a stream that has nothing to tell says that it lives
 CUT = "X-Truncated-Messages"  # the number of messages left out, where that was asked for
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
@@ -182,10 +182,10 @@ async def stream(
                 told_at = loop.time()
             if is_over:
                 break
-            if loop.time() - told_at >= QUIET_S:
-                yield WAITING
+            if loop.time() - told_at >= keep_alive.QUIET_S:
+                yield keep_alive.COMMENT
                 told_at = loop.time()
-            await either(writing.more(QUIET_S), gone)
+            await either(writing.more(keep_alive.QUIET_S), gone)
             if gone.done():
                 return
         if writing.error is not None:

@@ -115,7 +115,7 @@ class School:
             steps=self.steps,
             max_completion_length=REPLY_TOKENS,
             temperature=TEMPERATURE,
-            require_eos=0,
+            truncated="keep",
             kl_budget=BUDGET,
         )
         return self._learn(backbone, rloo.RlooTrainer(backbone, self.sampler, self.prompts, self.score, config))
@@ -127,7 +127,7 @@ class School:
             steps=self.steps,
             max_completion_length=REPLY_TOKENS,
             temperature=TEMPERATURE,
-            require_eos=0,
+            truncated="keep",
             kl_budget=BUDGET,
         )
         return self._learn(backbone, ppo.PpoTrainer(backbone, self.sampler, self.prompts, self.score, config))

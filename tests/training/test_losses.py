@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from training.algorithms import rloo
+from training.algorithms.rloo import RlooConfig
 from training.losses import policy_gradient, preference
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.rollouts.sampler import Rollout
 
 
 def t(*values: float) -> torch.Tensor:
@@ -326,3 +331,72 @@ def test_kto_equals_trl(tiny, tmp_path):
     assert baseline > 0
     margin = preference.kto_margin(policy.sum(1), ref, baseline, labels, 0.2)
     assert float(preference.kto_loss(margin, labels, 1.2, 0.7).mean()) == pytest.approx(float(theirs), abs=1e-6)
+
+
+GROUPS = {  # TRL's loss_type and scale_rewards, and ours
+    "grpo": ("grpo", "group", {"normalise": "reply", "advantage": "group", "scale": "group", "kl_in": "loss"}),
+    "dr_grpo": ("dr_grpo", "none", {"normalise": "constant", "advantage": "group", "scale": "none", "kl_in": "loss"}),
+    "dapo": ("dapo", "batch", {"normalise": "token", "advantage": "group", "scale": "batch", "kl_in": "loss"}),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["every reply", "the truncated left out"])
+@pytest.mark.parametrize("name", GROUPS)
+def test_grpo_and_its_kin_equal_trl(name, masked, tiny, tmp_path):
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    loss_type, scale, asked = GROUPS[name]
+    config = RlooConfig(**asked, beta=0.04, clip_coef=0.2, clip_high=0.28, max_completion_length=8, temperature=0.7)
+    options = {"loss_type": loss_type, "scale_rewards": scale, "beta": 0.04, "epsilon": 0.2, "epsilon_high": 0.28}
+    options |= {"max_completion_length": 8, "temperature": 0.7, "num_generations": 3, "per_device_train_batch_size": 6}
+    options |= {"importance_sampling_level": "token"}
+    rows = datasets.Dataset.from_list([{"prompt": "a"}] * 2)
+    args = quiet(trl.GRPOConfig, tmp_path, **options)
+    trainer = trl.GRPOTrainer(str(tiny.path), reward_funcs=lambda completions, **_: [], args=args, train_dataset=rows)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+
+    # two prompts of three replies; the policy that wrote and the reference are some way from the model
+    texts = [Row([1, 20, 30], [[50, 51, 52], [60], [70, 71]]), Row([1, 21, 31], [[80, 81], [90, 91, 92, 93], [95]])]
+    backbone = Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
+    with torch.no_grad():
+        policy = backbone.each_token_of(texts, temperature=0.7)
+    noise = torch.Generator().manual_seed(3)
+    old = [each + 0.3 * torch.randn(each.shape, generator=noise) for each in policy]
+    references = [each + 0.5 * torch.randn(each.shape, generator=noise) for each in policy]
+    drawn = [each + 0.5 * torch.randn(each.shape, generator=noise) for each in policy]
+    scores = [torch.tensor([1.0, -0.5, 0.3]), torch.tensor([0.2, 0.9, -1.0])]
+    kept = [torch.tensor([True, not masked, True]), torch.tensor([True, True, not masked])]
+    rollouts = [Rollout(row, (True,) * 3, each) for row, each in zip(texts, drawn, strict=True)]
+    ours = rloo.gradients(backbone, rloo.Batch(rollouts, scores, kept, references, old), config, 4096)["loss"]
+
+    replies = [(row.prompt_ids, reply) for row in texts for reply in row.replies]
+    width = max(len(reply) for _, reply in replies)
+
+    def wide(values: Any, fill: float = 0.0) -> torch.Tensor:
+        parts = [part for row, each in zip(texts, values, strict=True) for part in row.by_reply(each)]
+        return torch.stack([torch.nn.functional.pad(part, (0, width - len(part)), value=fill) for part in parts])
+
+    mask = torch.tensor([[1] * len(reply) + [0] * (width - len(reply)) for _, reply in replies])
+    mask = mask * torch.cat(kept)[:, None]
+    rewards = torch.cat(scores)
+    spread = {
+        "group": lambda: rewards.view(2, 3).std(1).repeat_interleave(3),
+        "batch": rewards.std,
+        "none": lambda: 1.0,
+    }
+    advantages = (rewards.view(2, 3) - rewards.view(2, 3).mean(1, keepdim=True)).flatten()
+    inputs = {
+        "prompt_ids": torch.tensor([prompt for prompt, _ in replies]),
+        "prompt_mask": torch.ones(6, 3, dtype=torch.long),
+        "completion_ids": torch.tensor([reply + [0] * (width - len(reply)) for _, reply in replies]),
+        "completion_mask": mask,
+        "advantages": advantages / (spread[scale]() + (0.0 if scale == "none" else 1e-4)),
+        "old_per_token_logps": wide(old),
+        "ref_per_token_logps": wide(references),
+        "importance_sampling_ratio": (wide(old) - wide(drawn)).exp().clamp(max=2.0),
+        "num_items_in_batch": mask.sum(),
+    }
+    trainer.use_vllm = trainer.vllm_importance_sampling_correction = True
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (wide(policy), torch.zeros(6, width), None)
+    theirs = trainer._compute_loss(trainer.model, inputs)
+    assert ours == pytest.approx(float(theirs), abs=1e-6)

@@ -24,7 +24,7 @@ from training.rollouts.sign_check import SignFlipped, require_right_sign
 
 PROMPTS = [[1, 20 + at, 30 + at, 40] for at in range(6)]
 SMALL = {"prompts": 6, "replies": 8, "max_completion_length": 4, "rank": 4, "alpha": 8, "learning_rate": 2e-2}
-SMALL |= {"temperature": 0.4, "require_eos": 0}
+SMALL |= {"temperature": 0.4, "truncated": "keep"}
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_ratios_are_one_before_the_first_update(ppo_run):
     settings = ppo.PpoConfig(**SMALL)
     head = ppo.ValueHead(backbone.head.shape[1])
     rows = [Row(each, [[50, 51, 52], [60], [70, 71]]) for each in PROMPTS]
-    rollouts = [Rollout(row, (True,) * 3, torch.zeros(6)) for row in rows]
+    rollouts = [Rollout(row, (True,) * 3) for row in rows]
     scores = [torch.randn(3) for _ in rows]
     batch = ppo.experience(backbone, head, rollouts, scores, 0.1, settings)
     found = ppo.gradients(backbone, head, batch, [4, 1], settings)
@@ -208,7 +208,7 @@ def test_log_probs_are_those_of_a_left_padded_batch(ppo_run):
 
 
 def test_a_reply_without_an_end_is_worth_minus_one_exactly():
-    made = Rollout(Row([1], [[5, 6], [7]]), (False, True), torch.zeros(3))
+    made = Rollout(Row([1], [[5, 6], [7]]), (False, True))
     assert scored(lambda _: [torch.tensor([3.0, 3.0])], [made], 1.0)[0].tolist() == [-1.0, 3.0]
     assert scored(lambda _: [torch.tensor([3.0, 3.0])], [made], None)[0].tolist() == [3.0, 3.0]
 
@@ -248,7 +248,7 @@ def test_ppo_without_its_additions_has_the_gradient_of_reinforce(rloo_run):
     settings = ppo.PpoConfig(**SMALL | every)
     backbone.add(ppo.VALUE, 4, 8, seed=1)
     head = ppo.ValueHead(backbone.head.shape[1])  # zero, and so are all values
-    rollouts = [Rollout(row, (True,) * 3, torch.zeros(6)) for row in rows]
+    rollouts = [Rollout(row, (True,) * 3) for row in rows]
     batch = ppo.experience(backbone, head, rollouts, scores, 0.0, settings)
     plain = ppo.Experience(**vars(batch) | {"advantages": batch.returns})  # not whitened
     ppo.gradients(backbone, head, plain, [0, 1, 2], settings)

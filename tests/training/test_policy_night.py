@@ -30,7 +30,7 @@ POLICY = [
     "prompts=2",
     "replies=2",
     "max_completion_length=8",
-    "require_eos=0",
+    "truncated=keep",
     "learning_rate=1e-3",
     "kl_budget=50",
 ]

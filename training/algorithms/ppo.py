@@ -29,7 +29,16 @@ from training.losses import preference
 from training.model.packing import TOKENS_AT_ONCE, Row, pack, together
 from training.model.policy import Backbone
 from training.model.reward_heads import RewardModels
-from training.rollouts.on_policy import PolicyConfig, PolicyTrainer, by_reward_models, measured, prompts_in
+from training.rollouts.on_policy import (
+    PolicyConfig,
+    PolicyTrainer,
+    by_reward_models,
+    measured,
+    prompts_in,
+    require_near,
+    settled,
+    with_ends,
+)
 from training.rollouts.sampler import Rollout, token_values
 
 VALUE = "value"  # the value model's adapter
@@ -84,6 +93,7 @@ class Experience:
 
     rows: list[Row]
     mask: Tensor  # (R, T)
+    learned: Tensor  # (R, T) the mask without the replies that are not learned from
     log_probs: Tensor  # (R, T), as all that follow
     references: Tensor
     values: Tensor
@@ -114,7 +124,11 @@ class PpoTrainer(PolicyTrainer):
     def learn(self, state: TrainState, rollouts: Sequence[Rollout], scores: list[Tensor], config: PpoConfig) -> Metrics:
         # 1. advantages, and the KL from the base of the policy that wrote
         beta = state.numbers.setdefault("beta", config.beta)
-        batch = experience(self.backbone, self.head, rollouts, scores, beta, config)
+        batch = experience(
+            self.backbone, self.head, rollouts, scores, beta, config, self.learned_from(rollouts, config)
+        )
+        about = seen_of(batch, rollouts)
+        require_near(about["engine_gap"])
         kl = float(ppo.masked_mean(batch.log_probs - batch.references, batch.mask))
         measured(state, kl, config)
 
@@ -132,7 +146,7 @@ class PpoTrainer(PolicyTrainer):
             replies, target = len(batch.mask), config.adaptive_kl_target
             state.numbers["beta"] = ppo.next_kl_coefficient(beta, kl, target, replies, config.kl_horizon)
         means = {name: sum(each[name] for each in seen) / len(seen) for name in seen[0]}
-        return means | seen_of(batch, rollouts) | {"kl": kl, "beta": beta, "updates": float(len(seen))}
+        return means | about | {"kl": kl, "beta": beta, "updates": float(len(seen))}
 
     def update(
         self, state: TrainState, batch: Experience, rows: Sequence[int], epoch: int, config: PpoConfig, first: bool
@@ -161,11 +175,12 @@ def minibatches(rows: int, count: int, order: torch.Generator) -> list[list[int]
 
 def seen_of(batch: Experience, rollouts: Sequence[Rollout]) -> Metrics:
     """Metrics of policy, value model and engine on a batch of rollouts."""
-    drawn = torch.cat([each.drawn for each in rollouts])
+    drawn = [each.drawn for each in rollouts if each.drawn is not None]
+    gap = float((batch.log_probs[batch.mask].cpu() - torch.cat(drawn)).abs().mean()) if drawn else 0.0
     return {
-        "explained_variance": float(ppo.explained_variance(batch.values, batch.returns, batch.mask)),
+        "explained_variance": float(ppo.explained_variance(batch.values, batch.returns, batch.learned)),
         "entropy": -float(ppo.masked_mean(batch.log_probs, batch.mask)),  # nats a token; unbiased, as of draws
-        "engine_gap": float((batch.log_probs[batch.mask].cpu() - drawn).abs().mean()),
+        "engine_gap": gap,
     }
 
 
@@ -187,8 +202,12 @@ def experience(
     scores: list[Tensor],
     beta: float,
     config: PpoConfig,
+    kept: Sequence[Tensor] | None = None,
 ) -> Experience:
-    """Log-probs, values, advantages and returns of rollouts, under the current policy and value model."""
+    """Log-probs, values, advantages and returns of rollouts, under the current policy and value model.
+
+    Learned from are the replies that are true in `kept`, (K,) for each rollout; None: all are.
+    """
     rows = [each.row for each in rollouts]
     policy = token_values(backbone, rows, config.temperature)
     reference = token_values(backbone, rows, config.temperature, reference=True)
@@ -200,7 +219,9 @@ def experience(
     if config.whiten_rewards:
         rewards = ppo.whiten(rewards, mask, shift_mean=False)
     advantages, returns = ppo.gae(rewards, old_values, mask, config.gamma, config.gae_lambda)
-    return Experience(rows, mask, log_probs, references, old_values, ppo.whiten(advantages, mask), returns)
+    learned = mask if kept is None else mask & torch.cat(list(kept)).to(mask.device)[:, None]
+    whitened = ppo.whiten(advantages, learned)
+    return Experience(rows, mask, learned, log_probs, references, old_values, whitened, returns)
 
 
 def gradients(
@@ -213,14 +234,14 @@ def gradients(
 ) -> dict[str, float]:
     """Accumulate the gradient of a minibatch's mean loss over tokens, a pack of rows at a time; returns metrics."""
     chosen = [batch.rows[at] for at in rows]
-    tokens = sum(row.reply_tokens for row in chosen)
+    tokens = max(1, sum(int(batch.learned[batch.of(at)].sum()) for at in rows))
     names = ("loss", "policy_loss", "value_loss", "approx_kl", "clip_fraction", "mean_log_ratio")
     sums = dict.fromkeys(names, 0.0)
     largest = 0.0
     for group in together(chosen, tokens_at_once):
         own = [chosen[at] for at in group]
         replies = [number for at in group for number in _range(batch.of(rows[at]))]
-        mask = batch.mask[replies]
+        mask = batch.learned[replies]
         policy = padded(own, backbone.each_token_of(own, temperature=config.temperature), mask.shape[1])
         values = padded(own, values_of(backbone, head, own), mask.shape[1])
         old = batch.log_probs[replies]
@@ -238,7 +259,7 @@ def gradients(
             sums["clip_fraction"] += share * ppo.clip_fraction(policy, old, mask, config.clip_coef).item()
             apart = (policy - old)[mask].abs()
             sums["mean_log_ratio"] += apart.sum().item() / tokens
-            largest = max(largest, float(apart.max()))
+            largest = max(largest, float(apart.max()) if len(apart) else 0.0)
     return sums | {"largest_log_ratio": largest}
 
 
@@ -290,8 +311,10 @@ def _range(of: slice) -> range:
 
 def build(context: PolicyContext, config: PpoConfig) -> PpoTrainer:
     """Make reward models, and the trainer of a policy by them. Raises `NothingFits` without a pair or prompt."""
+    prompts, config = prompts_in(context.examples), settled(config, context.examples)
     ensemble = context.reward_models(config)
-    score, prompts = by_reward_models(ensemble, config.uncertainty_penalty), prompts_in(context.examples)
+    score = by_reward_models(ensemble, config.uncertainty_penalty)
+    config = with_ends(config, ensemble.reference_ends)
     shown = [each.row(0) for each in context.examples if each.kind == "demonstration"]
     given = (context.backbone, context.sampler, prompts, score, config, context.examples)
     trainer = PpoTrainer(*given, demonstrations=shown)

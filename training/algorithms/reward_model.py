@@ -39,7 +39,9 @@ class RewardConfig(EpochsConfig):
     epochs: Epochs = 1
     center_rewards_coefficient: Weight = Field(0.01, description="weight of the penalty that keeps scores centred on 0")
     samples: int = Field(64, ge=2, le=4096, description="replies of the reference that scores are normalised on")
-    sample_tokens: int = Field(64, ge=1, le=2048, description="most tokens of each of these replies")
+    sample_tokens: int = Field(
+        0, ge=0, le=8192, description="most tokens of each of these replies; 0: as many as the ledger's median reply"
+    )
 
 
 @dataclass(frozen=True)

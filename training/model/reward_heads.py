@@ -72,6 +72,7 @@ class RewardCard:
     settings: dict[str, Any]
     temperature: float
     metrics: dict[str, Any]
+    reference_ends: float = 0.0
     proof: list[dict[str, Any]] = field(default_factory=list)  # prompt_ids, replies, scores (M, R)
 
 
@@ -80,6 +81,7 @@ class RewardModels:
 
     def __init__(self, backbone: Backbone, heads: dict[str, ScoreHead]) -> None:
         self.backbone, self.heads = backbone, heads
+        self.reference_ends = 0.0  # the share of the reference model's replies that end by themselves
         self.temperature = 1.0  # divides a margin before it is read as a probability (`calibration`)
 
     @torch.no_grad()
@@ -174,7 +176,7 @@ def load(backbone: Backbone, folder: Path) -> tuple[RewardModels, RewardCard]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refused(f"the reward models in {folder} cannot be read: {error}") from error
     models = RewardModels(backbone, heads)
-    models.temperature = card.temperature
+    models.temperature, models.reference_ends = card.temperature, card.reference_ends
     _require_same(models, card)
     return models, card
 

@@ -37,8 +37,8 @@ from training.model.reward_heads import RewardCard, RewardModels, disagreement
 from training.night import planner
 from training.night.recorder import Recorder, Stage
 from training.night.run_dir import Plan
-from training.rollouts.on_policy import PolicyConfig
-from training.rollouts.sampler import Sampler, sampling_of
+from training.rollouts.on_policy import PolicyConfig, usual_length
+from training.rollouts.sampler import Rollout, Sampler, sampling_of
 
 ASKED = 200  # messages whose replies are scored for the next questions
 RELIABILITY = "reliability.png"
@@ -104,7 +104,11 @@ def make_models(
     ensemble = trainer.models
 
     # 3. normalise scores to mean 0 and standard deviation 1 on the reference model's replies
-    reward_model.normalise(ensemble, written(night, [each.prompt_ids for each in trainer.examples], config))
+    length = config.sample_tokens or usual_length(training)
+    samples = written(night, [each.prompt_ids for each in trainer.examples], config, length)
+    reward_model.normalise(ensemble, [each.row for each in samples])
+    ended = [ended for each in samples for ended in each.ended]
+    ensemble.reference_ends = sum(ended) / len(ended)
 
     # 4. calibrate on the validation set, judge on the held-out set
     apart, _ = reward_model.margins(ensemble, reward_model.group_by_prompt(validation))
@@ -132,6 +136,7 @@ def keep(night: RewardNight, ensemble: RewardModels, config: RewardConfig, found
         settings=config.model_dump(),
         temperature=ensemble.temperature,
         metrics=asdict(found) if found else {},
+        reference_ends=ensemble.reference_ends,
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     reward_heads.save(ensemble, folder, card, proof_rows(night.encoder))
@@ -142,16 +147,17 @@ def keep(night: RewardNight, ensemble: RewardModels, config: RewardConfig, found
 def asked_by(config: PolicyConfig) -> RewardConfig:
     """The settings of the reward models that a policy learns by."""
     shared = ("ensemble_size", "max_length", "seed", "precision")
-    return RewardConfig(**{name: getattr(config, name) for name in shared})
+    own = {name: getattr(config, name) for name in shared}
+    return RewardConfig(**own, sample_tokens=config.max_completion_length)
 
 
-def written(night: RewardNight, prompts: Sequence[Sequence[int]], config: RewardConfig) -> list[Row]:
-    """Sample about `config.samples` replies of the reference model to some prompts."""
-    prompts = prompts[: config.samples]
-    each = -(-config.samples // len(prompts))
+def written(night: RewardNight, prompts: Sequence[Sequence[int]], config: RewardConfig, longest: int) -> list[Rollout]:
+    """Sample about `config.samples` replies of at most `longest` tokens of the reference model, to prompts by lot."""
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(config.seed))
+    drawn = [prompts[at] for at in order[: config.samples]]
+    each = -(-config.samples // len(drawn))
     night.sampler.forget()
-    rollouts = night.sampler.write(prompts, each, sampling_of(TEMPERATURE, config.sample_tokens), config.seed)
-    return [one.row for one in rollouts]
+    return night.sampler.write(drawn, each, sampling_of(TEMPERATURE, longest), config.seed)
 
 
 def proof_rows(encoder: Encoder) -> list[Row]:

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Self
+from statistics import median
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from feedback.errors import Refused
 from training.data.tokenize import NothingFits, TokenizedExample
-from training.loop.config import MOST_MODELS, CheckpointEvery, Config, KlBudget, Switch, Weight
+from training.loop.config import MOST_MODELS, CheckpointEvery, Config, KlBudget, Weight
 from training.loop.early_stopping import KlFromBase
 from training.loop.loop import Metrics, Trainer
+from training.loop.optim import NotFinite
 from training.loop.state import TrainState
 from training.model.policy import Backbone
 from training.model.reward_heads import RewardModels
@@ -21,6 +23,11 @@ from training.rollouts.sampler import Rollout, Sampler, Score, prompts_of, requi
 from training.rollouts.sign_check import RATE, require_right_sign
 
 MOST_AT_ONCE, MOST_SAMPLED = 1_000_000, 100_000_000  # tokens
+REDRAWN = 50_021  # between the seeds of one attempt and the next
+LONGEST = 256  # tokens of a sampled reply, where the ledger's median decides
+SHORTEST = 16
+ENDS = 0.8  # the share of its replies that the reference must end by itself, for a missing end to be a fault
+MOST_APART = 0.1  # nats a token, mean, between the engine's and the trainer's log-probs of what the engine drew
 
 
 class PolicyConfig(Config):
@@ -29,13 +36,21 @@ class PolicyConfig(Config):
     steps: int = Field(40, ge=1, le=10_000, description="batches of rollouts")
     prompts: int = Field(8, ge=1, le=2048, description="prompts per step")
     replies: int = Field(2, ge=1, le=256, description="replies per prompt")
-    max_completion_length: int = Field(64, ge=1, le=8192, description="most tokens of a sampled reply")
+    max_completion_length: int = Field(
+        0, ge=0, le=8192, description=f"most tokens of a sampled reply; 0: the ledger's median reply, at most {LONGEST}"
+    )
     temperature: float = Field(
         0.7, ge=0.05, le=2, description="sampling temperature, as in chats; log-probs are taken at it, too"
     )
     beta: Weight = Field(0.05, description="weight of the KL penalty against the reference")
-    require_eos: Switch = Field(1, description="1: the score of a reply without an end is replaced")
-    missing_eos_penalty: float = Field(1.0, ge=-1000, le=1000, description="the score of such a reply is minus this")
+    truncated: Literal["auto", "mask", "replace", "keep"] = Field(
+        "auto",
+        description="replies cut at the most tokens are not learned from (mask), or their score is replaced, or kept; "
+        f"auto: replaced where the reference ends {ENDS:.0%} of its replies by itself, else masked",
+    )
+    missing_eos_penalty: float = Field(
+        1.0, ge=-1000, le=1000, description="where it is replaced, the score is minus this"
+    )
     uncertainty_penalty: Weight = Field(1.0, description="ensemble deviations subtracted from the mean score")
     ensemble_size: int = Field(3, ge=1, le=MOST_MODELS, description="reward models in the ensemble")
     kl_budget: KlBudget = 0.3
@@ -44,7 +59,7 @@ class PolicyConfig(Config):
     @model_validator(mode="after")
     def _require_room(self) -> Self:
         """Raise `Refused` if a step, or all of them, might sample more tokens than memory or a lifetime holds."""
-        of_step = self.prompts * self.replies * self.max_completion_length
+        of_step = self.prompts * self.replies * (self.max_completion_length or LONGEST)
         for most, tokens, what in (
             (MOST_AT_ONCE, of_step, "a step, prompts x replies x max_completion_length,"),
             (MOST_SAMPLED, of_step * self.steps, "all steps"),
@@ -91,29 +106,60 @@ class PolicyTrainer(Trainer):
         """Sample, score and learn from one batch of rollouts. Raises `NotFinite` or `Collapsed`."""
         config, began = self.config, time.monotonic()
 
-        # 1. replies of the current policy to the prompts of this step
+        # 1. replies of the current policy to the prompts of this step, and their scores
         self.sampler.follow(self.backbone)
         chosen = prompts_of(state.step, self.prompts, config.prompts, config.seed)
-        sampling = sampling_of(config.temperature, config.max_completion_length)
-        rollouts = self.sampler.write(chosen, config.replies, sampling, config.seed * 100_003 + state.step)
+        seed = config.seed * 100_003 + state.step
+        rollouts, scores = self.drawn(chosen, seed)
+        redrawn = self.redraw(rollouts, scores, seed)
         rollout_s = time.monotonic() - began
-
-        # 2. their scores
-        scores = scored(self.score, rollouts, config.missing_eos_penalty if config.require_eos else None)
         require_life(state, rollouts, scores)
 
-        # 3. the method learns from them
+        # 2. the method learns from them
         metrics = self.learn(state, rollouts, scores, config)
 
-        # 4. metrics
+        # 3. metrics
         tokens, replies = sum(each.row.reply_tokens for each in rollouts), len(rollouts) * config.replies
         return metrics | {
             "score": float(torch.cat(scores).mean()),
             "ended": sum(sum(each.ended) for each in rollouts) / replies,
+            "learned_from": float(torch.cat(self.learned_from(rollouts, config)).float().mean()),
+            "no_spread": sum(not spread(each) for each in scores) / len(scores),
+            "redrawn": float(redrawn),
             "sampled_tokens": tokens / replies,
             "rollout_s": rollout_s,
             "tokens": tokens,
         }
+
+    def drawn(self, prompts: Sequence[Sequence[int]], seed: int) -> tuple[list[Rollout], list[Tensor]]:
+        """Replies of the current policy to some prompts, and their scores."""
+        config = self.config
+        sampling = sampling_of(config.temperature, config.max_completion_length)
+        rollouts = self.sampler.write(prompts, config.replies, sampling, seed)
+        return rollouts, scored(
+            self.score, rollouts, config.missing_eos_penalty if config.truncated == "replace" else None
+        )
+
+    def redraw(self, rollouts: list[Rollout], scores: list[Tensor], seed: int) -> int:
+        """Draw the replies of prompts anew where all score the same, in place, as often as configured.
+
+        Returns the number of prompts drawn anew: section 3.2 of arXiv 2503.14476.
+        """
+        count = 0
+        for attempt in range(1, getattr(self.config, "redraws", 0) + 1):
+            flat = [at for at, each in enumerate(scores) if not spread(each)]
+            if not flat:
+                break
+            again = self.drawn([rollouts[at].row.prompt_ids for at in flat], seed + attempt * REDRAWN)
+            for at, rollout, score in zip(flat, *again, strict=True):
+                rollouts[at], scores[at] = rollout, score
+            count += len(flat)
+        return count
+
+    def learned_from(self, rollouts: Sequence[Rollout], config: Any) -> list[Tensor]:
+        """Whether each reply is learned from: (K,) for each rollout."""
+        ended = [torch.tensor(each.ended) for each in rollouts]
+        return ended if config.truncated == "mask" else [torch.ones_like(each) for each in ended]
 
     def final_kl(self, state: TrainState) -> float:
         """Measure the KL on examples; if it is beyond the budget, roll back to the kept weights and measure again."""
@@ -124,6 +170,38 @@ class PolicyTrainer(Trainer):
             state.ended = f"went back a step, having been {found:.3f} nats per token from the base"
             found = kl.measure()
         return found
+
+
+def settled(config: PolicyConfig, examples: Sequence[TokenizedExample]) -> PolicyConfig:
+    """The config with the most tokens of a reply decided: the median of the replies that people judged."""
+    return config.model_copy(update={"max_completion_length": config.max_completion_length or usual_length(examples)})
+
+
+def usual_length(examples: Sequence[TokenizedExample]) -> int:
+    """The median number of tokens of the replies that people judged, within bounds."""
+    lengths = [len(reply) for example in examples for reply in example.own_row().replies]
+    return min(max(round(median(lengths)) if lengths else 0, SHORTEST), LONGEST)
+
+
+def with_ends(config: PolicyConfig, ends: float) -> PolicyConfig:
+    """The config with the treatment of truncated replies decided; `ends`: the share that the reference ends itself."""
+    if config.truncated != "auto":
+        return config
+    return config.model_copy(update={"truncated": "replace" if ends >= ENDS else "mask"})
+
+
+def spread(scores: Tensor) -> bool:
+    """Whether the scores (K,) of a prompt's replies differ, so that it teaches anything."""
+    return bool(scores.max() - scores.min() > 1e-6)
+
+
+def require_near(gap: float) -> None:
+    """Raise `NotFinite` if engine and trainer compute too different log-probs for the same tokens."""
+    if gap > MOST_APART:
+        way_out = "train with --set precision=float32"
+        raise NotFinite(
+            f"the engine and the trainer are {gap:.2f} nats a token apart, where {MOST_APART} may be; {way_out}"
+        )
 
 
 def measured(state: TrainState, kl: float, config: PolicyConfig) -> None:

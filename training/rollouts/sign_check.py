@@ -32,7 +32,7 @@ def require_right_sign(backbone: Backbone, trial: TrainState, learn: Learn) -> N
     Adapters and heads are restored afterwards; `trial` is a separate state over them.
     """
     row = Row([1, 2, 3, 4], [[5, 6], [7, 8]])
-    rollout = Rollout(row, (True, True), torch.zeros(row.reply_tokens))
+    rollout = Rollout(row, (True, True))
     weights = {name: each.detach().clone() for name, each in trial.parameters.items()}
     before = _preference(backbone, row)
     for _ in range(STEPS):

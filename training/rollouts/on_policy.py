@@ -34,7 +34,7 @@ class PolicyConfig(Config):
     """The settings of on-policy methods, which learn from their own replies by reward models."""
 
     steps: int = Field(40, ge=1, le=10_000, description="batches of rollouts")
-    prompts: int = Field(8, ge=1, le=2048, description="prompts per step")
+    prompts: int = Field(8, ge=1, le=512, description="prompts per step")
     replies: int = Field(2, ge=1, le=256, description="replies per prompt")
     max_completion_length: int = Field(
         0, ge=0, le=8192, description=f"most tokens of a sampled reply; 0: the ledger's median reply, at most {LONGEST}"

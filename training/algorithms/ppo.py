@@ -32,12 +32,9 @@ from training.model.reward_heads import RewardModels
 from training.rollouts.on_policy import (
     PolicyConfig,
     PolicyTrainer,
-    by_reward_models,
     measured,
     prompts_in,
     require_near,
-    settled,
-    with_ends,
 )
 from training.rollouts.sampler import Rollout, token_values
 
@@ -310,16 +307,14 @@ def _range(of: slice) -> range:
 
 
 def build(context: PolicyContext, config: PpoConfig) -> PpoTrainer:
-    """Make reward models, and the trainer of a policy by them. Raises `NothingFits` without a pair or prompt."""
-    prompts, config = prompts_in(context.examples), settled(config, context.examples)
-    ensemble = context.reward_models(config)
-    score = by_reward_models(ensemble, config.uncertainty_penalty)
-    config = with_ends(config, ensemble.reference_ends)
+    """The trainer of a policy by the rewards of a config. Raises as `scored_by`, and `NothingFits` without a prompt."""
+    prompts = prompts_in(context.examples)
+    score, config = context.scored_by(config)
     shown = [each.row(0) for each in context.examples if each.kind == "demonstration"]
     given = (context.backbone, context.sampler, prompts, score, config, context.examples)
     trainer = PpoTrainer(*given, demonstrations=shown)
     if config.value_from_reward:
-        begin_as_reward_model(context.backbone, trainer.head, ensemble)
+        begin_as_reward_model(context.backbone, trainer.head, context.rewards(config).models())
     return trainer
 
 

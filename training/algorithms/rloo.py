@@ -27,12 +27,9 @@ from training.model.policy import Backbone
 from training.rollouts.on_policy import (
     PolicyConfig,
     PolicyTrainer,
-    by_reward_models,
     measured,
     prompts_in,
     require_near,
-    settled,
-    with_ends,
 )
 from training.rollouts.sampler import Rollout, token_values
 
@@ -196,11 +193,9 @@ def gradients(backbone: Backbone, batch: Batch, config: ReinforceConfig, tokens_
 
 
 def build(trainer: type[RlooTrainer], context: PolicyContext, config: ReinforceConfig) -> RlooTrainer:
-    """Make reward models, and the trainer of a policy by them. Raises `NothingFits` without a pair or prompt."""
-    prompts, config = prompts_in(context.examples), settled(config, context.examples)
-    ensemble = context.reward_models(config)
-    score = by_reward_models(ensemble, config.uncertainty_penalty)
-    config = with_ends(config, ensemble.reference_ends)
+    """The trainer of a policy by the rewards of a config. Raises as `scored_by`, and `NothingFits` without a prompt."""
+    prompts = prompts_in(context.examples)
+    score, config = context.scored_by(config)
     return trainer(context.backbone, context.sampler, prompts, score, config, context.examples)
 
 

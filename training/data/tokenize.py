@@ -29,6 +29,7 @@ class TokenizedExample:
     replies: tuple[list[int], ...]
     weight: float
     wanted: bool = True  # thumbs only
+    messages: tuple[Message, ...] = ()  # the prompt, as it was said
 
     @property
     def field(self) -> str:
@@ -121,11 +122,13 @@ def _tokenized(example: Example, encoder: Encoder) -> TokenizedExample:
         reply = encoder.reply(example.answer)
         prompt_ids = encoder.prompt(example.messages, len(reply))
         if isinstance(example, UnpairedExample):
-            return TokenizedExample("thumb", prompt_ids, (reply,), example.weight, example.wanted)
-        return TokenizedExample("demonstration", prompt_ids, (reply,), example.weight)
+            return TokenizedExample(
+                "thumb", prompt_ids, (reply,), example.weight, example.wanted, messages=example.messages
+            )
+        return TokenizedExample("demonstration", prompt_ids, (reply,), example.weight, messages=example.messages)
     chosen, rejected = encoder.reply(example.chosen), encoder.reply(example.rejected)
     prompt_ids = encoder.prompt(example.messages, max(len(chosen), len(rejected)))
-    return TokenizedExample(example.kind, prompt_ids, (chosen, rejected), example.weight)
+    return TokenizedExample(example.kind, prompt_ids, (chosen, rejected), example.weight, messages=example.messages)
 
 
 def _with_mismatched(tokenized: Sequence[TokenizedExample]) -> list[TokenizedExample]:

@@ -4,6 +4,7 @@ A method's own settings are a subclass of `Config`; what several methods share i
 """
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
@@ -38,6 +39,14 @@ class Config(BaseModel):
     checkpoint_every: CheckpointEvery = 10
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     precision: Precision = Field("auto", description="number format to compute in; auto: the faster one here")
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether a method that is said to need comparisons does need them with these settings."""
+        return True
+
+    def require_usable(self, folder: Path) -> None:
+        """Raise `Refused` if what the settings name, in a folder of the operator's files, cannot be used."""
 
     def count_steps(self, examples: int) -> int:
         """The number of steps that so many examples make at most; 0 where examples do not decide it."""

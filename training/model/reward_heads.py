@@ -157,8 +157,8 @@ def save(models: RewardModels, folder: Path, card: RewardCard, proofs: Sequence[
     return card
 
 
-def load(backbone: Backbone, folder: Path) -> tuple[RewardModels, RewardCard]:
-    """Load reward models from a folder onto this backbone.
+def load(backbone: Backbone, folder: Path, prefix: str = "") -> tuple[RewardModels, RewardCard]:
+    """Load reward models from a folder onto this backbone, where `prefix` begins their names.
 
     Raises `Refused` if they are incomplete, of another base, or score differently than when they were saved.
     """
@@ -170,9 +170,9 @@ def load(backbone: Backbone, folder: Path) -> tuple[RewardModels, RewardCard]:
         heads = {}
         for name in names:
             tensors = load_file(folder / name / HEAD)
-            heads[name] = ScoreHead(len(tensors["weight"]), seed=0).to(backbone.device)
-            heads[name].load_state_dict(tensors)
-            backbone.hold(folder / name, adapter=name)
+            heads[prefix + name] = ScoreHead(len(tensors["weight"]), seed=0).to(backbone.device)
+            heads[prefix + name].load_state_dict(tensors)
+            backbone.hold(folder / name, adapter=prefix + name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refused(f"the reward models in {folder} cannot be read: {error}") from error
     models = RewardModels(backbone, heads)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,12 @@ from training.loop.loop import train
 from training.loop.optim import NotFinite
 from training.model.policy import Backbone
 from training.model.reference import References
-from training.model.reward_heads import RewardModels
 from training.night import reward_night, run_dir, tracking
 from training.night.planner import added, only, why_unfit
 from training.night.recorder import Recorder, Stage, resumed
-from training.night.reward_night import RewardNight
+from training.night.reward_night import RewardNight, Rewards
 from training.night.run_dir import Plan
 from training.night.signals import Cancellation
-from training.rollouts.on_policy import PolicyConfig
 
 FEWEST_FOR_VALIDATION = 10  # examples; fewer say nothing about when to stop, and are trained on instead
 TRAINING = Stage("training", "checkpoint.safetensors")
@@ -142,11 +141,11 @@ def lessons(divided: Split, ready: Ready) -> Lessons:
     unfit, taught = added(unfit, unfit_too), divided.training
     prompting = training
     gives_way = len(stopping) < FEWEST_FOR_VALIDATION or len(stopping) > len(training)
-    if gives_way or not teaches(training, ready.method):
+    if gives_way or not teaches(training, ready):
         training, stopping, taught = [*training, *stopping], [], divided.training.with_others(divided.stopping)
         prompting = prompting or training
     examples = replace(work.examples, left_out=added(work.examples.left_out, unfit))
-    if not teaches(training, ready.method):
+    if not teaches(training, ready):
         raise NothingFits(why_unfit(unfit, encoder.max_length, examples))
     several = f"{distributed.count()} processes, " if distributed.count() > 1 else ""
     where = f"{ready.backbone.head.dtype} on {ready.backbone.device}, {several}{threads_of(work.plan)} threads"
@@ -155,9 +154,10 @@ def lessons(divided: Split, ready: Ready) -> Lessons:
     return Lessons(training, stopping, prompting, examples, replace(only(taught, kinds), left_out=examples.left_out))
 
 
-def teaches(tokenized: Sequence[TokenizedExample], method: Method) -> bool:
-    """Whether there is an example of a kind that a method cannot do without."""
-    return any(each.field in method.needed for each in tokenized)
+def teaches(tokenized: Sequence[TokenizedExample], ready: Ready) -> bool:
+    """Whether there is an example of a kind that the night's method cannot do without."""
+    kinds = ready.method.needed(ready.config)
+    return any(each.field in kinds for each in tokenized)
 
 
 def train_on_examples(ready: Ready, given: Lessons) -> Trained:
@@ -174,19 +174,24 @@ def train_on_examples(ready: Ready, given: Lessons) -> Trained:
 
 
 def train_policy(ready: Ready, given: Lessons) -> Trained:
-    """Train reward models, then a policy on its own replies by their scores, and return the outcome."""
-    config = ready.config
+    """Train a policy on its own replies by what rewards them, reward models first if it is these; the outcome."""
+    config, before = ready.config, 0
     with with_sampler(ready) as night:
-
-        def models(asked: PolicyConfig) -> RewardModels:
-            own = reward_night.asked_by(asked)
-            return reward_night.make_models(night, ready.work.examples, own, more_steps=asked.steps)
-
-        references = References(ready.backbone, ready.encoder.template_sha256)
-        context = PolicyContext(ready.backbone, given.prompting, [], references, night.sampler, models)
+        sources = Rewards(night, ready.work.examples)
+        context = PolicyContext(
+            ready.backbone,
+            given.prompting,
+            validation=[],
+            references=References(ready.backbone, ready.encoder.template_sha256),
+            sampler=night.sampler,
+            rewards=sources.context,
+            reference_ends=partial(sources.reference_ends, given.prompting),
+            decode=partial(chat_template.decode, ready.encoder.tokenizer),
+        )
         trainer = ready.method.build(context, config)
-        groups = reward_model.group_by_prompt(given.prompting)
-        before = reward_model.ensemble_steps(groups, reward_night.asked_by(config))
+        if sources.models is not None:
+            groups = reward_model.group_by_prompt(given.prompting)
+            before = reward_model.ensemble_steps(groups, reward_night.asked_by(config))
         state = ready.recorder.follow(trainer, config, replace(POLICY, before=before))
         return Trained(trainer.final_kl(state), trainer.kl_budget, before + state.step, state.ended)
 

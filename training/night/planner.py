@@ -21,7 +21,7 @@ from training.algorithms.base import Method
 from training.data.tokenize import TOO_LONG
 from training.loop import limits
 from training.model import policy
-from training.night.run_dir import Plan
+from training.night.run_dir import Plan, rewards_folder
 
 LEARNS_FROM = {"pairs": "preferences", "thumbs": "thumbs", "ties": "ties", "demonstrations": "demonstrations"}
 UNDECIDED = {  # choices that prefer no reply: one of them, and several
@@ -43,11 +43,12 @@ class Wishes:
 def make_plan(store: Database, base: Base, wishes: Wishes, settle: bool = False) -> tuple[Plan, Examples]:
     """Plan how this machine would train on the current feedback; `settle` as in `feedback.examples.split.judges`.
 
-    Raises `Refused` if the settings make more steps of it than a night can take.
+    Raises `Refused` if the settings make more steps of it than a night can take, or name a reward that cannot be used.
     """
     method = wishes.method or methods.DEFAULT
     config = registry.find(method).config(**wishes.settings)
     precision = precision_of(config.precision)
+    config.require_usable(rewards_folder(store.data))
     examples = bounded(store, used_by(method, gather(store)))  # limits each person's share
     limits.require_steps(config, len(examples))
     judging = sorted(judges(store, examples, settle))
@@ -93,9 +94,10 @@ def recorded_settings(plan: Plan) -> dict[str, Any]:
 def why_nothing(store: Database, examples: Examples, plan: Plan, again: bool) -> str:
     """The reason why there is nothing to do, in words; empty if there is something."""
     method = registry.find(plan.method)
-    needed = only(examples, method.needed)
+    kinds = method.needed(method.config(**plan.settings))
+    needed = only(examples, kinds)
     if not len(needed):
-        return why_no_example(store, examples, method)
+        return why_no_example(store, examples, method, kinds)
     divided = parts(store, plan, needed)
     if not len(divided.training) + len(divided.stopping):
         whose = "all feedback so far" if len(needed) == len(examples) else f"all that {method.name} can learn from"
@@ -113,9 +115,9 @@ def only(examples: Examples, kinds: Collection[str]) -> Examples:
     return Examples(**{kind: getattr(examples, kind) for kind in kinds}, left_out=examples.left_out)
 
 
-def why_no_example(store: Database, examples: Examples, method: Method) -> str:
+def why_no_example(store: Database, examples: Examples, method: Method, kinds: Collection[str]) -> str:
     """The reason why there is no example of the kinds that a method needs, in words."""
-    learns = f"{method.name} learns from {' and '.join(LEARNS_FROM[kind] for kind in method.needed)}"
+    learns = f"{method.name} learns from {' and '.join(LEARNS_FROM[kind] for kind in kinds)}"
     if undecided := no_preference(store):
         return f"nothing to learn from: {undecided}, and {learns}"
     if len(examples):

@@ -17,6 +17,7 @@ from assistant.models import base_model, chat_template
 from assistant.models.adapter import PROOF_TEXTS
 from assistant.models.base_model import Base
 from feedback.database.database import Database
+from feedback.errors import Refused
 from feedback.example_types import Examples
 from feedback.examples.build import answer_of
 from feedback.kinds import current
@@ -26,7 +27,7 @@ from feedback.records import nights
 from training.algorithms import reward_model
 from training.algorithms.base import TrainingContext
 from training.algorithms.reward_model import EnsembleTrainer, RewardConfig, RewardExample
-from training.data.tokenize import Encoder, NothingFits, Unfit, tokenize
+from training.data.tokenize import Encoder, NothingFits, TokenizedExample, Unfit, tokenize
 from training.evaluation import calibration
 from training.evaluation.calibration import Believed
 from training.model import reward_heads
@@ -36,7 +37,8 @@ from training.model.reference import References
 from training.model.reward_heads import RewardCard, RewardModels, disagreement
 from training.night import planner
 from training.night.recorder import Recorder, Stage
-from training.night.run_dir import Plan
+from training.night.run_dir import Plan, rewards_folder
+from training.rewards.base import RewardContext
 from training.rollouts.on_policy import PolicyConfig, usual_length
 from training.rollouts.sampler import Rollout, Sampler, sampling_of
 
@@ -107,8 +109,7 @@ def make_models(
     length = config.sample_tokens or usual_length(training)
     samples = written(night, [each.prompt_ids for each in trainer.examples], config, length)
     reward_model.normalise(ensemble, [each.row for each in samples])
-    ended = [ended for each in samples for ended in each.ended]
-    ensemble.reference_ends = sum(ended) / len(ended)
+    ensemble.reference_ends = share_ended(samples)
 
     # 4. calibrate on the validation set, judge on the held-out set
     apart, _ = reward_model.margins(ensemble, reward_model.group_by_prompt(validation))
@@ -123,6 +124,44 @@ def make_models(
     # 6. save them, whole or not at all
     keep(night, ensemble, config, found)
     return ensemble
+
+
+class Rewards:
+    """What a policy's replies may be rewarded by in a night; reward models are trained once one of them asks."""
+
+    def __init__(self, night: RewardNight, examples: Examples) -> None:
+        self.night, self.examples = night, examples
+        self.models: RewardModels | None = None  # this night's, once they are made
+
+    def context(self, config: PolicyConfig) -> RewardContext:
+        """What sources of reward are built from."""
+        folder = rewards_folder(self.night.store.data)
+        return RewardContext(lambda: self._made(config), self._of_night, folder, config.uncertainty_penalty)
+
+    def reference_ends(self, examples: Sequence[TokenizedExample], config: PolicyConfig) -> float:
+        """The share of its replies to the examples' prompts that the reference ends by itself."""
+        if self.models is not None:
+            return self.models.reference_ends
+        prompts = list(dict.fromkeys(tuple(each.prompt_ids) for each in examples))
+        return share_ended(written(self.night, prompts, asked_by(config), config.max_completion_length))
+
+    def _made(self, config: PolicyConfig) -> RewardModels:
+        if self.models is None:
+            asked = asked_by(config)
+            self.models = make_models(self.night, self.examples, asked, more_steps=config.steps)
+        return self.models
+
+    def _of_night(self, number: int) -> RewardModels:
+        folder = nights.reward_models_of(self.night.store, number)
+        if not folder.is_dir():
+            raise Refused(f"night {number} has left no reward models")
+        return reward_heads.load(self.night.backbone, folder, f"night-{number}-")[0]
+
+
+def share_ended(samples: Sequence[Rollout]) -> float:
+    """The share of replies that ended by themselves."""
+    ended = [ended for each in samples for ended in each.ended]
+    return sum(ended) / len(ended)
 
 
 def keep(night: RewardNight, ensemble: RewardModels, config: RewardConfig, found: Believed | None) -> None:

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from statistics import median
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -18,7 +19,7 @@ from training.loop.loop import Metrics, Trainer
 from training.loop.optim import NotFinite
 from training.loop.state import TrainState
 from training.model.policy import Backbone
-from training.model.reward_heads import RewardModels
+from training.rewards import mixing, registry
 from training.rollouts.sampler import Rollout, Sampler, Score, prompts_of, require_life, sampling_of, scored
 from training.rollouts.sign_check import RATE, require_right_sign
 
@@ -51,10 +52,29 @@ class PolicyConfig(Config):
     missing_eos_penalty: float = Field(
         1.0, ge=-1000, le=1000, description="where it is replaced, the score is minus this"
     )
+    rewards: str = Field(
+        registry.MODELS,
+        max_length=500,
+        description="sources of reward, NAME or NAME:ARGUMENT, several by commas and weighted as NAME=WEIGHT; "
+        "docs/methods.md lists them",
+    )
     uncertainty_penalty: Weight = Field(1.0, description="ensemble deviations subtracted from the mean score")
     ensemble_size: int = Field(3, ge=1, le=MOST_MODELS, description="reward models in the ensemble")
     kl_budget: KlBudget = 0.3
     checkpoint_every: CheckpointEvery = 5
+
+    @property
+    def needs_pairs(self) -> bool:
+        return registry.needs_pairs(self.rewards)
+
+    def require_usable(self, folder: Path) -> None:
+        mixing.require_usable(registry.asked(self.rewards), folder)
+
+    @model_validator(mode="after")
+    def _require_sources(self) -> Self:
+        """Raise `Refused` if no reward can be made of `rewards`."""
+        registry.asked(self.rewards)
+        return self
 
     @model_validator(mode="after")
     def _require_room(self) -> Self:
@@ -67,6 +87,9 @@ class PolicyConfig(Config):
             if tokens > most:
                 raise Refused(f"{what} may take {most:,} sampled tokens at most, and these settings make {tokens:,}")
         return self
+
+
+SomePolicy = TypeVar("SomePolicy", bound=PolicyConfig)
 
 
 class PolicyTrainer(Trainer):
@@ -172,7 +195,7 @@ class PolicyTrainer(Trainer):
         return found
 
 
-def settled(config: PolicyConfig, examples: Sequence[TokenizedExample]) -> PolicyConfig:
+def settled(config: SomePolicy, examples: Sequence[TokenizedExample]) -> SomePolicy:
     """The config with the most tokens of a reply decided: the median of the replies that people judged."""
     return config.model_copy(update={"max_completion_length": config.max_completion_length or usual_length(examples)})
 
@@ -183,7 +206,7 @@ def usual_length(examples: Sequence[TokenizedExample]) -> int:
     return min(max(round(median(lengths)) if lengths else 0, SHORTEST), LONGEST)
 
 
-def with_ends(config: PolicyConfig, ends: float) -> PolicyConfig:
+def with_ends(config: SomePolicy, ends: float) -> SomePolicy:
     """The config with the treatment of truncated replies decided; `ends`: the share that the reference ends itself."""
     if config.truncated != "auto":
         return config
@@ -217,13 +240,3 @@ def prompts_in(examples: Sequence[TokenizedExample]) -> list[list[int]]:
     if not found:
         raise NothingFits("there is no prompt to write to yet")
     return found
-
-
-def by_reward_models(ensemble: RewardModels, uncertainty_penalty: float) -> Score:
-    """Score replies by the ensemble's mean score minus `uncertainty_penalty` times its disagreement."""
-
-    def score(rollouts: Sequence[Rollout]) -> list[Tensor]:
-        with torch.no_grad():
-            return ensemble.pessimistic([each.row for each in rollouts], uncertainty_penalty)
-
-    return score

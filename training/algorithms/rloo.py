@@ -9,7 +9,7 @@ values of the settings.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -95,11 +95,11 @@ class Batch:
             return scores
         return scores - config.beta * self.rows[at].summed(old - self.references[at])
 
-    def advantages(self, at: int, old: Tensor, config: ReinforceConfig) -> Tensor:
-        """(K,) advantages of a row's replies."""
+    def advantages(self, at: int, old: Tensor, config: Any) -> Tensor:
+        """(K,) advantages of a row's replies; without a `baseline`, by a `RlooConfig`."""
         rewards = self.rewards(at, old, config)
-        if self.baseline is not None or not isinstance(config, RlooConfig):
-            return rewards - (self.baseline or 0.0)
+        if self.baseline is not None:
+            return rewards - self.baseline
         centred = policy_gradient.rloo_advantages if config.advantage == "rloo" else policy_gradient.group_advantages
         advantages = centred(rewards[None])
         if config.scale == "group":

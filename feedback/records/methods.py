@@ -69,5 +69,13 @@ RLOO = declare(
 REINFORCE = declare(
     MethodFacts("reinforce", "REINFORCE: by reward models", "the same with a moving baseline"),
 )
+ONLINE_DPO = declare(
+    MethodFacts(
+        "online-dpo",
+        "Online DPO: by reward models",
+        "reward models, then DPO on pairs of its own replies that they choose between",
+        "online DPO",
+    )
+)
 PPO = declare(MethodFacts("ppo", "PPO: by reward models", "the same by PPO"))
 DEFAULT = AUTO.name

@@ -29,7 +29,11 @@ SMALL = {  # what makes a night of that method as small as one can be
     "rloo": ["steps=1", "prompts=1", "replies=2", "max_completion_length=2", "ensemble_size=1", "rank=2"],
 }
 SMALL |= dict.fromkeys(("dpo", "kto"), SMALL["auto"]) | {"sft": [*SMALL["auto"][:4], "rank=2"]}
-SMALL |= {"reinforce": SMALL["rloo"], "ppo": [*SMALL["rloo"], "epochs=1", "num_minibatches=1"]}
+SMALL |= {
+    "reinforce": SMALL["rloo"],
+    "online-dpo": SMALL["rloo"],
+    "ppo": [*SMALL["rloo"], "epochs=1", "num_minibatches=1"],
+}
 LONG = ("min_steps", "steps", "epochs")  # at their highest value a night would take days
 SAID_BY_PYTHON = r"^\w*(Error|Exception|Overflow)\b"
 

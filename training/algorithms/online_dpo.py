@@ -1,6 +1,6 @@
 """Online DPO: the policy writes, the rewards choose between its own replies, and DPO learns from that choice.
 
-As OAIF (arXiv 2402.04792): the replies to a prompt with the highest and the lowest score are its pair, and each batch of
+As OAIF (arXiv 2402.04792): the replies to a prompt with the highest and the lowest score are its pair, and a batch of
 rollouts makes one step. The reference is the base; log-probs are at the sampling temperature.
 """
 

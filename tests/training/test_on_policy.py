@@ -20,7 +20,7 @@ from training.losses import policy_gradient as p
 from training.model.packing import Row
 from training.model.policy import Backbone
 from training.rollouts.sampler import Rollout, Sampler, sampling_of, scored
-from training.rollouts.sign_check import SignFlipped, require_right_sign
+from training.rollouts.sign_check import SignFlipped, require_kl_sign, require_models_sign, require_right_sign
 
 PROMPTS = [[1, 20 + at, 30 + at, 40] for at in range(6)]
 SMALL = {"prompts": 6, "replies": 8, "max_completion_length": 4, "rank": 4, "alpha": 8, "learning_rate": 2e-2}
@@ -229,6 +229,34 @@ def test_the_canary_trips_on_a_turned_sign_and_leaves_no_trace(tiny):
 
         with pytest.raises(SignFlipped, match="sign canary"):
             require_right_sign(backbone, trainer.begin(), turned)
+    assert all(torch.equal(before[name], each) for name, each in backbone.parameters().items())
+
+
+def test_reward_models_that_prefer_what_people_rejected_are_refused():
+    require_models_sign([])
+    require_models_sign([0.3, -0.1, 0.2])
+    with pytest.raises(SignFlipped, match=r"score what people preferred 0\.100 below the rest"):
+        require_models_sign([-0.3, 0.1, -0.1])
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo", "reinforce", "ppo"])
+def test_the_canary_trips_on_a_turned_kl_and_leaves_no_trace(tiny, method):
+    backbone = backbone_of(tiny)
+    given = (backbone, None, PROMPTS, nothing)
+    made = {
+        "rloo": lambda: rloo.RlooTrainer(*given, rloo.RlooConfig(**SMALL)),
+        "grpo": lambda: rloo.RlooTrainer(
+            *given, rloo.RlooConfig(**SMALL, kl_in="loss", advantage="group", scale="group", normalise="reply")
+        ),
+        "reinforce": lambda: rloo.ReinforceTrainer(*given, rloo.ReinforceConfig(**SMALL)),
+        "ppo": lambda: ppo.PpoTrainer(*given, ppo.PpoConfig(**SMALL)),
+    }
+    trainer: Any = made[method]()
+    before = {name: each.detach().clone() for name, each in backbone.parameters().items()}
+    trainer.prepare(trainer.begin())
+    turned = trainer.trial.model_copy(update={"beta": -1.0})
+    with pytest.raises(SignFlipped, match="closer to its reference"):
+        require_kl_sign(backbone, trainer.new_state(turned), partial(trainer.learn, config=turned))
     assert all(torch.equal(before[name], each) for name, each in backbone.parameters().items())
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,13 +21,15 @@ from tests.conftest import two_replies
 from tests.helpers.nights import run
 from tests.training.test_night import last, say
 from training.algorithms import registry as methods
+from training.data.tokenize import NothingFits
 from training.model.packing import Row
 from training.model.reward_heads import RewardModels
 from training.rewards import mixing, registry
 from training.rewards.base import RewardContext, Sampled, Source
+from training.rewards.models import require_knowing
 
 POLICY = ["checkpoint_every=1", "steps=2", "prompts=2", "replies=4", "max_completion_length=8", "truncated=keep"]
-POLICY += ["learning_rate=1e-3", "kl_budget=50", "precision=float32"]
+POLICY += ["learning_rate=1e-3", "kl_budget=50", "precision=float32", "least_reward_accuracy=0"]
 
 
 def no_models(night: int = 0) -> RewardModels:
@@ -223,6 +227,43 @@ def test_a_night_learns_by_the_reward_models_of_an_earlier_one(tmp_path: Path, t
     assert not nights.reward_models_of(store, last(store).id).exists()
     none = run(tmp_path, tiny.name, "--method", "rloo", "--again", settings=[*POLICY, "rewards=reward:999"])
     assert (none.returncode, "night 999 has left no reward models" in none.stderr) == (1, True)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "least", "why"),
+    [
+        ({}, 0.5, "nothing was held out to judge its reward models by"),
+        (
+            {"accuracy": 0.56, "pairs": 90, "low": 0.45, "high": 0.67},
+            0.5,
+            "are right on 56% of 90 held-out pairs (45% to 67%), and the lower bound must be above 50%; compare more",
+        ),
+        ({"accuracy": 0.57, "pairs": 1200, "low": 0.5, "high": 0.6}, 0.5, "right on 57% of 1,200 held-out pairs"),
+        ({"accuracy": 0.6, "pairs": 200, "low": 0.53, "high": 0.67}, 0.5, ""),
+        ({"accuracy": 0.6, "pairs": 200, "low": 0.53, "high": 0.67}, 0.55, "the lower bound must be above 55%"),
+        ({"accuracy": 0.4, "pairs": 20, "low": 0.2, "high": 0.6}, 0, ""),
+        ({}, 0, ""),
+    ],
+)
+def test_a_policy_waits_for_reward_models_that_know_something(
+    metrics: dict[str, float], least: float, why: str
+) -> None:
+    models = RewardModels(None, {})  # type: ignore[arg-type]
+    models.metrics = metrics
+    with pytest.raises(NothingFits, match=re.escape(why)) if why else nullcontext():
+        require_knowing(models, least)
+
+
+def test_a_night_whose_reward_models_may_know_nothing_keeps_them_and_says_so(tmp_path: Path, tiny: Base) -> None:
+    store = say(tmp_path)
+    done = run(tmp_path, tiny.name, "--method", "rloo", settings=[*POLICY[:-1], "ensemble_size=1"])
+    assert done.returncode == 0, done.stderr
+    assert (last(store).state, last(store).adapter) == ("nothing", None)
+    assert last(store).reason.startswith(
+        "the policy waits: nothing was held out to judge its reward models by; compare"
+    )
+    assert (nights.reward_models_of(store, last(store).id) / "card.json").is_file()
     store.close()
 
 

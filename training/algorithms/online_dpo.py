@@ -54,6 +54,8 @@ def chosen_by(scores: Tensor, kept: Tensor) -> Choice | None:
 class OnlineDpoTrainer(PolicyTrainer):
     """Takes one step of DPO for each batch of rollouts."""
 
+    has_kl_penalty = False  # it is in the loss of every pair
+
     def new_state(self, config: OnlineDpoConfig) -> TrainState:
         return TrainState.over(self.backbone.parameters(), config.learning_rate)
 

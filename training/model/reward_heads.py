@@ -83,6 +83,7 @@ class RewardModels:
         self.backbone, self.heads = backbone, heads
         self.reference_ends = 0.0  # the share of the reference model's replies that end by themselves
         self.temperature = 1.0  # divides a margin before it is read as a probability (`calibration`)
+        self.metrics: dict[str, Any] = {}  # of `calibration.Believed` on held-out pairs; empty: there were none
 
     @torch.no_grad()
     def scores(self, rows: Sequence[Row]) -> list[Tensor]:
@@ -176,7 +177,7 @@ def load(backbone: Backbone, folder: Path, prefix: str = "") -> tuple[RewardMode
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refused(f"the reward models in {folder} cannot be read: {error}") from error
     models = RewardModels(backbone, heads)
-    models.temperature, models.reference_ends = card.temperature, card.reference_ends
+    models.temperature, models.reference_ends, models.metrics = card.temperature, card.reference_ends, card.metrics
     _require_same(models, card)
     return models, card
 

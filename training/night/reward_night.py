@@ -41,7 +41,9 @@ from training.night.run_dir import Plan, rewards_folder
 from training.rewards.base import RewardContext
 from training.rollouts.on_policy import PolicyConfig, usual_length
 from training.rollouts.sampler import Rollout, Sampler, sampling_of
+from training.rollouts.sign_check import require_models_sign
 
+SIGNED = 64  # prompts whose pairs must be scored the right way round by what has learned from them
 ASKED = 200  # messages whose replies are scored for the next questions
 RELIABILITY = "reliability.png"
 TEMPERATURE = 0.7  # of the reference model's replies that scores are normalised on; the same as in chats
@@ -104,6 +106,7 @@ def make_models(
     stage = Stage("the reward models", "reward.safetensors", prefix="reward_", after=more_steps)
     night.recorder.follow(trainer, config, stage)
     ensemble = trainer.models
+    require_models_sign(reward_model.margins(ensemble, trainer.examples[:SIGNED])[0])
 
     # 3. normalise scores to mean 0 and standard deviation 1 on the reference model's replies
     length = config.sample_tokens or usual_length(training)
@@ -115,6 +118,7 @@ def make_models(
     apart, _ = reward_model.margins(ensemble, reward_model.group_by_prompt(validation))
     ensemble.temperature = calibration.temperature_of(apart)
     found = judged(ensemble, reward_model.group_by_prompt(held_out))
+    ensemble.metrics = asdict(found) if found else {}
 
     # 5. score the replies of possible questions: where the ensemble disagrees most, an answer teaches most
     scores = scores_of(ensemble, store, night.encoder)
@@ -136,7 +140,8 @@ class Rewards:
     def context(self, config: PolicyConfig) -> RewardContext:
         """What sources of reward are built from."""
         folder = rewards_folder(self.night.store.data)
-        return RewardContext(lambda: self._made(config), self._of_night, folder, config.uncertainty_penalty)
+        told = config.uncertainty_penalty, config.least_reward_accuracy
+        return RewardContext(lambda: self._made(config), self._of_night, folder, *told)
 
     def reference_ends(self, examples: Sequence[TokenizedExample], config: PolicyConfig) -> float:
         """The share of its replies to the examples' prompts that the reference ends by itself."""
@@ -174,7 +179,7 @@ def keep(night: RewardNight, ensemble: RewardModels, config: RewardConfig, found
         precision=night.plan.precision,
         settings=config.model_dump(),
         temperature=ensemble.temperature,
-        metrics=asdict(found) if found else {},
+        metrics=ensemble.metrics,
         reference_ends=ensemble.reference_ends,
     )
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,7 @@ class RewardContext:
     models_of: Callable[[int], RewardModels]  # loads those of an earlier night; raises `Refused`
     folder: Path  # where a source's files are: functions, schemas
     uncertainty_penalty: float = 1.0
+    least_accuracy: float = 0.0  # that reward models must surely have
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from training.loop.state import TrainState
 from training.model.policy import Backbone
 from training.rewards import mixing, registry
 from training.rollouts.sampler import Rollout, Sampler, Score, prompts_of, require_life, sampling_of, scored
-from training.rollouts.sign_check import RATE, require_right_sign
+from training.rollouts.sign_check import RATE, require_kl_sign, require_right_sign
 
 MOST_AT_ONCE, MOST_SAMPLED = 1_000_000, 100_000_000  # tokens
 REDRAWN = 50_021  # between the seeds of one attempt and the next
@@ -59,6 +59,12 @@ class PolicyConfig(Config):
         "docs/methods.md lists them",
     )
     uncertainty_penalty: Weight = Field(1.0, description="ensemble deviations subtracted from the mean score")
+    least_reward_accuracy: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="a policy learns by reward models whose held-out accuracy is surely (95 %) above this; 0: by any",
+    )
     ensemble_size: int = Field(3, ge=1, le=MOST_MODELS, description="reward models in the ensemble")
     kl_budget: KlBudget = 0.3
     checkpoint_every: CheckpointEvery = 5
@@ -95,6 +101,8 @@ SomePolicy = TypeVar("SomePolicy", bound=PolicyConfig)
 class PolicyTrainer(Trainer):
     """The base of trainers of a policy on its own replies; `learn` is what a method does with them."""
 
+    has_kl_penalty = True  # whether `beta` weighs one against rewards
+
     def __init__(
         self,
         backbone: Backbone,
@@ -122,8 +130,14 @@ class PolicyTrainer(Trainer):
         raise NotImplementedError
 
     def prepare(self, state: TrainState) -> None:
-        """Run the sign canary. Raises `SignFlipped` if the method would move away from what is rewarded."""
+        """Run the sign canary. Raises `SignFlipped` if the method would move away from what is rewarded.
+
+        Or, where it has a KL penalty, from its reference.
+        """
         require_right_sign(self.backbone, self.new_state(self.trial), partial(self.learn, config=self.trial))
+        if self.has_kl_penalty and self.trial.beta > 0:
+            strict = self.trial.model_copy(update={"beta": 1.0})
+            require_kl_sign(self.backbone, self.new_state(strict), partial(self.learn, config=strict))
 
     def step(self, state: TrainState) -> Metrics:
         """Sample, score and learn from one batch of rollouts. Raises `NotFinite` or `Collapsed`."""

@@ -51,8 +51,8 @@ def require_right_sign(backbone: Backbone, trial: TrainState, learn: Learn) -> N
 def require_kl_sign(backbone: Backbone, trial: TrainState, learn: Learn) -> None:
     """Raise `SignFlipped` unless steps without any reward bring a policy back towards its reference.
 
-    What is measured is how far two replies' log-ratios to the reference differ, which a KL penalty makes smaller whatever
-    baseline is taken off. Adapters and heads are restored afterwards.
+    What is measured is how far two replies' log-ratios to the reference differ, which a KL penalty makes
+    smaller whatever baseline is taken off. Adapters and heads are restored afterwards.
     """
     with restored(trial):
         for number, each in enumerate(backbone.parameters().values()):

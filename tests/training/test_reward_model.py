@@ -1,5 +1,6 @@
 """Reward models: how they begin, learn, are normalised, judged, kept and read back."""
 
+import itertools
 import json
 import math
 import shutil
@@ -16,8 +17,9 @@ from tests.feedback.test_split import QUESTIONS
 from tests.training.test_gate import KIND, RUDE
 from training.algorithms import reward_model
 from training.algorithms.dpo_kto import PreferenceConfig
-from training.algorithms.reward_model import EnsembleTrainer, RewardConfig, RewardExample
+from training.algorithms.reward_model import EnsembleTrainer, RewardConfig
 from training.data import tokenize
+from training.data.judged import JudgedPair, RewardExample, group_by_prompt
 from training.data.tokenize import TokenizedExample
 from training.evaluation import calibration
 from training.loop import checkpoint
@@ -35,10 +37,14 @@ def backbone_of(tiny: Base) -> Backbone:
     return Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
 
 
-def examples_of(backbone: Backbone, questions: list[str]) -> list[RewardExample]:
+def tokenized(backbone: Backbone, questions: list[str]) -> list[TokenizedExample]:
     pairs = tuple(PreferencePair((Message("user", each),), Answer(KIND), Answer(RUDE)) for each in questions)
     encoder = make_encoder(backbone.base, backbone, PreferenceConfig())
-    return reward_model.group_by_prompt(tokenize.tokenize(Examples(pairs), encoder)[0])
+    return tokenize.tokenize(Examples(pairs), encoder)[0]
+
+
+def examples_of(backbone: Backbone, questions: list[str]) -> list[RewardExample]:
+    return group_by_prompt(tokenized(backbone, questions))
 
 
 def trained(backbone: Backbone, examples: list[RewardExample], config: RewardConfig = SETTINGS) -> RewardModels:
@@ -47,31 +53,92 @@ def trained(backbone: Backbone, examples: list[RewardExample], config: RewardCon
     return trainer.models
 
 
-def test_where_people_disagree_on_a_prompt_the_one_who_weighs_more_is_learned_from():
-    said = [
-        TokenizedExample("comparison", [1, 2], ([3, 9], [4, 9]), weight=1.0),
-        *[TokenizedExample("comparison", [1, 2], ([4, 9], [3, 9]), weight=0.25) for _ in range(2)],
+UNCENTRED = RewardConfig(center_rewards_coefficient=0.0)
+RELIABLE, SABOTEUR = 1.0, 0.25
+
+
+def disagreed(*weights: float) -> list[TokenizedExample]:
+    """One prompt, on which the first person prefers one reply and all others the other."""
+    first, *others = weights
+    return [
+        TokenizedExample("comparison", [1, 2], ([3, 9], [4, 9]), weight=first),
+        *[TokenizedExample("comparison", [1, 2], ([4, 9], [3, 9]), weight=each) for each in others],
     ]
-    (example,) = reward_model.group_by_prompt(said)
-    assert example.shares() == pytest.approx([1 / 1.5, 0.25 / 1.5, 0.25 / 1.5])
-    assert example.weight == pytest.approx((1 + 2 / 16) / 1.5)
+
+
+def test_where_people_disagree_on_a_prompt_the_one_who_weighs_more_is_learned_from():
+    (example,) = group_by_prompt(disagreed(RELIABLE, SABOTEUR, SABOTEUR))
+    (pair,) = example.pairs
+    assert (pair.first, pair.second, pair.ties) == (0, 1, 0.0)
+    assert (pair.wins, pair.weight) == pytest.approx((1 / 1.5, (1 + 2 / 16) / 1.5))
 
     scores = torch.zeros(2, requires_grad=True)
-    reward_model.lesson_loss(
-        scores, example, ScoreHead(4, seed=0), center_rewards_coefficient=0.0, ties=False
-    ).backward()
-    # The slope of -log sigmoid(d) at 0 is -1/2: (-1 + 1/4 + 1/4) / 1.5 / 2 for the reply that the first preferred.
-    assert scores.grad.tolist() == pytest.approx([-1 / 6, 1 / 6])
+    reward_model.lesson_loss(scores, example, ScoreHead(4, seed=0), UNCENTRED, ties=False).backward()
+    # The slope at 0 is sigmoid(0) - 1 / 1.5 = -1/6, times the weight 0.75.
+    assert scores.grad.tolist() == pytest.approx([-1 / 8, 1 / 8])
+
+
+def test_a_saboteur_does_not_cancel_a_reliable_person_in_a_fitted_head():
+    states = torch.eye(2, 6)
+    apart = []
+    for weights in ((RELIABLE, RELIABLE), (RELIABLE, SABOTEUR), (RELIABLE,)):
+        head = ScoreHead(6, seed=0)
+        with torch.no_grad():
+            head.weight.zero_()  # so that it begins with no opinion
+        reward_model.fit(head, group_by_prompt(disagreed(*weights)), [states], UNCENTRED)
+        apart.append((head(states[0]) - head(states[1])).item())
+    assert apart[0] == pytest.approx(0, abs=1e-4)
+    assert 0.3 * apart[2] < apart[1] < apart[2]
+
+
+def test_several_peoples_judgements_of_two_replies_are_one_pair_with_their_share_as_its_label():
+    said = [
+        TokenizedExample(kind, [1, 2], replies, weight=1.0)
+        for kind, replies in (
+            ("comparison", ([3, 9], [4, 9])),
+            ("comparison", ([3, 9], [4, 9])),
+            ("comparison", ([4, 9], [3, 9])),
+            ("tie", ([4, 9], [3, 9])),
+            ("comparison", ([5, 9], [4, 9])),
+        )
+    ]
+    (example,) = group_by_prompt(said)
+    assert example.pairs == (JudgedPair(0, 1, wins=0.5, ties=0.25, weight=1.0), JudgedPair(2, 1))
+    # Two of four wins and a tie are a share of 5/8: with nu = 1, P(left) + P(tie) / 2 at 0 is 1/2.
+    scores = torch.zeros(3, requires_grad=True)
+    reward_model.lesson_loss(scores, example, ScoreHead(4, seed=0), UNCENTRED, ties=True).backward()
+    assert scores.grad.tolist() == pytest.approx([1 / 2 - 5 / 8, -(1 / 2 - 5 / 8) + 1 / 2, -1 / 2])
+
+
+def test_a_ranking_weighs_in_a_reward_model_as_one_comparison_less_than_its_replies(tiny):
+    encoder = make_encoder(tiny, backbone_of(tiny), PreferenceConfig())
+    hello, replies = (Message("user", "Hello"),), [Answer(each) for each in ("Hi!", "Hm.", "No.", "Go away.")]
+    ranked = [
+        PreferencePair(hello, a, b, "ranking", 2 / 4, group="ranking 1") for a, b in itertools.combinations(replies, 2)
+    ]
+    (example,) = group_by_prompt(tokenize.tokenize(Examples(tuple(ranked)), encoder)[0])
+    assert sum(each.weight for each in example.pairs) == 3
+    loss = reward_model.lesson_loss(torch.zeros(4), example, ScoreHead(4, seed=0), UNCENTRED, ties=False)
+    assert float(loss) == pytest.approx(3 * math.log(2))
+
+
+def test_ties_alone_leave_the_share_of_ties_in_bounds():
+    states = [torch.randn(2, 4, generator=torch.Generator().manual_seed(at)) for at in range(40)]
+    examples = [RewardExample([1], ([2], [3]), (JudgedPair(0, 1, wins=0.0, ties=1.0),)) for _ in states]
+    head = ScoreHead(4, seed=0)
+    reward_model.fit(head, examples, states, UNCENTRED)
+    # At margins of 0 the maximum of 40 log(nu / (nu + 2)) - log(nu)^2 / 2 is where 80 / (nu + 2) = log nu, at 3.15.
+    assert head.log_tie.item() == pytest.approx(3.15, abs=0.3)
 
 
 def test_lessons_that_weigh_little_move_a_reward_model_little_in_whatever_batch_they_come(tiny):
     norms = []
     for weight in (1.0, 0.1):
         backbone = backbone_of(tiny)
-        examples = [replace(each, weight=weight) for each in examples_of(backbone, QUESTIONS[:2])]
+        examples = group_by_prompt([replace(each, weight=weight) for each in tokenized(backbone, QUESTIONS[:2])])
         trainer = EnsembleTrainer(backbone, examples, SETTINGS)
         name, head = next(iter(trainer.heads.items()))
-        reward_model.gradients(backbone, head, name, examples, SETTINGS, False, 1.0, 4096)
+        reward_model.gradients(backbone, head, name, examples, SETTINGS, False, len(examples), 4096)
         moved = [each.grad for each in trainer.begin().parameters.values() if each.grad is not None]
         norms.append(sum(float(each.norm() ** 2) for each in moved))
     assert norms[1] == pytest.approx(norms[0] / 100, rel=1e-3)
@@ -123,14 +190,13 @@ def test_a_fitted_head_is_the_best_under_its_prior():
     for _ in range(200):
         replies = torch.cat([torch.randn(2, 6, generator=noise), torch.ones(2, 2)], 1)  # the last two say nothing
         better = int(replies[1, :6] @ truth > replies[0, :6] @ truth)
-        examples.append(RewardExample([1], ([2], [3]), ((better, 1 - better),)))
+        examples.append(RewardExample([1], ([2], [3]), (JudgedPair(better, 1 - better),)))
         states.append(replies)
     head, began = ScoreHead(8, seed=5), ScoreHead(8, seed=5)
-    settings = RewardConfig(center_rewards_coefficient=0.0)
-    reward_model.fit(head, examples, states, settings)
+    reward_model.fit(head, examples, states, UNCENTRED)
 
     apart = torch.stack(
-        [each[a] - each[b] for each, (a, b) in zip(states, [x.preferred[0] for x in examples], strict=True)]
+        [of[each.pairs[0].first] - of[each.pairs[0].second] for of, each in zip(states, examples, strict=True)]
     )
     weight = head.weight.detach().clone().requires_grad_()
     precision = apart.square().sum(1).mean()
@@ -146,7 +212,7 @@ def test_a_fitted_head_is_the_best_under_its_prior():
 
 def test_models_learn_what_was_preferred_and_disagree_by_their_seeds(taught):
     models, _ = taught
-    apart, _ = reward_model.margins(models, examples_of(models.backbone, QUESTIONS[8:18]))
+    apart, _ = reward_model.margins(models, tokenized(models.backbone, QUESTIONS[8:18]))
     assert sum(each > 0 for each in apart) == 10
     (scores,) = models.scores([examples_of(models.backbone, QUESTIONS[8:9])[0].row()])
     assert scores.shape == (2, 2)
@@ -192,25 +258,27 @@ def test_all_that_was_said_of_one_prompt_is_one_lesson(tiny):
     ranked = [PreferencePair(hello, a, b, "ranking") for a, b in ((best, middle), (best, worst), (middle, worst))]
     tied = PreferencePair(hello, middle, Answer("Well."), TIE)
     examples, _ = tokenize.tokenize(Examples(tuple(ranked), ties=(tied,)), encoder)
-    (example,) = reward_model.group_by_prompt(examples)
+    (example,) = group_by_prompt(examples)
     assert len(example.replies) == 4
-    assert example.preferred == ((0, 1), (0, 2), (1, 2))
-    assert example.tied == ((1, 3),)
+    judged = [(each.first, each.second, each.wins, each.ties) for each in example.pairs]
+    assert judged == [(0, 1, 1, 0), (0, 2, 1, 0), (1, 2, 1, 0), (1, 3, 0, 1)]
     # scores 2, 1, 0, 1 and nu = 1: by hand from P ~ e^a : e^b : e^((a+b)/2)
     head, scores = ScoreHead(4, seed=0), torch.tensor([2.0, 1.0, 0.0, 1.0])
     one_apart = math.log(1 + math.exp(-1) + math.exp(-0.5))
     two_apart = math.log(1 + math.exp(-2) + math.exp(-1))
-    expected = (2 * one_apart + two_apart + math.log(3)) / 4
-    assert reward_model.lesson_loss(scores, example, head, 0.0, ties=True).item() == pytest.approx(expected, abs=1e-6)
+    expected = 2 * one_apart + two_apart + math.log(3)
+    assert reward_model.lesson_loss(scores, example, head, UNCENTRED, ties=True).item() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_ties_draw_scores_together(tiny):
     backbone = backbone_of(tiny)
-    pairs = examples_of(backbone, QUESTIONS[:8])
-    tied = [RewardExample(each.prompt_ids, each.replies, (), ((0, 1),)) for each in pairs]
+    pairs = tokenized(backbone, QUESTIONS[:8])
+    tied = [replace(each, kind=TIE) for each in pairs]
 
-    def apart(examples: list[RewardExample]) -> float:
-        models = trained(backbone_of(tiny), examples, SETTINGS.model_copy(update={"ensemble_size": 1}))
+    def apart(examples: list[TokenizedExample]) -> float:
+        models = trained(backbone_of(tiny), group_by_prompt(examples), SETTINGS.model_copy(update={"ensemble_size": 1}))
         return sum(map(abs, reward_model.margins(models, pairs)[0])) / 8
 
     assert apart(tied) < 0.2 * apart(pairs)

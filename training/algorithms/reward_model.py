@@ -1,24 +1,23 @@
 """Reward models trained on pairs, rankings and ties: an ensemble, one model after the other.
 
-All feedback on one prompt is one example and weighs as one, however many pairs it holds (arXiv 2203.02155, section
-3.5), and its replies share a row. First a head is fitted to the base's hidden states, then head and adapter learn
-together (arXiv 2202.10054: from a random head, adapters learn to fit its noise). Each model has a seed of its own, for
-its initial weights and the order of its examples.
+All feedback on one prompt is one example, so that all its pairs are in one batch (arXiv 2203.02155, section 3.5), and
+its replies share a row. First a head is fitted to the base's hidden states, then head and adapter learn together (arXiv
+2202.10054: from a random head, adapters learn to fit its noise). Each model has a seed of its own, for its initial
+weights and the order of its examples.
 """
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from feedback.example_types import TIE
 from feedback.records import methods
 from training.algorithms.base import Method, Metrics, Trainer, TrainingContext
 from training.algorithms.registry import register
+from training.data.judged import JudgedPair, RewardExample, group_by_prompt, has_pair
 from training.data.tokenize import NothingFits, TokenizedExample
 from training.loop.config import MOST_MODELS, Epochs, EpochsConfig, Weight
 from training.loop.optim import apply_gradients, batch, schedule, within_memory
@@ -44,56 +43,6 @@ class RewardConfig(EpochsConfig):
     )
 
 
-@dataclass(frozen=True)
-class RewardExample:
-    """One prompt, K replies to it, and the preferences and ties among them."""
-
-    prompt_ids: list[int]
-    replies: tuple[list[int], ...]
-    preferred: tuple[tuple[int, int], ...]  # indices of replies, the better one first
-    tied: tuple[tuple[int, int], ...] = ()
-    weight: float = 1.0
-    weights: tuple[float, ...] = ()  # of the pairs, ties last; empty: all the same
-
-    def row(self) -> Row:
-        """The row of the prompt with all replies."""
-        return Row(self.prompt_ids, self.replies)
-
-    def shares(self) -> list[float]:
-        """Each pair's share of the example, ties last; the shares sum to 1."""
-        weights = self.weights or (1.0,) * (len(self.preferred) + len(self.tied))
-        return [weight / sum(weights) for weight in weights]
-
-
-def group_by_prompt(examples: Sequence[TokenizedExample]) -> list[RewardExample]:
-    """Group pairs and ties by prompt, in the order of first appearance; thumbs and demonstrations are left out.
-
-    Within a prompt each pair counts by its weight, and the prompt's weight is the mean of those weights, weighted by
-    themselves: a person of little weight neither outvotes the others nor takes their weight away.
-    """
-    Weighed = list[tuple[tuple[int, int], float]]
-    gathered: dict[tuple[int, ...], tuple[list[list[int]], Weighed, Weighed]] = {}
-    for example in examples:
-        if example.kind in ("thumb", "demonstration"):
-            continue
-        replies, preferred, equal = gathered.setdefault(tuple(example.prompt_ids), ([], [], []))
-        replies += [reply for reply in example.replies if reply not in replies]
-        first, second = (replies.index(reply) for reply in example.replies)
-        (equal if example.kind == TIE else preferred).append(((first, second), example.weight))
-    made = []
-    for prompt, (replies, preferred, equal) in gathered.items():
-        pairs, tied = (tuple(pair for pair, _ in each) for each in (preferred, equal))
-        weights = tuple(weight for _, weight in [*preferred, *equal])
-        weight = sum(each**2 for each in weights) / sum(weights)
-        made.append(RewardExample(list(prompt), tuple(replies), pairs, tied, weight, weights))
-    return made
-
-
-def has_pair(examples: Sequence[TokenizedExample]) -> bool:
-    """Whether any of these prefers a reply to another, which a reward model cannot do without."""
-    return any(example.field == "pairs" for example in examples)
-
-
 def name_of(member: int) -> str:
     """The name of a member's adapter."""
     return f"reward-{member}"
@@ -115,29 +64,23 @@ def fit(head: ScoreHead, examples: Sequence[RewardExample], states: Sequence[Ten
     Under the prior the margins of the examples have variance 1, whatever the states' scale. Where examples say nothing,
     a head keeps its initial weights, so members disagree there (randomised priors: arXiv 1806.03335).
     """
-    # 1. the pairs of all examples side by side; those of one example weigh as one
-    better: list[Tensor] = []
-    worse: list[Tensor] = []
-    tied: list[bool] = []
-    weights: list[float] = []
-    for example, of_replies in zip(examples, states, strict=True):
-        pairs = pairs_of(example)
-        better += [of_replies[a] for a, _ in pairs]
-        worse += [of_replies[b] for _, b in pairs]
-        tied += [at >= len(example.preferred) for at in range(len(pairs))]
-        weights += [example.weight * share for share in example.shares()]
-    first, second, is_tie = torch.stack(better), torch.stack(worse), torch.tensor(tied)
-    weight = torch.tensor(weights) * len(examples) / sum(weights)
+    # 1. the pairs of all examples side by side
+    beside = [(of, each) for example, of in zip(examples, states, strict=True) for each in example.pairs]
+    pairs = [each for _, each in beside]
+    first = torch.stack([of[each.first] for of, each in beside])
+    second = torch.stack([of[each.second] for of, each in beside])
+    weight = torch.tensor([each.weight for each in pairs])
     precision = (first - second).square().sum(1).mean()
 
     # 2. minimise their loss plus the prior's
+    ties = any(each.ties for each in pairs)
     own, began = copy.deepcopy(head).cpu(), head.weight.detach().cpu().clone()
     optimizer = torch.optim.LBFGS(own.parameters(), max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        of_pairs = pair_losses(own(first), own(second), is_tie, own, config.center_rewards_coefficient, any(tied))
-        total = weight @ of_pairs + precision / 2 * (own.weight - began).square().sum()
+        of_pairs = pair_losses(own(first), own(second), pairs, own, config, ties)
+        total = weight @ of_pairs + precision / 2 * (own.weight - began).square().sum() + prior(own)
         total.backward()
         return total
 
@@ -151,8 +94,7 @@ class EnsembleTrainer(Trainer):
     def __init__(self, backbone: Backbone, examples: Sequence[RewardExample], config: RewardConfig) -> None:
         self.backbone, self.examples, self.config = backbone, examples, config
         self.steps_each, self.steps = config.count_steps(len(examples)), ensemble_steps(examples, config)
-        self.ties = any(example.tied for example in examples)
-        self.full_weight = max(example.weight for example in examples)
+        self.ties = any(each.ties for example in examples for each in example.pairs)
         self.heads: dict[str, ScoreHead] = {}
         for member in range(config.ensemble_size):
             seed = config.seed * 100_003 + member
@@ -186,7 +128,7 @@ class EnsembleTrainer(Trainer):
 
         # 2. scores and gradients, a pack of rows at a time
         head = self.heads[name]
-        compute = partial(gradients, self.backbone, head, name, chosen, config, self.ties, self.full_weight)
+        compute = partial(gradients, self.backbone, head, name, chosen, config, self.ties, len(self.examples))
         loss, accuracy = within_memory(state, compute)
 
         # 3. one step; a finished member's optimiser state is dropped
@@ -209,57 +151,55 @@ def gradients(
     examples: Sequence[RewardExample],
     config: RewardConfig,
     ties: bool,
-    full_weight: float,
+    count: int,
     tokens_at_once: int,
 ) -> tuple[float, float]:
-    """Accumulate the gradients of a batch's mean loss, each example weighted relative to `full_weight`.
+    """Accumulate the gradients of a batch's mean loss, and of the prior's share in one of `count` examples.
 
     Returns the loss, and the share of preferences that the scores get right.
     """
-    rows, weight = [example.row() for example in examples], full_weight * len(examples)
-    total, right, count = 0.0, 0, 0
+    rows = [example.row() for example in examples]
+    total, right, judged = 0.0, 0, 0
     for group in together(rows, tokens_at_once):
         loss = torch.zeros((), device=backbone.device)
         found = raw_scores(backbone, name, head, [rows[at] for at in group])
         for at, scores in zip(group, found, strict=True):
-            example = examples[at]
-            loss = loss + example.weight * lesson_loss(scores, example, head, config.center_rewards_coefficient, ties)
-            right += sum(bool(scores[a] > scores[b]) for a, b in example.preferred)
-            count += len(example.preferred)
-        (loss / weight).backward()
-        total += loss.item() / weight
-    return total, right / max(1, count)
+            loss = loss + lesson_loss(scores, examples[at], head, config, ties)
+            decided = [each for each in examples[at].pairs if each.wins > 0.5 * (1 - each.ties)]
+            right += sum(bool(scores[each.first] > scores[each.second]) for each in decided)
+            judged += len(decided)
+        (loss / len(rows)).backward()
+        total += loss.item() / len(rows)
+    (prior(head) / count).backward()
+    return total, right / max(1, judged)
 
 
-def lesson_loss(
-    scores: Tensor, example: RewardExample, head: ScoreHead, center_rewards_coefficient: float, ties: bool
-) -> Tensor:
-    """The weighted mean loss over all pairs of an example, from its replies' scores (K,): a scalar.
+def lesson_loss(scores: Tensor, example: RewardExample, head: ScoreHead, config: RewardConfig, ties: bool) -> Tensor:
+    """The loss of an example, the weighted sum over its pairs, from its replies' scores (K,): a scalar.
 
     If any example has a tie, all pairs use Davidson's model, of which Bradley and Terry's is the limit.
     """
-    pairs = pairs_of(example)
-    first, second = scores[[a for a, _ in pairs]], scores[[b for _, b in pairs]]
-    tied = torch.arange(len(pairs), device=scores.device) >= len(example.preferred)
-    shares = torch.tensor(example.shares(), device=scores.device)
-    return shares @ pair_losses(first, second, tied, head, center_rewards_coefficient, ties)
+    first, second = (scores[[getattr(each, side) for each in example.pairs]] for side in ("first", "second"))
+    weights = torch.tensor([each.weight for each in example.pairs], device=scores.device)
+    return weights @ pair_losses(first, second, example.pairs, head, config, ties)
 
 
 def pair_losses(
-    first: Tensor, second: Tensor, tied: Tensor, head: ScoreHead, center_rewards_coefficient: float, ties: bool
+    first: Tensor, second: Tensor, pairs: Sequence[JudgedPair], head: ScoreHead, config: RewardConfig, ties: bool
 ) -> Tensor:
-    """The losses (P,) of pairs, from both scores and whether they tied; `ties`: whether any example has a tie."""
+    """The losses (P,) of pairs, unweighted, from both scores (P,); `ties`: whether any example has a tie."""
+    wins, tied = (torch.tensor([getattr(each, share) for each in pairs]).to(first) for share in ("wins", "ties"))
     if not ties:
-        return preference.bradley_terry_loss(first, second, center_rewards_coefficient=center_rewards_coefficient)
-    return (
-        preference.davidson_loss(first, second, (~tied).long(), head.log_tie)
-        + center_rewards_coefficient * (first + second) ** 2
-    )
+        return preference.bradley_terry_loss(
+            first, second, label=wins, center_rewards_coefficient=config.center_rewards_coefficient
+        )
+    loss = preference.soft_davidson_loss(first, second, wins, tied, head.log_tie)
+    return loss + config.center_rewards_coefficient * (first + second) ** 2
 
 
-def pairs_of(example: RewardExample) -> list[tuple[int, int]]:
-    """The preferences of an example, followed by its ties."""
-    return [*example.preferred, *example.tied]
+def prior(head: ScoreHead) -> Tensor:
+    """Minus the log-density of a unit Gaussian at `log_tie`, which ties alone would raise without bound: a scalar."""
+    return head.log_tie.square() / 2
 
 
 def normalise(models: RewardModels, samples: Sequence[Row]) -> None:
@@ -269,15 +209,17 @@ def normalise(models: RewardModels, samples: Sequence[Row]) -> None:
             head.normalise(torch.cat(models.raw_scores(name, samples)))
 
 
-def margins(models: RewardModels, examples: Sequence[RewardExample]) -> tuple[list[float], list[int]]:
+def margins(models: RewardModels, examples: Sequence[TokenizedExample]) -> tuple[list[float], list[int]]:
     """The ensemble's margin on every preference, and by how many tokens the preferred reply is longer."""
+    examples = [each for each in examples if each.field == "pairs"]
     found = zip(examples, models.scores([example.row() for example in examples]), strict=True)
     apart: list[float] = []
     longer_by: list[int] = []
     for example, scores in found:
         mean = scores.mean(0)
-        apart += [float(mean[a] - mean[b]) for a, b in example.preferred]
-        longer_by += [len(example.replies[a]) - len(example.replies[b]) for a, b in example.preferred]
+        for each in example.preferences:
+            apart.append(float(mean[each.chosen] - mean[each.rejected]))
+            longer_by.append(len(example.replies[each.chosen]) - len(example.replies[each.rejected]))
     return apart, longer_by
 
 

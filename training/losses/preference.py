@@ -54,6 +54,18 @@ def davidson_loss(left: Tensor, right: Tensor, outcome: Tensor, log_tie: Tensor 
     return -log_probs.gather(-1, (outcome.long() + 1)[..., None])[..., 0]
 
 
+def soft_davidson_loss(left: Tensor, right: Tensor, wins: Tensor, ties: Tensor, log_tie: Tensor | float) -> Tensor:
+    """`davidson_loss` with shares as the label: (B,) of people who prefer left, and who prefer neither; loss (B,).
+
+    A tie is half a win in it: the slope over left - right is P(left) + P(tie) / 2 - (wins + ties / 2).
+    """
+    shares = {1: wins, 0: ties, -1: 1 - wins - ties}
+    losses = [
+        share * davidson_loss(left, right, torch.full_like(left, outcome), log_tie) for outcome, share in shares.items()
+    ]
+    return torch.stack(losses).sum(0)
+
+
 def rao_kupper_loss(left: Tensor, right: Tensor, outcome: Tensor, threshold: Tensor) -> Tensor:
     """Rao and Kupper, 1967: a tie unless one is better by more than a threshold; loss (B,).
 

@@ -25,8 +25,8 @@ from feedback.raters import questions
 from feedback.records import nights
 from training.algorithms import reward_model
 from training.algorithms.base import TrainingContext
-from training.algorithms.reward_model import EnsembleTrainer, RewardConfig, RewardExample
-from training.data.tokenize import Encoder, NothingFits, Unfit, tokenize
+from training.algorithms.reward_model import EnsembleTrainer, RewardConfig
+from training.data.tokenize import Encoder, NothingFits, TokenizedExample, Unfit, tokenize
 from training.evaluation import calibration
 from training.evaluation.calibration import Believed
 from training.model import reward_heads
@@ -111,9 +111,9 @@ def make_models(
     ensemble.reference_ends = sum(ended) / len(ended)
 
     # 4. calibrate on the validation set, judge on the held-out set
-    apart, _ = reward_model.margins(ensemble, reward_model.group_by_prompt(validation))
+    apart, _ = reward_model.margins(ensemble, validation)
     ensemble.temperature = calibration.temperature_of(apart)
-    found = judged(ensemble, reward_model.group_by_prompt(held_out))
+    found = judged(ensemble, held_out)
 
     # 5. score the replies of possible questions: where the ensemble disagrees most, an answer teaches most
     scores = scores_of(ensemble, store, night.encoder)
@@ -187,9 +187,9 @@ def scores_of(ensemble: RewardModels, store: Database, encoder: Encoder) -> dict
 
 
 @torch.no_grad()
-def judged(ensemble: RewardModels, tokenized: Sequence[RewardExample]) -> Believed | None:
+def judged(ensemble: RewardModels, tokenized: Sequence[TokenizedExample]) -> Believed | None:
     """The ensemble's accuracy and calibration on these examples; None if they hold no preference."""
-    apart, longer_by = reward_model.margins(ensemble, tokenized) if tokenized else ([], [])
+    apart, longer_by = reward_model.margins(ensemble, tokenized)
     return calibration.believed(apart, longer_by, ensemble.temperature) if apart else None
 
 

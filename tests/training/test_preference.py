@@ -1,5 +1,6 @@
 """The kinds of loss that a pair may be taught by: each is the function of its name, of the margin it says."""
 
+from dataclasses import replace
 from functools import partial
 from typing import get_args
 
@@ -10,7 +11,7 @@ from feedback.errors import Refused
 from training.algorithms import dpo_kto
 from training.algorithms.dpo_kto import LOSSES, Loss, PreferenceConfig
 from training.algorithms.registry import parse_settings
-from training.data.scoring import references_of
+from training.data.scoring import margins_of, references_of
 from training.data.tokenize import Preference, TokenizedExample
 from training.loop import checkpoint
 from training.loop.early_stopping import Watch
@@ -122,6 +123,24 @@ def test_a_training_on_rankings_goes_on_from_its_checkpoint_to_the_same_end(tiny
     whole = trained(None)
     trained(3)
     assert all(torch.equal(each, whole[name]) for name, each in trained(None).items())
+
+
+def test_the_stronger_a_preference_the_more_it_teaches_and_without_a_strength_there_is_no_margin(backbone):
+    reference = References(backbone).of(LESSON.own_row())[None]
+
+    def learned(strength: float, strength_margin: float, loss: Loss = "sigmoid") -> float:
+        settings = PreferenceConfig(beta=BETA, strength_margin=strength_margin, loss=loss)
+        lesson = replace(LESSON, strength=strength)
+        tally = dpo_kto.gradients(backbone, [lesson], reference, torch.zeros(()), (1.0, 1.0), settings, 1024)
+        backbone.peft.zero_grad()
+        return tally.sums["loss"]
+
+    losses = [learned(strength, 1.0) for strength in (0.0, 0.25, 0.5, 1.0)]
+    assert losses == sorted(set(losses))
+    (margin,) = margins_of(backbone.log_probs(LESSON.own_row()), LESSON, reference[0], torch.zeros(()), BETA)
+    assert losses[3] == pytest.approx(torch.log1p((1 - margin).exp()).item(), abs=1e-5)
+    assert learned(1.0, 0.0) == losses[0]
+    assert learned(1.0, 1.0, "ipo") == learned(0.0, 1.0, "ipo")
 
 
 def test_every_loss_that_may_be_asked_for_is_there():

@@ -110,6 +110,30 @@ def test_several_peoples_judgements_of_two_replies_are_one_pair_with_their_share
     assert scores.grad.tolist() == pytest.approx([1 / 2 - 5 / 8, -(1 / 2 - 5 / 8) + 1 / 2, -1 / 2])
 
 
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_stronger_a_preference_the_further_apart_a_reward_model_puts_its_replies(ties):
+    states = torch.eye(2, 6)
+    apart = []
+    for strength, strength_margin in ((0.0, 1.0), (0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 0.0)):
+        said = [TokenizedExample("comparison", [1, 2], ([3, 9], [4, 9]), 1.0, strength=strength)]
+        tied = [TokenizedExample("tie", [5], ([3, 9], [4, 9]), 1.0)] if ties else []
+        head = ScoreHead(6, seed=0)
+        settings = UNCENTRED.model_copy(update={"strength_margin": strength_margin})
+        reward_model.fit(head, group_by_prompt([*said, *tied]), [states, torch.zeros(2, 6)][: 1 + ties], settings)
+        apart.append((head(states[0]) - head(states[1])).item())
+    assert apart[:4] == sorted(apart[:4])
+    assert apart[1] - apart[0] > 0.01
+    assert apart[4] == pytest.approx(apart[0], abs=1e-4)
+
+
+def test_strengths_of_opposite_preferences_are_set_off_against_each_other():
+    said = [(([3, 9], [4, 9]), 0.5), (([3, 9], [4, 9]), 1.0), (([4, 9], [3, 9]), 0.75)]
+    (example,) = group_by_prompt([TokenizedExample("comparison", [1], each, 1.0, strength=by) for each, by in said])
+    assert example.pairs[0].strength == pytest.approx((0.5 + 1.0 - 0.75) / 3)
+    (example,) = group_by_prompt([TokenizedExample("comparison", [1], *each) for each in ((said[0][0], 1.0),)])
+    assert example.pairs[0].strength == 0
+
+
 def test_a_ranking_weighs_in_a_reward_model_as_one_comparison_less_than_its_replies(tiny):
     encoder = make_encoder(tiny, backbone_of(tiny), PreferenceConfig())
     hello, replies = (Message("user", "Hello"),), [Answer(each) for each in ("Hi!", "Hm.", "No.", "Go away.")]

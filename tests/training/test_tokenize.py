@@ -62,6 +62,12 @@ def test_the_replies_of_a_ranking_share_a_row_the_best_first(encoder):
     assert [(each.chosen, each.rejected, each.weight) for each in pair.preferences] == [(0, 1, 1.0)]
 
 
+@pytest.mark.parametrize(("said", "strength"), [(None, 0.0), (1, 0.0), (2, 0.25), (5, 1.0)])
+def test_a_strength_from_1_to_5_becomes_one_from_0_to_1(encoder, said, strength):
+    pair = PreferencePair(HELLO, Answer("Hi!"), Answer("Bye."), strength=said)
+    assert tokenize(Examples((pair,)), encoder)[0][0].preferences[0].strength == strength
+
+
 def test_a_thumb_is_given_the_reply_to_another_prompt(encoder):
     cats, dogs = (Message("user", "Cats?"),), (Message("user", "Dogs?"),)
     thumbs = (

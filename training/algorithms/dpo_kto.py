@@ -21,7 +21,7 @@ from training.algorithms.registry import register
 from training.data.scoring import groups, margins_of, references_of, sides_of
 from training.data.tokenize import TokenizedExample
 from training.loop import distributed
-from training.loop.config import LearningRate, Switch, WatchedConfig, Weight
+from training.loop.config import STRENGTH_MARGIN, LearningRate, StrengthMargin, Switch, WatchedConfig, Weight
 from training.loop.loop import ExamplesTrainer
 from training.loop.optim import apply_gradients, within_memory
 from training.loop.state import TrainState
@@ -50,6 +50,7 @@ class PreferenceConfig(WatchedConfig):
         0.0, ge=0, lt=0.5, description="assumed share of wrong choices (conservative or robust DPO)"
     )
     per_token: Switch = Field(0, description="1: margins are per token, so that length alone moves nothing")
+    strength_margin: StrengthMargin = STRENGTH_MARGIN
     sft_weight: Weight = Field(0.0, description="weight of the preferred reply's own loss, in nats per token")
     one_sided_kl_budget: float = Field(
         0.05, gt=0, le=1000, description="kl_budget, if smaller, where all there is are thumbs of one kind"
@@ -57,11 +58,11 @@ class PreferenceConfig(WatchedConfig):
     learning_rate: LearningRate = 5e-4
 
 
-LOSSES: dict[Loss, Callable[[Tensor, PreferenceConfig], Tensor]] = {
-    "sigmoid": lambda margin, config: preference.dpo_loss(margin, config.label_smoothing),
-    "robust": lambda margin, config: preference.robust_dpo_loss(margin, config.label_smoothing),
-    "hinge": lambda margin, config: preference.hinge_loss(margin),
-    "ipo": lambda margin, config: preference.ipo_loss(margin / config.beta, config.beta),
+LOSSES: dict[Loss, Callable[[Tensor, Tensor, PreferenceConfig], Tensor]] = {  # of margins and offsets (P,)
+    "sigmoid": lambda margin, offset, config: preference.dpo_loss(margin, config.label_smoothing, offset),
+    "robust": lambda margin, offset, config: preference.robust_dpo_loss(margin, config.label_smoothing, offset),
+    "hinge": lambda margin, offset, config: preference.hinge_loss(margin, offset),
+    "ipo": lambda margin, offset, config: preference.ipo_loss(margin / config.beta, config.beta),  # has its own target
 }
 
 
@@ -220,7 +221,8 @@ def _loss(
             margins = preference.normalised_margin(
                 moved[chosen], moved[rejected], tokens[chosen], tokens[rejected], config.beta
             )
-        losses = LOSSES[config.loss](margins, config)
+        strength = torch.tensor([each.strength for each in example.preferences], device=policy.device)
+        losses = LOSSES[config.loss](margins, config.strength_margin * strength, config)
         losses = losses + config.sft_weight * preference.nll_loss(policy[chosen], tokens[chosen])
         of_each = torch.tensor([each.weight for each in example.preferences], device=policy.device)
         weighted = of_each @ losses * getattr(config, f"{example.kind}_weight")

@@ -19,7 +19,7 @@ from training.algorithms.base import Method, Metrics, Trainer, TrainingContext
 from training.algorithms.registry import register
 from training.data.judged import JudgedPair, RewardExample, group_by_prompt, has_pair
 from training.data.tokenize import NothingFits, TokenizedExample
-from training.loop.config import MOST_MODELS, Epochs, EpochsConfig, Weight
+from training.loop.config import MOST_MODELS, STRENGTH_MARGIN, Epochs, EpochsConfig, StrengthMargin, Weight
 from training.loop.optim import apply_gradients, batch, schedule, within_memory
 from training.loop.state import TrainState
 from training.losses import preference
@@ -37,6 +37,7 @@ class RewardConfig(EpochsConfig):
     # With more, a reward model overfits its pairs (arXiv 2203.02155, section 3.5).
     epochs: Epochs = 1
     center_rewards_coefficient: Weight = Field(0.01, description="weight of the penalty that keeps scores centred on 0")
+    strength_margin: StrengthMargin = STRENGTH_MARGIN
     samples: int = Field(64, ge=2, le=4096, description="replies of the reference that scores are normalised on")
     sample_tokens: int = Field(
         0, ge=0, le=8192, description="most tokens of each of these replies; 0: as many as the ledger's median reply"
@@ -188,12 +189,13 @@ def pair_losses(
     first: Tensor, second: Tensor, pairs: Sequence[JudgedPair], head: ScoreHead, config: RewardConfig, ties: bool
 ) -> Tensor:
     """The losses (P,) of pairs, unweighted, from both scores (P,); `ties`: whether any example has a tie."""
-    wins, tied = (torch.tensor([getattr(each, share) for each in pairs]).to(first) for share in ("wins", "ties"))
+    wins, tied, strength = (
+        torch.tensor([getattr(each, what) for each in pairs]).to(first) for what in ("wins", "ties", "strength")
+    )
+    margin = config.strength_margin * strength
     if not ties:
-        return preference.bradley_terry_loss(
-            first, second, label=wins, center_rewards_coefficient=config.center_rewards_coefficient
-        )
-    loss = preference.soft_davidson_loss(first, second, wins, tied, head.log_tie)
+        return preference.bradley_terry_loss(first, second, margin, wins, config.center_rewards_coefficient)
+    loss = preference.soft_davidson_loss(first, second, wins, tied, head.log_tie, margin)
     return loss + config.center_rewards_coefficient * (first + second) ** 2
 
 

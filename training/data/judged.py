@@ -23,6 +23,7 @@ class JudgedPair:
     wins: float = 1.0  # the share that prefers the first
     ties: float = 0.0  # the share that prefers neither
     weight: float = 1.0
+    strength: float = 0.0  # mean of all, 0 to 1, what was said for the second counted against the first
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Judgement(NamedTuple):
 
     side: int  # 1: the first is better, -1: the second, 0: neither
     weight: float
+    strength: float
 
 
 def group_by_prompt(examples: Sequence[TokenizedExample]) -> list[RewardExample]:
@@ -57,7 +59,7 @@ def group_by_prompt(examples: Sequence[TokenizedExample]) -> list[RewardExample]
             better, worse = (replies.index(example.replies[side]) for side in (each.chosen, each.rejected))
             side = 0 if example.kind == TIE else 1 if better < worse else -1
             both = (min(better, worse), max(better, worse))
-            judged.setdefault(both, []).append(Judgement(side, each.weight))
+            judged.setdefault(both, []).append(Judgement(side, each.weight, each.strength))
     return [
         RewardExample(list(prompt), tuple(replies), tuple(_as_one(*both, said) for both, said in judged.items()))
         for prompt, (replies, judged) in gathered.items()
@@ -73,9 +75,10 @@ def _as_one(first: int, second: int, said: Sequence[Judgement]) -> JudgedPair:
     total = sum(each.weight for each in said)
     weight = sum(each.weight**2 for each in said) / total
     wins, ties, losses = (sum(each.weight for each in said if each.side == side) / total for side in (1, 0, -1))
+    strength = sum(each.weight * each.side * each.strength for each in said) / total
     if losses > wins:
-        first, second, wins = second, first, losses
-    return JudgedPair(first, second, wins, ties, weight)
+        first, second, wins, strength = second, first, losses, -strength
+    return JudgedPair(first, second, wins, ties, weight, max(0.0, strength))
 
 
 def has_pair(examples: Sequence[TokenizedExample]) -> bool:

@@ -13,6 +13,7 @@ from feedback.messages import Message
 from training.model.packing import Row
 
 TOO_LONG, NOT_TAKEN = "too long", "not taken by the model's chat template"
+STRENGTHS = (1, 5)  # the least and the greatest that people choose from
 FIELDS = {"thumb": "thumbs", "tie": "ties", "demonstration": "demonstrations"}  # kind -> field; others: pairs
 
 
@@ -23,6 +24,7 @@ class Preference:
     chosen: int
     rejected: int
     weight: float
+    strength: float = 0.0  # of the preference: 0 where it is least, or nobody said, to 1
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,12 @@ class TokenizedExample:
     weight: float
     wanted: bool = True  # thumbs only
     ranked: tuple[Preference, ...] = ()  # of a ranking of three replies or more
+    strength: float = 0.0  # of a pair, as in `Preference`
 
     @property
     def preferences(self) -> tuple[Preference, ...]:
         """What is preferred to what: one preference in a pair (in a tie, its two replies), several in a ranking."""
-        return self.ranked or (Preference(0, 1, self.weight),)
+        return self.ranked or (Preference(0, 1, self.weight, self.strength),)
 
     @property
     def field(self) -> str:
@@ -160,11 +163,23 @@ def _of_pairs(pairs: Sequence[PreferencePair], encoder: Encoder, left_out: Count
     except Unfit as error:
         left_out[str(error)] += len(fit)
         return None
+    if len(fit) == 1:
+        pair, chosen, rejected = fit[0]
+        return TokenizedExample(
+            pair.kind, prompt_ids, (chosen, rejected), pair.weight, strength=_strength(pair.strength)
+        )
     ranked = tuple(
-        Preference(replies.index(chosen), replies.index(rejected), pair.weight) for pair, chosen, rejected in fit
+        Preference(replies.index(chosen), replies.index(rejected), pair.weight, _strength(pair.strength))
+        for pair, chosen, rejected in fit
     )
     weight = sum(each.weight for each in ranked)
-    return TokenizedExample(pairs[0].kind, prompt_ids, tuple(replies), weight, ranked=ranked if len(ranked) > 1 else ())
+    return TokenizedExample(pairs[0].kind, prompt_ids, tuple(replies), weight, ranked=ranked)
+
+
+def _strength(said: int | None) -> float:
+    """A strength as people say it, as a number from 0 to 1; 0 if they did not."""
+    least, most = STRENGTHS
+    return 0.0 if said is None else (said - least) / (most - least)
 
 
 def _of_reply(

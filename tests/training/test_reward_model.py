@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from assistant.models.base_model import Base
 from feedback.errors import Refused
@@ -16,17 +17,19 @@ from feedback.messages import Message
 from tests.feedback.test_split import QUESTIONS
 from tests.training.test_gate import KIND, RUDE
 from training.algorithms import reward_model
+from training.algorithms.base import TrainingContext
 from training.algorithms.dpo_kto import PreferenceConfig
-from training.algorithms.reward_model import EnsembleTrainer, RewardConfig
+from training.algorithms.reward_model import EnsembleTrainer, Member, RaterBias, RewardConfig
 from training.data import tokenize
-from training.data.judged import JudgedPair, RewardExample, group_by_prompt
-from training.data.tokenize import TokenizedExample
+from training.data.judged import JudgedPair, JudgedReply, RewardExample, group_by_prompt, has_contrast
+from training.data.tokenize import NothingFits, TokenizedExample
 from training.evaluation import calibration
 from training.loop import checkpoint
 from training.loop.loop import train
 from training.model import reward_heads
 from training.model.packing import Row
 from training.model.policy import Backbone
+from training.model.reference import References
 from training.model.reward_heads import RewardCard, RewardModels, ScoreHead
 from training.night.learning import make_encoder
 
@@ -53,6 +56,16 @@ def trained(backbone: Backbone, examples: list[RewardExample], config: RewardCon
     return trainer.models
 
 
+def member_of(
+    width: int, examples: list[RewardExample], ties: bool = False, opinion: bool = True, seed: int = 0
+) -> Member:
+    """A reward model in training; without `opinion` its head begins at 0."""
+    member = Member("reward-0", ScoreHead(width, seed), RaterBias(examples), ties)
+    if not opinion:
+        torch.nn.init.zeros_(member.head.weight)
+    return member
+
+
 UNCENTRED = RewardConfig(center_rewards_coefficient=0.0)
 RELIABLE, SABOTEUR = 1.0, 0.25
 
@@ -73,7 +86,7 @@ def test_where_people_disagree_on_a_prompt_the_one_who_weighs_more_is_learned_fr
     assert (pair.wins, pair.weight) == pytest.approx((1 / 1.5, (1 + 2 / 16) / 1.5))
 
     scores = torch.zeros(2, requires_grad=True)
-    reward_model.lesson_loss(scores, example, ScoreHead(4, seed=0), UNCENTRED, ties=False).backward()
+    reward_model.lesson_loss(scores, example, member_of(4, [example]), UNCENTRED).backward()
     # The slope at 0 is sigmoid(0) - 1 / 1.5 = -1/6, times the weight 0.75.
     assert scores.grad.tolist() == pytest.approx([-1 / 8, 1 / 8])
 
@@ -82,11 +95,10 @@ def test_a_saboteur_does_not_cancel_a_reliable_person_in_a_fitted_head():
     states = torch.eye(2, 6)
     apart = []
     for weights in ((RELIABLE, RELIABLE), (RELIABLE, SABOTEUR), (RELIABLE,)):
-        head = ScoreHead(6, seed=0)
-        with torch.no_grad():
-            head.weight.zero_()  # so that it begins with no opinion
-        reward_model.fit(head, group_by_prompt(disagreed(*weights)), [states], UNCENTRED)
-        apart.append((head(states[0]) - head(states[1])).item())
+        examples = group_by_prompt(disagreed(*weights))
+        member = member_of(6, examples, opinion=False)
+        reward_model.fit(member, examples, [states], UNCENTRED)
+        apart.append((member.head(states[0]) - member.head(states[1])).item())
     assert apart[0] == pytest.approx(0, abs=1e-4)
     assert 0.3 * apart[2] < apart[1] < apart[2]
 
@@ -106,7 +118,7 @@ def test_several_peoples_judgements_of_two_replies_are_one_pair_with_their_share
     assert example.pairs == (JudgedPair(0, 1, wins=0.5, ties=0.25, weight=1.0), JudgedPair(2, 1))
     # Two of four wins and a tie are a share of 5/8: with nu = 1, P(left) + P(tie) / 2 at 0 is 1/2.
     scores = torch.zeros(3, requires_grad=True)
-    reward_model.lesson_loss(scores, example, ScoreHead(4, seed=0), UNCENTRED, ties=True).backward()
+    reward_model.lesson_loss(scores, example, member_of(4, [example], ties=True), UNCENTRED).backward()
     assert scores.grad.tolist() == pytest.approx([1 / 2 - 5 / 8, -(1 / 2 - 5 / 8) + 1 / 2, -1 / 2])
 
 
@@ -117,10 +129,10 @@ def test_the_stronger_a_preference_the_further_apart_a_reward_model_puts_its_rep
     for strength, strength_margin in ((0.0, 1.0), (0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 0.0)):
         said = [TokenizedExample("comparison", [1, 2], ([3, 9], [4, 9]), 1.0, strength=strength)]
         tied = [TokenizedExample("tie", [5], ([3, 9], [4, 9]), 1.0)] if ties else []
-        head = ScoreHead(6, seed=0)
-        settings = UNCENTRED.model_copy(update={"strength_margin": strength_margin})
-        reward_model.fit(head, group_by_prompt([*said, *tied]), [states, torch.zeros(2, 6)][: 1 + ties], settings)
-        apart.append((head(states[0]) - head(states[1])).item())
+        examples, settings = group_by_prompt([*said, *tied]), RewardConfig(strength_margin=strength_margin)
+        member = member_of(6, examples, ties)
+        reward_model.fit(member, examples, [states, torch.zeros(2, 6)][: 1 + ties], settings)
+        apart.append((member.head(states[0]) - member.head(states[1])).item())
     assert apart[:4] == sorted(apart[:4])
     assert apart[1] - apart[0] > 0.01
     assert apart[4] == pytest.approx(apart[0], abs=1e-4)
@@ -134,6 +146,107 @@ def test_strengths_of_opposite_preferences_are_set_off_against_each_other():
     assert example.pairs[0].strength == 0
 
 
+def thumb(prompt: int, reply: int, wanted: bool, user: int, weight: float = 1.0) -> TokenizedExample:
+    return TokenizedExample("thumb", [prompt], ([reply],), weight, wanted, user)
+
+
+def test_a_thumb_is_a_score_above_or_below_what_its_rater_asks_for():
+    (example,) = group_by_prompt([thumb(1, 5, True, user=7), thumb(1, 5, False, user=8, weight=0.5)])
+    assert example.thumbs == (JudgedReply(0, True, 7), JudgedReply(0, False, 8, 0.5))
+    member = member_of(4, [example])
+    with torch.no_grad():
+        member.bias.value.copy_(torch.tensor([-1.0, 2.0]))
+    # A score of 0.5 is 1.5 above what the first asks for, and 1.5 below the second: log(1 + e^-1.5) = 0.201413 twice.
+    loss = reward_model.lesson_loss(torch.tensor([0.5]), example, member, UNCENTRED)
+    assert loss.item() == pytest.approx(1.5 * 0.201413, abs=1e-6)
+    twice = UNCENTRED.model_copy(update={"thumb_weight": 2.0})
+    assert reward_model.lesson_loss(torch.tensor([0.5]), example, member, twice).item() == pytest.approx(
+        2 * loss.item()
+    )
+    assert reward_model.told_right(torch.tensor([0.5]), example, member) == [True, True]
+
+
+def test_a_head_fitted_to_thumbs_tells_good_replies_from_bad_and_raters_from_each_other():
+    """Two people, one of whom says yes to nearly all: which replies are better is learned from both."""
+    noise = torch.Generator().manual_seed(0)
+    truth = torch.randn(6, generator=noise)
+    said, states = [], []
+    for at in range(300):
+        state, user = torch.randn(1, 6, generator=noise), at % 2
+        chance = torch.sigmoid(state[0] @ truth + (3.0 if user else -1.0))
+        said.append(thumb(at, at, bool(torch.rand((), generator=noise) < chance), user))
+        states.append(state)
+    examples = group_by_prompt(said)
+    member = member_of(6, examples)
+    reward_model.fit(member, examples, states, UNCENTRED)
+    weight = member.head.weight.detach()
+    assert torch.nn.functional.cosine_similarity(weight, truth, dim=0) > 0.9
+    asked = {user: member.bias.value[number].item() for user, number in member.bias.number.items()}
+    assert asked[0] - asked[1] > 1.5
+
+
+def test_the_bias_of_a_rater_who_only_says_yes_stays_in_bounds():
+    states = [torch.zeros(1, 4) for _ in range(50)]
+    examples = group_by_prompt([thumb(at, at, True, user=1) for at in range(49)] + [thumb(49, 49, False, user=2)])
+    member = member_of(4, examples)
+    reward_model.fit(member, examples, states, UNCENTRED)
+    assert member.bias.value.abs().max() < 4
+
+
+def test_reward_models_learn_from_thumbs_alone_and_keep_no_rater(tiny, tmp_path):
+    backbone = backbone_of(tiny)
+    pairs = tokenized(backbone, QUESTIONS[:12])
+    thumbs = [
+        TokenizedExample("thumb", each.prompt_ids, (each.replies[1 - wanted],), 1.0, wanted, user=at % 3)
+        for at, each in enumerate(pairs[:8])
+        for wanted in (True, False)
+    ]
+    trainer = EnsembleTrainer(backbone, group_by_prompt(thumbs), SETTINGS)
+    state = trainer.begin()
+    reports = list(train(trainer, state))
+    assert {"bias.reward-0", "bias.reward-1"} <= state.parameters.keys()
+    assert reports[-1].metrics["accuracy"] == 1
+    assert all(each > 0 for each in reward_model.margins(trainer.models, pairs[8:])[0])
+
+    samples = [Row([1, 5 + at], [[20 + at, 30], [40 + at]]) for at in range(4)]
+    reward_model.normalise(trainer.models, samples)
+    reward_heads.save(
+        trainer.models, tmp_path / "rm", RewardCard("rm", tiny.sha256, "t", "float32", {}, 1.0, {}), samples
+    )
+    kept = load_file(tmp_path / "rm" / "reward-0" / "head.safetensors")
+    assert kept.keys() == {"weight", "bias", "log_tie", "gain", "shift"}
+    assert kept["bias"].ndim == 0
+    reward_heads.load(backbone_of(tiny), tmp_path / "rm")
+
+
+@pytest.mark.parametrize(
+    ("said", "enough"),
+    [
+        ([("thumb", True), ("thumb", False)], True),
+        ([("thumb", True), ("thumb", True)], False),
+        ([("thumb", False)], False),
+        ([("tie", True)], False),
+        ([("tie", True), ("thumb", True)], False),
+        ([("tie", True), ("ranking", True)], True),
+        ([("thumb", True), ("correction", True)], True),
+    ],
+)
+def test_a_reward_model_needs_a_pair_or_thumbs_of_both_kinds(tiny, said, enough):
+    replies = {"thumb": ([3],)}
+    examples = [
+        TokenizedExample(kind, [1, at], replies.get(kind, ([3], [4])), 1.0, wanted)
+        for at, (kind, wanted) in enumerate(said)
+    ]
+    assert has_contrast(examples) is enough
+    backbone = backbone_of(tiny)
+    context = TrainingContext(backbone, examples, (), References(backbone))
+    if enough:
+        assert reward_model.build(context, SETTINGS).examples
+    else:
+        with pytest.raises(NothingFits, match="preferences and from thumbs of both kinds"):
+            reward_model.build(context, SETTINGS)
+
+
 def test_a_ranking_weighs_in_a_reward_model_as_one_comparison_less_than_its_replies(tiny):
     encoder = make_encoder(tiny, backbone_of(tiny), PreferenceConfig())
     hello, replies = (Message("user", "Hello"),), [Answer(each) for each in ("Hi!", "Hm.", "No.", "Go away.")]
@@ -142,17 +255,17 @@ def test_a_ranking_weighs_in_a_reward_model_as_one_comparison_less_than_its_repl
     ]
     (example,) = group_by_prompt(tokenize.tokenize(Examples(tuple(ranked)), encoder)[0])
     assert sum(each.weight for each in example.pairs) == 3
-    loss = reward_model.lesson_loss(torch.zeros(4), example, ScoreHead(4, seed=0), UNCENTRED, ties=False)
+    loss = reward_model.lesson_loss(torch.zeros(4), example, member_of(4, [example]), UNCENTRED)
     assert float(loss) == pytest.approx(3 * math.log(2))
 
 
 def test_ties_alone_leave_the_share_of_ties_in_bounds():
     states = [torch.randn(2, 4, generator=torch.Generator().manual_seed(at)) for at in range(40)]
     examples = [RewardExample([1], ([2], [3]), (JudgedPair(0, 1, wins=0.0, ties=1.0),)) for _ in states]
-    head = ScoreHead(4, seed=0)
-    reward_model.fit(head, examples, states, UNCENTRED)
+    member = member_of(4, examples, ties=True)
+    reward_model.fit(member, examples, states, UNCENTRED)
     # At margins of 0 the maximum of 40 log(nu / (nu + 2)) - log(nu)^2 / 2 is where 80 / (nu + 2) = log nu, at 3.15.
-    assert head.log_tie.item() == pytest.approx(3.15, abs=0.3)
+    assert member.head.log_tie.item() == pytest.approx(3.15, abs=0.3)
 
 
 def test_lessons_that_weigh_little_move_a_reward_model_little_in_whatever_batch_they_come(tiny):
@@ -161,8 +274,7 @@ def test_lessons_that_weigh_little_move_a_reward_model_little_in_whatever_batch_
         backbone = backbone_of(tiny)
         examples = group_by_prompt([replace(each, weight=weight) for each in tokenized(backbone, QUESTIONS[:2])])
         trainer = EnsembleTrainer(backbone, examples, SETTINGS)
-        name, head = next(iter(trainer.heads.items()))
-        reward_model.gradients(backbone, head, name, examples, SETTINGS, False, len(examples), 4096)
+        reward_model.gradients(backbone, trainer.members[0], examples, SETTINGS, len(examples), 4096)
         moved = [each.grad for each in trainer.begin().parameters.values() if each.grad is not None]
         norms.append(sum(float(each.norm() ** 2) for each in moved))
     assert norms[1] == pytest.approx(norms[0] / 100, rel=1e-3)
@@ -216,8 +328,9 @@ def test_a_fitted_head_is_the_best_under_its_prior():
         better = int(replies[1, :6] @ truth > replies[0, :6] @ truth)
         examples.append(RewardExample([1], ([2], [3]), (JudgedPair(better, 1 - better),)))
         states.append(replies)
-    head, began = ScoreHead(8, seed=5), ScoreHead(8, seed=5)
-    reward_model.fit(head, examples, states, UNCENTRED)
+    began, member = ScoreHead(8, seed=5), member_of(8, examples, seed=5)
+    reward_model.fit(member, examples, states, UNCENTRED)
+    head = member.head
 
     apart = torch.stack(
         [of[each.pairs[0].first] - of[each.pairs[0].second] for of, each in zip(states, examples, strict=True)]
@@ -287,13 +400,12 @@ def test_all_that_was_said_of_one_prompt_is_one_lesson(tiny):
     judged = [(each.first, each.second, each.wins, each.ties) for each in example.pairs]
     assert judged == [(0, 1, 1, 0), (0, 2, 1, 0), (1, 2, 1, 0), (1, 3, 0, 1)]
     # scores 2, 1, 0, 1 and nu = 1: by hand from P ~ e^a : e^b : e^((a+b)/2)
-    head, scores = ScoreHead(4, seed=0), torch.tensor([2.0, 1.0, 0.0, 1.0])
+    scores = torch.tensor([2.0, 1.0, 0.0, 1.0])
     one_apart = math.log(1 + math.exp(-1) + math.exp(-0.5))
     two_apart = math.log(1 + math.exp(-2) + math.exp(-1))
     expected = 2 * one_apart + two_apart + math.log(3)
-    assert reward_model.lesson_loss(scores, example, head, UNCENTRED, ties=True).item() == pytest.approx(
-        expected, abs=1e-6
-    )
+    found = reward_model.lesson_loss(scores, example, member_of(4, [example], ties=True), UNCENTRED)
+    assert found.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_ties_draw_scores_together(tiny):

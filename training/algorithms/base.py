@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from feedback.records.methods import MethodFacts
+from training.data.judged import has_contrast
 from training.data.tokenize import NothingFits, TokenizedExample
 from training.loop.config import Config
 from training.loop.loop import Metrics, Trainer
@@ -46,6 +47,7 @@ class Method:
     on_policy: bool = False  # it learns from its own replies, by reward models
     distributed: bool = False  # several processes may share its batches
     makes_adapter: bool = True  # False: its trainer is a `reward_model.EnsembleTrainer`, whose models are kept
+    needs_contrast: bool = False  # without pairs it needs thumbs of both kinds
     needs: tuple[str, ...] = ()  # those of `learns_from` without any of which there is nothing to do; empty: all
 
     @property
@@ -56,3 +58,8 @@ class Method:
     def needed(self) -> tuple[str, ...]:
         """The kinds of examples of which it needs one or more."""
         return self.needs or self.learns_from
+
+    def can_learn(self, examples: Sequence[TokenizedExample]) -> bool:
+        """Whether these hold an example of a kind that it cannot do without, and contrast if it needs it."""
+        needed = [each for each in examples if each.field in self.needed]
+        return bool(needed) and (not self.needs_contrast or has_contrast(needed))

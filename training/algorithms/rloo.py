@@ -18,6 +18,7 @@ from torch import Tensor
 from feedback.records import methods
 from training.algorithms.base import Method, Metrics, PolicyContext
 from training.algorithms.registry import register
+from training.algorithms.reward_model import LEARNED, NEEDED
 from training.loop.config import LearningRate
 from training.loop.optim import apply_gradients, schedule, within_memory
 from training.loop.state import TrainState
@@ -196,7 +197,7 @@ def gradients(backbone: Backbone, batch: Batch, config: ReinforceConfig, tokens_
 
 
 def build(trainer: type[RlooTrainer], context: PolicyContext, config: ReinforceConfig) -> RlooTrainer:
-    """Make reward models, and the trainer of a policy by them. Raises `NothingFits` without a pair or prompt."""
+    """Make reward models, and the trainer of a policy by them. Raises `NothingFits` without contrast or prompt."""
     prompts, config = prompts_in(context.examples), settled(config, context.examples)
     ensemble = context.reward_models(config)
     score = by_reward_models(ensemble, config.uncertainty_penalty)
@@ -204,9 +205,8 @@ def build(trainer: type[RlooTrainer], context: PolicyContext, config: ReinforceC
     return trainer(context.backbone, context.sampler, prompts, score, config, context.examples)
 
 
-LEARNED, PAIRS = ("pairs", "ties", "thumbs"), ("pairs",)
 for facts, trainer, config in (
     (methods.RLOO, RlooTrainer, RlooConfig),
     (methods.REINFORCE, ReinforceTrainer, ReinforceConfig),
 ):
-    register(Method(facts, LEARNED, config, partial(build, trainer), on_policy=True, needs=PAIRS))
+    register(Method(facts, LEARNED, config, partial(build, trainer), on_policy=True, needs=NEEDED, needs_contrast=True))

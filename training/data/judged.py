@@ -5,7 +5,7 @@ a prompt that many were asked about weighs no more than one that a single person
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from feedback.example_types import TIE
@@ -25,6 +25,21 @@ class JudgedPair:
     weight: float = 1.0
     strength: float = 0.0  # mean of all, 0 to 1, what was said for the second counted against the first
 
+    @property
+    def losses(self) -> float:
+        """The share that prefers the second."""
+        return 1 - self.wins - self.ties
+
+
+@dataclass(frozen=True)
+class JudgedReply:
+    """A thumb on one of an example's replies, by index."""
+
+    reply: int
+    wanted: bool
+    user: int  # the number of who gave it
+    weight: float = 1.0
+
 
 @dataclass(frozen=True)
 class RewardExample:
@@ -32,7 +47,8 @@ class RewardExample:
 
     prompt_ids: list[int]
     replies: tuple[list[int], ...]
-    pairs: tuple[JudgedPair, ...]
+    pairs: tuple[JudgedPair, ...] = ()
+    thumbs: tuple[JudgedReply, ...] = ()
 
     def row(self) -> Row:
         """The row of the prompt with all replies."""
@@ -47,22 +63,46 @@ class Judgement(NamedTuple):
     strength: float
 
 
+@dataclass
+class _Gathered:
+    """What has been found of one prompt."""
+
+    replies: list[list[int]] = field(default_factory=list)
+    judged: dict[tuple[int, int], list[Judgement]] = field(default_factory=dict)  # by the indices of two replies
+    thumbs: list[JudgedReply] = field(default_factory=list)
+
+    def index(self, reply: list[int]) -> int:
+        """The index of a reply, which is added if it is new."""
+        if reply not in self.replies:
+            self.replies.append(reply)
+        return self.replies.index(reply)
+
+
 def group_by_prompt(examples: Sequence[TokenizedExample]) -> list[RewardExample]:
-    """Group pairs, rankings and ties by prompt, in the order of first appearance; all others are left out."""
-    gathered: dict[tuple[int, ...], tuple[list[list[int]], dict[tuple[int, int], list[Judgement]]]] = {}
+    """Group pairs, rankings, ties and thumbs by prompt, in the order of first appearance; others are left out."""
+    prompts: dict[tuple[int, ...], _Gathered] = {}
     for example in examples:
-        if example.kind in ("thumb", "demonstration"):
+        if example.kind == "demonstration":
             continue
-        replies, judged = gathered.setdefault(tuple(example.prompt_ids), ([], {}))
-        replies += [reply for reply in example.replies if reply not in replies]
+        found = prompts.setdefault(tuple(example.prompt_ids), _Gathered())
+        if example.kind == "thumb":
+            reply = found.index(example.replies[0])
+            found.thumbs.append(JudgedReply(reply, example.wanted, example.user, example.weight))
+            continue
+        of = [found.index(reply) for reply in example.replies]
         for each in example.preferences:
-            better, worse = (replies.index(example.replies[side]) for side in (each.chosen, each.rejected))
+            better, worse = of[each.chosen], of[each.rejected]
             side = 0 if example.kind == TIE else 1 if better < worse else -1
             both = (min(better, worse), max(better, worse))
-            judged.setdefault(both, []).append(Judgement(side, each.weight, each.strength))
+            found.judged.setdefault(both, []).append(Judgement(side, each.weight, each.strength))
     return [
-        RewardExample(list(prompt), tuple(replies), tuple(_as_one(*both, said) for both, said in judged.items()))
-        for prompt, (replies, judged) in gathered.items()
+        RewardExample(
+            list(prompt),
+            tuple(found.replies),
+            tuple(_as_one(*both, said) for both, said in found.judged.items()),
+            tuple(found.thumbs),
+        )
+        for prompt, found in prompts.items()
     ]
 
 
@@ -81,6 +121,10 @@ def _as_one(first: int, second: int, said: Sequence[Judgement]) -> JudgedPair:
     return JudgedPair(first, second, wins, ties, weight, max(0.0, strength))
 
 
-def has_pair(examples: Sequence[TokenizedExample]) -> bool:
-    """Whether any of these prefers a reply to another, which a reward model cannot do without."""
-    return any(example.field == "pairs" for example in examples)
+def has_contrast(examples: Sequence[TokenizedExample]) -> bool:
+    """Whether these say of a reply that it is better than another: by a pair, or by thumbs of both kinds.
+
+    A reward model learns nothing without it: of ties alone, and of thumbs of one kind, equal scores are the best.
+    """
+    thumbs = {example.wanted for example in examples if example.kind == "thumb"}
+    return len(thumbs) == 2 or any(example.field == "pairs" for example in examples)

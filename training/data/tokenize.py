@@ -41,6 +41,7 @@ class TokenizedExample:
     replies: tuple[list[int], ...]
     weight: float
     wanted: bool = True  # thumbs only
+    user: int = 0  # the number of who gave it, in the ledger; thumbs only
     ranked: tuple[Preference, ...] = ()  # of a ranking of three replies or more
     strength: float = 0.0  # of a pair, as in `Preference`
 
@@ -196,7 +197,7 @@ def _of_reply(
         left_out["empty reply"] += 1
         return None
     if isinstance(example, UnpairedExample):
-        return TokenizedExample("thumb", prompt_ids, (reply,), example.weight, example.wanted)
+        return TokenizedExample("thumb", prompt_ids, (reply,), example.weight, example.wanted, example.user)
     return TokenizedExample("demonstration", prompt_ids, (reply,), example.weight)
 
 

@@ -75,6 +75,15 @@ def soft_davidson_loss(
     return torch.stack(losses).sum(0)
 
 
+def thumb_loss(scores: Tensor, bias: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy of P(up) = sigmoid(score - bias), of scores (B,) and their raters' biases (B,); loss (B,).
+
+    `wanted` (B,) is 1 for a thumb up and 0 for one down; a bias is how high a score a person asks for. It is the Rasch
+    model (1960) with replies for persons and raters for items.
+    """
+    return F.binary_cross_entropy_with_logits(scores - bias, wanted, reduction="none")
+
+
 def rao_kupper_loss(left: Tensor, right: Tensor, outcome: Tensor, threshold: Tensor) -> Tensor:
     """Rao and Kupper, 1967: a tie unless one is better by more than a threshold; loss (B,).
 

@@ -96,10 +96,14 @@ def why_nothing(store: Database, examples: Examples, plan: Plan, again: bool) ->
     needed = only(examples, method.needed)
     if not len(needed):
         return why_no_example(store, examples, method)
+    if flat := without_contrast(needed, method):
+        return f"nothing to learn from: {flat}"
     divided = parts(store, plan, needed)
     if not len(divided.training) + len(divided.stopping):
         whose = "all feedback so far" if len(needed) == len(examples) else f"all that {method.name} can learn from"
         return f"nothing to learn from yet; {whose} ({in_words(needed)}) is kept for judging"
+    if flat := without_contrast(divided.training.with_others(divided.stopping), method):
+        return f"nothing to learn from yet: beside what is kept for judging, {flat}"
     last = nights.last_trained(store)
     # Settings that did not exist then had today's default.
     same = last and (last.data_sha256, last.method, defaults(plan.method) | last.settings)
@@ -115,7 +119,7 @@ def only(examples: Examples, kinds: Collection[str]) -> Examples:
 
 def why_no_example(store: Database, examples: Examples, method: Method) -> str:
     """The reason why there is no example of the kinds that a method needs, in words."""
-    learns = f"{method.name} learns from {' and '.join(LEARNS_FROM[kind] for kind in method.needed)}"
+    learns = learns_from(method)
     if undecided := no_preference(store):
         return f"nothing to learn from: {undecided}, and {learns}"
     if len(examples):
@@ -124,6 +128,21 @@ def why_no_example(store: Database, examples: Examples, method: Method) -> str:
         return "nothing to learn from; nobody has rated a reply yet"
     unused = f": {learns}" if unused_by(method.name) in examples.left_out else ""
     return f"nothing to learn from{unused}; left out were {left_out_words(examples.left_out)}"
+
+
+def learns_from(method: Method) -> str:
+    """The kinds of examples of which a method needs one or more, in words."""
+    kinds = [LEARNS_FROM[kind] for kind in method.needed]
+    return f"{method.name} learns from {' and '.join(kinds)}{' of both kinds' * method.needs_contrast}"
+
+
+def without_contrast(examples: Examples, method: Method) -> str:
+    """What all thumbs are, in words, where a method cannot learn from that alone; empty if it can."""
+    kinds = {thumb.wanted for thumb in examples.thumbs}
+    if not method.needs_contrast or examples.pairs or len(kinds) != 1:
+        return ""
+    kind, count = "up" if kinds.pop() else "down", len(examples.thumbs)
+    return f"{f'all {count:,} thumbs are' if count > 1 else 'the only thumb is'} {kind}, and {learns_from(method)}"
 
 
 def no_preference(store: Database) -> str:

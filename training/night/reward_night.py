@@ -26,6 +26,7 @@ from feedback.records import nights
 from training.algorithms import reward_model
 from training.algorithms.base import TrainingContext
 from training.algorithms.reward_model import EnsembleTrainer, RewardConfig
+from training.data.judged import has_contrast
 from training.data.tokenize import Encoder, NothingFits, TokenizedExample, Unfit, tokenize
 from training.evaluation import calibration
 from training.evaluation.calibration import Believed
@@ -79,20 +80,20 @@ def make_models(
 ) -> RewardModels:
     """Make this night's reward models, or load them if a resumed night had already finished them.
 
-    Raises `NothingFits` without a pair, `NotFinite`, `Refused` or `Cancelled`.
+    Raises `NothingFits` without contrast (`judged.has_contrast`), `NotFinite`, `Refused` or `Cancelled`.
     """
     store, backbone, folder = night.store, night.backbone, nights.reward_models_of(night.store, night.recorder.night)
     if folder.is_dir():
         return reward_heads.load(backbone, folder)[0]
 
-    # 1. tokenize the training, validation and held-out sets; without a pair to train on, the second gives way
+    # 1. tokenize the training, validation and held-out sets; without contrast to train on, the second gives way
     divided = planner.parts(store, night.plan, examples)
     (training, unfit), (validation, unfit_too), (held_out, _) = (
         tokenize(part, night.encoder) for part in (divided.training, divided.stopping, divided.held_out)
     )
-    if not reward_model.has_pair(training):
+    if not has_contrast(training):
         training, validation = [*training, *validation], []
-    if not reward_model.has_pair(training):
+    if not has_contrast(training):
         dropped = planner.added(unfit, unfit_too)
         left_out = planner.added(examples.left_out, dropped)
         raise NothingFits(planner.why_unfit(dropped, night.encoder.max_length, replace(examples, left_out=left_out)))
@@ -197,7 +198,7 @@ def in_words(store: Database, night: int) -> str:
     """The held-out accuracy and calibration of a night's reward models, in words."""
     metrics = json.loads((nights.reward_models_of(store, night) / reward_heads.CARD).read_text())["metrics"]
     if not metrics:
-        return "nothing was held out to judge them by"
+        return "no pair was held out to judge them by"
     return (
         f"they are right on {metrics['accuracy']:.0%} of {metrics['pairs']} held-out pairs "
         f"({metrics['low']:.0%} to {metrics['high']:.0%}), calibration error {metrics['calibration_error']:.2f}, "

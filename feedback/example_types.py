@@ -37,6 +37,7 @@ class PreferencePair:
     group: str = ""  # the same for all pairs of one ranking
     counts_as: float = field(default=1.0, compare=False)  # comparisons: each pair of a ranking of K replies as 2 / K
     strength: int | None = None  # 1 to 5, if given
+    drawn: float = field(default=1.0, compare=False)  # its weight in estimates (`feedback.raters.propensity`)
     owner: int = field(default=0, compare=False)  # the owner of the conversation
 
     def meaning(self) -> tuple[Any, Any]:
@@ -85,7 +86,7 @@ Made = tuple[str, Example]  # with the time the feedback was given
 
 
 KINDS = ("pairs", "thumbs", "ties", "demonstrations")  # the fields of `Examples` that hold them
-NOT_TRAINED_ON = ("owner", "counts_as")  # fields of an example; what it counts as is in its weight
+NOT_TRAINED_ON = ("owner", "counts_as", "drawn")  # fields of an example; what it counts as is in its weight
 
 
 @dataclass(frozen=True)

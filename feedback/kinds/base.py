@@ -127,6 +127,7 @@ class Context:
     told: Mapping[str, ReplyInContext]
     rows: Mapping[str, Sequence[Row]]
     left_out: Counter[str]
+    drawn: Mapping[str, float] = field(default_factory=dict)  # question -> the weight of its answer in estimates
     _said: dict[str, set[tuple[int, str]]] = field(default_factory=dict)
 
     def has_said(self, kind: Kind, user: int, reply: str) -> bool:
@@ -152,7 +153,10 @@ class Context:
         elif first.text == second.text:
             self.left_out["equal replies"] += 1
         else:
-            more |= whose(row) | {"strength": row.get("strength")}
+            more |= whose(row) | {
+                "strength": row.get("strength"),
+                "drawn": self.drawn.get(row.get("question", ""), 1.0),
+            }
             yield row["at"], PreferencePair(first.messages, answer_of(first), answer_of(second), kind, **more)
 
 

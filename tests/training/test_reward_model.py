@@ -452,6 +452,22 @@ def test_what_models_can_be_believed_by_hand():
     assert (found.low, found.high) == pytest.approx((0.1941, 0.9937), abs=1e-4)  # Clopper and Pearson, 3 of 4
 
 
+def test_pairs_that_were_not_drawn_evenly_are_weighed_in_what_models_can_be_believed():
+    margins, longer_by = [1.0, 2.0, -1.0, 0.5], [10, 20, 10, -10]
+    even = calibration.believed(margins, longer_by, 1.0)
+    assert calibration.believed(margins, longer_by, 1.0, [0.5] * 4) == even
+    found = calibration.believed(margins, longer_by, 1.0, [1.0, 1.0, 2.0, 1.0])  # the wrong one was drawn half as often
+    assert found.accuracy == pytest.approx(3 / 5)
+    assert found.longer_wins == pytest.approx(4 / 5)
+    # As many as 25 / 7 even pairs: a wider interval than of four.
+    assert found.high - found.low > 0.75
+    assert calibration.exact_interval(0.75, 4) == pytest.approx((even.low, even.high))
+    # The same pairs, the wrong one twice, have the same figures but for the interval.
+    twice = calibration.believed([*margins, -1.0], [*longer_by, 10], 1.0)
+    for name in ("calibration_error", "length_bias", "length_correlation"):
+        assert getattr(found, name) == pytest.approx(getattr(twice, name))
+
+
 def test_the_temperature_makes_the_margins_say_how_often_they_are_right(tmp_path):
     # margins of 4, right three times in four: the log-odds are log 3, so the temperature is 4 / log 3
     margins = [4.0, 4.0, 4.0, -4.0] * 25

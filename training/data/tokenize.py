@@ -44,6 +44,7 @@ class TokenizedExample:
     user: int = 0  # the number of who gave it, in the ledger; thumbs only
     ranked: tuple[Preference, ...] = ()  # of a ranking of three replies or more
     strength: float = 0.0  # of a pair, as in `Preference`
+    drawn: float = 1.0  # its weight in estimates, as in `PreferencePair`
 
     @property
     def preferences(self) -> tuple[Preference, ...]:
@@ -167,14 +168,19 @@ def _of_pairs(pairs: Sequence[PreferencePair], encoder: Encoder, left_out: Count
     if len(fit) == 1:
         pair, chosen, rejected = fit[0]
         return TokenizedExample(
-            pair.kind, prompt_ids, (chosen, rejected), pair.weight, strength=_strength(pair.strength)
+            pair.kind,
+            prompt_ids,
+            (chosen, rejected),
+            pair.weight,
+            strength=_strength(pair.strength),
+            drawn=pair.drawn,
         )
     ranked = tuple(
         Preference(replies.index(chosen), replies.index(rejected), pair.weight, _strength(pair.strength))
         for pair, chosen, rejected in fit
     )
     weight = sum(each.weight for each in ranked)
-    return TokenizedExample(pairs[0].kind, prompt_ids, tuple(replies), weight, ranked=ranked)
+    return TokenizedExample(pairs[0].kind, prompt_ids, tuple(replies), weight, ranked=ranked, drawn=pairs[0].drawn)
 
 
 def _strength(said: int | None) -> float:

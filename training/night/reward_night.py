@@ -191,7 +191,8 @@ def scores_of(ensemble: RewardModels, store: Database, encoder: Encoder) -> dict
 def judged(ensemble: RewardModels, tokenized: Sequence[TokenizedExample]) -> Believed | None:
     """The ensemble's accuracy and calibration on these examples; None if they hold no preference."""
     apart, longer_by = reward_model.margins(ensemble, tokenized)
-    return calibration.believed(apart, longer_by, ensemble.temperature) if apart else None
+    drawn = [each.drawn for each in tokenized if each.field == "pairs" for _ in each.preferences]
+    return calibration.believed(apart, longer_by, ensemble.temperature, drawn) if apart else None
 
 
 def in_words(store: Database, night: int) -> str:

@@ -207,9 +207,7 @@ def learn_reward(
     trainer = reward_model.EnsembleTrainer(backbone, reward_model.group_by_prompt(examples), config)
     for report in train(trainer, trainer.begin()):
         tell("reward", report)
-    return {
-        name: reward_model.margins(trainer.models, reward_model.group_by_prompt(each)) for name, each in asked.items()
-    }
+    return {name: reward_model.margins(trainer.models, each) for name, each in asked.items()}
 
 
 def learn_dpo(

@@ -12,3 +12,7 @@ ALTER TABLE imports ADD COLUMN forgotten_at TEXT;
 ALTER TABLE imported_rows ADD COLUMN beginning BLOB;  -- keyed: rows whose prompts begin alike have the same
 CREATE INDEX imported_rows_by_beginning ON imported_rows (beginning, import);
 """
+
+DRAWN_EVENLY = """
+ALTER TABLE questions ADD COLUMN evenly REAL CHECK (evenly > 0 AND evenly <= 1);  -- the chance of drawing it, were all
+"""  # drawn evenly; NULL: by a version that did not note it

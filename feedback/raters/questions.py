@@ -2,7 +2,8 @@
 
 Seven in ten questions favour items that should teach most: where the reward models disagree or see a near-tie, where
 the replies come from different adapters, where nobody has answered yet. Three in ten are drawn uniformly. Each question
-records the probability with which it was drawn (`propensity`), so that measurements can be reweighted. One in twenty
+records the probability with which it was drawn, and with which it would have been if all were drawn uniformly, by which
+measurements are reweighted (`propensity`). One in twenty
 repeats a pair that the same person has answered before, to measure their consistency.
 People are asked about their own conversations; raters who consent to the use of their ratings are also asked about
 conversations whose owners consent (`consent`). A question that may no longer be asked is skipped.
@@ -75,7 +76,7 @@ def next_question(store: Database, user: User, chance: random.Random | None = No
         shares = [1 / len(asked)] * len(asked) if again else chances(asked)
         even = again or chance.random() < EVENLY
         drawn = chance.choice(asked) if even else chance.choices(asked, teaching(asked))[0]
-        propensity = shares[asked.index(drawn)] * (1 if not (fresh and before) else REPEATED if again else 1 - REPEATED)
+        coin = 1 if not (fresh and before) else REPEATED if again else 1 - REPEATED
         row: dict[str, Any] = {
             "id": new_id(),
             "user": user.id,
@@ -83,7 +84,8 @@ def next_question(store: Database, user: User, chance: random.Random | None = No
             "parent": drawn.parent,
             "replies": chance.sample(drawn.replies, len(drawn.replies)),
             "why": "repeat" if again else "even" if even else "teaches",
-            "propensity": propensity,
+            "propensity": shares[asked.index(drawn)] * coin,
+            "evenly": coin / len(asked),
             "asked_at": now(),
         }
         store.insert("questions", row)

@@ -55,7 +55,7 @@ REWARD = declare(
     MethodFacts(
         "reward",
         "Reward models, and no adapter",
-        "reward models from pairs and ties, and no adapter",
+        "reward models from pairs, ties and thumbs, and no adapter",
         "reward models",
     )
 )

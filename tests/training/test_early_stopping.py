@@ -102,3 +102,13 @@ def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):
     assert set(read.kept or {}) == set(progress.kept or {"nothing": 0})
     assert not math.isnan(read.kept_kl)
     assert list(loop.train(trainer, read)) == []  # it had ended, and stays so
+
+
+def test_the_best_gains_of_another_validation_set_are_forgotten(tiny):
+    backbone = backbone_of(tiny)
+    examples = examples_of(backbone, QUESTIONS[:6])
+    trainer = PreferenceTrainer(backbone, examples, SETTINGS, examples)
+    state = trainer.begin()
+    state.best_gains = torch.ones(9)  # as of a version that took a ranking's pairs apart
+    trainer.watch.look(state)
+    assert len(state.best_gains) == 6

@@ -52,6 +52,29 @@ def test_smoothed_dpo_is_lowest_at_the_log_odds_of_a_right_label():
     assert margins[preference.dpo_loss(margins, 0.1).argmin()].item() == pytest.approx(2.197225, abs=1e-3)
 
 
+def test_an_offset_asks_for_a_margin_whichever_reply_is_the_better_one():
+    # margin 0.5 and offset 1: log(1 + e^0.5) = 0.974077; with the label wrong, log(1 + e^1.5) = 1.701413
+    assert preference.dpo_loss(t(0.5), offset=t(1.0)).tolist() == pytest.approx([0.974077], abs=1e-6)
+    expected = 0.9 * 0.974077 + 0.1 * 1.701413
+    assert preference.dpo_loss(t(0.5), 0.1, t(1.0)).tolist() == pytest.approx([expected], abs=1e-6)
+    expected = (0.9 * 0.974077 - 0.1 * 1.701413) / 0.8
+    assert preference.robust_dpo_loss(t(0.5), 0.1, t(1.0)).tolist() == pytest.approx([expected], abs=1e-6)
+    assert preference.hinge_loss(t(0.5), t(1.0)).tolist() == pytest.approx([1.5])
+
+
+def test_davidsons_model_with_shares_is_the_mean_over_people_and_asks_no_margin_of_a_tie():
+    left, right, nu = t(1.0), t(0.0), 0.3
+    of_each = {way: preference.davidson_loss(left, right, torch.tensor([way]), nu).item() for way in (1, 0, -1)}
+    found = preference.soft_davidson_loss(left, right, t(0.5), t(0.25), nu)
+    assert found.tolist() == pytest.approx([0.5 * of_each[1] + 0.25 * of_each[0] + 0.25 * of_each[-1]])
+    asked = preference.soft_davidson_loss(left, right, t(0.0), t(1.0), nu, margin=t(2.0))
+    assert asked.item() == pytest.approx(of_each[0])
+    closer = preference.davidson_loss(t(0.0), t(1.0), torch.tensor([1]), nu)  # 1 apart less 2
+    assert preference.soft_davidson_loss(left, right, t(1.0), t(0.0), nu, t(2.0)).tolist() == pytest.approx(
+        closer.tolist()
+    )
+
+
 def test_kto_rewards_are_measured_from_the_baseline():
     # z0 = mean(-9 - -10, -5 - -8) = mean(1, 3) = 2
     baseline = preference.kto_baseline(t(-9, -5), t(-10, -8))

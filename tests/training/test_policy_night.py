@@ -71,7 +71,8 @@ def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path, model):
 @pytest.mark.parametrize("method", ["ppo", "rloo", "online-dpo"])
 def test_from_clicks_to_the_next_reply_by_reward_models_and_a_policy(tmp_path, method, model):
     store = say(tmp_path)
-    done = run(tmp_path, model, "--method", method, "--gate", "off", settings=POLICY)
+    # In bfloat16 the engine is about as far from the trainer of a tiny model as it may be.
+    done = run(tmp_path, model, "--method", method, "--gate", "off", settings=[*POLICY, "precision=float32"])
     assert done.returncode == 0, done.stderr
     assert (last(store).state, last(store).adapter) == ("done", "night-0001")
     metrics = steps_of(store)
@@ -108,14 +109,16 @@ def test_a_killed_policy_night_goes_on_with_its_reward_models(tmp_path, model):
     store.close()
 
 
-def test_a_policy_night_without_a_pair_says_what_it_learns_from(tmp_path, tiny):
+def test_a_policy_night_without_contrast_says_what_it_learns_from(tmp_path, tiny):
     store = say(tmp_path)
     with store.transaction() as db:
         db.conn.execute("DELETE FROM comparisons")
         db.conn.execute("DELETE FROM corrections")
+        db.conn.execute("DELETE FROM votes WHERE value = -1")
     done = run(tmp_path, tiny.name, "--method", "ppo", settings=POLICY)
     assert (done.returncode, last(store).state) == (0, "nothing")
-    assert "ppo learns from preferences, and there are 1 thumbs up, 1 thumbs down" in last(store).reason
+    told = "the only thumb is up, and ppo learns from preferences and thumbs of both kinds"
+    assert last(store).reason == f"nothing to learn from: {told}"
     store.close()
 
 

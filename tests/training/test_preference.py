@@ -1,5 +1,6 @@
 """The kinds of loss that a pair may be taught by: each is the function of its name, of the margin it says."""
 
+from dataclasses import replace
 from functools import partial
 from typing import get_args
 
@@ -10,9 +11,15 @@ from feedback.errors import Refused
 from training.algorithms import dpo_kto
 from training.algorithms.dpo_kto import LOSSES, Loss, PreferenceConfig
 from training.algorithms.registry import parse_settings
-from training.data.tokenize import TokenizedExample
+from training.data.scoring import margins_of, references_of
+from training.data.tokenize import Preference, TokenizedExample
+from training.loop import checkpoint
+from training.loop.early_stopping import Watch
+from training.loop.loop import train
 from training.losses import preference
+from training.model.packing import pack
 from training.model.policy import Backbone
+from training.model.reference import References
 
 LESSON = TokenizedExample("comparison", [1, 2, 3], ([4, 5, 6, 7], [8, 9]), weight=1.0)
 BETA = 0.3
@@ -54,6 +61,86 @@ def test_a_pair_is_taught_by_the_loss_that_was_asked_for(backbone, asked, loss):
 
     backbone.peft.zero_grad()
     assert tally.sums["loss"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+REPLIES = ([4, 5, 6, 7], [8, 9], [4, 5, 9], [10])
+ORDER = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+RANKING = TokenizedExample(
+    "ranking", [1, 2, 3] * 20, REPLIES, 3.0, ranked=tuple(Preference(*each, weight=0.5) for each in ORDER)
+)
+PAIRS = [TokenizedExample("ranking", [1, 2, 3] * 20, (REPLIES[a], REPLIES[b]), 0.5) for a, b in ORDER]
+
+
+@pytest.mark.parametrize("asked", [{}, {"per_token": 1}, {"loss": "hinge"}, {"sft_weight": 0.5}])
+def test_a_ranking_in_one_row_teaches_what_its_pairs_teach_in_fewer_tokens(backbone, asked):
+    settings = PreferenceConfig(beta=BETA, ranking_weight=2.0, **asked)
+    found = {}
+    for name, examples in (("one row", [RANKING]), ("pairs", PAIRS)):
+        backbone.peft.zero_grad()
+        reference = references_of(References(backbone), examples)
+        tally = dpo_kto.gradients(backbone, examples, reference, torch.zeros(()), (1.0, 1.0), settings, 1024)
+        slopes = {
+            key: each.grad * len(examples)  # of the sum over the batch, not the mean
+            for key, each in backbone.parameters().items()
+            if each.grad is not None
+        }
+        found[name] = (tally, slopes)
+    backbone.peft.zero_grad()
+    (ours, our_slopes), (theirs, their_slopes) = found.values()
+
+    assert ours.sums == pytest.approx(theirs.sums, abs=1e-4)
+    assert any(each.abs().max() > 1e-3 for each in our_slopes.values())
+    for key, each in our_slopes.items():
+        assert torch.allclose(each, their_slopes[key], atol=1e-5), key
+    assert ours.tokens == 60 + 10
+    assert theirs.tokens == 6 * 60 + 3 * 10  # every reply is in three pairs
+    computed = [sum(len(pack([each.own_row()]).ids) for each in some) for some in ([RANKING], PAIRS)]
+    assert computed[0] < computed[1] / 5
+
+
+def test_a_ranking_says_when_to_stop_as_its_pairs_do(backbone):
+    reference = References(backbone)
+    watched = [
+        Watch(backbone, PAIRS, validation, PreferenceConfig(), reference).gains() for validation in ([RANKING], PAIRS)
+    ]
+    assert watched[0].tolist() == pytest.approx([float(watched[1].mean())], abs=1e-6)
+
+
+def test_a_training_on_rankings_goes_on_from_its_checkpoint_to_the_same_end(tiny, tmp_path):
+    settings = PreferenceConfig(epochs=3, min_steps=1, batch_size=2, evals_per_epoch=1, kl_budget=50)
+
+    def trained(stop: int | None) -> dict[str, torch.Tensor]:
+        moving = Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
+        trainer = dpo_kto.PreferenceTrainer(moving, [RANKING, *PAIRS[:3]], settings, [RANKING, PAIRS[0]])
+        state = trainer.begin()
+        checkpoint.load(tmp_path / "state", state)
+        for report in train(trainer, state):
+            if report.step == stop:
+                checkpoint.save(tmp_path / "state", state)
+                return {}
+        return {name: each.detach().clone() for name, each in state.parameters.items()}
+
+    whole = trained(None)
+    trained(3)
+    assert all(torch.equal(each, whole[name]) for name, each in trained(None).items())
+
+
+def test_the_stronger_a_preference_the_more_it_teaches_and_without_a_strength_there_is_no_margin(backbone):
+    reference = References(backbone).of(LESSON.own_row())[None]
+
+    def learned(strength: float, strength_margin: float, loss: Loss = "sigmoid") -> float:
+        settings = PreferenceConfig(beta=BETA, strength_margin=strength_margin, loss=loss)
+        lesson = replace(LESSON, strength=strength)
+        tally = dpo_kto.gradients(backbone, [lesson], reference, torch.zeros(()), (1.0, 1.0), settings, 1024)
+        backbone.peft.zero_grad()
+        return tally.sums["loss"]
+
+    losses = [learned(strength, 1.0) for strength in (0.0, 0.25, 0.5, 1.0)]
+    assert losses == sorted(set(losses))
+    (margin,) = margins_of(backbone.log_probs(LESSON.own_row()), LESSON, reference[0], torch.zeros(()), BETA)
+    assert losses[3] == pytest.approx(torch.log1p((1 - margin).exp()).item(), abs=1e-5)
+    assert learned(1.0, 0.0) == losses[0]
+    assert learned(1.0, 1.0, "ipo") == learned(0.0, 1.0, "ipo")
 
 
 def test_every_loss_that_may_be_asked_for_is_there():

@@ -14,7 +14,7 @@ from assistant.models.base_model import Base
 from feedback.accounts import users
 from feedback.database.database import Database
 from feedback.errors import Refused
-from feedback.kinds.vote import DOWN, UP, vote
+from feedback.kinds.vote import UP, vote
 from feedback.messages import Message
 from feedback.records import nights
 from tests.conftest import two_replies
@@ -195,11 +195,10 @@ def test_a_night_learns_by_rules_alone_from_thumbs_alone(tmp_path: Path, tiny: B
     me = users.local_owner(store)
     users.set_consent(store, me, True)
     for number in range(6):
-        _, left, right = two_replies(store, me, f"Name a bird, number {number}.")
+        _, left, _ = two_replies(store, me, f"Name a bird, number {number}.")
         vote(store, me, left, UP)
-        vote(store, me, right, DOWN)
     refused = run(tmp_path, tiny.name, "--method", "rloo", "--gate", "off", settings=POLICY)
-    assert "rloo learns from preferences" in refused.stdout
+    assert "all 6 thumbs are up, and rloo learns from preferences and thumbs of both kinds" in refused.stdout
     (tmp_path / "rewards").mkdir()
     (tmp_path / "rewards" / "short.py").write_text(
         "def score(prompts, completions, **more): return [-len(said['content']) for (said,) in completions]"

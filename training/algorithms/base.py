@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from feedback.records.methods import MethodFacts
+from training.data.judged import has_contrast
 from training.data.tokenize import NothingFits, TokenizedExample
 from training.loop.config import Config
 from training.loop.loop import Metrics, Trainer
@@ -73,6 +74,7 @@ class Method:
     on_policy: bool = False  # it learns from its own replies, by reward models
     distributed: bool = False  # several processes may share its batches
     makes_adapter: bool = True  # False: its trainer is a `reward_model.EnsembleTrainer`, whose models are kept
+    needs_contrast: bool = False  # without pairs it needs thumbs of both kinds
     # Those of `learns_from` without any of which there is nothing to do, unless the config does without; empty: all.
     needs: tuple[str, ...] = ()
 
@@ -82,4 +84,14 @@ class Method:
 
     def needed(self, config: Config) -> tuple[str, ...]:
         """The kinds of examples of which it needs one or more."""
-        return self.needs if self.needs and config.needs_pairs else self.learns_from
+        return self.needs if self.needs and config.trains_models else self.learns_from
+
+    def can_learn(self, examples: Sequence[TokenizedExample], config: Config) -> bool:
+        """Whether these hold an example of a kind that it cannot do without, and contrast if it needs it."""
+        kinds = self.needed(config)
+        needed = [each for each in examples if each.field in kinds]
+        return bool(needed) and (not self.needs_contrast_with(config) or has_contrast(needed))
+
+    def needs_contrast_with(self, config: Config) -> bool:
+        """Whether it needs thumbs of both kinds, if it has no pairs."""
+        return self.needs_contrast and config.trains_models

@@ -18,10 +18,10 @@ from torch import Tensor
 from feedback.records import methods
 from training.algorithms.base import Method, Metrics, TrainingContext
 from training.algorithms.registry import register
-from training.data.scoring import groups, margin_of, references_of
+from training.data.scoring import groups, margins_of, references_of, sides_of
 from training.data.tokenize import TokenizedExample
 from training.loop import distributed
-from training.loop.config import LearningRate, Switch, WatchedConfig, Weight
+from training.loop.config import STRENGTH_MARGIN, LearningRate, StrengthMargin, Switch, WatchedConfig, Weight
 from training.loop.loop import ExamplesTrainer
 from training.loop.optim import apply_gradients, within_memory
 from training.loop.state import TrainState
@@ -50,6 +50,7 @@ class PreferenceConfig(WatchedConfig):
         0.0, ge=0, lt=0.5, description="assumed share of wrong choices (conservative or robust DPO)"
     )
     per_token: Switch = Field(0, description="1: margins are per token, so that length alone moves nothing")
+    strength_margin: StrengthMargin = STRENGTH_MARGIN
     sft_weight: Weight = Field(0.0, description="weight of the preferred reply's own loss, in nats per token")
     one_sided_kl_budget: float = Field(
         0.05, gt=0, le=1000, description="kl_budget, if smaller, where all there is are thumbs of one kind"
@@ -57,11 +58,11 @@ class PreferenceConfig(WatchedConfig):
     learning_rate: LearningRate = 5e-4
 
 
-LOSSES: dict[Loss, Callable[[Tensor, PreferenceConfig], Tensor]] = {
-    "sigmoid": lambda margin, config: preference.dpo_loss(margin, config.label_smoothing),
-    "robust": lambda margin, config: preference.robust_dpo_loss(margin, config.label_smoothing),
-    "hinge": lambda margin, config: preference.hinge_loss(margin),
-    "ipo": lambda margin, config: preference.ipo_loss(margin / config.beta, config.beta),
+LOSSES: dict[Loss, Callable[[Tensor, Tensor, PreferenceConfig], Tensor]] = {  # of margins and offsets (P,)
+    "sigmoid": lambda margin, offset, config: preference.dpo_loss(margin, config.label_smoothing, offset),
+    "robust": lambda margin, offset, config: preference.robust_dpo_loss(margin, config.label_smoothing, offset),
+    "hinge": lambda margin, offset, config: preference.hinge_loss(margin, offset),
+    "ipo": lambda margin, offset, config: preference.ipo_loss(margin / config.beta, config.beta),  # has its own target
 }
 
 
@@ -186,7 +187,7 @@ def gradients(
 
 
 def _baseline(backbone: Backbone, examples: Sequence[TokenizedExample], references: Tensor) -> Tensor:
-    """KTO's baseline z0 for a batch with references (B, 2); 0 if it has no thumb with a mismatched reply."""
+    """KTO's baseline z0 for a batch with references (B, R); 0 if it has no thumb with a mismatched reply."""
     thumbs = [at for at, each in enumerate(examples) if each.kind == "thumb" and len(each.replies) == 2]
     with torch.no_grad():
         rows = [examples[each].row(1) for each in thumbs]
@@ -205,24 +206,32 @@ def _loss(
     config: PreferenceConfig,
     tally: Tally,
 ) -> Tensor:
-    """One example's weighted loss; arguments as in `margin_of`."""
-    margin = margin_of(policy, example, reference, baseline, config.beta)
-    lengths = [len(reply) for reply in example.replies]
-    if config.per_token and example.kind != "thumb":
-        moved = policy - reference
-        tokens = torch.tensor(lengths, device=policy.device)
-        margin = preference.normalised_margin(moved[0], moved[1], tokens[0], tokens[1], config.beta)
+    """One example's loss, the weighted sum over its preferences; arguments as in `margins_of`."""
+    margins = margins_of(policy, example, reference, baseline, config.beta)
+    tally.tokens += len(example.prompt_ids) + sum(map(len, example.replies[: len(policy)]))
     if example.kind == "thumb":
-        loss = preference.kto_loss(margin[None], torch.tensor([example.wanted], device=policy.device), *weights)[0]
+        losses = preference.kto_loss(margins, torch.tensor([example.wanted], device=policy.device), *weights)
+        weighted = losses[0] * example.weight * config.thumb_weight
         tally.add({f"logps/{'chosen' if example.wanted else 'rejected'}": policy[0].item()})
     else:
-        loss = LOSSES[config.loss](margin, config)
-        loss = loss + config.sft_weight * preference.nll_loss(policy[0], torch.tensor(lengths[0]))
-        tally.add({"logps/chosen": policy[0].item(), "logps/rejected": policy[1].item()})
-    weighted = loss * example.weight * getattr(config, f"{example.kind}_weight")
-    tally.tokens += len(example.prompt_ids) + sum(map(len, example.replies[: len(policy)]))
-    right = float(margin.item() > 0)
-    tally.add({"loss": weighted.item(), "rewards/margins": margin.item(), "rewards/accuracies": right})
+        chosen, rejected = sides_of(example)
+        tokens = torch.tensor([len(reply) for reply in example.replies], device=policy.device)
+        if config.per_token:
+            moved = policy - reference[: len(policy)]
+            margins = preference.normalised_margin(
+                moved[chosen], moved[rejected], tokens[chosen], tokens[rejected], config.beta
+            )
+        strength = torch.tensor([each.strength for each in example.preferences], device=policy.device)
+        losses = LOSSES[config.loss](margins, config.strength_margin * strength, config)
+        losses = losses + config.sft_weight * preference.nll_loss(policy[chosen], tokens[chosen])
+        of_each = torch.tensor([each.weight for each in example.preferences], device=policy.device)
+        weighted = of_each @ losses * getattr(config, f"{example.kind}_weight")
+        for side, replies in (("chosen", chosen), ("rejected", rejected)):
+            for value in policy[replies].tolist():
+                tally.add({f"logps/{side}": value})
+    tally.add({"loss": weighted.item()})
+    for margin in margins.tolist():
+        tally.add({"rewards/margins": margin, "rewards/accuracies": float(margin > 0)})
     return weighted
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from feedback.records import methods
 from training.algorithms.base import Method, Metrics, PolicyContext
 from training.algorithms.registry import register
+from training.algorithms.reward_model import LEARNED, NEEDED
 from training.loop.config import LearningRate
 from training.loop.optim import apply_gradients, schedule, within_memory
 from training.loop.state import TrainState
@@ -122,6 +123,4 @@ def build(context: PolicyContext, config: OnlineDpoConfig) -> OnlineDpoTrainer:
     return OnlineDpoTrainer(context.backbone, context.sampler, prompts, score, config, context.examples)
 
 
-register(
-    Method(methods.ONLINE_DPO, ("pairs", "ties", "thumbs"), OnlineDpoConfig, build, on_policy=True, needs=("pairs",))
-)
+register(Method(methods.ONLINE_DPO, LEARNED, OnlineDpoConfig, build, on_policy=True, needs=NEEDED, needs_contrast=True))

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from feedback.records import methods
 from training.algorithms.base import Method, Metrics, PolicyContext
 from training.algorithms.registry import register
+from training.algorithms.reward_model import LEARNED, NEEDED
 from training.loop.config import Switch, Weight
 from training.loop.optim import NotFinite, apply_gradients, within_memory
 from training.loop.state import TrainState
@@ -318,5 +319,8 @@ def build(context: PolicyContext, config: PpoConfig) -> PpoTrainer:
     return trainer
 
 
-given = ("pairs", "ties", "thumbs", "demonstrations")
-register(Method(methods.PPO, given, PpoConfig, build, on_policy=True, needs=("pairs",)))
+register(
+    Method(
+        methods.PPO, (*LEARNED, "demonstrations"), PpoConfig, build, on_policy=True, needs=NEEDED, needs_contrast=True
+    )
+)

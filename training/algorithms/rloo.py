@@ -18,6 +18,7 @@ from torch import Tensor
 from feedback.records import methods
 from training.algorithms.base import Method, Metrics, PolicyContext
 from training.algorithms.registry import register
+from training.algorithms.reward_model import LEARNED, NEEDED
 from training.loop.config import LearningRate
 from training.loop.optim import apply_gradients, schedule, within_memory
 from training.loop.state import TrainState
@@ -199,9 +200,8 @@ def build(trainer: type[RlooTrainer], context: PolicyContext, config: ReinforceC
     return trainer(context.backbone, context.sampler, prompts, score, config, context.examples)
 
 
-LEARNED, PAIRS = ("pairs", "ties", "thumbs"), ("pairs",)
 for facts, trainer, config in (
     (methods.RLOO, RlooTrainer, RlooConfig),
     (methods.REINFORCE, ReinforceTrainer, ReinforceConfig),
 ):
-    register(Method(facts, LEARNED, config, partial(build, trainer), on_policy=True, needs=PAIRS))
+    register(Method(facts, LEARNED, config, partial(build, trainer), on_policy=True, needs=NEEDED, needs_contrast=True))

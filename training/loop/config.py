@@ -19,6 +19,13 @@ KlBudget = Annotated[
 Epochs = Annotated[int, Field(ge=1, le=1000, description="most passes over the examples")]
 Switch = Annotated[int, Field(ge=0, le=1)]  # 0: no, 1: yes
 Weight = Annotated[float, Field(ge=0, le=1000)]  # of a part of the objective
+StrengthMargin = Annotated[
+    float,
+    Field(
+        ge=0, le=100, description="margin that a choice of strength 5 asks for, in log-odds; 1 asks for none; 0: off"
+    ),
+]
+STRENGTH_MARGIN = 1.0  # its default
 MOST_RANK = 1024
 MOST_MODELS = 64  # in an ensemble
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -41,7 +48,7 @@ class Config(BaseModel):
     precision: Precision = Field("auto", description="number format to compute in; auto: the faster one here")
 
     @property
-    def needs_pairs(self) -> bool:
+    def trains_models(self) -> bool:
         """Whether a method that is said to need comparisons does need them with these settings."""
         return True
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from training.data.scoring import gains_of, groups
+from training.data.scoring import gain_of, gains_of, groups
 from training.data.tokenize import TokenizedExample
 from training.loop.config import WatchedConfig
 from training.loop.optim import NotFinite
@@ -97,7 +97,7 @@ class Watch:
         weights = torch.tensor([example.weight for example in self._validation])
         state.validation_gain, _ = mean_and_error(gains, weights)
         best = state.best_gains
-        if best is None or state.validation_gain > mean_and_error(best, weights)[0]:
+        if best is None or len(best) != len(gains) or state.validation_gain > mean_and_error(best, weights)[0]:
             state.best_gains = gains
             return True
         lost, error = mean_and_error(best - gains, weights)
@@ -110,9 +110,7 @@ class Watch:
         for group, references in zip(self._passes, self._references, strict=True):
             policies = self._backbone.each_token_of([row for _, row in group])
             for (at, row), ours, theirs in zip(group, policies, references, strict=True):
-                of_each = gains_of(row, ours, theirs.to(ours.device))
-                wanted = 1 if self._validation[at].wanted else -1
-                gains[at] = of_each[0] - of_each[1] if len(of_each) == 2 else wanted * of_each[0]
+                gains[at] = gain_of(self._validation[at], gains_of(row, ours, theirs.to(ours.device)))
         return gains
 
 

@@ -54,6 +54,36 @@ def davidson_loss(left: Tensor, right: Tensor, outcome: Tensor, log_tie: Tensor 
     return -log_probs.gather(-1, (outcome.long() + 1)[..., None])[..., 0]
 
 
+def soft_davidson_loss(
+    left: Tensor,
+    right: Tensor,
+    wins: Tensor,
+    ties: Tensor,
+    log_tie: Tensor | float,
+    margin: Tensor | float = 0.0,
+) -> Tensor:
+    """`davidson_loss` with shares as the label: (B,) of people who prefer left, and who prefer neither; loss (B,).
+
+    A tie is half a win in it: the slope over left - right is P(left) + P(tie) / 2 - (wins + ties / 2). `margin` is as
+    in `bradley_terry_loss`, and is asked of no tie.
+    """
+    shares = {1: wins, 0: ties, -1: 1 - wins - ties}
+    losses = [
+        share * davidson_loss(left - way * margin / 2, right + way * margin / 2, torch.full_like(left, way), log_tie)
+        for way, share in shares.items()
+    ]
+    return torch.stack(losses).sum(0)
+
+
+def thumb_loss(scores: Tensor, bias: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy of P(up) = sigmoid(score - bias), of scores (B,) and their raters' biases (B,); loss (B,).
+
+    `wanted` (B,) is 1 for a thumb up and 0 for one down; a bias is how high a score a person asks for. It is the Rasch
+    model (1960) with replies for persons and raters for items.
+    """
+    return F.binary_cross_entropy_with_logits(scores - bias, wanted, reduction="none")
+
+
 def rao_kupper_loss(left: Tensor, right: Tensor, outcome: Tensor, threshold: Tensor) -> Tensor:
     """Rao and Kupper, 1967: a tie unless one is better by more than a threshold; loss (B,).
 
@@ -101,18 +131,22 @@ def normalised_margin(
     return beta * (chosen_ratio / chosen_tokens - rejected_ratio / rejected_tokens)
 
 
-def dpo_loss(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def dpo_loss(margin: Tensor, label_smoothing: float = 0.0, offset: Tensor | float = 0.0) -> Tensor:
     """DPO, eq. 7 of arXiv 2305.18290, of margins (B,); loss (B,).
 
     With `label_smoothing` e it is conservative DPO: the expected loss if a label is wrong with probability e
-    (Mitchell, "A note on DPO with noisy preferences", 2023, eq. 3).
+    (Mitchell, "A note on DPO with noisy preferences", 2023, eq. 3). `offset` (B,) is how far apart the two replies
+    should be (DPO with an offset, arXiv 2402.10571), whichever is the better one.
     """
-    return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
+    return -(1 - label_smoothing) * F.logsigmoid(margin - offset) - label_smoothing * F.logsigmoid(-margin - offset)
 
 
-def robust_dpo_loss(margin: Tensor, flipped: float) -> Tensor:
-    """Robust DPO, eq. 11 of arXiv 2403.00409: unbiased where labels are wrong with probability `flipped`; loss (B,)."""
-    clean = -(1 - flipped) * F.logsigmoid(margin) + flipped * F.logsigmoid(-margin)
+def robust_dpo_loss(margin: Tensor, flipped: float, offset: Tensor | float = 0.0) -> Tensor:
+    """Robust DPO, eq. 11 of arXiv 2403.00409: unbiased where labels are wrong with probability `flipped`; loss (B,).
+
+    `offset` (B,) is as in `dpo_loss`.
+    """
+    clean = -(1 - flipped) * F.logsigmoid(margin - offset) + flipped * F.logsigmoid(-margin - offset)
     return clean / (1 - 2 * flipped)
 
 
@@ -124,9 +158,9 @@ def ipo_loss(ratio_gap: Tensor, tau: float) -> Tensor:
     return (ratio_gap - 1 / (2 * tau)) ** 2
 
 
-def hinge_loss(margin: Tensor) -> Tensor:
-    """SLiC's hinge on DPO's margin, section 3.1 of arXiv 2309.06657: max(0, 1 - margin); loss (B,)."""
-    return torch.relu(1 - margin)
+def hinge_loss(margin: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+    """SLiC's hinge on DPO's margin, section 3.1 of arXiv 2309.06657: max(0, 1 + offset - margin); loss (B,)."""
+    return torch.relu(1 + offset - margin)
 
 
 # KTO

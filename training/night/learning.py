@@ -1,6 +1,5 @@
 """Step 5 of a night: train an adapter, or reward models, on the night's examples."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -141,23 +140,17 @@ def lessons(divided: Split, ready: Ready) -> Lessons:
     unfit, taught = added(unfit, unfit_too), divided.training
     prompting = training
     gives_way = len(stopping) < FEWEST_FOR_VALIDATION or len(stopping) > len(training)
-    if gives_way or not teaches(training, ready):
+    if gives_way or not ready.method.can_learn(training, ready.config):
         training, stopping, taught = [*training, *stopping], [], divided.training.with_others(divided.stopping)
         prompting = prompting or training
     examples = replace(work.examples, left_out=added(work.examples.left_out, unfit))
-    if not teaches(training, ready):
+    if not ready.method.can_learn(training, ready.config):
         raise NothingFits(why_unfit(unfit, encoder.max_length, examples))
     several = f"{distributed.count()} processes, " if distributed.count() > 1 else ""
     where = f"{ready.backbone.head.dtype} on {ready.backbone.device}, {several}{threads_of(work.plan)} threads"
     print(f"night {work.night}: {where}, {len(training)} examples", flush=True)
     ready.enter("training", counts=examples.counts())
     return Lessons(training, stopping, prompting, examples, replace(only(taught, kinds), left_out=examples.left_out))
-
-
-def teaches(tokenized: Sequence[TokenizedExample], ready: Ready) -> bool:
-    """Whether there is an example of a kind that the night's method cannot do without."""
-    kinds = ready.method.needed(ready.config)
-    return any(each.field in kinds for each in tokenized)
 
 
 def train_on_examples(ready: Ready, given: Lessons) -> Trained:

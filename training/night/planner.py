@@ -20,6 +20,7 @@ from training.algorithms import registry
 from training.algorithms.base import Method
 from training.data.tokenize import TOO_LONG
 from training.loop import limits
+from training.loop.config import Config
 from training.model import policy
 from training.night.run_dir import Plan, rewards_folder
 
@@ -94,14 +95,18 @@ def recorded_settings(plan: Plan) -> dict[str, Any]:
 def why_nothing(store: Database, examples: Examples, plan: Plan, again: bool) -> str:
     """The reason why there is nothing to do, in words; empty if there is something."""
     method = registry.find(plan.method)
-    kinds = method.needed(method.config(**plan.settings))
-    needed = only(examples, kinds)
+    config = method.config(**plan.settings)
+    needed = only(examples, method.needed(config))
     if not len(needed):
-        return why_no_example(store, examples, method, kinds)
+        return why_no_example(store, examples, method, config)
+    if flat := without_contrast(needed, method, config):
+        return f"nothing to learn from: {flat}"
     divided = parts(store, plan, needed)
     if not len(divided.training) + len(divided.stopping):
         whose = "all feedback so far" if len(needed) == len(examples) else f"all that {method.name} can learn from"
         return f"nothing to learn from yet; {whose} ({in_words(needed)}) is kept for judging"
+    if flat := without_contrast(divided.training.with_others(divided.stopping), method, config):
+        return f"nothing to learn from yet: beside what is kept for judging, {flat}"
     last = nights.last_trained(store)
     # Settings that did not exist then had today's default.
     same = last and (last.data_sha256, last.method, defaults(plan.method) | last.settings)
@@ -115,9 +120,9 @@ def only(examples: Examples, kinds: Collection[str]) -> Examples:
     return Examples(**{kind: getattr(examples, kind) for kind in kinds}, left_out=examples.left_out)
 
 
-def why_no_example(store: Database, examples: Examples, method: Method, kinds: Collection[str]) -> str:
+def why_no_example(store: Database, examples: Examples, method: Method, config: Config) -> str:
     """The reason why there is no example of the kinds that a method needs, in words."""
-    learns = f"{method.name} learns from {' and '.join(LEARNS_FROM[kind] for kind in kinds)}"
+    learns = learns_from(method, config)
     if undecided := no_preference(store):
         return f"nothing to learn from: {undecided}, and {learns}"
     if len(examples):
@@ -126,6 +131,23 @@ def why_no_example(store: Database, examples: Examples, method: Method, kinds: C
         return "nothing to learn from; nobody has rated a reply yet"
     unused = f": {learns}" if unused_by(method.name) in examples.left_out else ""
     return f"nothing to learn from{unused}; left out were {left_out_words(examples.left_out)}"
+
+
+def learns_from(method: Method, config: Config) -> str:
+    """The kinds of examples of which a method needs one or more, in words."""
+    kinds = [LEARNS_FROM[kind] for kind in method.needed(config)]
+    both = " of both kinds" if method.needs_contrast_with(config) else ""
+    return f"{method.name} learns from {' and '.join(kinds)}{both}"
+
+
+def without_contrast(examples: Examples, method: Method, config: Config) -> str:
+    """What all thumbs are, in words, where a method cannot learn from that alone; empty if it can."""
+    kinds = {thumb.wanted for thumb in examples.thumbs}
+    if not method.needs_contrast_with(config) or examples.pairs or len(kinds) != 1:
+        return ""
+    kind, count = "up" if kinds.pop() else "down", len(examples.thumbs)
+    thumbs = f"all {count:,} thumbs are" if count > 1 else "the only thumb is"
+    return f"{thumbs} {kind}, and {learns_from(method, config)}"
 
 
 def no_preference(store: Database) -> str:

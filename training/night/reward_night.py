@@ -26,7 +26,8 @@ from feedback.raters import questions
 from feedback.records import nights
 from training.algorithms import reward_model
 from training.algorithms.base import TrainingContext
-from training.algorithms.reward_model import EnsembleTrainer, RewardConfig, RewardExample
+from training.algorithms.reward_model import EnsembleTrainer, RewardConfig
+from training.data.judged import has_contrast
 from training.data.tokenize import Encoder, NothingFits, TokenizedExample, Unfit, tokenize
 from training.evaluation import calibration
 from training.evaluation.calibration import Believed
@@ -43,7 +44,7 @@ from training.rollouts.on_policy import PolicyConfig, usual_length
 from training.rollouts.sampler import Rollout, Sampler, sampling_of
 from training.rollouts.sign_check import require_models_sign
 
-SIGNED = 64  # prompts whose pairs must be scored the right way round by what has learned from them
+SIGNED = 64  # examples whose pairs must be scored the right way round by what has learned from them
 ASKED = 200  # messages whose replies are scored for the next questions
 RELIABILITY = "reliability.png"
 TEMPERATURE = 0.7  # of the reference model's replies that scores are normalised on; the same as in chats
@@ -83,20 +84,20 @@ def make_models(
 ) -> RewardModels:
     """Make this night's reward models, or load them if a resumed night had already finished them.
 
-    Raises `NothingFits` without a pair, `NotFinite`, `Refused` or `Cancelled`.
+    Raises `NothingFits` without contrast (`judged.has_contrast`), `NotFinite`, `Refused` or `Cancelled`.
     """
     store, backbone, folder = night.store, night.backbone, nights.reward_models_of(night.store, night.recorder.night)
     if folder.is_dir():
         return reward_heads.load(backbone, folder)[0]
 
-    # 1. tokenize the training, validation and held-out sets; without a pair to train on, the second gives way
+    # 1. tokenize the training, validation and held-out sets; without contrast to train on, the second gives way
     divided = planner.parts(store, night.plan, examples)
     (training, unfit), (validation, unfit_too), (held_out, _) = (
         tokenize(part, night.encoder) for part in (divided.training, divided.stopping, divided.held_out)
     )
-    if not reward_model.has_pair(training):
+    if not has_contrast(training):
         training, validation = [*training, *validation], []
-    if not reward_model.has_pair(training):
+    if not has_contrast(training):
         dropped = planner.added(unfit, unfit_too)
         left_out = planner.added(examples.left_out, dropped)
         raise NothingFits(planner.why_unfit(dropped, night.encoder.max_length, replace(examples, left_out=left_out)))
@@ -106,7 +107,7 @@ def make_models(
     stage = Stage("the reward models", "reward.safetensors", prefix="reward_", after=more_steps)
     night.recorder.follow(trainer, config, stage)
     ensemble = trainer.models
-    require_models_sign(reward_model.margins(ensemble, trainer.examples[:SIGNED])[0])
+    require_models_sign(reward_model.margins(ensemble, training[:SIGNED])[0])
 
     # 3. normalise scores to mean 0 and standard deviation 1 on the reference model's replies
     length = config.sample_tokens or usual_length(training)
@@ -115,9 +116,9 @@ def make_models(
     ensemble.reference_ends = share_ended(samples)
 
     # 4. calibrate on the validation set, judge on the held-out set
-    apart, _ = reward_model.margins(ensemble, reward_model.group_by_prompt(validation))
+    apart, _ = reward_model.margins(ensemble, validation)
     ensemble.temperature = calibration.temperature_of(apart)
-    found = judged(ensemble, reward_model.group_by_prompt(held_out))
+    found = judged(ensemble, held_out)
     ensemble.metrics = asdict(found) if found else {}
 
     # 5. score the replies of possible questions: where the ensemble disagrees most, an answer teaches most
@@ -231,17 +232,18 @@ def scores_of(ensemble: RewardModels, store: Database, encoder: Encoder) -> dict
 
 
 @torch.no_grad()
-def judged(ensemble: RewardModels, tokenized: Sequence[RewardExample]) -> Believed | None:
+def judged(ensemble: RewardModels, tokenized: Sequence[TokenizedExample]) -> Believed | None:
     """The ensemble's accuracy and calibration on these examples; None if they hold no preference."""
-    apart, longer_by = reward_model.margins(ensemble, tokenized) if tokenized else ([], [])
-    return calibration.believed(apart, longer_by, ensemble.temperature) if apart else None
+    apart, longer_by = reward_model.margins(ensemble, tokenized)
+    drawn = [each.drawn for each in tokenized if each.field == "pairs" for _ in each.preferences]
+    return calibration.believed(apart, longer_by, ensemble.temperature, drawn) if apart else None
 
 
 def in_words(store: Database, night: int) -> str:
     """The held-out accuracy and calibration of a night's reward models, in words."""
     metrics = json.loads((nights.reward_models_of(store, night) / reward_heads.CARD).read_text())["metrics"]
     if not metrics:
-        return "nothing was held out to judge them by"
+        return "no pair was held out to judge them by"
     return (
         f"they are right on {metrics['accuracy']:.0%} of {metrics['pairs']} held-out pairs "
         f"({metrics['low']:.0%} to {metrics['high']:.0%}), calibration error {metrics['calibration_error']:.2f}, "

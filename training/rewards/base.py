@@ -49,7 +49,7 @@ class Source:
     is_optional: bool = False  # the argument
     check: Callable[[str], object] = len  # raises `Refused` on an argument that cannot be
     needs_models: bool = False  # whether it scores by reward models, which only a night's process has
-    needs_pairs: bool = False  # whether there must be comparisons to learn by it
+    trains_models: bool = False  # whether there must be comparisons to learn by it
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def _require_night(argument: str) -> None:
         raise Refused(f"reward:NIGHT names a night by its number, not {argument[:40]!r}")
 
 
-register(Source(MODELS, "the reward models that this night trains", _own, needs_models=True, needs_pairs=True))
+register(Source(MODELS, "the reward models that this night trains", _own, needs_models=True, trains_models=True))
 register(
     Source(
         "reward", "the reward models of an earlier night", _earlier, "NIGHT", check=_require_night, needs_models=True

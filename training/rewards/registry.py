@@ -60,9 +60,9 @@ def asked(said: str) -> list[Asked]:
     return found
 
 
-def needs_pairs(said: str) -> bool:
+def trains_models(said: str) -> bool:
     """Whether there must be comparisons to learn by the sources that a text names."""
-    return any(each.source.needs_pairs for each in asked(said))
+    return any(each.source.trains_models for each in asked(said))
 
 
 def _weight(text: str, where: str) -> float:

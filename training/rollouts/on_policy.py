@@ -70,8 +70,8 @@ class PolicyConfig(Config):
     checkpoint_every: CheckpointEvery = 5
 
     @property
-    def needs_pairs(self) -> bool:
-        return registry.needs_pairs(self.rewards)
+    def trains_models(self) -> bool:
+        return registry.trains_models(self.rewards)
 
     def require_usable(self, folder: Path) -> None:
         mixing.require_usable(registry.asked(self.rewards), folder)

@@ -39,7 +39,7 @@ def require_right_sign(backbone: Backbone, trial: TrainState, learn: Learn) -> N
     """
     with restored(trial):
         before = _preference(backbone, ROW)
-        _learn(trial, learn, torch.tensor([1.0, -1.0]))
+        _learn(trial, learn, torch.tensor([1.0, -1.0]), STEPS)
         after = _preference(backbone, ROW)
     if not after > before:
         raise SignFlipped(
@@ -49,21 +49,21 @@ def require_right_sign(backbone: Backbone, trial: TrainState, learn: Learn) -> N
 
 
 def require_kl_sign(backbone: Backbone, trial: TrainState, learn: Learn) -> None:
-    """Raise `SignFlipped` unless steps without any reward bring a policy back towards its reference.
+    """Raise `SignFlipped` unless a step without any reward moves a policy back towards its reference.
 
-    What is measured is how far two replies' log-ratios to the reference differ, which a KL penalty makes
-    smaller whatever baseline is taken off. Adapters and heads are restored afterwards.
+    What is measured is by how much two replies' log-ratios to the reference differ: a KL penalty moves that towards 0,
+    and perhaps beyond, whatever baseline is taken off. Adapters and heads are restored afterwards.
     """
     with restored(trial):
         for number, each in enumerate(backbone.parameters().values()):
             noise = torch.randn(each.shape, generator=torch.Generator().manual_seed(number))
             each.data.add_(MOVED * noise.to(each))
         before = _apart(backbone, ROW)
-        _learn(trial, learn, torch.zeros(2))
+        _learn(trial, learn, torch.zeros(2), steps=1)
         after = _apart(backbone, ROW)
-    if not after < before:
+    if not (before - after) * before > 0:
         raise SignFlipped(
-            f"the sign canary: in {STEPS} steps without a reward the policy should have come closer to its reference, "
+            "the sign canary: in a step without a reward the policy should have moved towards its reference, "
             f"and went from {before:.4f} to {after:.4f} nats"
         )
 
@@ -88,8 +88,8 @@ def restored(trial: TrainState) -> Iterator[None]:
         trial.go_back()
 
 
-def _learn(trial: TrainState, learn: Learn, scores: Tensor) -> None:
-    for _ in range(STEPS):
+def _learn(trial: TrainState, learn: Learn, scores: Tensor, steps: int) -> None:
+    for _ in range(steps):
         learn(trial, [Rollout(ROW, (True, True))], [scores])
         trial.step += 1
 
@@ -97,7 +97,7 @@ def _learn(trial: TrainState, learn: Learn, scores: Tensor) -> None:
 @torch.no_grad()
 def _apart(backbone: Backbone, row: Row) -> float:
     moved = backbone.log_probs(row) - backbone.log_probs(row, reference=True)
-    return float((moved[0] - moved[1]).abs())
+    return float(moved[0] - moved[1])
 
 
 @torch.no_grad()

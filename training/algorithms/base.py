@@ -1,10 +1,11 @@
 """The interface of a training method: a file, here or elsewhere, that declares a `Method` and registers it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from feedback.records.methods import MethodFacts
+from training.data.kl import KlFromBase
 from training.data.tokenize import NothingFits, TokenizedExample
 from training.loop.config import Config
 from training.loop.loop import Metrics, Trainer
@@ -25,6 +26,7 @@ class TrainingContext:
     examples: Sequence[TokenizedExample]  # of the kinds that the method learns from
     validation: Sequence[TokenizedExample]  # for early stopping; empty if there are too few
     references: References
+    kl: KlFromBase | None = field(default=None, kw_only=True)  # measures the policy's distance for the budget
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def reply_weights(tokens: Tensor, kept: Tensor, normalise: str, longest: int) ->
     kept, replies = kept.to(torch.float64), len(tokens)
     if normalise == "token":
         return kept / (kept * tokens).sum().clamp(min=1)
-    share = {"sequence": 1.0, "reply": 1 / tokens.clamp(min=1), "constant": 1 / longest}
+    share: dict[str, Tensor | float] = {"sequence": 1.0, "reply": 1 / tokens.clamp(min=1), "constant": 1 / longest}
     return kept * share[normalise] / replies
 
 

@@ -7,9 +7,10 @@ one less for a reply that breaks off or goes round in circles. RLOO and PPO lear
 itself, DPO from pairs of the base's replies that the rule chose between. All are judged on prompts that none of them
 has seen. The last line is one JSON object:
 
-- by method `curve`: reward, its standard error, and KL from the base in nats a reply, as it learned; `minutes`
+- by method `curve`: reward, its standard error, and KL from the base in nats a reply, as it learned: nats per token
+  times the mean tokens of its replies; `minutes`
 - `before` and `after`: reward on the unseen prompts, `gain_low` the lower end of the 95 % interval of the gain over
-  prompts, and `kl` beside `kl_budget`
+  prompts, and `kl` in nats per token beside `kl_budget`, with `kl_words` for what it is
 - `frontier.png` in the folder: reward by KL, as in figure 2 of arXiv 2305.18290
 
 What is done stays in the folder; a run that is started again goes on with the next method.
@@ -35,13 +36,15 @@ from benchmarks.contest import say
 from benchmarks.loop import processor
 from feedback.messages import Message
 from training.algorithms import dpo_kto, ppo, rloo
+from training.data.kl import AT_LOOKS, Kl, KlFromBase
 from training.data.tokenize import TokenizedExample
 from training.evaluation.text_quality import flaw, whole_words
 from training.loop.loop import Trainer, train
+from training.model.packing import Row
 from training.model.policy import Backbone
 from training.rehearsal.preference_rule import liking
 from training.rehearsal.run import PROMPTS
-from training.rollouts.sampler import Rollout, Sampler, sampling_of, token_values
+from training.rollouts.sampler import Rollout, Sampler, sampling_of
 
 LEARNED, UNSEEN = 400, 64  # prompts
 REPLY_TOKENS, TEMPERATURE = 64, 0.7
@@ -118,7 +121,8 @@ class School:
             truncated="keep",
             kl_budget=BUDGET,
         )
-        return self._learn(backbone, rloo.RlooTrainer(backbone, self.sampler, self.prompts, self.score, config))
+        kl = KlFromBase(backbone, self.own(), [])
+        return self._learn(backbone, rloo.RlooTrainer(backbone, self.sampler, self.prompts, self.score, config, kl))
 
     def ppo(self) -> dict[str, Any]:
         """PPO with the rule as the reward."""
@@ -130,7 +134,8 @@ class School:
             truncated="keep",
             kl_budget=BUDGET,
         )
-        return self._learn(backbone, ppo.PpoTrainer(backbone, self.sampler, self.prompts, self.score, config))
+        kl = KlFromBase(backbone, self.own(), [])
+        return self._learn(backbone, ppo.PpoTrainer(backbone, self.sampler, self.prompts, self.score, config, kl))
 
     def dpo(self) -> dict[str, Any]:
         """DPO on pairs of the base's replies, which the rule chose between."""
@@ -144,7 +149,15 @@ class School:
                 replies = [list(each.row.replies[best]), list(each.row.replies[1 - best])]
                 examples.append(TokenizedExample("comparison", list(each.row.prompt_ids), tuple(replies), 1.0))
         config = dpo_kto.PreferenceConfig(kl_budget=BUDGET)
-        return self._learn(backbone, dpo_kto.PreferenceTrainer(backbone, examples, config))
+        return self._learn(
+            backbone,
+            dpo_kto.PreferenceTrainer(backbone, examples, config, kl=KlFromBase(backbone, self.own(), examples)),
+        )
+
+    def own(self) -> list[Row]:
+        """Replies of the base to prompts that are learned from, which budgets are measured on."""
+        self.sampler.forget()
+        return [each.row for each in self.sampler.write(self.prompts[:AT_LOOKS], 1, self._sampling(), seed=4)]
 
     def _learn(self, backbone: Backbone, trainer: Trainer) -> dict[str, Any]:
         """Run a method to its end, evaluating it on the way."""
@@ -170,20 +183,20 @@ class School:
             "after": last["reward"],
             "gain": round(middle, 3),
             "gain_low": round(middle - 1.96 * error, 3),
-            "kl": round(kl, 4),
+            "kl": round(kl.mean, 4),
+            "kl_words": kl.words,
         }
 
-    def _look(self, backbone: Backbone) -> tuple[dict[str, float], list[float], float]:
-        """Evaluate the policy on the unseen prompts: a point of the curve, the scores by prompt, KL per token."""
+    def _look(self, backbone: Backbone) -> tuple[dict[str, float], list[float], Kl]:
+        """Evaluate the policy on the unseen prompts: a point of the curve, the scores by prompt, and the KL."""
         self.sampler.follow(backbone)
         rollouts = self.sampler.write(self.unseen, 2, self._sampling(), seed=3)
-        rows = [each.row for each in rollouts]
-        policy, reference = (token_values(backbone, rows, TEMPERATURE, plain) for plain in (False, True))
-        apart = torch.cat(policy) - torch.cat(reference)
         scores = [float(each.mean()) for each in self.score(rollouts)]
-        found = point(scores, float(apart.sum()) / (2 * len(rows)))
-        say(f"unseen prompts: {found}")
-        return found, scores, float(apart.mean())
+        kl = distance(backbone, rollouts, self.plain)
+        tokens = fmean(len(reply) for each in rollouts for reply in each.row.replies)
+        found = point(scores, kl.mean * tokens)
+        say(f"unseen prompts: {found}; {kl.words}")
+        return found, scores, kl
 
     def _backbone(self) -> Backbone:
         return Backbone(self.base, self.dtype, "cpu", rank=16, alpha=32, seed=0)
@@ -196,6 +209,16 @@ class School:
 
     def _sampling(self) -> Any:
         return sampling_of(TEMPERATURE, REPLY_TOKENS)
+
+
+def distance(backbone: Backbone, rollouts: Sequence[Rollout], plain: Sequence[Rollout]) -> Kl:
+    """The policy's KL from the base, on its own replies and on as many of the base's to the same prompts."""
+    own, others = (
+        [Row(each.row.prompt_ids, [reply]) for each in some for reply in each.row.replies[:2]]
+        for some in (rollouts, plain)
+    )
+    examples = [TokenizedExample("comparison", list(row.prompt_ids), (list(row.replies[0]),), 1.0) for row in others]
+    return KlFromBase(backbone, own, examples).measure()
 
 
 def point(scores: Sequence[float], kl: float) -> dict[str, float]:

@@ -452,7 +452,7 @@ def test_the_bound_of_an_hour_is_found_by_an_index(store):
 def test_what_is_kept_aside_says_when_to_stop_by_its_weight():
     import torch
 
-    from training.loop.early_stopping import mean_and_error
+    from training.data.kl import mean_and_error
 
     values = torch.tensor([1.0, 2.0, 4.0, -100.0])
     mean, error = mean_and_error(values[:3], torch.ones(3))

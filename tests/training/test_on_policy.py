@@ -12,6 +12,7 @@ from torch import Tensor
 from assistant.models import base_model
 from assistant.models.base_model import Base
 from training.algorithms import ppo, rloo
+from training.data.kl import KlFromBase
 from training.loop import checkpoint
 from training.loop.loop import Report, train
 from training.loop.optim import NotFinite
@@ -50,6 +51,12 @@ def liked(tiny):
     return score
 
 
+def kl_of(backbone: Backbone, sampler: Sampler) -> KlFromBase:
+    """The KL on what the base writes to the prompts."""
+    sampler.forget()
+    return KlFromBase(backbone, [each.row for each in sampler.write(PROMPTS, 1, sampling_of(0.7, 4), seed=9)], [])
+
+
 def nothing(rollouts: Sequence[Rollout]) -> list[Tensor]:
     return [torch.zeros(len(each.row.replies)) for each in rollouts]
 
@@ -57,7 +64,7 @@ def nothing(rollouts: Sequence[Rollout]) -> list[Tensor]:
 def run_rloo(tiny, sampler, score, method=rloo.RlooTrainer, **changes):
     backbone = backbone_of(tiny)
     config = rloo.RlooConfig(**SMALL | {"steps": 10, "kl_budget": 50.0, "beta": 0.01} | changes)
-    trainer = method(backbone, sampler, PROMPTS, score, config)
+    trainer = method(backbone, sampler, PROMPTS, score, config, kl_of(backbone, sampler))
     state = trainer.begin()
     return backbone, state, [each.metrics for each in train(trainer, state)]
 
@@ -65,7 +72,8 @@ def run_rloo(tiny, sampler, score, method=rloo.RlooTrainer, **changes):
 def run_ppo(tiny, sampler, score, **changes):
     backbone = backbone_of(tiny)
     asked = {"steps": 12, "kl_budget": 50.0, "beta": 0.01, "target_kl": 1.0, "epochs": 4}
-    trainer = ppo.PpoTrainer(backbone, sampler, PROMPTS, score, ppo.PpoConfig(**SMALL | asked | changes))
+    config = ppo.PpoConfig(**SMALL | asked | changes)
+    trainer = ppo.PpoTrainer(backbone, sampler, PROMPTS, score, config, kl_of(backbone, sampler))
     state = trainer.begin()
     return backbone, state, [each.metrics for each in train(trainer, state)]
 
@@ -96,7 +104,7 @@ def test_reinforce_with_a_baseline_raises_what_is_rewarded(tiny, sampler, liked)
 def test_ppo_raises_what_is_rewarded(ppo_run):
     _, _, metrics = ppo_run
     assert rises(metrics) > 0.15
-    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-6)  # a fresh adapter is the base
+    assert metrics[0]["rollout_kl"] == pytest.approx(0, abs=1e-6)  # a fresh adapter is the base
     assert metrics[-1]["updates"] == 8
     assert 0 < metrics[-1]["clip_fraction"] < 1
 
@@ -119,10 +127,11 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny, liked, tmp_path, m
         backbone, fresh = backbone_of(tiny), Sampler(tiny, "float32", "cpu", base_model.load_tokenizer(tiny))
         asked: dict[str, Any] = SMALL | {"steps": 5, "kl_budget": 50.0}
         given = (backbone, fresh, PROMPTS, liked)
+        kl = kl_of(backbone, fresh)
         trainer: Any = (
-            rloo.RlooTrainer(*given, rloo.RlooConfig(**asked))
+            rloo.RlooTrainer(*given, rloo.RlooConfig(**asked), kl)
             if method == "rloo"
-            else ppo.PpoTrainer(*given, ppo.PpoConfig(**asked))
+            else ppo.PpoTrainer(*given, ppo.PpoConfig(**asked), kl)
         )
         state = trainer.begin()
         checkpoint.load(tmp_path / "policy", state)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from assistant.models.base_model import Base
-from tests.training.test_on_policy import PROMPTS, SMALL, backbone_of, liked, nothing, rises, sampler
+from tests.training.test_on_policy import PROMPTS, SMALL, backbone_of, kl_of, liked, nothing, rises, sampler
 from training.algorithms.online_dpo import Choice, OnlineDpoConfig, OnlineDpoTrainer, chosen_by, gradients
 from training.loop.loop import train
 from training.losses import preference
@@ -20,7 +20,8 @@ __all__ = ["liked", "sampler"]  # fixtures
 
 def trainer_of(tiny: Base, sampler: Any, score: Any, **changes: Any) -> OnlineDpoTrainer:
     config = OnlineDpoConfig(**SMALL | {"steps": 10, "kl_budget": 50.0, "learning_rate": 2e-2} | changes)
-    return OnlineDpoTrainer(backbone_of(tiny), sampler, PROMPTS, score, config)
+    backbone = backbone_of(tiny)
+    return OnlineDpoTrainer(backbone, sampler, PROMPTS, score, config, kl_of(backbone, sampler) if sampler else None)
 
 
 def test_the_best_and_the_worst_of_the_kept_replies_are_the_pair() -> None:

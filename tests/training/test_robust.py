@@ -84,9 +84,6 @@ class OnFixedRollouts:
     def step(self, state: TrainState) -> Metrics:
         return self.trainer.learn(state, *rollouts(), self.trainer.config)
 
-    def final_kl(self, state: TrainState) -> float:
-        return state.kl
-
 
 def rloo_trainer(backbone: Backbone) -> Trainer:
     config = rloo.RlooConfig(steps=STEPS, kl_budget=50)

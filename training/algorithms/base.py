@@ -1,13 +1,14 @@
 """The interface of a training method: a file, here or elsewhere, that declares a `Method` and registers it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from feedback.records.methods import MethodFacts
 from training.data.judged import has_contrast
+from training.data.kl import KlFromBase
 from training.data.tokenize import NothingFits, TokenizedExample
 from training.loop.config import Config
 from training.loop.loop import Metrics, Trainer
@@ -29,6 +30,7 @@ class TrainingContext:
     examples: Sequence[TokenizedExample]  # of the kinds that the method learns from
     validation: Sequence[TokenizedExample]  # for early stopping; empty if there are too few
     references: References
+    kl: KlFromBase | None = field(default=None, kw_only=True)  # measures the policy's distance for the budget
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from feedback.records import methods
 from training.algorithms.base import Method, Metrics, TrainingContext
 from training.algorithms.registry import register
+from training.data.kl import KlFromBase
 from training.data.scoring import groups, margins_of, references_of, sides_of
 from training.data.tokenize import TokenizedExample
 from training.loop import distributed
@@ -100,11 +101,12 @@ class PreferenceTrainer(ExamplesTrainer):
         config: PreferenceConfig,
         validation: Sequence[TokenizedExample] = (),
         references: References | None = None,
+        kl: KlFromBase | None = None,
     ) -> None:
         if kind := one_sided(examples):
             config = gently(config, len(examples))
             self.warning = without_contrast(kind, len(examples), config.kl_budget)
-        super().__init__(backbone, examples, config, validation, references)
+        super().__init__(backbone, examples, config, validation, references, kl)
         self.config = config
         self.weights = preference.kto_weights(
             sum(example.weight for example in examples if example.kind == "thumb" and example.wanted),
@@ -237,7 +239,9 @@ def _loss(
 
 def build(context: TrainingContext, config: PreferenceConfig) -> PreferenceTrainer:
     """The trainer of a night."""
-    return PreferenceTrainer(context.backbone, context.examples, config, context.validation, context.references)
+    return PreferenceTrainer(
+        context.backbone, context.examples, config, context.validation, context.references, context.kl
+    )
 
 
 for facts, learns_from in (

@@ -22,7 +22,7 @@ from training.loop.state import TrainState
 from training.losses import preference
 from training.model.packing import Row, together
 from training.model.policy import Backbone
-from training.rollouts.on_policy import PolicyConfig, PolicyTrainer, measured, prompts_in, require_near, spread
+from training.rollouts.on_policy import PolicyConfig, PolicyTrainer, prompts_in, require_near, spread
 from training.rollouts.sampler import Rollout, token_values
 
 
@@ -73,7 +73,6 @@ class OnlineDpoTrainer(PolicyTrainer):
         compute = partial(gradients, self.backbone, rollouts, choices, references, config)
         found = within_memory(state, compute)
         require_near(found["engine_gap"])
-        measured(state, found["kl"], config)  # of the policy that wrote, before it changes
         rate = config.learning_rate * schedule(min(state.step, config.steps - 1), config.steps)
         gaps = [each.gap for each in choices if each]
         chosen = {"pairs": float(len(gaps)), "score_gap": sum(gaps) / max(1, len(gaps))}
@@ -91,14 +90,14 @@ def gradients(
     """Accumulate the gradient of the mean loss over the chosen pairs, a pack of rows at a time; returns metrics."""
     rows: list[Row] = [each.row for each in rollouts]
     pairs, tokens = max(1, sum(each is not None for each in choices)), sum(row.reply_tokens for row in rows)
-    names = ("loss", "rewards/margins", "rewards/accuracies", "kl", "engine_gap", "entropy")
+    names = ("loss", "rewards/margins", "rewards/accuracies", "rollout_kl", "engine_gap", "entropy")
     sums = dict.fromkeys(names, 0.0)
     for group in together(rows, tokens_at_once):
         policies = backbone.each_token_of([rows[at] for at in group], temperature=config.temperature)
         total = torch.zeros((), device=backbone.device)
         for at, policy in zip(group, policies, strict=True):
             old, drawn = policy.detach(), rollouts[at].drawn
-            sums["kl"] += float((old - references[at]).sum()) / tokens
+            sums["rollout_kl"] += float((old - references[at]).sum()) / tokens
             sums["entropy"] -= float(old.sum()) / tokens  # nats a token; unbiased, as of draws
             if drawn is not None:
                 sums["engine_gap"] += float((old - drawn.to(old)).abs().sum()) / tokens
@@ -120,7 +119,7 @@ def build(context: PolicyContext, config: OnlineDpoConfig) -> OnlineDpoTrainer:
     """The trainer of a policy by the rewards of a config. Raises as `scored_by`, and `NothingFits` without a prompt."""
     prompts = prompts_in(context.examples)
     score, config = context.scored_by(config)
-    return OnlineDpoTrainer(context.backbone, context.sampler, prompts, score, config, context.examples)
+    return OnlineDpoTrainer(context.backbone, context.sampler, prompts, score, config, context.kl)
 
 
 register(Method(methods.ONLINE_DPO, LEARNED, OnlineDpoConfig, build, on_policy=True, needs=NEEDED, needs_contrast=True))

@@ -33,7 +33,6 @@ from training.model.reward_heads import RewardModels
 from training.rollouts.on_policy import (
     PolicyConfig,
     PolicyTrainer,
-    measured,
     prompts_in,
     require_near,
 )
@@ -120,7 +119,7 @@ class PpoTrainer(PolicyTrainer):
         return TrainState.over(parameters, config.learning_rate, eps=EPSILON)
 
     def learn(self, state: TrainState, rollouts: Sequence[Rollout], scores: list[Tensor], config: PpoConfig) -> Metrics:
-        # 1. advantages, and the KL from the base of the policy that wrote
+        # 1. advantages, and k1 on the rollouts: the policy that wrote from the base, at the sampling temperature
         beta = state.numbers.setdefault("beta", config.beta)
         batch = experience(
             self.backbone, self.head, rollouts, scores, beta, config, self.learned_from(rollouts, config)
@@ -128,7 +127,6 @@ class PpoTrainer(PolicyTrainer):
         about = seen_of(batch, rollouts)
         require_near(about["engine_gap"])
         kl = float(ppo.masked_mean(batch.log_probs - batch.references, batch.mask))
-        measured(state, kl, config)
 
         # 2. epochs over minibatches, as long as the policy stays near the one that wrote
         seen: list[Metrics] = []
@@ -144,7 +142,7 @@ class PpoTrainer(PolicyTrainer):
             replies, target = len(batch.mask), config.adaptive_kl_target
             state.numbers["beta"] = ppo.next_kl_coefficient(beta, kl, target, replies, config.kl_horizon)
         means = {name: sum(each[name] for each in seen) / len(seen) for name in seen[0]}
-        return means | about | {"kl": kl, "beta": beta, "updates": float(len(seen))}
+        return means | about | {"rollout_kl": kl, "beta": beta, "updates": float(len(seen))}
 
     def update(
         self, state: TrainState, batch: Experience, rows: Sequence[int], epoch: int, config: PpoConfig, first: bool
@@ -312,7 +310,7 @@ def build(context: PolicyContext, config: PpoConfig) -> PpoTrainer:
     prompts = prompts_in(context.examples)
     score, config = context.scored_by(config)
     shown = [each.row(0) for each in context.examples if each.kind == "demonstration"]
-    given = (context.backbone, context.sampler, prompts, score, config, context.examples)
+    given = (context.backbone, context.sampler, prompts, score, config, context.kl)
     trainer = PpoTrainer(*given, demonstrations=shown)
     if config.value_from_reward:
         begin_as_reward_model(context.backbone, trainer.head, context.rewards(config).models())

@@ -28,7 +28,6 @@ from training.model.policy import Backbone
 from training.rollouts.on_policy import (
     PolicyConfig,
     PolicyTrainer,
-    measured,
     prompts_in,
     require_near,
 )
@@ -148,7 +147,6 @@ class RlooTrainer(PolicyTrainer):
             found = within_memory(state, partial(gradients, self.backbone, given, config))
             if not seen:
                 require_near(found["engine_gap"])
-                measured(state, found["kl"], config)  # of the policy that wrote, before it changes
             seen.append(found | {"grad_norm": apply_gradients(state, found["loss"], rate)})
         if baseline is not None:
             state.numbers["baseline"] = FORGETTING * baseline + (1 - FORGETTING) * seen[0]["reward"]
@@ -165,7 +163,7 @@ def gradients(backbone: Backbone, batch: Batch, config: ReinforceConfig, tokens_
     """Accumulate the gradient of the mean loss over replies, a pack of rows at a time; returns metrics."""
     rows, weights = batch.rows, batch.weights(config)
     replies, tokens = sum(len(row.replies) for row in rows), sum(row.reply_tokens for row in rows)
-    sums = dict.fromkeys(("loss", "reward", "kl", "engine_gap", "entropy", "clip_fraction"), 0.0)
+    sums = dict.fromkeys(("loss", "reward", "rollout_kl", "engine_gap", "entropy", "clip_fraction"), 0.0)
     for group in together(rows, tokens_at_once):
         policies = backbone.each_token_of([rows[at] for at in group], temperature=config.temperature)
         total = torch.zeros((), device=backbone.device)
@@ -183,7 +181,7 @@ def gradients(backbone: Backbone, batch: Batch, config: ReinforceConfig, tokens_
             with torch.no_grad():
                 ratio = (policy - old).exp()
                 clipped = (ratio < 1 - config.clip_coef) | (ratio > 1 + config.clip_high)
-                sums["kl"] += float((old - batch.references[at]).sum()) / tokens
+                sums["rollout_kl"] += float((old - batch.references[at]).sum()) / tokens  # k1: unbiased, as of draws
                 sums["engine_gap"] += float((old - drawn).abs().sum()) / tokens
                 sums["entropy"] -= float(old.sum()) / tokens  # nats a token; unbiased, as of draws
                 sums["reward"] += float(batch.rewards(at, old, config).sum()) / replies
@@ -197,7 +195,7 @@ def build(trainer: type[RlooTrainer], context: PolicyContext, config: ReinforceC
     """The trainer of a policy by the rewards of a config. Raises as `scored_by`, and `NothingFits` without a prompt."""
     prompts = prompts_in(context.examples)
     score, config = context.scored_by(config)
-    return trainer(context.backbone, context.sampler, prompts, score, config, context.examples)
+    return trainer(context.backbone, context.sampler, prompts, score, config, context.kl)
 
 
 for facts, trainer, config in (

@@ -4,8 +4,6 @@ R replies of at most T tokens; (R, T) tensors come with a mask (R, T), true at a
 entropy are in nats. Losses are per token, unreduced, and 0 where the mask is false; `masked_mean` reduces them.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -156,7 +154,7 @@ def reply_weights(tokens: Tensor, kept: Tensor, normalise: str, longest: int) ->
     kept, replies = kept.to(torch.float64), len(tokens)
     if normalise == "token":
         return kept / (kept * tokens).sum().clamp(min=1)
-    share: dict[str, Any] = {"sequence": 1.0, "reply": 1 / tokens.clamp(min=1), "constant": 1 / longest}
+    share: dict[str, Tensor | float] = {"sequence": 1.0, "reply": 1 / tokens.clamp(min=1), "constant": 1 / longest}
     return kept * share[normalise] / replies
 
 

@@ -1,6 +1,7 @@
 """Step 5 of a night: train an adapter, or reward models, on the night's examples."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,22 +15,27 @@ from assistant.models.remarks import remarks
 from feedback.database.database import Database
 from feedback.errors import Refused
 from feedback.example_types import Examples
+from feedback.examples.sampled import sampled
 from feedback.examples.split import Split
 from feedback.records import nights
 from training.algorithms import registry, reward_model
 from training.algorithms.base import Config, Method, PolicyContext, TrainingContext
+from training.data.kl import AT_THE_END, Kl, KlFromBase
 from training.data.tokenize import Encoder, NothingFits, TokenizedExample, tokenize
 from training.loop import distributed
 from training.loop.loop import train
-from training.loop.optim import NotFinite
+from training.loop.optim import NotFinite, out_of_memory
+from training.model.packing import Row
 from training.model.policy import Backbone
 from training.model.reference import References
-from training.night import reward_night, run_dir, tracking
+from training.night import planner, reward_night, run_dir, tracking
 from training.night.planner import added, only, why_unfit
 from training.night.recorder import Recorder, Stage, resumed
 from training.night.reward_night import RewardNight, Rewards
 from training.night.run_dir import Plan
 from training.night.signals import Cancellation
+from training.rollouts.own_samples import own_samples
+from training.rollouts.sampler import Sampler
 
 FEWEST_FOR_VALIDATION = 10  # examples; fewer say nothing about when to stop, and are trained on instead
 TRAINING = Stage("training", "checkpoint.safetensors")
@@ -83,13 +89,14 @@ class Lessons:
     prompting: list[TokenizedExample]  # whose prompts an on-policy method samples replies to
     examples: Examples  # that they come from, with counts of what has been left out so far
     taught: Examples  # those of them that are trained on, with these counts
+    recorded: Examples  # replies of models that a KL may be measured on
 
 
 @dataclass(frozen=True)
 class Trained:
     """The outcome of a training."""
 
-    kl: float  # of the adapter from the base, in nats a token
+    kl: Kl  # of the adapter from the base
     kl_budget: float
     steps: int
     ended: str  # why it ended early, in words; empty if it did not
@@ -150,20 +157,30 @@ def lessons(divided: Split, ready: Ready) -> Lessons:
     where = f"{ready.backbone.head.dtype} on {ready.backbone.device}, {several}{threads_of(work.plan)} threads"
     print(f"night {work.night}: {where}, {len(training)} examples", flush=True)
     ready.enter("training", counts=examples.counts())
-    return Lessons(training, stopping, prompting, examples, replace(only(taught, kinds), left_out=examples.left_out))
+    taught = replace(only(taught, kinds), left_out=examples.left_out)
+    return Lessons(training, stopping, prompting, examples, taught, recorded(ready))
+
+
+def recorded(ready: Ready) -> Examples:
+    """Replies that this base or an adapter on it wrote before the night began, a few times as many as a KL takes."""
+    work, store = ready.work, ready.store
+    where, before = planner.places_of(store, work.plan), nights.night(store, work.night).started_at
+    return sampled(store, ready.base.sha256, ready.encoder.template_sha256, before, where, 4 * AT_THE_END)
 
 
 def train_on_examples(ready: Ready, given: Lessons) -> Trained:
     """Train on people's feedback, and return the outcome."""
     work, backbone = ready.work, ready.backbone
+    own = own_of(ready, given, lambda: sampler_of(ready))
     if ready.method.distributed:
-        distributed.tell((work.night, work.plan, given.training, given.validation))
+        distributed.tell((work.night, work.plan, given.training, given.validation, own))
+    kl = KlFromBase(backbone, own, given.training)
     references = References(backbone, ready.encoder.template_sha256)
     references.recall(ready.store, [each.row() for each in [*given.training, *given.validation]])
-    context = TrainingContext(backbone, given.training, given.validation, references)
+    context = TrainingContext(backbone, given.training, given.validation, references, kl=kl)
     trainer = ready.method.build(context, ready.config)
     state = ready.recorder.follow(trainer, ready.config, TRAINING, references)
-    return Trained(trainer.final_kl(state), trainer.kl_budget, state.step, state.ended, trainer.warning)
+    return Trained(kl.measure(), trainer.kl_budget, state.step, state.ended, trainer.warning)
 
 
 def train_policy(ready: Ready, given: Lessons) -> Trained:
@@ -171,6 +188,8 @@ def train_policy(ready: Ready, given: Lessons) -> Trained:
     config, before = ready.config, 0
     with with_sampler(ready) as night:
         sources = Rewards(night, ready.work.examples)
+        own = own_of(ready, given, lambda: nullcontext(night.sampler))
+        kl = KlFromBase(ready.backbone, own, given.prompting)
         context = PolicyContext(
             ready.backbone,
             given.prompting,
@@ -180,13 +199,35 @@ def train_policy(ready: Ready, given: Lessons) -> Trained:
             rewards=sources.context,
             reference_ends=partial(sources.reference_ends, given.prompting),
             decode=partial(chat_template.decode, ready.encoder.tokenizer),
+            kl=kl,
         )
         trainer = ready.method.build(context, config)
         if sources.models is not None:
             groups = reward_model.group_by_prompt(given.prompting)
             before = reward_model.ensemble_steps(groups, reward_night.asked_by(config))
         state = ready.recorder.follow(trainer, config, replace(POLICY, before=before))
-        return Trained(trainer.final_kl(state), trainer.kl_budget, before + state.step, state.ended)
+    return Trained(kl.measure(), trainer.kl_budget, before + state.step, state.ended)
+
+
+def own_of(ready: Ready, given: Lessons, open_sampler: Callable[[], AbstractContextManager[Sampler]]) -> list[Row]:
+    """Samples of the models' own that this night's KL is measured on; the same in a night that resumes."""
+    try:
+        return own_samples(given.recorded, given.prompting, ready.encoder, open_sampler)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"night {ready.work.night}: no memory for samples of its own; its KL is of people's replies", flush=True)
+        return []
+
+
+@contextmanager
+def sampler_of(ready: Ready) -> Iterator[Sampler]:
+    """A sampler for a training that else needs none."""
+    sampler = Sampler(ready.base, ready.work.plan.precision, base_model.pick_device(), ready.encoder.tokenizer)
+    try:
+        yield sampler
+    finally:
+        sampler.close()
 
 
 def with_sampler(ready: Ready) -> AbstractContextManager[RewardNight]:
@@ -217,13 +258,15 @@ def share(data: Path) -> bool:
     told = distributed.hear()
     if told is None:
         return True
-    night, plan, training, validation = told
+    night, plan, training, validation, own = told
     method = registry.find(plan.method)
     config = method.config(**plan.settings)
     torch.set_num_threads(threads_of(plan))
     backbone = open_backbone(base_model.find_base(plan.model), plan, config)
     try:
-        trainer = method.build(TrainingContext(backbone, training, validation, References(backbone)), config)
+        kl = KlFromBase(backbone, own, training)
+        context = TrainingContext(backbone, training, validation, References(backbone), kl=kl)
+        trainer = method.build(context, config)
         state = resumed(trainer, run_dir.folder(data, night) / TRAINING.file, TRAINING.what)
         for _ in train(trainer, state):
             pass

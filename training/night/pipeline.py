@@ -71,7 +71,8 @@ def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancella
     # 10. rename, announce and perhaps promote
     cancellation.too_late()
     publish.hand_over(making, work.adapter)
-    learned = "; ".join(filter(None, (f"trained on {in_words(given.taught)}", trained.ended, trained.warning)))
+    far = f"{trained.kl.words} from the base"
+    learned = "; ".join(filter(None, (f"trained on {in_words(given.taught)}", far, trained.ended, trained.warning)))
     return announce(store, work, card, learned, verdict, agreed, serving)
 
 
@@ -84,7 +85,7 @@ def closing_metrics(store: Database, night: int, trained: Trained) -> dict[str, 
         for name in ("loss", "rewards/margins", "rewards/accuracies")
         if all(name in s for s in tail)
     }
-    return means | {"kl": trained.kl, "steps": trained.steps}
+    return means | trained.kl.metrics() | {"steps": trained.steps}
 
 
 def written(ready: Ready, given: Lessons, trained: Trained, proof: list[Proof]) -> tuple[Path, AdapterCard]:

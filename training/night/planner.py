@@ -12,7 +12,7 @@ from feedback.database.database import Database
 from feedback.example_types import Examples
 from feedback.examples.build import gather
 from feedback.examples.caps import bounded
-from feedback.examples.split import Split, judges, places, split
+from feedback.examples.split import Places, Split, judges, places, split
 from feedback.kinds import current
 from feedback.kinds.comparison import COMPARISON, TAKEN_BACK
 from feedback.records import methods, nights
@@ -66,7 +66,12 @@ def precision_of(asked: str) -> str:
 
 def parts(store: Database, plan: Plan, examples: Examples) -> Split:
     """Split examples into the night's training, validation and held-out sets."""
-    return split(examples, places(store, frozenset(plan.judges)))
+    return split(examples, places_of(store, plan))
+
+
+def places_of(store: Database, plan: Plan) -> Places:
+    """What decides the part that an example of the night is in."""
+    return places(store, frozenset(plan.judges))
 
 
 def used_by(method: str, examples: Examples) -> Examples:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import click
@@ -32,13 +32,19 @@ from assistant.environment import prepare, program
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import Refused
-from feedback.records import nights
+from feedback.records import adapters, nights
 from feedback.records.adapters import BASE
 from feedback.records.nights import RUNNING
 from training.evaluation.text_quality import whole_words, words
 from training.rehearsal import preference_rule
 from training.rehearsal.figures import Figures
 from training.rehearsal.preference_rule import Taste
+
+if TYPE_CHECKING:  # these import torch, which waits until the server is done
+    from assistant.models.base_model import Base
+    from training.data.kl import Kl
+    from training.model.packing import Row
+    from training.model.policy import Backbone
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 AT_ONCE = 16  # pairs requested concurrently
@@ -258,6 +264,11 @@ def measure(
     began: float,
 ) -> Figures:
     """Compute all figures from the recorded replies."""
+    import torch
+
+    from assistant.models import base_model
+    from training.model.policy import Backbone
+
     texts = [text for each in (*asked, *judged) for text in (each.prompt + " .", each.left_text, each.right_text)]
     known = whole_words(texts)
     scores, before, after = [], [], []
@@ -269,19 +280,24 @@ def measure(
         before.append(base)
         after.append(adapter)
     low, high = interval(scores)
-    nll_before, _ = likelihood(store, before, options.model)
-    nll_after, own = likelihood(store, after, options.model)
+    model = base_model.find_base(options.model)
+    compared = [reply for each in asked for reply in (each.left, each.right)]
+    written, own, rated = (rows_of(store, replies, model) for replies in (before, after, compared))
+    backbone = Backbone(model, torch.float32, base_model.pick_device(), rank=1, alpha=1, seed=0)
+    kl = distance(backbone, adapters.directory(store, str(night["adapter"])), own, rated)
     return Figures(
         win_rate=float(np.mean(scores)),
         win_rate_low=low,
         win_rate_high=high,
         prompts=len(scores),
         comparisons=len(asked),
-        kl_per_token=nll_after - own,
+        kl_per_token=kl.mean,
+        kl_error=kl.error,
+        kl_words=kl.words,
         words_before=mean_words(store, before),
         words_after=mean_words(store, after),
-        base_nll_before=nll_before,
-        base_nll_after=nll_after,
+        base_nll_before=likelihood(backbone, written),
+        base_nll_after=likelihood(backbone, own),
         minutes=(time.monotonic() - began) / 60,
         taste=options.taste.stem if options.taste else "easy to take in, and spoken to the reader (built in)",
         adapter=str(night["adapter"]),
@@ -304,29 +320,37 @@ def mean_words(store: Database, replies: Sequence[str]) -> float:
     return float(np.mean([len(words(conversations.node(store, reply).content)) for reply in replies]))
 
 
-def likelihood(store: Database, replies: Sequence[str], model: str) -> tuple[float, float]:
-    """Mean negative log-likelihood of recorded replies, in nats a token: under the base, and under what wrote them."""
-    import torch
-
+def rows_of(store: Database, replies: Sequence[str], base: "Base") -> "list[Row]":
+    """Recorded replies as rows of the token ids that were drawn, one each."""
     from assistant.models import base_model, chat_template
-    from training.model.packing import TOKENS_AT_ONCE, Row, together
-    from training.model.policy import Backbone
+    from training.model.packing import Row
 
-    base = base_model.find_base(model)
     tokenizer = base_model.load_tokenizer(base)
-    device = base_model.pick_device()
-    backbone = Backbone(base, torch.float32, device, rank=1, alpha=1, seed=0)
-    written = [(reply, by) for reply in replies if (by := conversations.provenance(store, reply)).token_ids]
-    asked = [
-        chat_template.encode_prompt(tokenizer, conversations.messages_of(conversations.path(store, reply)[:-1]), 4096)
-        for reply, _ in written
-    ]
-    rows = [Row(ids, [list(by.token_ids)]) for ids, (_, by) in zip(asked, written, strict=True)]
+    rows = []
+    for reply in replies:
+        if by := conversations.provenance(store, reply).token_ids:
+            said = conversations.messages_of(conversations.path(store, reply)[:-1])
+            rows.append(Row(chat_template.encode_prompt(tokenizer, said, 4096), [list(by)]))
+    return rows
+
+
+def likelihood(backbone: "Backbone", rows: "Sequence[Row]") -> float:
+    """Mean negative log-likelihood of replies under the base, in nats a token."""
+    from training.model.packing import TOKENS_AT_ONCE, together
+
     passes = [backbone.log_probs_of([rows[at] for at in group], True) for group in together(rows, TOKENS_AT_ONCE)]
-    tokens = max(1, sum(len(by.token_ids) for _, by in written))
-    under_base = -sum(float(each) for group in passes for each in group)
-    own = -sum(sum(by.logprobs) for _, by in written)
-    return under_base / tokens, own / tokens
+    return -sum(float(each) for group in passes for each in group) / max(1, sum(row.reply_tokens for row in rows))
+
+
+def distance(backbone: "Backbone", adapter: Path, own: "Sequence[Row]", judged: "Sequence[Row]") -> "Kl":
+    """The KL of a finished adapter from the base, on its own replies and on those that the rater compared."""
+    from training.data.kl import KlFromBase
+    from training.data.tokenize import TokenizedExample
+
+    backbone.hold(adapter)
+    examples = [TokenizedExample("comparison", list(row.prompt_ids), (list(row.replies[0]),), 1.0) for row in judged]
+    with backbone.as_serving():
+        return KlFromBase(backbone, own, examples).measure()
 
 
 def tell(figures: Figures, plot: Path, data: Path, as_json: bool) -> None:
@@ -335,7 +359,7 @@ def tell(figures: Figures, plot: Path, data: Path, as_json: bool) -> None:
         f"on {figures.prompts} unseen prompts {figures.adapter} beats the base in {figures.win_rate:.1%} "
         f"({figures.win_rate_low:.1%} to {figures.win_rate_high:.1%}) of the replies, by the taste: {figures.taste}\n"
         f"replies had {figures.words_before:.0f} words and have {figures.words_after:.0f}; the adapter is "
-        f"{figures.kl_per_token:.3f} nats a token from the base; the gate said: {figures.verdict}\n"
+        f"{figures.kl_words} from the base; the gate said: {figures.verdict}\n"
         f"{figures.minutes:.0f} minutes; drawn in {plot}; look around with: nightschool serve --data {data}",
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""What on-policy methods share: rollouts, their scores, and the KL budget."""
+"""What on-policy methods share: rollouts, their scores, and the settings of both."""
 
 import time
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from feedback.errors import Refused
+from training.data.kl import KlFromBase
 from training.data.tokenize import NothingFits, TokenizedExample
 from training.loop.config import MOST_MODELS, CheckpointEvery, Config, KlBudget, Weight
-from training.loop.early_stopping import KlFromBase
+from training.loop.early_stopping import Watch
 from training.loop.loop import Metrics, Trainer
 from training.loop.optim import NotFinite
 from training.loop.state import TrainState
@@ -110,23 +111,26 @@ class PolicyTrainer(Trainer):
         prompts: Sequence[Sequence[int]],
         score: Score,
         config: Any,
-        examples: Sequence[TokenizedExample] = (),
+        kl: KlFromBase | None = None,
     ) -> None:
         self.backbone, self.sampler, self.prompts, self.score, self.config = backbone, sampler, prompts, score, config
-        self.examples = examples  # on whose replies `final_kl` is measured
         self.steps, self.kl_budget = config.steps, config.kl_budget
+        # Beside the rollouts of a step, an evaluation takes no time.
+        self.watch = Watch(backbone, kl, self.kl_budget, every=1) if kl else None
         self.trial = config.model_copy(update={"learning_rate": RATE})  # the config of the sign check
 
     def begin(self) -> TrainState:
-        """The initial state of the policy and of what is trained with it."""
-        return self.new_state(self.config)
+        """The initial state of the policy and of what is trained with it, kept in case no step is within the budget."""
+        state = self.new_state(self.config)
+        state.keep()
+        return state
 
     def new_state(self, config: Any) -> TrainState:
         """The initial state by this config, which is the trainer's own or the trial's."""
         raise NotImplementedError
 
     def learn(self, state: TrainState, rollouts: Sequence[Rollout], scores: list[Tensor], config: Any) -> Metrics:
-        """Learn from a batch of rollouts of the current policy; an implementation must call `measured`."""
+        """Learn from a batch of rollouts of the current policy."""
         raise NotImplementedError
 
     def prepare(self, state: TrainState) -> None:
@@ -198,16 +202,6 @@ class PolicyTrainer(Trainer):
         ended = [torch.tensor(each.ended) for each in rollouts]
         return ended if config.truncated == "mask" else [torch.ones_like(each) for each in ended]
 
-    def final_kl(self, state: TrainState) -> float:
-        """Measure the KL on examples; if it is beyond the budget, roll back to the kept weights and measure again."""
-        kl = KlFromBase(self.backbone, self.examples)
-        found = kl.measure()
-        if found > self.kl_budget and state.kept is not None and not state.ended:
-            state.go_back()
-            state.ended = f"went back a step, having been {found:.3f} nats per token from the base"
-            found = kl.measure()
-        return found
-
 
 def settled(config: SomePolicy, examples: Sequence[TokenizedExample]) -> SomePolicy:
     """The config with the most tokens of a reply decided: the median of the replies that people judged."""
@@ -239,13 +233,6 @@ def require_near(gap: float) -> None:
         raise NotFinite(
             f"the engine and the trainer are {gap:.2f} nats a token apart, where {MOST_APART} may be; {way_out}"
         )
-
-
-def measured(state: TrainState, kl: float, config: PolicyConfig) -> None:
-    """Record the KL from the base of the policy that wrote, and keep its weights if that is within the budget."""
-    state.kl = kl
-    if kl <= config.kl_budget:
-        state.keep()
 
 
 def prompts_in(examples: Sequence[TokenizedExample]) -> list[list[int]]:

@@ -43,7 +43,7 @@ from training.loop.loop import Trainer, train
 from training.model.packing import Row
 from training.model.policy import Backbone
 from training.rehearsal.preference_rule import liking
-from training.rehearsal.run import PROMPTS
+from training.rehearsal.questions import PROMPTS
 from training.rollouts.sampler import Rollout, Sampler, sampling_of
 
 LEARNED, UNSEEN = 400, 64  # prompts

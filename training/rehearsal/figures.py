@@ -12,6 +12,7 @@ class Figures:
     win_rate_high: float
     prompts: int  # unseen prompts, each answered by base and adapter
     comparisons: int  # that the rater made, ties included
+    corrections: int
     kl_per_token: float  # of the adapter from the base (`training.data.kl`), half of the replies being its own
     kl_error: float  # its standard error over replies
     kl_words: str  # what it is

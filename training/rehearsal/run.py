@@ -32,13 +32,15 @@ from assistant.environment import prepare, program
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import Refused
+from feedback.kinds.tally import counts
 from feedback.records import adapters, nights
 from feedback.records.adapters import BASE
 from feedback.records.nights import RUNNING
 from training.evaluation.text_quality import whole_words, words
 from training.rehearsal import preference_rule
 from training.rehearsal.figures import Figures
-from training.rehearsal.preference_rule import Taste
+from training.rehearsal.preference_rule import Correct, Taste
+from training.rehearsal.questions import halves, questions
 
 if TYPE_CHECKING:  # these import torch, which waits until the server is done
     from assistant.models.base_model import Base
@@ -46,7 +48,6 @@ if TYPE_CHECKING:  # these import torch, which waits until the server is done
     from training.model.packing import Row
     from training.model.policy import Backbone
 
-PROMPTS = Path(__file__).with_name("prompts.txt")
 AT_ONCE = 16  # pairs requested concurrently
 STARTS_WITHIN_S = 300.0
 LONGEST = 512  # tokens of a reply, at most
@@ -79,6 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @command_line.model_option
 @click.option("--taste", type=FILE, metavar="FILE", help="Python with def prefers(prompt, a, b) -> float.")
 @click.option("--comparisons", default=300, show_default=True, metavar="N", help="Prompts to compare two replies to.")
+@click.option(
+    "--interactions",
+    type=int,
+    metavar="N",
+    help="Instead of comparisons: so many prompts, half of them answered once and corrected.",
+)
 @click.option("--prompts", default=220, show_default=True, metavar="N", help="Unseen prompts to judge the adapter on.")
 @click.option("--max-tokens", default=64, show_default=True, metavar="N", help=f"Of a reply, at most {LONGEST}.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="The seed of everything random.")
@@ -113,13 +120,18 @@ def rehearse(options: SimpleNamespace) -> Figures:
     if not 0 <= options.seed < SEEDS:
         raise Refused(f"--seed is from 0 to {SEEDS - 1:,}, not {options.seed}")
     require_picture(options.plot)
-    asked, unseen = questions(options.comparisons, options.prompts)
+    every, unseen = questions(options)
+    to_correct, asked = halves(every) if options.interactions is not None else ([], every)
+    corrects = preference_rule.load_corrections(options.taste) if to_correct else None
     data = new_folder(options.data)
-    print(f"rehearsing in {data}: {len(asked)} comparisons, then {len(unseen)} unseen prompts", flush=True)
+    half = f"{len(to_correct)} corrections and " if to_correct else ""
+    print(f"rehearsing in {data}: {half}{len(asked)} comparisons, then {len(unseen)} unseen prompts", flush=True)
 
     with serving(data, options.model) as address, httpx.Client(base_url=address, timeout=600) as api:
         # 2. the rater asks and chooses
         send(api, "POST", "/api/consent", {"given": True})
+        if corrects:
+            correct(api, to_correct, options, corrects)
         answers = ask(api, asked, options)
         choices = rate(api, answers, likes)
         print(f"  {choices.count('tie')} ties among {len(choices)} comparisons", flush=True)
@@ -139,17 +151,6 @@ def rehearse(options: SimpleNamespace) -> Figures:
     draw(figures, nights.night_steps(Database(data), night["id"]), plot)
     tell(figures, plot, data, options.json)
     return figures
-
-
-def questions(comparisons: int, unseen: int) -> tuple[list[str], list[str]]:
-    """The prompts to compare replies to, and others to judge on. Raises `Refused` on counts below 1 or too high."""
-    every = PROMPTS.read_text(encoding="utf-8").splitlines()
-    for count, what in ((comparisons, "--comparisons"), (unseen, "--prompts")):
-        if count < 1:
-            raise Refused(f"{what} is at least 1, not {count}")
-    if comparisons + unseen > len(every):
-        raise Refused(f"there are {len(every)} prompts, too few for {comparisons} comparisons and {unseen} unseen ones")
-    return every[:comparisons], every[len(every) - unseen :]
 
 
 def require_picture(path: Path | None) -> None:
@@ -225,6 +226,23 @@ def ask(
     return answers
 
 
+def correct(api: httpx.Client, prompts: Sequence[str], options: SimpleNamespace, corrects: Correct) -> None:
+    """Ask for a reply to each prompt, and correct it as the taste would have it."""
+
+    def one(number: int) -> tuple[str, str]:
+        body = {"model": "nightschool", "messages": [{"role": "user", "content": prompts[number]}]}
+        body |= {"max_tokens": options.max_tokens, "seed": options.seed * 1_000_000 + 2 * number + 1}
+        made = send(api, "POST", "/v1/chat/completions", body)
+        return made["id"], made["choices"][0]["message"]["content"]
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        replies = list(pool.map(one, range(len(prompts))))
+    for prompt, (reply, text) in zip(prompts, replies, strict=True):
+        better = corrects(prompt, text)
+        if better.strip() and better.strip() != text.strip():
+            send(api, "POST", "/api/corrections", {"reply": reply, "text": better})
+
+
 def rate(api: httpx.Client, answers: Sequence[Answers], likes: Taste) -> list[str]:
     """Vote on every pair, and return the choices."""
     known = whole_words(text for each in answers for text in (each.prompt + " .", each.left_text, each.right_text))
@@ -291,6 +309,7 @@ def measure(
         win_rate_high=high,
         prompts=len(scores),
         comparisons=len(asked),
+        corrections=counts(store).get("corrections", 0),
         kl_per_token=kl.mean,
         kl_error=kl.error,
         kl_words=kl.words,

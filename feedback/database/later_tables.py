@@ -14,5 +14,11 @@ CREATE INDEX imported_rows_by_beginning ON imported_rows (beginning, import);
 """
 
 DRAWN_EVENLY = """
-ALTER TABLE questions ADD COLUMN evenly REAL CHECK (evenly > 0 AND evenly <= 1);  -- the chance of drawing it, were all
-"""  # drawn evenly; NULL: by a version that did not note it
+ALTER TABLE questions ADD COLUMN evenly REAL  -- the chance of drawing it, were all drawn evenly; NULL: not noted
+    CHECK (evenly > 0 AND evenly <= 1);
+"""
+
+MEMBERS_SCORES = """
+ALTER TABLE reward_scores ADD COLUMN members TEXT  -- each reward model's score, in order; NULL: the mean is all
+    CHECK (members IS NULL OR json_valid(members));
+"""

@@ -14,6 +14,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, pstdev
 from typing import Any
 
 from feedback.accounts import consent, users
@@ -41,7 +42,7 @@ class Item:
     replies: tuple[str, ...]
     answers: int  # the number of other people who have answered
     differ: bool  # whether the replies come from different adapters
-    disagreement: float = 0.0  # ensemble disagreement: the standard deviation of the two best rewards' difference
+    disagreement: float = 0.0  # of the reward models on the difference of the two best rewards (`disagreement`)
     margin: float | None = None  # between the two best mean rewards
 
 
@@ -132,7 +133,7 @@ def items(store: Database, user: User, overlap: int) -> tuple[list[Item], list[I
     found = _several(row for row in _pool(store) if row["owner"] == user.id or (row["shared"] and rater))
     told = current.briefs(store, [reply for replies in found.values() for reply in replies])
     answered = _answered(store, user, list(found))
-    scores = {row["reply"]: row for row in store.rows("SELECT reply, mean, deviation FROM reward_scores")}
+    scores = {row["reply"]: row for row in store.rows("SELECT reply, mean, deviation, members FROM reward_scores")}
     fresh, before = [], []
     for parent, replies in found.items():
         who = answered.get(parent, set())
@@ -143,7 +144,7 @@ def items(store: Database, user: User, overlap: int) -> tuple[list[Item], list[I
             tuple(replies),
             len(who - {user.id}),
             len({told[each].model for each in replies}) > 1,
-            math.hypot(*(row["deviation"] for row in scored)) if both else 0.0,
+            disagreement(*scored) if both else 0.0,
             scored[0]["mean"] - scored[1]["mean"] if both else None,
         )
         if user.id in who:
@@ -158,9 +159,24 @@ def newest(store: Database, most: int) -> list[list[str]]:
     return list(reversed(_several(row for row in _pool(store) if row["shared"]).values()))[:most]
 
 
-def keep_scores(store: Database, scores: Mapping[str, tuple[float, float]]) -> None:
-    """Replace all reward scores by those of the newest reward models: each reply's ensemble mean and deviation."""
-    rows = [{"reply": reply, "mean": mean, "deviation": apart, "at": now()} for reply, (mean, apart) in scores.items()]
+def disagreement(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
+    """How far the reward models are apart on which of two replies is better, from their rows of scores.
+
+    It is the standard deviation over the models of the difference between the two, as in arXiv 1706.03741, section
+    2.2.4: what a model adds to all replies to a prompt is no preference.
+    """
+    if first["members"] is None or second["members"] is None:  # of an older version: as if the two were independent
+        return math.hypot(first["deviation"], second["deviation"])
+    both = zip(json.loads(first["members"]), json.loads(second["members"]), strict=True)
+    return pstdev(one - other for one, other in both)
+
+
+def keep_scores(store: Database, scores: Mapping[str, Sequence[float]]) -> None:
+    """Replace all reward scores by those of the newest reward models: of each reply, every model's score."""
+    rows = [
+        {"reply": reply, "mean": fmean(each), "deviation": pstdev(each), "members": json.dumps(list(each)), "at": now()}
+        for reply, each in scores.items()
+    ]
     with store.transaction() as db:
         db.table("reward_scores").delete_where()
         db.table("reward_scores").insert_all(rows)

@@ -58,12 +58,13 @@ def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path, model):
     ensemble, _ = reward_heads.load(backbone, folder)  # proves that they score as they did
     assert list(ensemble.heads) == ["reward-0", "reward-1"]
     scores = reward_night.scores_of(ensemble, store, learning.make_encoder(base, backbone, RewardConfig()))
-    kept = store.rows("SELECT reply, mean, deviation FROM reward_scores")
-    assert {each["reply"]: each["mean"] for each in kept} == pytest.approx(
-        {reply: mean for reply, (mean, _) in scores.items()}, abs=1e-3
-    )
+    kept = {
+        each["reply"]: json.loads(each["members"]) for each in store.rows("SELECT reply, members FROM reward_scores")
+    }
     assert len(scores) == 10
-    assert all(deviation > 0 for _, deviation in scores.values())
+    for reply, of_each in scores.items():
+        assert kept[reply] == pytest.approx(of_each, abs=1e-3)
+        assert len(set(of_each)) == 2  # the models disagree
     assert not list((tmp_path / "nights").iterdir())
     store.close()
 

@@ -1,5 +1,6 @@
 """Why a night learned nothing, or less than one might think, in words that are true."""
 
+import math
 from datetime import UTC
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from feedback.chats import conversations
 from feedback.chats.conversations import Provenance
 from feedback.database.database import Database
 from feedback.kinds.comparison import compare
+from feedback.kinds.ranking import rank
 from feedback.kinds.vote import DOWN, UP, vote
 from feedback.messages import Message
 from feedback.records import adapters, nights
@@ -236,4 +238,28 @@ def test_with_contrast_nothing_is_said(tmp_path, tiny, others) -> None:
     run(tmp_path, tiny.name, "--gate", "off", settings=SMALL)
     assert last(store).state == "done"
     assert "contrast" not in last(store).reason
+    store.close()
+
+
+@pytest.mark.parametrize("method", ["dpo", "reward"])
+def test_rankings_are_trained_on_and_judged_by(tmp_path, tiny, method) -> None:
+    store = Database(tmp_path)
+    me = users.local_owner(store)
+    users.set_consent(store, me, True)
+    for number, question in enumerate(QUESTIONS[:24]):
+        parent = conversations.record_messages(store, me, "chat", [Message("user", question)])
+        texts = (GOOD.format(number), "Hm.", BAD.format(number), "No.")
+        rank(store, me, [conversations.add_reply(store, parent, text, BY_NOBODY) for text in texts], [1, 2, 2, 3])
+    settings = SMALL if method == "dpo" else ["ensemble_size=2", *REWARD[2:]]
+    done = run(tmp_path, tiny.name, "--method", method, settings=settings)
+    assert done.returncode == 0, done.stderr
+    steps = nights.night_steps(store, 1)
+    if method == "dpo":  # five pairs and a tie in each ranking, which is one example
+        assert last(store).counts["ranking"] == 24 * 5
+        learned = sum(PLACES.part_of(pair(each)) != "held_out" for each in QUESTIONS[:24])
+        assert last(store).steps == math.ceil(learned / 8)
+        assert "it sides with people in" in last(store).reason
+    else:
+        assert "held-out pairs" in last(store).reason
+        assert steps[-1]["reward_loss"] > 0
     store.close()

@@ -347,6 +347,31 @@ def test_a_fitted_head_is_the_best_under_its_prior():
     assert head.weight[6:].tolist() == pytest.approx(began.weight[6:].tolist(), abs=1e-5)
 
 
+def test_each_model_learns_from_prompts_drawn_with_replacement_by_its_seed(tiny):
+    examples = examples_of(backbone_of(tiny), QUESTIONS[:12])
+    ensemble = EnsembleTrainer(backbone_of(tiny), examples, SETTINGS)
+    first, second = (list(each.learned) for each in ensemble.members)
+    assert len(first) == len(second) == 12
+    assert first != second
+    assert len(set(first)) < 12 > len(set(second))
+    again = EnsembleTrainer(backbone_of(tiny), examples, SETTINGS)
+    assert [list(each.learned) for each in again.members] == [first, second]
+    for told in ({"bootstrap": 0}, {"ensemble_size": 1}):  # alone, a model would only lose a third of what was said
+        whole = EnsembleTrainer(backbone_of(tiny), examples, SETTINGS.model_copy(update=told))
+        assert all(list(each.learned) == list(range(12)) for each in whole.members)
+
+
+@pytest.mark.parametrize("what", ["pairs", "thumbs"])
+def test_no_model_loses_the_only_contrast(what):
+    pair, ups = RewardExample([1], ([2], [3]), (JudgedPair(0, 1),)), [thumb(at, 5, True, 1) for at in range(2, 9)]
+    only = [pair] if what == "pairs" else group_by_prompt([thumb(1, 5, False, 1)])
+    examples = [*only, *group_by_prompt(ups)]
+    assert {
+        reward_model.contrast(examples[at] for at in reward_model.bootstrap(examples, seed)) for seed in range(50)
+    } == {what}
+    assert reward_model.bootstrap([pair], 0) == [0]
+
+
 def test_models_learn_what_was_preferred_and_disagree_by_their_seeds(taught):
     models, _ = taught
     apart, _ = reward_model.margins(models, tokenized(models.backbone, QUESTIONS[8:18]))

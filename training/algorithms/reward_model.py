@@ -3,7 +3,7 @@
 All feedback on one prompt is one example, so that all its pairs are in one batch (arXiv 2203.02155, section 3.5), and
 its replies share a row. First a head is fitted to the base's hidden states, then head and adapter learn together (arXiv
 2202.10054: from a random head, adapters learn to fit its noise). Each model has a seed of its own, for its initial
-weights and the order of its examples.
+weights, the prompts that it draws and the order of its examples.
 """
 
 import copy
@@ -20,7 +20,7 @@ from training.algorithms.base import Method, Metrics, Trainer, TrainingContext
 from training.algorithms.registry import register
 from training.data.judged import JudgedPair, JudgedReply, RewardExample, group_by_prompt, has_contrast
 from training.data.tokenize import NothingFits, TokenizedExample
-from training.loop.config import MOST_MODELS, STRENGTH_MARGIN, Epochs, EpochsConfig, StrengthMargin, Weight
+from training.loop.config import MOST_MODELS, STRENGTH_MARGIN, Epochs, EpochsConfig, StrengthMargin, Switch, Weight
 from training.loop.optim import apply_gradients, batch, schedule, within_memory
 from training.loop.state import TrainState
 from training.losses import preference
@@ -36,6 +36,9 @@ class RewardConfig(EpochsConfig):
     """The settings of reward models."""
 
     ensemble_size: int = Field(3, ge=1, le=MOST_MODELS, description="reward models in the ensemble")
+    bootstrap: Switch = Field(
+        1, description="1: each of several models learns from as many prompts as there are, drawn with replacement"
+    )
     # With more, a reward model overfits its pairs (arXiv 2203.02155, section 3.5).
     epochs: Epochs = 1
     center_rewards_coefficient: Weight = Field(0.01, description="weight of the penalty that keeps scores centred on 0")
@@ -84,6 +87,7 @@ class Member:
     head: ScoreHead
     bias: RaterBias
     ties: bool  # whether any example has a tie: all pairs are then scored by Davidson's model
+    learned: Sequence[int] = ()  # indices of the examples that it learns from, with repetitions
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained besides the adapter, by name."""
@@ -152,7 +156,9 @@ class EnsembleTrainer(Trainer):
             seed = config.seed * 100_003 + number
             backbone.add(name_of(number), config.rank, config.alpha, seed)
             head = ScoreHead(backbone.head.shape[1], seed).to(backbone.device)
-            self.members.append(Member(name_of(number), head, RaterBias(examples).to(backbone.device), ties))
+            bias = RaterBias(examples).to(backbone.device)
+            drawn = bootstrap(examples, seed) if config.bootstrap and config.ensemble_size > 1 else range(len(examples))
+            self.members.append(Member(name_of(number), head, bias, ties, drawn))
 
     @property
     def models(self) -> RewardModels:
@@ -170,13 +176,15 @@ class EnsembleTrainer(Trainer):
         """Fit every head to the base's hidden states of the examples."""
         states = base_states(self.backbone, self.examples)
         for member in self.members:
-            fit(member, self.examples, states, self.config)
+            own = [(self.examples[at], states[at]) for at in member.learned]
+            fit(member, [example for example, _ in own], [each for _, each in own], self.config)
 
     def step(self, state: TrainState) -> Metrics:
         # 1. the current member, and its batch in an order that its seed alone decides
         config, (number, own_step) = self.config, divmod(state.step, self.steps_each)
         member, seed = self.members[number], config.seed + 7 * number
-        chosen = [self.examples[at] for at in batch(len(self.examples), config.batch_size, own_step, seed)]
+        order = batch(len(self.examples), config.batch_size, own_step, seed)
+        chosen = [self.examples[member.learned[at]] for at in order]
 
         # 2. scores and gradients, a pack of rows at a time
         compute = partial(gradients, self.backbone, member, chosen, config, len(self.examples))
@@ -188,6 +196,27 @@ class EnsembleTrainer(Trainer):
             state.optimizer.state.clear()
         tokens = sum(example.row().tokens for example in chosen)
         return {"loss": loss, "accuracy": accuracy, "grad_norm": norm, "tokens": tokens}
+
+
+def bootstrap(examples: Sequence[RewardExample], seed: int) -> list[int]:
+    """The indices of as many examples, drawn with replacement (arXiv 1706.03741, section 2.2.3).
+
+    There is contrast among them: a pair if the examples have any, else thumbs of both kinds.
+    """
+    chance = torch.Generator().manual_seed(seed)
+    while True:
+        drawn = torch.randint(len(examples), (len(examples),), generator=chance).tolist()
+        if contrast(examples[at] for at in drawn) == contrast(examples):
+            return drawn
+
+
+def contrast(examples: Iterable[RewardExample]) -> str:
+    """What says of a reply in these that it is better than another: "pairs", or else "thumbs", or else nothing."""
+    examples = list(examples)
+    if any(pair.wins > pair.losses for example in examples for pair in example.pairs):
+        return "pairs"
+    kinds = {thumb.wanted for example in examples for thumb in example.thumbs}
+    return "thumbs" if len(kinds) == 2 else ""
 
 
 def ensemble_steps(examples: Sequence[RewardExample], config: RewardConfig) -> int:

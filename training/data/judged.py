@@ -15,8 +15,10 @@ from training.model.packing import Row
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """Two of an example's replies by index, and the shares of those who judged them, by weight; the rest prefers the
-    second, which no more do than the first."""
+    """Two of an example's replies by index, and the shares of those who judged them, by weight.
+
+    The rest prefers the second, which no more do than the first.
+    """
 
     first: int
     second: int

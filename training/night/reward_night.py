@@ -35,7 +35,7 @@ from training.model import reward_heads
 from training.model.packing import Row
 from training.model.policy import Backbone
 from training.model.reference import References
-from training.model.reward_heads import RewardCard, RewardModels, disagreement
+from training.model.reward_heads import RewardCard, RewardModels
 from training.night import planner
 from training.night.recorder import Recorder, Stage
 from training.night.run_dir import Plan, rewards_folder
@@ -213,8 +213,8 @@ def proof_rows(encoder: Encoder) -> list[Row]:
     return [Row(prompt_ids, answers) for prompt_ids in asked]
 
 
-def scores_of(ensemble: RewardModels, store: Database, encoder: Encoder) -> dict[str, tuple[float, float]]:
-    """Ensemble mean and disagreement for the replies of possible next questions, except those that do not fit."""
+def scores_of(ensemble: RewardModels, store: Database, encoder: Encoder) -> dict[str, list[float]]:
+    """Every model's score of the replies of possible next questions, except those that do not fit."""
     by_message = questions.newest(store, ASKED)
     told = current.texts(store, chain.from_iterable(by_message))
     scored, rows = [], []
@@ -224,10 +224,9 @@ def scores_of(ensemble: RewardModels, store: Database, encoder: Encoder) -> dict
             if all(ids):
                 rows.append(Row(encoder.prompt(told[replies[0]].messages, max(map(len, ids))), ids))
                 scored.append(replies)
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[str, list[float]] = {}
     for replies, scores in zip(scored, ensemble.scores(rows), strict=True):
-        for at, reply in enumerate(replies):
-            found[reply] = (float(scores[:, at].mean()), float(disagreement(scores)[at]))
+        found |= zip(replies, scores.T.tolist(), strict=True)
     return found
 
 

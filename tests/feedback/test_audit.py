@@ -154,6 +154,7 @@ OTHER = {
     "gate": "advise",
     "raters_per_question": 3,
     "retention_days": 90,
+    "imported_prompts": 10_000,
 }
 
 

@@ -11,6 +11,8 @@ has seen. The last line is one JSON object:
   times the mean tokens of its replies; `minutes`
 - `before` and `after`: reward on the unseen prompts, `gain_low` the lower end of the 95 % interval of the gain over
   prompts, and `kl` in nats per token beside `kl_budget`, with `kl_words` for what it is
+- `top_p`: how far chats' sampling (top-p 0.95) is from that of rollouts, in nats a token, and in reward, chats less
+  rollouts
 - `frontier.png` in the folder: reward by KL, as in figure 2 of arXiv 2305.18290
 
 What is done stays in the folder; a run that is started again goes on with the next method.
@@ -30,6 +32,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from assistant.engine.sampling.params import Sampling
 from assistant.environment import prepare
 from assistant.models import base_model, chat_template
 from benchmarks.contest import say
@@ -44,7 +47,7 @@ from training.model.packing import Row
 from training.model.policy import Backbone
 from training.rehearsal.preference_rule import liking
 from training.rehearsal.questions import PROMPTS
-from training.rollouts.sampler import Rollout, Sampler, sampling_of
+from training.rollouts.sampler import Rollout, Sampler, sampling_of, token_values
 
 LEARNED, UNSEEN = 400, 64  # prompts
 REPLY_TOKENS, TEMPERATURE = 64, 0.7
@@ -185,6 +188,7 @@ class School:
             "gain_low": round(middle - 1.96 * error, 3),
             "kl": round(kl.mean, 4),
             "kl_words": kl.words,
+            "top_p": self._top_p(backbone),
         }
 
     def _look(self, backbone: Backbone) -> tuple[dict[str, float], list[float], Kl]:
@@ -197,6 +201,13 @@ class School:
         found = point(scores, kl.mean * tokens)
         say(f"unseen prompts: {found}; {kl.words}")
         return found, scores, kl
+
+    def _top_p(self, backbone: Backbone) -> dict[str, float]:
+        """`top_p_gap` of the policy on the unseen prompts."""
+        self.sampler.follow(backbone)
+        as_chats = Sampling(temperature=TEMPERATURE, max_tokens=REPLY_TOKENS)
+        served, drawn = (self.sampler.write(self.unseen, 2, how, seed=5) for how in (as_chats, self._sampling()))
+        return top_p_gap(backbone, served, drawn, [self.score(served), self.score(drawn)])
 
     def _backbone(self) -> Backbone:
         return Backbone(self.base, self.dtype, "cpu", rank=16, alpha=32, seed=0)
@@ -219,6 +230,26 @@ def distance(backbone: Backbone, rollouts: Sequence[Rollout], plain: Sequence[Ro
     )
     examples = [TokenizedExample("comparison", list(row.prompt_ids), (list(row.replies[0]),), 1.0) for row in others]
     return KlFromBase(backbone, own, examples).measure()
+
+
+def top_p_gap(
+    backbone: Backbone, served: Sequence[Rollout], drawn: Sequence[Rollout], scores: Sequence[Sequence[Tensor]]
+) -> dict[str, float]:
+    """How far replies as chats sample them, by top-p 0.95, are from those of rollouts, which a policy learns from.
+
+    `served` are of the former, `drawn` of the latter, to the same prompts, `scores` (K,) of each, `served` first.
+    `nats` is the mean KL of the truncated from the whole next-token distribution at the rollouts' temperature: -log of
+    the mass that is kept, which every token drawn from it shows as the log-ratio of the two.
+    """
+    values = token_values(backbone, [each.row for each in served], TEMPERATURE)
+    kept = [each.drawn - value.cpu() for each, value in zip(served, values, strict=True) if each.drawn is not None]
+    gains = [float(ours.mean() - theirs.mean()) for ours, theirs in zip(*scores, strict=True)]
+    return {
+        "nats": round(float(torch.cat(kept).mean()), 4),
+        "reward": round(fmean(gains), 3),
+        "reward_error": round(spread(gains), 3),
+        "replies": float(sum(len(each.row.replies) for each in (*served, *drawn))),
+    }
 
 
 def point(scores: Sequence[float], kl: float) -> dict[str, float]:

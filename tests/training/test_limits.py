@@ -196,7 +196,7 @@ def runs(tmp_path: Path, tiny: Base, method: str, *settings: str) -> None:
 
 
 def test_a_night_at_the_edge_of_its_settings(tmp_path, tiny) -> None:
-    runs(tmp_path, tiny, "auto", "loss=ipo", "beta=0.0001", "learning_rate=1", "rank=1", "alpha=4096")
+    runs(tmp_path, tiny, "auto", "loss=ipo", "per_token=1", "beta=0.0001", "learning_rate=1", "rank=1", "alpha=4096")
 
 
 def at_both_ends() -> Iterator[tuple[str, str]]:

@@ -95,6 +95,28 @@ def test_the_kto_baseline_is_never_negative_and_has_no_gradient():
     assert preference.kto_baseline(t(), t()).item() == 0
 
 
+def test_the_running_baseline_is_a_batchs_at_first_and_then_of_all_batches_lately():
+    total, count = preference.running_kto_baseline(t(-9, -5), t(-10, -8), 0.0, 0.0)
+    assert (total, count) == (4.0, 2.0)  # 1 + 3, of two
+    assert total / count == preference.kto_baseline(t(-9, -5), t(-10, -8)).item()
+    # the second batch is one ratio of -6: (0.9 * 4 - 6) / (0.9 * 2 + 1)
+    total, count = preference.running_kto_baseline(t(-16), t(-10), total, count)
+    assert (total, count) == (pytest.approx(-2.4), pytest.approx(2.8))
+
+
+def test_the_running_baseline_is_not_biased_upwards_by_small_batches():
+    chance = torch.Generator().manual_seed(0)
+    ratios = 6 * torch.randn(4000, generator=chance).double()  # of a policy that is the reference, by a deviation of 6
+    of_batches = [float(preference.kto_baseline(each[None], t(0))) for each in ratios]
+    assert sum(of_batches) / len(of_batches) > 2  # E max(0, 6 z) = 6 / sqrt(2 pi) = 2.39
+    total, count, running = 0.0, 0.0, []
+    for each in ratios.split(4):
+        total, count = preference.running_kto_baseline(each, torch.zeros_like(each), total, count)
+        running.append(max(0.0, total / count))
+    # over 4 * (1 + 0.9) / (1 - 0.9) = 76 effective ratios: 6 / sqrt(76) / sqrt(2 pi) = 0.27
+    assert sum(running) / len(running) == pytest.approx(0.27, abs=0.1)
+
+
 def test_kto_pushes_wanted_replies_up_and_unwanted_ones_down():
     policy = t(-10, -10).requires_grad_()
     wanted = torch.tensor([True, False])
@@ -352,6 +374,8 @@ def test_kto_equals_trl(tiny, tmp_path):
 
     baseline = preference.kto_baseline(mismatched.sum(1), ref_mismatched)
     assert baseline > 0
+    total, count = preference.running_kto_baseline(mismatched.sum(1), ref_mismatched, 0.0, 0.0)
+    assert total / count == pytest.approx(float(baseline), abs=1e-12)  # so a first step's is TRL's, too
     margin = preference.kto_margin(policy.sum(1), ref, baseline, labels, 0.2)
     assert float(preference.kto_loss(margin, labels, 1.2, 0.7).mean()) == pytest.approx(float(theirs), abs=1e-6)
 

@@ -71,7 +71,8 @@ def run_rloo(tiny, sampler, score, method=rloo.RlooTrainer, **changes):
 
 def run_ppo(tiny, sampler, score, **changes):
     backbone = backbone_of(tiny)
-    asked = {"steps": 12, "kl_budget": 50.0, "beta": 0.01, "target_kl": 1.0, "epochs": 4}
+    # a controller as slow as the paper's, as the run may go far from the base
+    asked = {"steps": 12, "kl_budget": 50.0, "beta": 0.01, "target_kl": 1.0, "epochs": 4, "kl_horizon": 10_000}
     config = ppo.PpoConfig(**SMALL | asked | changes)
     trainer = ppo.PpoTrainer(backbone, sampler, PROMPTS, score, config, kl_of(backbone, sampler))
     state = trainer.begin()

@@ -7,13 +7,15 @@ from typing import get_args
 import pytest
 import torch
 
+from benchmarks import rewards
 from feedback.errors import Refused
 from training.algorithms import dpo_kto
-from training.algorithms.dpo_kto import LOSSES, Loss, PreferenceConfig
+from training.algorithms.dpo_kto import LOSSES, Loss, PreferenceConfig, PreferenceTrainer
 from training.algorithms.registry import parse_settings
 from training.data.scoring import margins_of, references_of
 from training.data.tokenize import Preference, TokenizedExample
 from training.loop import checkpoint
+from training.loop.config import in_lines
 from training.loop.early_stopping import Watch
 from training.loop.loop import train
 from training.losses import preference
@@ -42,7 +44,6 @@ def backbone(tiny) -> Backbone:
         ({"label_smoothing": 0.2}, partial(preference.dpo_loss, label_smoothing=0.2)),
         ({"loss": "robust", "label_smoothing": 0.2}, partial(preference.robust_dpo_loss, flipped=0.2)),
         ({"loss": "hinge"}, preference.hinge_loss),
-        ({"loss": "ipo"}, lambda margin: preference.ipo_loss(margin / BETA, BETA)),
         ({"loss": "ipo", "per_token": 1}, lambda margin: preference.ipo_loss(margin / BETA, BETA)),
         ({"per_token": 1}, preference.dpo_loss),
         ({"sft_weight": 0.5}, preference.dpo_loss),
@@ -153,3 +154,68 @@ def test_what_cannot_be_meant_is_refused():
     assert parse_settings("dpo", ["loss=ipo", "per_token=1"]) == {"loss": "ipo", "per_token": 1}
     with pytest.raises(Refused, match="sft_weight must be at least 0"):
         PreferenceConfig(sft_weight=-1)
+    with pytest.raises(Refused, match="loss=ipo takes per_token=1, as its target is a gap per token"):
+        PreferenceConfig(loss="ipo")
+    for loss in ("ipo", "hinge"):
+        with pytest.raises(Refused, match=f"label_smoothing is for the losses sigmoid and robust, .* for {loss}"):
+            PreferenceConfig(loss=loss, per_token=1, label_smoothing=0.1)
+    with pytest.raises(Refused, match=r"beta is 0, for that of the loss, or at least 0\.0001, not 1e-09"):
+        PreferenceConfig(beta=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("asked", "beta"),
+    [
+        ({}, 0.02),
+        ({"per_token": 1}, 2.0),
+        ({"loss": "robust", "label_smoothing": 0.1}, 0.02),
+        ({"loss": "robust", "label_smoothing": 0.1, "per_token": 1}, 2.0),
+        ({"loss": "hinge"}, 0.02),
+        ({"loss": "ipo", "per_token": 1}, 0.1),
+        ({"loss": "ipo", "per_token": 1, "beta": 0.5}, 0.5),
+    ],
+)
+def test_a_beta_that_is_left_out_is_that_of_the_loss(asked, beta):
+    config = PreferenceConfig(**asked)
+    assert config.beta == config.model_dump()["beta"] == beta
+    assert PreferenceConfig(**config.model_dump()) == config  # as a night's row and an adapter's card keep it
+
+
+def test_beta_0_is_what_it_stands_for_wherever_it_is_asked_for():
+    asked = ["loss=ipo", "per_token=1", "beta=0"]
+    assert parse_settings("auto", asked) == {"loss": "ipo", "per_token": 1, "beta": 0.1}
+    (line,) = (each for each in in_lines(PreferenceConfig) if each.startswith("beta="))
+    assert "0: by loss, sigmoid 0.02, or 2 per token; robust 0.02, or 2 per token; hinge" in line
+    assert "ipo 0.1 per token" in line
+
+
+def test_every_loss_has_a_beta_and_reaches_what_it_asks_for():
+    assert {loss for loss, _ in preference.BETAS} == set(LOSSES)
+    # IPO's target at its beta, in nats a token; hinge and sigmoid per token reach a margin of 1 at half a nat a token
+    assert 1 / (2 * preference.BETAS["ipo", True]) == 5
+    assert preference.hinge_loss(torch.tensor([preference.BETAS["hinge", True] * 0.5])).item() == 0
+
+
+@pytest.mark.parametrize("asked", [{}, {"loss": "ipo", "per_token": 1}, {"loss": "hinge"}])
+def test_the_benchmark_of_rewards_learns_by_the_products_defaults(tiny, asked):
+    pairs = [TokenizedExample("comparison", [1, 2, 20 + at], ([30 + at, 31], [40 + at]), 1.0) for at in range(6)]
+    config = rewards.config_of(1e-2, asked)
+    assert (config.beta, config.thumb_beta) == (PreferenceConfig(**asked).beta, 0.1)
+    for some in (pairs, rewards.as_thumbs(pairs)):
+        fresh = Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
+        found = rewards.learn_policy(fresh, some, config, {"test": pairs}, References(fresh))["test"]
+        moved = [fresh.log_probs(each.row()).detach() - fresh.log_probs(each.row(), reference=True) for each in pairs]
+        lengths, beta = (1, 0.1) if some is not pairs else (torch.tensor([2, 1]), config.beta)
+        lengths = lengths if config.per_token else 1
+        expected = [beta * float((each / lengths)[0] - (each / lengths)[1]) for each in moved]
+        assert found == (pytest.approx(expected, abs=1e-4), [1] * 6)
+        assert sum(expected) > 0
+
+
+def test_robust_without_label_smoothing_says_that_it_is_sigmoid(backbone):
+    same = torch.tensor([0.3, -1.2])
+    assert torch.equal(preference.robust_dpo_loss(same, 0.0), preference.dpo_loss(same))
+    said = "loss=robust with label_smoothing=0 is the same as loss=sigmoid"
+    assert said in PreferenceTrainer(backbone, [LESSON], PreferenceConfig(loss="robust")).warning
+    told = PreferenceTrainer(backbone, [LESSON], PreferenceConfig(loss="robust", label_smoothing=0.1)).warning
+    assert told == ""

@@ -148,6 +148,8 @@ def test_a_taste_that_answers_no_number_is_refused(tmp_path, answer):
         (["--prompts", "0"], "--prompts is at least 1, not 0"),
         (["--interactions", "1"], "--interactions is at least 2, not 1"),
         (["--comparisons", "9000"], "too few for 9000 comparisons"),
+        (["--set", "loss=ipo"], "loss=ipo takes per_token=1"),
+        (["--method", "dpo", "--set", "much=1"], "there is no setting 'much'"),
     ],
 )
 def test_numbers_that_cannot_be_meant_are_one_sentence_and_leave_nothing(tmp_path, options, words):

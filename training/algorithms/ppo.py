@@ -5,19 +5,21 @@ consists of whole rows. Details that are not in `policy_gradient`:
 - the value of a token is read where the token is predicted, after prompt and reply so far; its head begins at zero
 - the sampling temperature divides the logits of every log-prob
 - Adam's epsilon is 1e-5, and the learning rate falls linearly to 0
+- policy and value model share one learning rate and one clip of the gradient norm
 - before the first update the policy must be the one that wrote: ratios are 1, or the run stops
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from feedback.errors import Refused
 from feedback.records import methods
 from training.algorithms.base import Method, Metrics, PolicyContext
 from training.algorithms.registry import register
@@ -28,7 +30,7 @@ from training.loop.state import TrainState
 from training.losses import policy_gradient as ppo
 from training.losses import preference
 from training.model.packing import TOKENS_AT_ONCE, Row, pack, together
-from training.model.policy import Backbone
+from training.model.policy import TRAINED, Backbone
 from training.model.reward_heads import RewardModels
 from training.rollouts.on_policy import (
     PolicyConfig,
@@ -40,6 +42,9 @@ from training.rollouts.sampler import Rollout, token_values
 
 VALUE = "value"  # the value model's adapter
 EPSILON = 1e-5
+# Steps of the beta controller's horizon: beta moves by at most 2 % a step, and so by more than twice in 40. The 10,000
+# replies of arXiv 1909.08593 are for runs of a million; a night of some hundreds would leave beta where it is.
+HORIZON = 10
 # How far log-ratios may be from 0 before the first update. In bf16 one token in thousands is off by half a nat, as its
 # row is in another pack by then; a mistake would move their mean.
 APART = {torch.float32: ("largest_log_ratio", 1e-3), torch.bfloat16: ("mean_log_ratio", 0.1)}
@@ -58,9 +63,14 @@ class PpoConfig(PolicyConfig):
     gamma: float = Field(1.0, ge=0, le=1, description="discount per token")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation")
     adaptive_kl_target: float = Field(
-        0.1, ge=0, le=1000, description="KL that beta is steered to, in nats per token; 0: beta stays"
+        0.1, ge=0, le=1000, description="rollout_kl that beta is steered to, in nats per token; 0: beta stays"
     )
-    kl_horizon: int = Field(10_000, ge=1, le=1_000_000_000, description="horizon of the beta controller, in replies")
+    kl_horizon: int = Field(
+        0,
+        ge=0,
+        le=1_000_000_000,
+        description=f"horizon of the beta controller, in replies; 0: those of {HORIZON} steps",
+    )
     target_kl: float = Field(
         0.05, gt=0, le=1000, description="approximate KL at which the passes over a batch stop early"
     )
@@ -69,6 +79,15 @@ class PpoConfig(PolicyConfig):
     )
     value_from_reward: Switch = Field(0, description="1: the value model starts as the first reward model, not at 0")
     ptx_coef: Weight = Field(0.0, description="weight of the loss on demonstrations (arXiv 2203.02155, eq. 2)")
+
+    @model_validator(mode="after")
+    def _decide_horizon(self) -> Self:
+        """Put the horizon of a night in the place of 0. Raises `Refused` on one so short that beta might jump."""
+        of_step = self.prompts * self.replies
+        if 0 < self.kl_horizon < of_step and self.adaptive_kl_target:
+            raise Refused(f"kl_horizon is 0 or at least the {of_step:,} replies of a step, not {self.kl_horizon:,}")
+        object.__setattr__(self, "kl_horizon", self.kl_horizon or HORIZON * of_step)
+        return self
 
 
 class ValueHead(nn.Module):
@@ -106,11 +125,12 @@ class Experience:
 class PpoTrainer(PolicyTrainer):
     """Trains policy and value model together, for some epochs over each batch of rollouts."""
 
-    def __init__(self, *given: Any, demonstrations: Sequence[Row] = ()) -> None:
+    def __init__(self, *given: Any, demonstrations: Sequence[Row] = (), value_like: str = TRAINED) -> None:
+        """`value_like` names the adapter whose rank and alpha the value model's has."""
         super().__init__(*given)
         self.demonstrations = demonstrations
         self.trial = self.trial.model_copy(update={"ptx_coef": 0.0})  # checks the sign of scores alone
-        self.backbone.add(VALUE, self.config.rank, self.config.alpha, self.config.seed + 1)
+        self.backbone.add(VALUE, *self.backbone.rank_and_alpha(value_like), self.config.seed + 1)
         self.head = ValueHead(self.backbone.head.shape[1]).to(self.backbone.device)
 
     def new_state(self, config: PpoConfig) -> TrainState:
@@ -181,7 +201,11 @@ def seen_of(batch: Experience, rollouts: Sequence[Rollout]) -> Metrics:
 
 
 def begin_as_reward_model(backbone: Backbone, head: ValueHead, models: RewardModels) -> None:
-    """Initialise the value model from the first reward model, normalised: detail 22 of arXiv 2403.17031."""
+    """Initialise the value model from the first reward model, normalised: detail 22 of arXiv 2403.17031.
+
+    Both have one rank and alpha. A score is of the mean state of a reply's tokens and a value of a single state, so the
+    value at the end of a reply is not its score, as it is in the paper.
+    """
     name, reward_head = next(iter(models.heads.items()))
     own = backbone.parameters(VALUE)
     with torch.no_grad():
@@ -311,9 +335,11 @@ def build(context: PolicyContext, config: PpoConfig) -> PpoTrainer:
     score, config = context.scored_by(config)
     shown = [each.row(0) for each in context.examples if each.kind == "demonstration"]
     given = (context.backbone, context.sampler, prompts, score, config, context.kl)
-    trainer = PpoTrainer(*given, demonstrations=shown)
-    if config.value_from_reward:
-        begin_as_reward_model(context.backbone, trainer.head, context.rewards(config).models())
+    if not config.value_from_reward:
+        return PpoTrainer(*given, demonstrations=shown)
+    ensemble = context.rewards(config).models()
+    trainer = PpoTrainer(*given, demonstrations=shown, value_like=next(iter(ensemble.heads)))
+    begin_as_reward_model(context.backbone, trainer.head, ensemble)
     return trainer
 
 

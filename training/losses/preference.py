@@ -110,6 +110,32 @@ def plackett_luce_loss(scores: Tensor, ranked: Tensor | None = None) -> Tensor:
 
 # DPO and its variants
 
+# beta by loss and by whether margins are per token; a pair that is missing means nothing. Summed over a reply, a margin
+# is some hundred times what it is per token, so one beta cannot serve both: at 0.02 a pair is settled some 50 nats
+# apart, and at 2.0 half a nat a token, as in SimPO (arXiv 2405.14734; 2.0 to 2.5). IPO's target is a gap of
+# 1 / (2 beta), 5 nats a token at 0.1, which is TRL's default; summed over replies of any length it is none.
+BETAS = {
+    ("sigmoid", False): 0.02,
+    ("sigmoid", True): 2.0,
+    ("robust", False): 0.02,
+    ("robust", True): 2.0,
+    ("hinge", False): 0.02,
+    ("hinge", True): 2.0,
+    ("ipo", True): 0.1,
+}
+SMOOTHED = ("sigmoid", "robust")  # losses that label_smoothing is part of
+
+
+def betas_in_words() -> str:
+    """`BETAS` in words: "sigmoid 0.02, or 2 per token; ..."."""
+    told = []
+    for loss in dict.fromkeys(loss for loss, _ in BETAS):
+        summed, per_token = (BETAS.get((loss, each)) for each in (False, True))
+        parts = [f"{summed:g}"] if summed else []
+        parts += [f"{per_token:g} per token"] if per_token else []
+        told.append(f"{loss} {', or '.join(parts)}")
+    return "; ".join(told)
+
 
 def dpo_margin(
     policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
@@ -175,6 +201,19 @@ def kto_baseline(policy_mismatched: Tensor, ref_mismatched: Tensor) -> Tensor:
     if policy_mismatched.numel() == 0:
         return torch.zeros((), dtype=policy_mismatched.dtype, device=policy_mismatched.device)
     return (policy_mismatched - ref_mismatched).mean().clamp(min=0).detach()
+
+
+def running_kto_baseline(
+    policy_mismatched: Tensor, ref_mismatched: Tensor, total: float, count: float, decay: float = 0.9
+) -> tuple[float, float]:
+    """The sum and the number of mismatched log-ratios that z0 = max(0, sum / number) is of, after one more batch.
+
+    `total` and `count` are those after the batch before, and count `decay` times. A batch holds a few thumbs, whose
+    mean, clamped at 0, is too high on average: of one thumb of deviation 6 around 0 by 2.4 nats. In the first batch it
+    is `kto_baseline`.
+    """
+    ratios = policy_mismatched - ref_mismatched
+    return decay * total + float(ratios.sum()), decay * count + ratios.numel()
 
 
 def kto_margin(policy: Tensor, ref: Tensor, baseline: Tensor, wanted: Tensor, beta: float) -> Tensor:

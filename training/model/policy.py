@@ -95,6 +95,11 @@ class Backbone:
         """The LoRA factors of an adapter, by name."""
         return {name: each for name, each in self.peft.named_parameters() if "lora_" in name and f".{adapter}." in name}
 
+    def rank_and_alpha(self, adapter: str = TRAINED) -> tuple[int, int]:
+        """An adapter's rank and LoRA alpha."""
+        config: Any = self.peft.peft_config[adapter]
+        return config.r, config.lora_alpha
+
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(out, in) of the base's linear layers by name, as `assistant.models.adapter.read_adapter` expects them."""
         modules = {name.replace(".base_layer", ""): each for name, each in self.causal.named_modules()}

@@ -33,7 +33,7 @@ from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import Refused
 from feedback.kinds.tally import counts
-from feedback.records import adapters, nights
+from feedback.records import adapters, methods, nights
 from feedback.records.adapters import BASE
 from feedback.records.nights import RUNNING
 from training.evaluation.text_quality import whole_words, words
@@ -88,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 )
 @click.option("--prompts", default=220, show_default=True, metavar="N", help="Unseen prompts to judge the adapter on.")
 @click.option("--max-tokens", default=64, show_default=True, metavar="N", help=f"Of a reply, at most {LONGEST}.")
+@click.option("--method", metavar="NAME", help="Of the night (default: the night's own).")
+@click.option("--set", multiple=True, metavar="NAME=VALUE", help="A setting of the night, e.g. loss=hinge; repeatable.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="The seed of everything random.")
 @click.option(
     "--plot", type=FILE, metavar="FILE", help="Where to save the plot (default: rehearsal.png in the folder)."
@@ -111,6 +113,8 @@ def command(**asked: Any) -> int:
 
 def rehearse(options: SimpleNamespace) -> Figures:
     """Run a whole rehearsal, from the taste to the plot. Raises `Refused` on bad input, `Failed` if a step fails."""
+    from training.algorithms import registry
+
     began = time.monotonic()
 
     # 1. check the options
@@ -120,6 +124,7 @@ def rehearse(options: SimpleNamespace) -> Figures:
     if not 0 <= options.seed < SEEDS:
         raise Refused(f"--seed is from 0 to {SEEDS - 1:,}, not {options.seed}")
     require_picture(options.plot)
+    options.settings = registry.parse_settings(options.method or methods.DEFAULT, options.set)
     every, unseen = questions(options)
     to_correct, asked = halves(every) if options.interactions is not None else ([], every)
     corrects = preference_rule.load_corrections(options.taste) if to_correct else None
@@ -137,7 +142,7 @@ def rehearse(options: SimpleNamespace) -> Figures:
         print(f"  {choices.count('tie')} ties among {len(choices)} comparisons", flush=True)
 
         # 3. train a night, judged like any other
-        night = train(api)
+        night = train(api, options)
 
         # 4. base and adapter answer the unseen prompts
         adapter = str(night["adapter"])
@@ -255,9 +260,9 @@ def rate(api: httpx.Client, answers: Sequence[Answers], likes: Taste) -> list[st
     return choices
 
 
-def train(api: httpx.Client) -> dict[str, Any]:
+def train(api: httpx.Client, options: SimpleNamespace) -> dict[str, Any]:
     """Start a night as an operator does, and follow it to its end. Raises `Failed` if it makes no adapter."""
-    night = send(api, "POST", "/api/nights", {})
+    night = send(api, "POST", "/api/nights", {"method": options.method, "settings": options.settings})
     shown = ""
     while night["state"] == RUNNING:
         time.sleep(2)

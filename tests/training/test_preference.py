@@ -12,6 +12,7 @@ from feedback.errors import Refused
 from training.algorithms import dpo_kto
 from training.algorithms.dpo_kto import LOSSES, Loss, PreferenceConfig, PreferenceTrainer
 from training.algorithms.registry import parse_settings
+from training.data.kl import KlFromBase
 from training.data.scoring import margins_of, references_of
 from training.data.tokenize import Preference, TokenizedExample
 from training.loop import checkpoint
@@ -102,7 +103,8 @@ def test_a_ranking_in_one_row_teaches_what_its_pairs_teach_in_fewer_tokens(backb
 def test_a_ranking_says_when_to_stop_as_its_pairs_do(backbone):
     reference = References(backbone)
     watched = [
-        Watch(backbone, PAIRS, validation, PreferenceConfig(), reference).gains() for validation in ([RANKING], PAIRS)
+        Watch(backbone, KlFromBase(backbone, [], PAIRS), 0.3, 1, validation=validation, references=reference).gains()
+        for validation in ([RANKING], PAIRS)
     ]
     assert watched[0].tolist() == pytest.approx([float(watched[1].mean())], abs=1e-6)
 
@@ -130,7 +132,7 @@ def test_the_stronger_a_preference_the_more_it_teaches_and_without_a_strength_th
     reference = References(backbone).of(LESSON.own_row())[None]
 
     def learned(strength: float, strength_margin: float, loss: Loss = "sigmoid") -> float:
-        settings = PreferenceConfig(beta=BETA, strength_margin=strength_margin, loss=loss)
+        settings = PreferenceConfig(beta=BETA, strength_margin=strength_margin, loss=loss, per_token=int(loss == "ipo"))
         lesson = replace(LESSON, strength=strength)
         tally = dpo_kto.gradients(backbone, [lesson], reference, torch.zeros(()), (1.0, 1.0), settings, 1024)
         backbone.peft.zero_grad()

@@ -147,7 +147,7 @@ def test_strengths_of_opposite_preferences_are_set_off_against_each_other():
 
 
 def thumb(prompt: int, reply: int, wanted: bool, user: int, weight: float = 1.0) -> TokenizedExample:
-    return TokenizedExample("thumb", [prompt], ([reply],), weight, wanted, user)
+    return TokenizedExample("thumb", [prompt], ([reply],), weight, wanted, user=user)
 
 
 def test_a_thumb_is_a_score_above_or_below_what_its_rater_asks_for():

@@ -21,7 +21,7 @@ from training.model.policy import IN_CACHE, Backbone, positions_at_once
 
 AT_LOOKS, AT_THE_END = 32, 128  # replies, while a policy trains, and for its gate and its card
 STAGE = 4  # replies that are read before it is asked whether they tell enough
-SURE = 0.99  # confidence that a KL is on one side of the budget, for no more replies to be read
+SURE = 0.95  # confidence that a KL is on one side of the budget, for no more replies to be read
 TOLERATED = 2.0  # standard errors by which the KL of a trained adapter may be beyond its budget
 T = TypeVar("T")
 

@@ -171,6 +171,25 @@ def rehearse(data: Path, *options: str) -> Done:
     return Process("training.rehearsal.run:main", ["--data", str(data), *options]).wait(600)
 
 
+def test_a_rehearsal_of_a_small_model_trains_as_it_is_asked_to(tmp_path, tiny):
+    data = tmp_path / "data"
+    small = ["--comparisons", "14", "--prompts", "3", "--max-tokens", "8", "--model", tiny.name]
+    asked = ["loss=robust", "epochs=1", "min_steps=3", "learning_rate=5e-3", "kl_budget=50"]
+    done = rehearse(data, "--method", "dpo", "--json", *small, *(part for each in asked for part in ("--set", each)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["kl_words"].endswith("nats per token, exact, T=1, 6 replies, half of them its own")
+    assert figures["kl_words"].startswith(f"{figures['kl_per_token']:.3f} ± {figures['kl_error']:.3f}")
+    assert figures["kl_words"] in done.stdout.splitlines()[-3]
+    store = Database(data)
+    night = nights.night(store, 1)
+    store.close()
+    assert (night.method, night.steps) == ("dpo", 3)
+    assert (night.settings["loss"], night.settings["beta"]) == ("robust", 0.02)
+    assert "loss=robust with label_smoothing=0 is the same as loss=sigmoid" in night.reason
+    assert "; KL from the base " in night.reason
+
+
 @pytest.mark.soak
 def test_a_rehearsal_of_interactions_corrects_half_of_them(tmp_path):
     data = tmp_path / "data"

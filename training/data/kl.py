@@ -6,9 +6,9 @@ judged. Its error is over replies, as the tokens of one reply are alike.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from scipy.stats import t as student
@@ -21,7 +21,7 @@ from training.model.policy import IN_CACHE, Backbone, positions_at_once
 
 AT_LOOKS, AT_THE_END = 32, 128  # replies, while a policy trains, and for its gate and its card
 STAGE = 4  # replies that are read before it is asked whether they tell enough
-SURE = 0.99  # confidence that a KL is on one side of the budget, for no more replies to be read
+SURE = 0.95  # confidence that a KL is on one side of the budget, for no more replies to be read
 TOLERATED = 2.0  # standard errors by which the KL of a trained adapter may be beyond its budget
 T = TypeVar("T")
 
@@ -149,12 +149,3 @@ def mean_and_error(values: Tensor, weights: Tensor) -> tuple[float, float]:
     alike = share.square().sum()  # 1 over the effective number of values (Kish, "Survey Sampling", 1965)
     error = ((share * (values - mean)).square().sum() / (1 - alike)).sqrt()
     return float(mean), float(error)
-
-
-def words_of(figures: Mapping[str, Any]) -> str:
-    """A KL that was kept, in words; kept by versions that did not say how it was measured, the number alone."""
-    mean = figures["kl"]
-    if "kl_replies" not in figures:
-        return f"{mean:.3f} nats per token"
-    error, replies, own = (figures.get(name, math.nan) for name in ("kl_error", "kl_replies", "kl_own"))
-    return Kl(mean, error, int(replies), int(own)).words

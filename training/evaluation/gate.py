@@ -233,7 +233,7 @@ def _surprise(engine: Engine, asked: Sequence[list[int]], written: Sequence[list
 
 def judge(found: HeldOut, kl: Kl, kl_budget: float, checks: Sequence[Check], length: float) -> Verdict:
     """The verdict from all measurements."""
-    within = Check("kl", kl.within(kl_budget), f"{kl.words} from the base, where {kl_budget:g} may be")
+    within = Check("kl", kl.within(kl_budget), f"KL from the base {kl.words}, where {kl_budget:g} may be")
     checks = [within, *checks]
     said = f"it sides with people in {found.preferred} of {found.count} held-out conversations"
     said += f" ({found.low:.0%} to {found.high:.0%})" if found.count else ""

@@ -71,7 +71,7 @@ def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancella
     # 10. rename, announce and perhaps promote
     cancellation.too_late()
     publish.hand_over(making, work.adapter)
-    far = f"{trained.kl.words} from the base"
+    far = f"KL from the base {trained.kl.words}"
     learned = "; ".join(filter(None, (f"trained on {in_words(given.taught)}", far, trained.ended, trained.warning)))
     return announce(store, work, card, learned, verdict, agreed, serving)
 

@@ -382,8 +382,8 @@ def tell(figures: Figures, plot: Path, data: Path, as_json: bool) -> None:
     print(
         f"on {figures.prompts} unseen prompts {figures.adapter} beats the base in {figures.win_rate:.1%} "
         f"({figures.win_rate_low:.1%} to {figures.win_rate_high:.1%}) of the replies, by the taste: {figures.taste}\n"
-        f"replies had {figures.words_before:.0f} words and have {figures.words_after:.0f}; the adapter is "
-        f"{figures.kl_words} from the base; the gate said: {figures.verdict}\n"
+        f"replies had {figures.words_before:.0f} words and have {figures.words_after:.0f}; the adapter's KL "
+        f"from the base is {figures.kl_words}; the gate said: {figures.verdict}\n"
         f"{figures.minutes:.0f} minutes; drawn in {plot}; look around with: nightschool serve --data {data}",
         flush=True,
     )

@@ -17,8 +17,9 @@ from training.rollouts.on_policy import usual_length
 from training.rollouts.sampler import Sampler
 
 WANTED = AT_THE_END // 2
-DRAWN_TOKENS = 64  # of a reply that is drawn, at most
-PROMPTS_EACH = 2  # prompts for each reply that is drawn, so that a small night does not take noticeably longer
+# So that a small night takes hardly longer, a reply is drawn for every second prompt, of at most as many tokens as
+# there are prompts, within these bounds.
+PROMPTS_EACH, FEWEST_TOKENS, MOST_TOKENS = 2, 32, 64
 Open = Callable[[], AbstractContextManager[Sampler]]
 
 
@@ -33,6 +34,7 @@ def own_samples(recorded: Examples, examples: Sequence[TokenizedExample], encode
         return kept[:WANTED]
     with open_() as sampler:
         sampler.forget()
-        sampling = Sampling(max_tokens=min(DRAWN_TOKENS, usual_length(examples)))  # as chats sample
+        tokens = min(MOST_TOKENS, max(FEWEST_TOKENS, len(prompts)), usual_length(examples))
+        sampling = Sampling(max_tokens=tokens)  # as chats sample
         drawn = sampler.write(spread(prompts, wanted - len(kept)), 1, sampling, seed=0)
     return kept + [each.row for each in drawn]

@@ -154,8 +154,9 @@ def test_a_given_text_is_read_as_transformers_reads_it_far_behind_every_window(c
     read = {name: case.engine.score(prompt_ids, reply_ids, loaded) for name, loaded in case.loaded.items()}
     for name, each in read.items():
         plain = case.reference.logprobs(prompt_ids, reply_ids, name)
-        # Of random texts log-probs are near -10, and fp32 on both sides is good to some 1e-5 of that.
-        assert [token.logprob for token in each] == pytest.approx(plain, abs=1e-4, rel=2e-5)
+        # Of random texts log-probs are near -10, and fp32 on both sides is good to some 1e-5 of that, more or less by
+        # the processor.
+        assert [token.logprob for token in each] == pytest.approx(plain, abs=1e-4, rel=5e-5)
 
 
 def test_beams_are_those_of_transformers(case: Case) -> None:

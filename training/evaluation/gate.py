@@ -192,7 +192,8 @@ class Gains:
             with self._backbone.as_serving():
                 (theirs,) = self._backbone.each_token_of([row])
         else:
-            (theirs,) = self._backbone.each_token_of([row], reference=True)
+            with self._backbone.as_base():
+                (theirs,) = self._backbone.each_token_of([row])
         return [float(each) for each in gains_of(row, ours, theirs)]
 
 

@@ -27,6 +27,7 @@ StrengthMargin = Annotated[
 ]
 STRENGTH_MARGIN = 1.0  # its default
 MOST_RANK = 1024
+SERVES = "serving"  # as an adapter's name: the one that serves when the night is planned
 MOST_MODELS = 64  # in an ensemble
 Precision = Literal["auto", "bfloat16", "float32"]
 ABOUT = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge")}
@@ -45,6 +46,14 @@ class Config(BaseModel):
     max_length: int = Field(1024, ge=1, le=1_048_576, description="most tokens of a prompt and one reply")
     checkpoint_every: CheckpointEvery = 10
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
+    start_from: str = Field(
+        "",
+        max_length=200,
+        description="adapter that training begins from; serving: what serves, if its KL leaves room; empty: none",
+    )
+    reference: str = Field(
+        "", max_length=200, description="adapter that margins and KL penalties refer to; empty: the base"
+    )
     precision: Precision = Field("auto", description="number format to compute in; auto: the faster one here")
 
     @property

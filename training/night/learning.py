@@ -17,7 +17,7 @@ from feedback.errors import Refused
 from feedback.example_types import Examples
 from feedback.examples.sampled import sampled
 from feedback.examples.split import Split
-from feedback.records import nights
+from feedback.records import adapters, nights
 from training.algorithms import registry, reward_model
 from training.algorithms.base import Config, Method, PolicyContext, TrainingContext
 from training.data.kl import AT_THE_END, Kl, KlFromBase
@@ -26,7 +26,7 @@ from training.loop import distributed
 from training.loop.loop import train
 from training.loop.optim import NotFinite, out_of_memory
 from training.model.packing import Row
-from training.model.policy import Backbone
+from training.model.policy import REFERENCE, Backbone
 from training.model.reference import References
 from training.night import planner, reward_night, run_dir, tracking
 from training.night.planner import added, only, why_unfit
@@ -109,17 +109,22 @@ def make_ready(store: Database, base: Base, work: Work, cancellation: Cancellati
     config = method.config(**work.plan.settings)
     recorder = Recorder(store, work.night, cancellation, tracking.open_log(work.log, store.data / "logs", work.adapter))
     torch.set_num_threads(threads_of(work.plan))
-    backbone = open_backbone(base, work.plan, config)
+    backbone = open_backbone(base, work.plan, config, store.data)
     encoder = make_encoder(base, backbone, config)
     for sentence in remarks(base, encoder.tokenizer):
         print(f"night {work.night}: {sentence}", flush=True)
     return Ready(recorder, base, work, method, config, backbone, encoder)
 
 
-def open_backbone(base: Base, plan: Plan, config: Config) -> Backbone:
-    """Load the base in a plan's precision with a fresh adapter on it."""
+def open_backbone(base: Base, plan: Plan, config: Config, data: Path) -> Backbone:
+    """Load the base in a plan's precision with the adapter on it that training begins from, and the reference."""
     dtype, device = getattr(torch, plan.precision), base_model.pick_device()
-    return Backbone(base, dtype, device, config.rank, config.alpha, config.seed)
+    backbone = Backbone(base, dtype, device, config.rank, config.alpha, config.seed)
+    if config.start_from:
+        backbone.start_as(adapters.directory_in(data, config.start_from))
+    if config.reference:
+        backbone.hold(adapters.directory_in(data, config.reference), REFERENCE)
+    return backbone
 
 
 def make_encoder(base: Base, backbone: Backbone, config: Config) -> Encoder:
@@ -262,7 +267,7 @@ def share(data: Path) -> bool:
     method = registry.find(plan.method)
     config = method.config(**plan.settings)
     torch.set_num_threads(threads_of(plan))
-    backbone = open_backbone(base_model.find_base(plan.model), plan, config)
+    backbone = open_backbone(base_model.find_base(plan.model), plan, config, data)
     try:
         kl = KlFromBase(backbone, own, training)
         context = TrainingContext(backbone, training, validation, References(backbone), kl=kl)

@@ -1,5 +1,6 @@
 """The plan of a night: its method, settings and examples, and whether there is enough to learn from."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -7,23 +8,27 @@ from typing import Any
 
 from assistant.environment import AUTO
 from assistant.models import base_model
+from assistant.models.adapter import AdapterCard, checked_card
 from assistant.models.base_model import Base
 from feedback.database.database import Database
+from feedback.errors import NotFound, Refused
 from feedback.example_types import Examples
 from feedback.examples.build import gather
 from feedback.examples.caps import bounded
 from feedback.examples.split import Places, Split, judges, places, split
 from feedback.kinds import current
 from feedback.kinds.comparison import COMPARISON, TAKEN_BACK
-from feedback.records import methods, nights
+from feedback.records import adapters, methods, nights
 from training.algorithms import registry
 from training.algorithms.base import Method
 from training.data.tokenize import TOO_LONG
 from training.loop import limits
-from training.loop.config import Config
+from training.loop.config import SERVES, Config
 from training.model import policy
 from training.night.run_dir import Plan, rewards_folder
 
+SHAPE = ("rank", "alpha")  # of an adapter; what begins as one has its
+ROOM = 0.6  # the share of the KL budget that what serves may have used up, for a training to begin from it
 LEARNS_FROM = {"pairs": "preferences", "thumbs": "thumbs", "ties": "ties", "demonstrations": "demonstrations"}
 UNDECIDED = {  # choices that prefer no reply: one of them, and several
     "tie": ("a tie", "ties"),
@@ -50,11 +55,74 @@ def make_plan(store: Database, base: Base, wishes: Wishes, settle: bool = False)
     config = registry.find(method).config(**wishes.settings)
     precision = precision_of(config.precision)
     config.require_usable(rewards_folder(store.data))
+    config = staged(store, base, registry.find(method), config, wishes)
     examples = bounded(store, used_by(method, gather(store)))  # limits each person's share
     limits.require_steps(config, len(examples))
     judging = sorted(judges(store, examples, settle))
     plan = Plan(base.name, base.sha256, method, config.model_dump(), precision, policy.courteous_threads(), judging)
     return plan, examples
+
+
+def staged(store: Database, base: Base, method: Method, config: Config, wishes: Wishes) -> Config:
+    """The config with the adapters decided that training begins from and refers to; it takes the former's rank.
+
+    Raises `Refused` if one of them cannot be used.
+    """
+    start, reference = config.start_from, config.reference
+    if start == SERVES:
+        start = _serving_with_room(store, base, config, wishes) or ""
+    if not method.makes_adapter and (start or reference):
+        raise Refused(f"{method.name} makes reward models, which begin as the base and refer to nothing")
+    cards = {id: _card_of(store, base, id) for id in {start, reference} - {""}}
+    found: dict[str, Any] = {"start_from": start}
+    if start:
+        found |= {name: cards[start].settings[name] for name in SHAPE}
+        for name in SHAPE:
+            if wishes.settings.get(name, found[name]) != found[name]:
+                raise Refused(f"{name} is {found[name]}, that of {start}, which training begins from")
+    return config.model_copy(update=found)
+
+
+def _serving_with_room(store: Database, base: Base, config: Config, wishes: Wishes) -> str | None:
+    """The adapter that serves, if a training can begin from it: of this base, and not yet far from it."""
+    serving = adapters.serving(store)
+    if serving is None:
+        return None
+    try:
+        card = _card_of(store, base, serving)
+    except Refused:
+        return None
+    fits = all(wishes.settings.get(name, card.settings[name]) == card.settings[name] for name in SHAPE)
+    budget = getattr(config, "kl_budget", math.inf)
+    return serving if fits and card.metrics.get("kl", math.inf) <= ROOM * budget else None
+
+
+def _card_of(store: Database, base: Base, adapter: str) -> AdapterCard:
+    """An adapter's card. Raises `Refused` if there is none of this base, it does not tell its rank, or has to go."""
+    try:
+        known = adapters.adapter(store, adapter)
+    except NotFound as error:
+        raise Refused(str(error)) from error
+    if nights.forgotten_people(store, known.night):
+        raise Refused(f"{adapter} learned from somebody who was forgotten, so no training can begin from it")
+    card = checked_card(adapters.directory(store, adapter), base.sha256)
+    if not all(isinstance(card.settings.get(name), int) for name in SHAPE):
+        raise Refused(f"{adapter} does not tell its rank, so no training can begin from it")
+    return card
+
+
+def in_stages(plan: Plan) -> str:
+    """What a plan's training begins from and refers to, in words; empty if both are the base."""
+    start, reference = plan.settings.get("start_from"), plan.settings.get("reference")
+    told = (f"from {start}" if start else "", f"with {reference} as its reference" if reference else "")
+    return ", ".join(filter(None, told))
+
+
+def earlier_nights(store: Database, plan: Plan) -> list[int]:
+    """The nights that made what a plan's training begins from and refers to."""
+    named = {plan.settings.get("start_from"), plan.settings.get("reference")} - {"", None}
+    made = (adapters.adapter(store, str(each)).night for each in sorted(map(str, named)))
+    return [night for night in made if night is not None]
 
 
 def precision_of(asked: str) -> str:
@@ -114,7 +182,9 @@ def why_nothing(store: Database, examples: Examples, plan: Plan, again: bool) ->
         return f"nothing to learn from yet: beside what is kept for judging, {flat}"
     last = nights.last_trained(store)
     # Settings that did not exist then had today's default.
-    same = last and (last.data_sha256, last.method, defaults(plan.method) | last.settings)
+    # What training begins from may be its own last result, which is nothing new.
+    own = {"start_from": plan.settings.get("start_from")}
+    same = last and (last.data_sha256, last.method, defaults(plan.method) | last.settings | own)
     if last and not again and same == (examples.sha256, plan.method, recorded_settings(plan)):
         return f"nothing new since night {last.id}; --again trains on the same once more"
     return ""

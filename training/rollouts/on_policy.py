@@ -14,7 +14,7 @@ from torch import Tensor
 from feedback.errors import Refused
 from training.data.kl import KlFromBase
 from training.data.tokenize import NothingFits, TokenizedExample
-from training.loop.config import MOST_MODELS, CheckpointEvery, Config, KlBudget, Weight
+from training.loop.config import MOST_MODELS, SERVES, CheckpointEvery, Config, KlBudget, Weight
 from training.loop.early_stopping import Watch
 from training.loop.loop import Metrics, Trainer
 from training.loop.optim import NotFinite
@@ -35,6 +35,12 @@ MOST_APART = 0.1  # nats a token, mean, between the engine's and the trainer's l
 class PolicyConfig(Config):
     """The settings of on-policy methods, which learn from their own replies by reward models."""
 
+    # PPO starts from SFT in arXiv 2203.02155, and each week's from the last week's in 2204.05862, section 6.
+    start_from: str = Field(
+        SERVES,
+        max_length=200,
+        description="adapter that training begins from; serving: what serves, if its KL leaves room; empty: none",
+    )
     steps: int = Field(40, ge=1, le=10_000, description="batches of rollouts")
     prompts: int = Field(8, ge=1, le=512, description="prompts per step")
     replies: int = Field(2, ge=1, le=256, description="replies per prompt")

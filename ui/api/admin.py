@@ -59,7 +59,7 @@ class NightAsked(BaseModel):
     model_config = STRICT
     method: str | None = Field(None, pattern="^[a-z][a-z0-9-]{0,30}$", description="As `nightschool night --method`.")
     again: bool = Field(False, description="Also where nothing new was said since the last night.")
-    settings: dict[SettingName, int | float | Annotated[str, Field(max_length=40)]] = Field(
+    settings: dict[SettingName, int | float | Annotated[str, Field(max_length=500)]] = Field(
         {}, max_length=50, description="As `nightschool night --set`, by name."
     )
 

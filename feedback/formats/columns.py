@@ -9,6 +9,7 @@ from feedback.formats.base import Format, Row
 from feedback.formats.record import CHOSEN_FIRST, MODEL_ANSWER, Annotation, Dropped, Record, rest
 from feedback.formats.turns.sides import completed, pair
 from feedback.formats.turns.verdicts import verdict
+from feedback.numerals import natural
 
 NAME = "columns"
 # What a column may be declared as, and the names that such columns often have.
@@ -86,8 +87,9 @@ def _value(raw: Mapping[str, Any], column: str) -> Any:
         return raw[column]
     value: Any = raw
     for part in column.split("."):
-        if isinstance(value, list) and part.isdigit():
-            value = value[int(part)] if int(part) < len(value) else None
+        number = natural(part)
+        if isinstance(value, list) and number is not None:
+            value = value[number] if number < len(value) else None
         else:
             value = value.get(part) if isinstance(value, Mapping) else None
     return value

@@ -7,6 +7,7 @@ from typing import Any
 from feedback import process_lock
 from feedback.database.database import Database, now
 from feedback.errors import Conflict
+from feedback.numerals import natural
 
 LOCK = "import.lock"
 
@@ -39,7 +40,7 @@ def owned(store: Database, user: int) -> int | None:
     """The import whose conversations this user stands for; None for a person, or a rater named in a file."""
     row = store.row("SELECT name FROM users WHERE id = ? AND kind = 'imported'", user)
     number = str(row["name"]).removeprefix("import ") if row else ""
-    return int(number) if number.isdecimal() else None
+    return natural(number)
 
 
 def raters(store: Database, number: int) -> list[int]:

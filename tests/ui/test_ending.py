@@ -200,4 +200,7 @@ def test_a_resumable_stream_is_written_on_when_its_connection_breaks_and_replies
         assert process.wait(20).returncode == 0
         reading.join()
     short.require_ended()
-    assert (short.text, short.events[-2]["choices"][0]["finish_reason"]) == (text, "length")
+    assert short.events[-2]["choices"][0]["finish_reason"] == "length"
+    with closing(Database(tmp_path / "data")) as store:
+        kept = {asked.reply: conversations.node(store, asked.reply).content for asked in (had, short)}
+    assert kept == {had.reply: text, short.reply: short.text}

@@ -12,6 +12,7 @@ from feedback.accounts import sessions, users
 from feedback.accounts.users import User
 from feedback.database.database import Database
 from feedback.errors import Refused
+from feedback.numerals import natural
 from ui.accounts.auth import Person, open_session, session_of
 from ui.accounts.dependencies import TheStore
 from ui.accounts.login import OWNER_PASSWORD, Logins, headers_of
@@ -69,8 +70,8 @@ def end_session(request: Request, user: Person, store: TheStore, session: Annota
         if session == OTHERS:
             count = sessions.end_all(store, user, but=here.id if here else None)
             done = f"logged out of {count} other{'' if count == 1 else 's'}"
-        elif session.isdecimal() and len(session) < 19:
-            sessions.end(store, user, int(session))
+        elif (number := natural(session)) is not None:
+            sessions.end(store, user, number)
             done = "logged out there"
         else:
             raise Refused("say which session to end")

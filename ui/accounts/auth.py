@@ -27,6 +27,7 @@ from feedback.accounts.sessions import Session
 from feedback.accounts.users import User
 from feedback.database.database import Database
 from feedback.errors import Refused, Unavailable
+from feedback.numerals import natural
 from ui.accounts.patience import Patience
 from ui.prefix import prefix_of
 from ui.refusals import Forbidden, NotLoggedIn, TooLarge, TooMany, refusal, refusal_page
@@ -277,8 +278,8 @@ def largest_body(path: str) -> int:
 
 def require_fitting(headers: Headers, largest: int) -> None:
     """Raises `TooLarge` for a body that is declared too large, or whose length is no number."""
-    length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > largest:
+    length = natural(headers.get("content-length", "0"))
+    if length is None or length > largest:
         raise too_large(largest)
 
 

@@ -14,6 +14,7 @@ from feedback.chats import conversations
 from feedback.errors import Refused
 from feedback.kinds.correction import correct
 from feedback.kinds.signal import signal_newest
+from feedback.numerals import natural
 from ui.accounts.auth import page_user
 from ui.chat import feedback_panels, render, side_by_side
 from ui.chat.layout import Chat, PairPanel, RatingPanel, Sidebar
@@ -261,12 +262,13 @@ def id_of(shown: list[dict[str, Any]], index: int | tuple[int, int]) -> str:
 def sampling_of(settings: tuple[Any, ...]) -> Sampling:
     """The sampling parameters from values in the order of `sampling_controls`. Raises `Refused` on invalid ones."""
     temperature, top_p, max_tokens, seed, greedy, beams = settings
-    if seed.strip() and not (seed.strip().isascii() and seed.strip().isdecimal()):
+    number = natural(seed.strip())
+    if seed.strip() and number is None:
         raise Refused(f"a seed is a whole number, or empty for a new one each time, not {seed.strip()[:40]!r}")
     return Sampling(
         temperature=0.0 if greedy else float(temperature),
         top_p=float(top_p),
         max_tokens=int(max_tokens),
-        seed=int(seed) if seed.strip() else None,
+        seed=number,
         beams=int(beams),
     )

@@ -11,6 +11,7 @@ import click
 
 from assistant.command_line import data_option
 from feedback.errors import NotFound, Refused
+from feedback.numerals import natural
 from ui.cli.command import Command, InOrder, existing, json_option
 
 if TYPE_CHECKING:
@@ -96,9 +97,10 @@ def turn(data: Path, enabled: bool, as_json: bool) -> None:
 
 def whole(option: str, text: str) -> int:
     """A whole number as typed. Raises `Refused` on anything else."""
-    if not (text.isascii() and text.removeprefix("-").isdecimal()):
-        raise Refused(f"{option} takes a whole number, not {text!r}")
-    return int(text)
+    number = natural(text.removeprefix("-"))
+    if number is None:
+        raise Refused(f"{option} takes a whole number, not {text[:40]!r}")
+    return -number if text.startswith("-") else number
 
 
 def show_schedule(store: "Database", as_json: bool) -> None:

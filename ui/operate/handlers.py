@@ -11,6 +11,7 @@ from assistant.chat.assistant import Assistant
 from feedback.accounts.users import User
 from feedback.errors import NotFound, Refused
 from feedback.kinds import tally
+from feedback.numerals import natural
 from feedback.records import adapters, nights, settings
 from feedback.records.adapters import BASE
 from feedback.records.nights import RUNNING, Night
@@ -148,9 +149,10 @@ class OperatePage:
         yield {panel.notice: notice("the night is being ended…", good=True), panel.cancel: gr.Button(interactive=False)}
         words = ""
         with telling() as told:
-            if not running.isdecimal():
+            number = natural(running)
+            if number is None:
                 raise Refused("no night is running")
-            night = operations.cancel_night(self.store, user, int(running))
+            night = operations.cancel_night(self.store, user, number)
             words = (
                 f"night {night.id} was {night.state}" if night.state != "done" else f"night {night.id} was done first"
             )
@@ -275,8 +277,11 @@ def as_value(declared: Setting, typed: Any) -> Any:
     text = str(typed).strip()
     if declared.choices is not None:
         return text
+    if not declared.is_share:
+        number = natural(text)
+        return text if number is None else number
     try:
-        return float(text) if declared.is_share else int(text) if text.isascii() and text.isdecimal() else text
+        return float(text)
     except ValueError:
         return text
 

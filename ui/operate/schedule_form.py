@@ -4,6 +4,7 @@ from dataclasses import fields
 
 from feedback.database.database import Database
 from feedback.errors import Refused
+from feedback.numerals import natural
 from feedback.upkeep import schedules
 from ui.operate import render
 from ui.operations.operations import ScheduleForm
@@ -23,10 +24,10 @@ def wished(cron: str, time_zone: str | None, enabled: bool, grace: str, every_ne
 
 def whole_number(text: str, field: str, unit: str) -> int:
     """The whole number in a field. Raises `Refused` on anything else."""
-    stripped = text.strip()
-    if not (stripped.isascii() and stripped.isdecimal() and len(stripped) < 10):
-        raise Refused(f"“{field}” is a whole number of {unit}, not {stripped[:40]!r}")
-    return int(stripped)
+    number = natural(text.strip())
+    if number is None:
+        raise Refused(f"“{field}” is a whole number of {unit}, not {text.strip()[:40]!r}")
+    return number
 
 
 def stands(store: Database, wish: ScheduleForm) -> bool:

@@ -16,6 +16,7 @@ from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 
 from feedback.errors import Refused
+from feedback.numerals import natural
 
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 LONGEST_LINE = 200
@@ -112,8 +113,8 @@ def weekdays(field: str) -> Iterator[int]:
             numbers = range(start, end + 1 if end >= start else end + 8)  # fri-mon wraps around the weekend
         else:
             numbers = range(weekday_number(first), 7 if slash else weekday_number(first) + 1)
-        if not numbers or (slash and not (step.isdecimal() and int(step))):
-            raise ValueError(f"{item!r} names no weekday")
+        if not numbers or (slash and not natural(step)):
+            raise ValueError(f"{item[:40]!r} names no weekday")
         yield from (number % 7 for number in numbers[:: int(step or 1)])
 
 
@@ -121,6 +122,7 @@ def weekday_number(name: str) -> int:
     """A weekday's number, from 0 to 7 (0 and 7 are Sunday) or its name's first three letters. Raises `ValueError`."""
     if name in WEEKDAYS:
         return WEEKDAYS.index(name)
-    if not name.isdecimal() or int(name) > 7:
-        raise ValueError(f"{name!r} is not a weekday from 0 (Sunday) to 7 (Sunday), or its name")
-    return int(name)
+    number = natural(name)
+    if number is None or number > 7:
+        raise ValueError(f"{name[:40]!r} is not a weekday from 0 (Sunday) to 7 (Sunday), or its name")
+    return number

@@ -10,6 +10,7 @@ from typing import Any
 
 from feedback.formats.base import Format, Row
 from feedback.formats.record import Annotation, Dropped, Record, Reply, as_turns, messages, rest, text
+from feedback.numerals import natural
 
 NUMBERED = re.compile(r"(.+?)(?:[-_ ]|(?=\d+$)|(?<=[a-z])(?=[A-Z]$))(\d+|[A-Za-z])")  # response_a, response1, responseA
 PROMPTS = ("prompt", "instruction", "question", "input", "query", "messages", "conversation", "chat")
@@ -51,7 +52,8 @@ def _last(name: str) -> str:
 
 def _order(name: str) -> tuple[int, str]:
     last = _last(name)
-    return (int(last), "") if last.isdigit() else (0, last)
+    number = natural(last)
+    return (0, last) if number is None else (number, "")
 
 
 def _prompt(fields: dict[str, Any], replies: list[str]) -> str:

@@ -27,6 +27,7 @@ from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import Conflict, NotFound, Refused
+from feedback.numerals import natural
 from ui.api.openai.request import ChatAsked, TextAsked
 from ui.api.openai.response import Reply
 
@@ -73,8 +74,7 @@ class Attempt:
 
 def attempt_of(headers: Headers, user: User, act: str, body: ChatAsked | TextAsked) -> Attempt:
     """The attempt that a request is."""
-    told = headers.get(RETRIES, "")
-    tried = int(told) if told.isascii() and told.isdecimal() and len(told) < 4 else None
+    tried = natural(headers.get(RETRIES, ""))
     asked = {"act": act, "body": body.model_dump()}
     return Attempt(user, asked, headers.get("idempotency-key"), tried, bool(body.stream), body.is_resumable)
 

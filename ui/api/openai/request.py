@@ -10,6 +10,7 @@ from assistant.engine.sampling.grammar import ANY_OBJECT
 from assistant.engine.sampling.params import MOST_LIKELIEST, MOST_STOPS, Sampling
 from feedback.errors import Refused
 from feedback.messages import Message
+from feedback.numerals import natural
 from ui.api.api import IN_WINDOW, MOST_MESSAGES
 
 MOST_CHOICES = 8
@@ -260,7 +261,7 @@ def biases_of(biases: dict[str, float] | None) -> dict[int | str, float] | None:
 
 def is_id(token: str) -> bool:
     """Whether a key of JSON can be a token id; longer numbers are none, and Python would not read them."""
-    return token.isascii() and token.isdecimal() and len(token) < 20
+    return natural(token) is not None
 
 
 def schema_of(wanted: Any) -> str | None:

@@ -80,6 +80,7 @@ class Backbone:
         for each in self.peft.modules():
             if isinstance(each, LoraLinear):
                 setattr(each, "forward", partial(_low_rank_forward, each, self._switch))  # noqa: B010
+        self._attention = self.causal.config._attn_implementation  # Gemma 2 has another one than most
         tree_attention.lend(self.causal)
         self._prepare_recomputing()
 
@@ -237,7 +238,7 @@ class Backbone:
         """Switch to fp32 and the libraries' own layers for good; the base's bf16 weights are represented exactly."""
         self._plain = True
         self.peft.float()
-        self.causal.set_attn_implementation("sdpa")
+        self.causal.set_attn_implementation(self._attention)
         for each in self.peft.modules():
             each.__dict__.pop("forward", None)
 

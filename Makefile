@@ -14,7 +14,7 @@ PYTEST  := $(BIN)/python -m pytest
 BROWSER := NIGHTSCHOOL_CHROMIUM=$$(scripts/chromium.sh $(BIN)); export NIGHTSCHOOL_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check fmt docs bench bench-ledger bench-import soak test-vllm bench-serving bench-training bench-rewards bench-policies bench-poison bench-peers
+.PHONY: help setup run test test-fast check fmt docs bench bench-ledger bench-import soak test-vllm bench-serving bench-training bench-rewards bench-questions bench-policies bench-poison bench-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ bench-training: setup  ## speed and size of nights, beside TRL's trainers; the l
 
 bench-rewards: setup  ## what a reward model and DPO learn from real pairs (hours); the last line is JSON
 	$(BIN)/python -m benchmarks.rewards $(ARGS)
+
+bench-questions: setup  ## whether torn questions teach reward models more than random ones; the last line is JSON
+	$(BIN)/python -m benchmarks.questions $(ARGS)
 
 bench-policies: setup  ## how far RLOO, PPO and DPO come, and what it costs in KL (about an hour); the last line is JSON
 	$(BIN)/python -m benchmarks.policies $(ARGS)

@@ -7,9 +7,12 @@ one less for a reply that breaks off or goes round in circles. RLOO and PPO lear
 itself, DPO from pairs of the base's replies that the rule chose between. All are judged on prompts that none of them
 has seen. The last line is one JSON object:
 
-- by method `curve`: reward, its standard error, and KL from the base in nats a reply, as it learned; `minutes`
+- by method `curve`: reward, its standard error, and KL from the base in nats a reply, as it learned: nats per token
+  times the mean tokens of its replies; `minutes`
 - `before` and `after`: reward on the unseen prompts, `gain_low` the lower end of the 95 % interval of the gain over
-  prompts, and `kl` beside `kl_budget`
+  prompts, and `kl` in nats per token beside `kl_budget`, with `kl_words` for what it is
+- `top_p`: how far chats' sampling (top-p 0.95) is from that of rollouts, in nats a token, and in reward, chats less
+  rollouts
 - `frontier.png` in the folder: reward by KL, as in figure 2 of arXiv 2305.18290
 
 What is done stays in the folder; a run that is started again goes on with the next method.
@@ -29,18 +32,21 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from assistant.engine.sampling.params import Sampling
 from assistant.environment import prepare
 from assistant.models import base_model, chat_template
 from benchmarks.contest import say
 from benchmarks.loop import processor
 from feedback.messages import Message
 from training.algorithms import dpo_kto, ppo, rloo
+from training.data.kl import AT_LOOKS, Kl, KlFromBase
 from training.data.tokenize import TokenizedExample
 from training.evaluation.text_quality import flaw, whole_words
 from training.loop.loop import Trainer, train
+from training.model.packing import Row
 from training.model.policy import Backbone
 from training.rehearsal.preference_rule import liking
-from training.rehearsal.run import PROMPTS
+from training.rehearsal.questions import PROMPTS
 from training.rollouts.sampler import Rollout, Sampler, sampling_of, token_values
 
 LEARNED, UNSEEN = 400, 64  # prompts
@@ -115,10 +121,11 @@ class School:
             steps=self.steps,
             max_completion_length=REPLY_TOKENS,
             temperature=TEMPERATURE,
-            require_eos=0,
+            truncated="keep",
             kl_budget=BUDGET,
         )
-        return self._learn(backbone, rloo.RlooTrainer(backbone, self.sampler, self.prompts, self.score, config))
+        kl = KlFromBase(backbone, self.own(), [])
+        return self._learn(backbone, rloo.RlooTrainer(backbone, self.sampler, self.prompts, self.score, config, kl))
 
     def ppo(self) -> dict[str, Any]:
         """PPO with the rule as the reward."""
@@ -127,10 +134,11 @@ class School:
             steps=self.steps,
             max_completion_length=REPLY_TOKENS,
             temperature=TEMPERATURE,
-            require_eos=0,
+            truncated="keep",
             kl_budget=BUDGET,
         )
-        return self._learn(backbone, ppo.PpoTrainer(backbone, self.sampler, self.prompts, self.score, config))
+        kl = KlFromBase(backbone, self.own(), [])
+        return self._learn(backbone, ppo.PpoTrainer(backbone, self.sampler, self.prompts, self.score, config, kl))
 
     def dpo(self) -> dict[str, Any]:
         """DPO on pairs of the base's replies, which the rule chose between."""
@@ -144,7 +152,15 @@ class School:
                 replies = [list(each.row.replies[best]), list(each.row.replies[1 - best])]
                 examples.append(TokenizedExample("comparison", list(each.row.prompt_ids), tuple(replies), 1.0))
         config = dpo_kto.PreferenceConfig(kl_budget=BUDGET)
-        return self._learn(backbone, dpo_kto.PreferenceTrainer(backbone, examples, config))
+        return self._learn(
+            backbone,
+            dpo_kto.PreferenceTrainer(backbone, examples, config, kl=KlFromBase(backbone, self.own(), examples)),
+        )
+
+    def own(self) -> list[Row]:
+        """Replies of the base to prompts that are learned from, which budgets are measured on."""
+        self.sampler.forget()
+        return [each.row for each in self.sampler.write(self.prompts[:AT_LOOKS], 1, self._sampling(), seed=4)]
 
     def _learn(self, backbone: Backbone, trainer: Trainer) -> dict[str, Any]:
         """Run a method to its end, evaluating it on the way."""
@@ -170,20 +186,28 @@ class School:
             "after": last["reward"],
             "gain": round(middle, 3),
             "gain_low": round(middle - 1.96 * error, 3),
-            "kl": round(kl, 4),
+            "kl": round(kl.mean, 4),
+            "kl_words": kl.words,
+            "top_p": self._top_p(backbone),
         }
 
-    def _look(self, backbone: Backbone) -> tuple[dict[str, float], list[float], float]:
-        """Evaluate the policy on the unseen prompts: a point of the curve, the scores by prompt, KL per token."""
+    def _look(self, backbone: Backbone) -> tuple[dict[str, float], list[float], Kl]:
+        """Evaluate the policy on the unseen prompts: a point of the curve, the scores by prompt, and the KL."""
         self.sampler.follow(backbone)
         rollouts = self.sampler.write(self.unseen, 2, self._sampling(), seed=3)
-        rows = [each.row for each in rollouts]
-        policy, reference = (token_values(backbone, rows, TEMPERATURE, plain) for plain in (False, True))
-        apart = torch.cat(policy) - torch.cat(reference)
         scores = [float(each.mean()) for each in self.score(rollouts)]
-        found = point(scores, float(apart.sum()) / (2 * len(rows)))
-        say(f"unseen prompts: {found}")
-        return found, scores, float(apart.mean())
+        kl = distance(backbone, rollouts, self.plain)
+        tokens = fmean(len(reply) for each in rollouts for reply in each.row.replies)
+        found = point(scores, kl.mean * tokens)
+        say(f"unseen prompts: {found}; {kl.words}")
+        return found, scores, kl
+
+    def _top_p(self, backbone: Backbone) -> dict[str, float]:
+        """`top_p_gap` of the policy on the unseen prompts."""
+        self.sampler.follow(backbone)
+        as_chats = Sampling(temperature=TEMPERATURE, max_tokens=REPLY_TOKENS)
+        served, drawn = (self.sampler.write(self.unseen, 2, how, seed=5) for how in (as_chats, self._sampling()))
+        return top_p_gap(backbone, served, drawn, [self.score(served), self.score(drawn)])
 
     def _backbone(self) -> Backbone:
         return Backbone(self.base, self.dtype, "cpu", rank=16, alpha=32, seed=0)
@@ -196,6 +220,36 @@ class School:
 
     def _sampling(self) -> Any:
         return sampling_of(TEMPERATURE, REPLY_TOKENS)
+
+
+def distance(backbone: Backbone, rollouts: Sequence[Rollout], plain: Sequence[Rollout]) -> Kl:
+    """The policy's KL from the base, on its own replies and on as many of the base's to the same prompts."""
+    own, others = (
+        [Row(each.row.prompt_ids, [reply]) for each in some for reply in each.row.replies[:2]]
+        for some in (rollouts, plain)
+    )
+    examples = [TokenizedExample("comparison", list(row.prompt_ids), (list(row.replies[0]),), 1.0) for row in others]
+    return KlFromBase(backbone, own, examples).measure()
+
+
+def top_p_gap(
+    backbone: Backbone, served: Sequence[Rollout], drawn: Sequence[Rollout], scores: Sequence[Sequence[Tensor]]
+) -> dict[str, float]:
+    """How far replies as chats sample them, by top-p 0.95, are from those of rollouts, which a policy learns from.
+
+    `served` are of the former, `drawn` of the latter, to the same prompts, `scores` (K,) of each, `served` first.
+    `nats` is the mean KL of the truncated from the whole next-token distribution at the rollouts' temperature: -log of
+    the mass that is kept, which every token drawn from it shows as the log-ratio of the two.
+    """
+    values = token_values(backbone, [each.row for each in served], TEMPERATURE)
+    kept = [each.drawn - value.cpu() for each, value in zip(served, values, strict=True) if each.drawn is not None]
+    gains = [float(ours.mean() - theirs.mean()) for ours, theirs in zip(*scores, strict=True)]
+    return {
+        "nats": round(float(torch.cat(kept).mean()), 4),
+        "reward": round(fmean(gains), 3),
+        "reward_error": round(spread(gains), 3),
+        "replies": float(sum(len(each.row.replies) for each in (*served, *drawn))),
+    }
 
 
 def point(scores: Sequence[float], kl: float) -> dict[str, float]:

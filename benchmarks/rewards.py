@@ -1,16 +1,19 @@
 """What a reward model learns from real pairs, and what DPO's implicit reward does, on pairs that neither has seen.
 
-    python -m benchmarks.rewards [--folder DIR] [--shares 0.25,0.5,1] [--methods reward,dpo]
+    python -m benchmarks.rewards [--folder DIR] [--shares 0.25,0.5,1] [--methods reward,dpo,kto] [--set NAME=VALUE]
 
 The embedded model, and the pairs of at most 256 tokens of the files `pairs_{helpful,harmless}_{train,test}`. A tenth
 of the training prompts is for validation: it chooses the learning rate, on the smallest share of the rest, and the
 temperature of the probabilities. Then one epoch over each share; the test files are asked once, in the end. The last
 line is one JSON object:
 
-- `reward` and `dpo`, by share: accuracy on both test files together and on each, with exact 95 % intervals, the
+- `reward`, `dpo` and `kto`, by share: accuracy on both test files together and on each, with exact 95 % intervals, the
   accuracy of the rule that the longer reply is better, `beats_longer_p`, the chance that it is no worse (exact paired
   test, one-sided), the expected calibration error, and what 100 tokens more are worth
 - `curve.png` and `reliability_*.png` in the folder
+
+DPO and KTO learn by the product's defaults, and by what `--set` changes (`loss=ipo per_token=1`, `beta=0.1`,
+`thumb_beta=0.02`); KTO's thumbs are the pairs' two replies, one up and one down.
 
 What is done stays in the folder, and a run that is started again goes on there.
 """
@@ -34,6 +37,7 @@ from benchmarks.loop import processor
 from feedback.example_types import Answer, Examples, PreferencePair
 from feedback.messages import Message
 from training.algorithms import dpo_kto, reward_model
+from training.algorithms.registry import parse_settings
 from training.data.tokenize import TokenizedExample, tokenize
 from training.evaluation import calibration
 from training.loop.loop import train
@@ -45,10 +49,10 @@ from training.night.learning import make_encoder
 DATA = Path(__file__).parents[2] / "shared" / "data"
 KINDS = ("helpful", "harmless")
 LONGEST = 256
+SHOWN = ("loss", "accuracy", "rewards/accuracies", "kl", "tokens_per_s")
 VALIDATION = 10  # one prompt in this many
-BETA = 0.1
-METHODS = ("reward", "dpo")
-RATES = {"reward": (1e-4, 3e-4), "dpo": (1e-4, 5e-4)}
+METHODS = ("reward", "dpo", "kto")
+RATES = {"reward": (1e-4, 3e-4), "dpo": (1e-4, 5e-4), "kto": (1e-4, 5e-4)}
 
 Margins = tuple[list[float], list[int]]  # of every pair, and by how many tokens the preferred reply is longer
 
@@ -58,21 +62,23 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--folder", type=Path, default=Path("measured/rewards"))
     options.add_argument("--shares", default="0.25,0.5,1", help="of the training pairs")
-    options.add_argument("--methods", default=",".join(METHODS))
+    options.add_argument("--methods", default="reward,dpo", help=f"of {', '.join(METHODS)}")
+    options.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of DPO and KTO")
     chosen = options.parse_args()
     if not DATA.is_dir():
         options.error(f"there is no {DATA}")
     chosen.folder.mkdir(parents=True, exist_ok=True)
     prepare(base_model.EMBEDDED)
     shares = sorted(float(each) for each in chosen.shares.split(","))
-    print(json.dumps(School(chosen.folder).measure(chosen.methods.split(","), shares)))
+    school = School(chosen.folder, parse_settings("dpo", chosen.set))
+    print(json.dumps(school.measure(chosen.methods.split(","), shares)))
 
 
 class School:
     """The base, the pairs, and the results so far."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
+        self.folder, self.asked = folder, asked
         self.base = base_model.find_base(base_model.EMBEDDED)
         self.dtype = base_model.fastest_dtype("cpu")
         self.kept = folder / "margins.json"
@@ -147,15 +153,18 @@ class School:
 
     def _margins(self, method: str, rate: float, share: float) -> dict[str, Margins]:
         """Margins of the validation and test pairs after an epoch over a share; from the folder if it has them."""
-        key = f"{method} {rate:g} {share:g}"
+        asked = {} if method == "reward" else self.asked
+        key = " ".join([f"{method} {rate:g} {share:g}", *(f"{name}={value}" for name, value in asked.items())])
         if key not in self.known:
             examples = self.parts["training"][: round(share * len(self.parts["training"]))]
             started = time.monotonic()
-            asked = {name: each for name, each in self.parts.items() if name != "training"}
+            parts = {name: each for name, each in self.parts.items() if name != "training"}
             if method == "reward":
-                found = learn_reward(self._backbone(), examples, rate, asked)
+                found = learn_reward(self._backbone(), examples, rate, parts)
             else:
-                found = learn_dpo(self._backbone(), examples, rate, asked, self.references)
+                config = config_of(rate, asked)
+                examples = as_thumbs(examples) if method == "kto" else examples
+                found = learn_policy(self._backbone(), examples, config, parts, self.references)
             say(f"{key}: {len(examples)} pairs in {time.monotonic() - started:.0f} s")
             self.known[key] = found
             self.kept.write_text(json.dumps(self.known))
@@ -207,43 +216,62 @@ def learn_reward(
     trainer = reward_model.EnsembleTrainer(backbone, reward_model.group_by_prompt(examples), config)
     for report in train(trainer, trainer.begin()):
         tell("reward", report)
-    return {
-        name: reward_model.margins(trainer.models, reward_model.group_by_prompt(each)) for name, each in asked.items()
-    }
+    return {name: reward_model.margins(trainer.models, each) for name, each in asked.items()}
 
 
-def learn_dpo(
+def config_of(rate: float, asked: dict[str, Any]) -> dpo_kto.PreferenceConfig:
+    """The product's settings of DPO and KTO, for one epoch that nothing ends early."""
+    fixed = {"learning_rate": rate, "epochs": 1, "kl_budget": 1000.0, "evals_per_epoch": 1}
+    return dpo_kto.PreferenceConfig(**asked | fixed)
+
+
+def as_thumbs(examples: Sequence[TokenizedExample]) -> list[TokenizedExample]:
+    """Both replies of each pair as a thumb up and one down; the next pair's replies are the mismatched ones."""
+    made = []
+    for at, each in enumerate(examples):
+        other = examples[(at + 1) % len(examples)].replies
+        for which, wanted in ((0, True), (1, False)):
+            replies = (each.replies[which], other[which])
+            made.append(TokenizedExample("thumb", each.prompt_ids, replies, each.weight, wanted))
+    return made
+
+
+def learn_policy(
     backbone: Backbone,
     examples: Sequence[TokenizedExample],
-    rate: float,
+    config: dpo_kto.PreferenceConfig,
     asked: dict[str, list[TokenizedExample]],
     references: References,
 ) -> dict[str, Margins]:
-    """Train by DPO for one epoch; return the margins of its implicit reward (arXiv 2305.18290, eq. 5)."""
-    config = dpo_kto.PreferenceConfig(beta=BETA, learning_rate=rate, epochs=1, kl_budget=1e9, evals_per_epoch=1)
+    """Train by DPO or KTO; return the margins of its implicit reward (arXiv 2305.18290, eq. 5)."""
     trainer = dpo_kto.PreferenceTrainer(backbone, examples, config, (), references)
     for report in train(trainer, trainer.begin()):
-        tell("dpo", report)
-    return {name: implicit(backbone, each, references) for name, each in asked.items()}
+        tell(examples[0].kind, report)
+    by_thumbs = examples[0].kind == "thumb"
+    beta, per_token = (config.thumb_beta, False) if by_thumbs else (config.beta, bool(config.per_token))
+    return {name: implicit(backbone, each, references, beta, per_token) for name, each in asked.items()}
 
 
 @torch.no_grad()
-def implicit(backbone: Backbone, examples: Sequence[TokenizedExample], references: References) -> Margins:
-    """Margins of the implicit reward."""
+def implicit(
+    backbone: Backbone, examples: Sequence[TokenizedExample], references: References, beta: float, per_token: bool
+) -> Margins:
+    """Margins of the implicit reward, as the loss sees them."""
     rows, apart = [each.row() for each in examples], [0.0] * len(examples)
     for group in together(rows, TOKENS_AT_ONCE):
         some = [rows[at] for at in group]
         before = zip(some, references.each_token_of(some), strict=True)
         for at, log_probs, (row, reference) in zip(group, backbone.log_probs_of(some), before, strict=True):
-            moved = log_probs - row.summed(reference)
-            apart[at] = BETA * float(moved[0] - moved[1])
+            lengths = torch.tensor([len(reply) for reply in row.replies]) if per_token else 1.0
+            moved = (log_probs - row.summed(reference)) / lengths
+            apart[at] = beta * float(moved[0] - moved[1])
     return apart, [len(each.replies[0]) - len(each.replies[1]) for each in examples]
 
 
 def tell(method: str, report: Any) -> None:
     """Print every tenth step."""
     if report.step % 10 == 0:
-        shown = {name: round(report.metrics[name], 3) for name in ("loss", "accuracy", "tokens_per_s")}
+        shown = {name: round(report.metrics[name], 3) for name in SHOWN if name in report.metrics}
         say(f"{method} step {report.step}/{report.steps}: {shown}, {report.eta_s:.0f} s to go")
 
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from feedback.messages import Message
 
@@ -35,7 +35,9 @@ class PreferencePair:
     user: int = 0  # who gave the feedback
     by: str = "person"  # the kind of user: "person", "anonymous", "model" or "imported"
     group: str = ""  # the same for all pairs of one ranking
+    counts_as: float = field(default=1.0, compare=False)  # comparisons: each pair of a ranking of K replies as 2 / K
     strength: int | None = None  # 1 to 5, if given
+    drawn: float = field(default=1.0, compare=False)  # its weight in estimates (`feedback.raters.propensity`)
     owner: int = field(default=0, compare=False)  # the owner of the conversation
 
     def meaning(self) -> tuple[Any, Any]:
@@ -51,6 +53,7 @@ class UnpairedExample:
     messages: tuple[Message, ...]
     answer: Answer
     wanted: bool
+    counts_as: ClassVar[float] = 1.0
     weight: float = field(default=1.0, compare=False)
     user: int = 0  # who gave the feedback
     by: str = "person"
@@ -67,6 +70,7 @@ class Demonstration:
 
     messages: tuple[Message, ...]
     answer: Answer
+    counts_as: ClassVar[float] = 1.0
     weight: float = field(default=1.0, compare=False)
     user: int = 0  # who gave the feedback
     by: str = "person"
@@ -82,6 +86,7 @@ Made = tuple[str, Example]  # with the time the feedback was given
 
 
 KINDS = ("pairs", "thumbs", "ties", "demonstrations")  # the fields of `Examples` that hold them
+NOT_TRAINED_ON = ("owner", "counts_as", "drawn")  # fields of an example; what it counts as is in its weight
 
 
 @dataclass(frozen=True)
@@ -96,11 +101,11 @@ class Examples:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of everything that would be trained on: all fields but `owner`."""
+        """Hex digest of everything that would be trained on: all fields but `NOT_TRAINED_ON`."""
         digest = hashlib.sha256()
         for kind in KINDS:
             for each in getattr(self, kind):
-                trained_on = {name: value for name, value in asdict(each).items() if name != "owner"}
+                trained_on = {name: value for name, value in asdict(each).items() if name not in NOT_TRAINED_ON}
                 digest.update(json.dumps({kind: trained_on}, sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -119,9 +124,10 @@ class Examples:
         return {**kinds, "thumbs_up": ups, "thumbs_down": len(self.thumbs) - ups, "left_out": self.left_out}
 
     def with_weights(self, weights: Mapping[int, float]) -> "Examples":
-        """The same examples, each with the weight of the person who gave it."""
+        """The same examples, each with the weight of the person who gave it, times what it counts as."""
         kinds: dict[str, Any] = {
-            name: tuple(replace(each, weight=weights[each.user]) for each in getattr(self, name)) for name in KINDS
+            name: tuple(replace(each, weight=weights[each.user] * each.counts_as) for each in getattr(self, name))
+            for name in KINDS
         }
         return replace(self, **kinds)
 

@@ -16,6 +16,7 @@ from feedback.records.settings import SETTINGS
 from training.algorithms import registry
 from training.loop.config import in_lines
 from training.night.night import command as night
+from training.rewards import registry as rewards
 from ui import metrics, openai_errors
 from ui.accounts import users
 from ui.api import admin, api, feedback, settings, turns
@@ -75,7 +76,21 @@ def methods() -> str:
     for name, each in registry.every().items():
         parts += [f"## {name}", f"{each.facts.title}. Learns from {', '.join(each.learns_from)}.",
                   fenced("\n".join(in_lines(each.config)))]  # fmt: skip
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, "## Sources of reward", *sources_of_reward()])
+
+
+def sources_of_reward() -> list[str]:
+    """What the setting `rewards` of on-policy methods may name."""
+    said = (
+        "The setting `rewards` of methods that learn from their own replies, as in "
+        "`--set rewards=models=1,length:20-120=0.5`: one source or several, with weights."
+    )
+    rows = [
+        (f"`{each.name}{':' + each.argument if each.argument else ''}`" + (" (or none)" if each.is_optional else ""),
+         each.help)
+        for each in rewards.every().values()
+    ]  # fmt: skip
+    return [said, table(("source", "score"), rows)]
 
 
 def http() -> str:

@@ -6,13 +6,14 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.peers.schooling import LEARNING_RATE, REPLIES, REPLY_TOKENS, Asked, Learned, peak_bytes
 from training.algorithms import ppo, reward_model, rloo
 from training.data.tokenize import TokenizedExample
 from training.loop.loop import train
 from training.model.policy import Backbone
-from training.rollouts.on_policy import PolicyTrainer, by_reward_models
+from training.rollouts.on_policy import PolicyTrainer
 from training.rollouts.sampler import Rollout, Sampler, Score
 
 MEMBERS = 3
@@ -48,7 +49,10 @@ def take(backbone: Backbone, examples: Sequence[TokenizedExample], asked: Asked)
         return Learned(time.perf_counter() - started, len(prompts) * REPLIES, peak_bytes=peak_bytes())
     own = reward_model.RewardConfig(ensemble_size=MEMBERS)
     ensemble = reward_model.EnsembleTrainer(backbone, reward_model.group_by_prompt(examples), own).models
-    score = by_reward_models(ensemble, uncertainty_penalty=1.0)
+
+    def score(rollouts: Sequence[Rollout]) -> list[Tensor]:
+        return ensemble.pessimistic([each.row for each in rollouts])
+
     trainer = ppo.PpoTrainer(backbone, sampler, prompts, score, ppo.PpoConfig(**common))
     state = trainer.begin()
     started = time.perf_counter()

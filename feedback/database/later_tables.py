@@ -12,3 +12,13 @@ ALTER TABLE imports ADD COLUMN forgotten_at TEXT;
 ALTER TABLE imported_rows ADD COLUMN beginning BLOB;  -- keyed: rows whose prompts begin alike have the same
 CREATE INDEX imported_rows_by_beginning ON imported_rows (beginning, import);
 """
+
+DRAWN_EVENLY = """
+ALTER TABLE questions ADD COLUMN evenly REAL  -- the chance of drawing it, were all drawn evenly; NULL: not noted
+    CHECK (evenly > 0 AND evenly <= 1);
+"""
+
+MEMBERS_SCORES = """
+ALTER TABLE reward_scores ADD COLUMN members TEXT  -- each reward model's score, in order; NULL: the mean is all
+    CHECK (members IS NULL OR json_valid(members));
+"""

@@ -65,6 +65,18 @@ def m0008_imported_pieces(db: Database) -> None:
     run_each(db, later_tables.IMPORTED_PIECES)
 
 
+@steps()
+def m0009_drawn_evenly(db: Database) -> None:
+    """With what chance an evenly drawn question would have been the one that was asked."""
+    run_each(db, later_tables.DRAWN_EVENLY)
+
+
+@steps()
+def m0010_members_scores(db: Database) -> None:
+    """Each reward model's own score of a reply, from which follows where they disagree on two."""
+    run_each(db, later_tables.MEMBERS_SCORES)
+
+
 def run_each(db: Database, script: str) -> None:
     """Run each statement inside the caller's transaction, which `executescript` would commit."""
     plain = "\n".join(line.split("--")[0] for line in script.splitlines())

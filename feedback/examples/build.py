@@ -9,7 +9,7 @@ The same feedback gives the same examples in the same order, with the same hash.
 """
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from feedback.database.database import Database
@@ -19,19 +19,7 @@ from feedback.kinds import current
 from feedback.kinds.base import answer_of as answer_of
 from feedback.kinds.base import teaching
 from feedback.kinds.current import Position
-from feedback.messages import Message
 from feedback.records import settings
-
-
-@dataclass(frozen=True)
-class SoftLabel:
-    """Two replies to one conversation, and the weighted share of people who prefer the first; a tie counts half."""
-
-    messages: tuple[Message, ...]
-    first: str
-    second: str
-    share: float  # 0 to 1
-    people: int
 
 
 def gather(store: Database, since: Position | None = None) -> Examples:
@@ -65,17 +53,3 @@ def still_standing(store: Database, examples: Examples) -> Examples:
     now = set(gather(store))
     kept: dict[str, Any] = {kind: tuple(each for each in getattr(examples, kind) if each in now) for kind in KINDS}
     return replace(examples, **kept)
-
-
-def soft_labels(examples: Examples) -> list[SoftLabel]:
-    """The soft label of every two texts that were compared, over all people who compared them."""
-    sums: dict[tuple[Any, ...], list[tuple[float, float, int]]] = {}
-    for each in (*examples.pairs, *examples.ties):
-        first, second = sorted((each.chosen.text, each.rejected.text))
-        share = 0.5 if each.kind == TIE else float(each.chosen.text == first)
-        sums.setdefault((each.messages, first, second), []).append((share, each.weight, each.user))
-    made = []
-    for (messages, first, second), said in sums.items():
-        share = sum(share * weight for share, weight, _ in said) / sum(weight for _, weight, _ in said)
-        made.append(SoftLabel(messages, first, second, share, len({user for *_, user in said})))
-    return made

@@ -6,8 +6,8 @@
 - Raters named by an operator also carry up to a third, and are never cut below half of what they said: the operator
   vouches for them, and most of a small team's feedback may come from one person.
 - Imported raters and models have at most a newcomer's weight and share; all unnamed imported raters count as one.
-A person who is the only rater, and a ledger without people, have no caps. Many accounts that agree with each other are
-not detected (`docs/poison.md` has the figures).
+A ranking of K replies counts as K - 1 comparisons. A person who is the only rater, and a ledger without people, have no
+caps. Many accounts that agree with each other are not detected (`docs/poison.md` has the figures).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -160,13 +160,13 @@ def capped(sums: Mapping[int, float], bounds: Bounds) -> dict[int, float]:
 
 
 def within(examples: Examples, bounds: Bounds, weights: Mapping[int, float]) -> Examples:
-    """The examples with their raters' weights, everybody within their bounds, scaled so that the largest weight is 1.
+    """The examples with their raters' weights, everybody within their bounds, scaled so that the largest person's is 1.
 
     The scaling cancels equal weights, as when nobody has been compared with others yet.
     """
     sums: dict[int, float] = {}
     for each in examples:
-        sums[each.user] = sums.get(each.user, 0.0) + weights.get(each.user, 1.0)
+        sums[each.user] = sums.get(each.user, 0.0) + weights.get(each.user, 1.0) * each.counts_as
     final = {user: weights.get(user, 1.0) * factor for user, factor in capped(sums, bounds).items()}
     most = max(final.values(), default=0.0) or 1.0
     return examples.with_weights({user: weight / most for user, weight in final.items()})

@@ -10,6 +10,7 @@ would be made of all.
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -18,6 +19,7 @@ from feedback.example_types import Made
 from feedback.examples import filtering
 from feedback.kinds import current
 from feedback.kinds.base import Context, Kind, Row, teaching
+from feedback.raters import propensity
 
 AT_ONCE = 1_000  # rows read back at a time
 MANY = 5_000  # rows from which a rater's are read from the newest back
@@ -57,7 +59,8 @@ def made_from(
     replies = (reply for kind in kinds for row in rows[kind.table] for reply in kind.replies(row))
     told = current.texts(store, replies)
     said = {kind.table: _giving(kind, rows[kind.table], left_out) for kind in kinds}
-    context = Context(told, said, left_out)
+    drawn = propensity.of_rows(store, chain.from_iterable(said.values()))
+    context = Context(told, said, left_out, drawn)
     for number, kind in enumerate(kinds):
         for row in said[kind.table]:
             for each in kind.examples(row, context) if kind.examples else ():

@@ -127,6 +127,7 @@ class Context:
     told: Mapping[str, ReplyInContext]
     rows: Mapping[str, Sequence[Row]]
     left_out: Counter[str]
+    drawn: Mapping[str, float] = field(default_factory=dict)  # question -> the weight of its answer in estimates
     _said: dict[str, set[tuple[int, str]]] = field(default_factory=dict)
 
     def has_said(self, kind: Kind, user: int, reply: str) -> bool:
@@ -144,15 +145,18 @@ class Context:
         else:
             yield row["at"], UnpairedExample(told.messages, answer_of(told), wanted, **whose(row))
 
-    def pair(self, row: Row, better: str, worse: str, kind: str, group: str = "") -> Iterator[Made]:
-        """A preference pair, unless the better reply is empty or the two are equal."""
+    def pair(self, row: Row, better: str, worse: str, kind: str, **more: Any) -> Iterator[Made]:
+        """A preference pair, unless the better reply is empty or the two are equal; `more` are fields of it."""
         first, second = self.told[better], self.told[worse]
         if not first.text.strip():
             self.left_out["empty reply"] += 1
         elif first.text == second.text:
             self.left_out["equal replies"] += 1
         else:
-            more = whose(row) | {"group": group, "strength": row.get("strength")}
+            more |= whose(row) | {
+                "strength": row.get("strength"),
+                "drawn": self.drawn.get(row.get("question", ""), 1.0),
+            }
             yield row["at"], PreferencePair(first.messages, answer_of(first), answer_of(second), kind, **more)
 
 

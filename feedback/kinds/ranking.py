@@ -1,7 +1,8 @@
 """Rankings of two or more replies to one message.
 
-A ranking makes a pair of every two replies (tied ones make a tie), all with the ranking's `group`. If all replies are
-wrong, it also makes a thumbs-down on each that the person gave no thumb themselves.
+A ranking makes a pair of every two replies (tied ones make a tie), all with the ranking's `group`. It takes K - 1
+comparisons to put K replies in order, so each of the K (K - 1) / 2 pairs counts as 2 / K of one. If all replies are
+wrong, a ranking also makes a thumbs-down on each that the person gave no thumb themselves.
 """
 
 import itertools
@@ -67,14 +68,14 @@ def _replies(row: Row) -> list[str]:
 
 
 def _examples(row: Row, context: Context) -> Iterator[Made]:
-    group = f"ranking {row['id']}"
     ranked = sorted(zip(json.loads(row["ranks"]), _replies(row), strict=True), key=itemgetter(0))
+    whole = {"group": f"ranking {row['id']}", "counts_as": 2 / len(ranked)}
     for (better_rank, better), (worse_rank, worse) in itertools.combinations(ranked, 2):
         if better_rank == worse_rank:
             context.left_out["tie"] += 1
-            yield from context.pair(row, better, worse, TIE, group)
+            yield from context.pair(row, better, worse, TIE, **whole)
         else:
-            yield from context.pair(row, better, worse, RANKING.name, group)
+            yield from context.pair(row, better, worse, RANKING.name, **whole)
     for _, reply in ranked:
         if row["all_wrong"] and not context.has_said(VOTE, row["user"], reply):
             yield from context.thumb(row, reply, False)

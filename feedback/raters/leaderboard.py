@@ -5,7 +5,8 @@ chosen with weight exp(a), b with exp(b), a tie with nu exp(m). The side of the 
 sway a choice, so both are covariates: strengths are for replies on the same side and of the same length. Imported
 replies were on no side: their order is a file's, where the preferred one often comes first. A weak normal prior keeps
 the strength of an adapter that never lost finite. There are two intervals: an analytic one from the curvature, and a
-bootstrap over conversations, because choices within one are not independent.
+bootstrap over conversations, because choices within one are not independent. Answers to questions are reweighted to
+those of evenly drawn ones (`propensity`), and together weigh no more than as many evenly drawn answers would tell.
 """
 
 from collections.abc import Iterable, Sequence
@@ -58,6 +59,7 @@ def choices(store: Database) -> list[Choice]:
     """The current choices and ties between different adapters that may be used."""
     from feedback.kinds import current
     from feedback.kinds.comparison import COMPARISON
+    from feedback.raters import propensity
     from feedback.raters.reliability import IMPORTED, weights
 
     weight = weights(store)
@@ -68,7 +70,8 @@ def choices(store: Database) -> list[Choice]:
         if row["choice"] in ("left", "right", "tie") and row["usable"]
     ]
     told = current.briefs(store, [row[side] for row in rows for side in ("left_reply", "right_reply")])
-    found = []
+    asked = propensity.of_rows(store, rows)
+    found, drawn = [], []
     for row in rows:
         left, right = told[row["left_reply"]], told[row["right_reply"]]
         if left.model and right.model and left.model != right.model:
@@ -76,7 +79,13 @@ def choices(store: Database) -> list[Choice]:
             longer = _log_ratio(left.length, right.length)
             own, shown = weight.get(row["user"], 1.0), row["by"] != IMPORTED
             found.append(Choice(left.model, right.model, result, longer, left.conversation, own, shown))
-    return found
+            drawn.append(asked.get(row["question"]))
+    of_questions = [each for each in drawn if each is not None]
+    scale = propensity.effective(of_questions) / sum(of_questions) if of_questions else 1.0
+    return [
+        each if factor is None else replace(each, weight=each.weight * factor * scale)
+        for each, factor in zip(found, drawn, strict=True)
+    ]
 
 
 def _log_ratio(left: int, right: int) -> float:

@@ -2,7 +2,8 @@
 
 Seven in ten questions favour items that should teach most: where the reward models disagree or see a near-tie, where
 the replies come from different adapters, where nobody has answered yet. Three in ten are drawn uniformly. Each question
-records the probability with which it was drawn (`propensity`), so that measurements can be reweighted. One in twenty
+records the probability with which it was drawn, and with which it would have been if all were drawn uniformly, by which
+measurements are reweighted (`propensity`). One in twenty
 repeats a pair that the same person has answered before, to measure their consistency.
 People are asked about their own conversations; raters who consent to the use of their ratings are also asked about
 conversations whose owners consent (`consent`). A question that may no longer be asked is skipped.
@@ -13,6 +14,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, pstdev
 from typing import Any
 
 from feedback.accounts import consent, users
@@ -40,7 +42,7 @@ class Item:
     replies: tuple[str, ...]
     answers: int  # the number of other people who have answered
     differ: bool  # whether the replies come from different adapters
-    disagreement: float = 0.0  # ensemble disagreement: the standard deviation of the two best rewards' difference
+    disagreement: float = 0.0  # of the reward models on the difference of the two best rewards (`disagreement`)
     margin: float | None = None  # between the two best mean rewards
 
 
@@ -75,7 +77,7 @@ def next_question(store: Database, user: User, chance: random.Random | None = No
         shares = [1 / len(asked)] * len(asked) if again else chances(asked)
         even = again or chance.random() < EVENLY
         drawn = chance.choice(asked) if even else chance.choices(asked, teaching(asked))[0]
-        propensity = shares[asked.index(drawn)] * (1 if not (fresh and before) else REPEATED if again else 1 - REPEATED)
+        coin = 1 if not (fresh and before) else REPEATED if again else 1 - REPEATED
         row: dict[str, Any] = {
             "id": new_id(),
             "user": user.id,
@@ -83,7 +85,8 @@ def next_question(store: Database, user: User, chance: random.Random | None = No
             "parent": drawn.parent,
             "replies": chance.sample(drawn.replies, len(drawn.replies)),
             "why": "repeat" if again else "even" if even else "teaches",
-            "propensity": propensity,
+            "propensity": shares[asked.index(drawn)] * coin,
+            "evenly": coin / len(asked),
             "asked_at": now(),
         }
         store.insert("questions", row)
@@ -130,7 +133,7 @@ def items(store: Database, user: User, overlap: int) -> tuple[list[Item], list[I
     found = _several(row for row in _pool(store) if row["owner"] == user.id or (row["shared"] and rater))
     told = current.briefs(store, [reply for replies in found.values() for reply in replies])
     answered = _answered(store, user, list(found))
-    scores = {row["reply"]: row for row in store.rows("SELECT reply, mean, deviation FROM reward_scores")}
+    scores = {row["reply"]: row for row in store.rows("SELECT reply, mean, deviation, members FROM reward_scores")}
     fresh, before = [], []
     for parent, replies in found.items():
         who = answered.get(parent, set())
@@ -141,7 +144,7 @@ def items(store: Database, user: User, overlap: int) -> tuple[list[Item], list[I
             tuple(replies),
             len(who - {user.id}),
             len({told[each].model for each in replies}) > 1,
-            math.hypot(*(row["deviation"] for row in scored)) if both else 0.0,
+            disagreement(*scored) if both else 0.0,
             scored[0]["mean"] - scored[1]["mean"] if both else None,
         )
         if user.id in who:
@@ -156,9 +159,24 @@ def newest(store: Database, most: int) -> list[list[str]]:
     return list(reversed(_several(row for row in _pool(store) if row["shared"]).values()))[:most]
 
 
-def keep_scores(store: Database, scores: Mapping[str, tuple[float, float]]) -> None:
-    """Replace all reward scores by those of the newest reward models: each reply's ensemble mean and deviation."""
-    rows = [{"reply": reply, "mean": mean, "deviation": apart, "at": now()} for reply, (mean, apart) in scores.items()]
+def disagreement(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
+    """How far the reward models are apart on which of two replies is better, from their rows of scores.
+
+    It is the standard deviation over the models of the difference between the two, as in arXiv 1706.03741, section
+    2.2.4: what a model adds to all replies to a prompt is no preference.
+    """
+    if first["members"] is None or second["members"] is None:  # of an older version: as if the two were independent
+        return math.hypot(first["deviation"], second["deviation"])
+    both = zip(json.loads(first["members"]), json.loads(second["members"]), strict=True)
+    return pstdev(one - other for one, other in both)
+
+
+def keep_scores(store: Database, scores: Mapping[str, Sequence[float]]) -> None:
+    """Replace all reward scores by those of the newest reward models: of each reply, every model's score."""
+    rows = [
+        {"reply": reply, "mean": fmean(each), "deviation": pstdev(each), "members": json.dumps(list(each)), "at": now()}
+        for reply, each in scores.items()
+    ]
     with store.transaction() as db:
         db.table("reward_scores").delete_where()
         db.table("reward_scores").insert_all(rows)

@@ -48,7 +48,12 @@ class Promotion:
 
 def directory(store: Database, adapter: str) -> Path:
     """The directory of an adapter's files."""
-    return store.data / "adapters" / adapter
+    return directory_in(store.data, adapter)
+
+
+def directory_in(data: Path, adapter: str) -> Path:
+    """The same in a data folder."""
+    return data / "adapters" / adapter
 
 
 def add_adapter(store: Database, adapter: Adapter) -> None:

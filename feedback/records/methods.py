@@ -55,7 +55,7 @@ REWARD = declare(
     MethodFacts(
         "reward",
         "Reward models, and no adapter",
-        "reward models from pairs and ties, and no adapter",
+        "reward models from pairs, ties and thumbs, and no adapter",
         "reward models",
     )
 )
@@ -68,6 +68,14 @@ RLOO = declare(
 )
 REINFORCE = declare(
     MethodFacts("reinforce", "REINFORCE: by reward models", "the same with a moving baseline"),
+)
+ONLINE_DPO = declare(
+    MethodFacts(
+        "online-dpo",
+        "Online DPO: by reward models",
+        "reward models, then DPO on pairs of its own replies that they choose between",
+        "online DPO",
+    )
 )
 PPO = declare(MethodFacts("ppo", "PPO: by reward models", "the same by PPO"))
 DEFAULT = AUTO.name

@@ -63,6 +63,14 @@ def record_people(store: Database, night_id: int, examples_of: dict[int, int]) -
         db.conn.executemany(sql, rows)
 
 
+def inherit_people(store: Database, night_id: int, earlier: int) -> None:
+    """Record that a night's adapter begins as one of an earlier night, so that it holds what those people said, too."""
+    with store.transaction() as db:
+        sql = """INSERT OR IGNORE INTO night_people (night, user, examples, complete)
+            SELECT ?, user, examples, complete FROM night_people WHERE night = ?"""
+        db.conn.execute(sql, (night_id, earlier))
+
+
 def forgotten_people(store: Database, night_id: int | None) -> list[int]:
     """The people whose words a night learns from and who have been forgotten, before it began or since."""
     sql = """SELECT p.user FROM night_people p JOIN users u ON u.id = p.user

@@ -14,7 +14,8 @@ SETTINGS = {
     "members": "ensemble_size",
     "pessimism": "uncertainty_penalty",
     "reply_tokens": "max_completion_length",
-    "end_required": "require_eos",
+    "end_required": "truncated",
+    "require_eos": "truncated",
     "missing_end": "missing_eos_penalty",
     "clip": "clip_coef",
     "value_clip": "cliprange_value",
@@ -26,7 +27,11 @@ SETTINGS = {
     "minibatches": "num_minibatches",
     "ptx": "ptx_coef",
 }
-NOW_MEANT: dict[str, Callable[[Any], Any]] = {"missing_end": lambda score: -score}  # was added, now subtracted
+NOW_MEANT: dict[str, Callable[[Any], Any]] = {
+    "missing_end": lambda score: -score,  # was added, now subtracted
+    "end_required": lambda required: "replace" if int(required) else "keep",
+    "require_eos": lambda required: "replace" if int(required) else "keep",
+}
 METRICS = {
     "margin": "rewards/margins",
     "accuracy": "rewards/accuracies",

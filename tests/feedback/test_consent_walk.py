@@ -472,7 +472,10 @@ def test_ties_alone_say_which_reply_is_better_to_no_method(store: Database, embe
     for number in range(8):
         _, left, right = two_replies(store, me, f"question {number}")
         compare(store, me, left, right, "tie")
-    for method, something, learns in (("reward", True, "preferences"), ("auto", False, "preferences and thumbs")):
+    for method, something, learns in (
+        ("reward", True, "preferences and thumbs of both kinds"),
+        ("auto", False, "preferences and thumbs"),
+    ):
         plan, examples = planner.make_plan(store, embedded, Wishes(method, {}, False))
         assert (len(examples), examples.people()) == ((8, {me.id: 8}) if something else (0, {}))
         reason = planner.why_nothing(store, examples, plan, again=False)

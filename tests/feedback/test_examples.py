@@ -13,7 +13,7 @@ from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.example_types import Answer, Examples, PreferencePair
 from feedback.examples import build, filtering
-from feedback.examples.build import gather, soft_labels
+from feedback.examples.build import gather
 from feedback.examples.filtering import PEOPLE
 from feedback.kinds import current
 from feedback.kinds.comparison import compare
@@ -62,9 +62,6 @@ def test_two_people_may_contradict_each_other(store: Database) -> None:
         compare(store, user, *asked(store, user, "hello", "good day", "go away"), choice)
     gathered = gather(store)
     assert (len(gathered.pairs), len(gathered.ties), gathered.left_out) == (2, 1, {"tie": 1})
-    (soft,) = soft_labels(gathered)
-    # one for each side and a tie, of equal weight: (1 + 0 + 0.5) / 3
-    assert (soft.first, soft.second, soft.share, soft.people) == ("go away", "good day", pytest.approx(0.5), 3)
 
 
 def test_a_ranking_keeps_its_pairs_together_and_may_say_that_all_are_wrong(store: Database, consenting: User) -> None:
@@ -81,6 +78,20 @@ def test_a_ranking_keeps_its_pairs_together_and_may_say_that_all_are_wrong(store
     ]
     rank(store, consenting, replies, [1, 2, 3], taken_back=True)
     assert gather(store).left_out == {"taken back": 1}
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_ranking_weighs_as_one_comparison_less_than_its_replies(
+    store: Database, consenting: User, count: int
+) -> None:
+    replies = asked(store, consenting, "rank these", *(f"reply {number}" for number in range(count)))
+    rank(store, consenting, replies, [1, 1, *range(2, count)])  # two are tied
+    compare(store, consenting, *asked(store, consenting, "choose", "yes", "no"), "left")
+    gathered = gather(store)
+    ranked = [each for each in (*gathered.pairs, *gathered.ties) if each.group]
+    assert len(ranked) == count * (count - 1) / 2
+    assert sum(each.weight for each in ranked) == pytest.approx(count - 1)
+    assert [each.weight for each in gathered.pairs if not each.group] == [1.0]
 
 
 def test_what_cannot_be_told_teaches_nothing(store: Database, consenting: User) -> None:

@@ -32,7 +32,7 @@ from feedback.kinds.vote import DOWN, NONE, UP, standing_vote, vote
 from feedback.messages import Message
 from feedback.records import settings
 from feedback.upkeep import backup, privacy
-from tests.conftest import two_replies
+from tests.conftest import BY_BASE, two_replies
 from tests.feedback.test_split import QUESTIONS, pair
 from training.evaluation import gate
 from training.night import planner
@@ -116,6 +116,20 @@ def test_the_bounds_worked_by_hand():
     found = capped({0: 200.0, **dict.fromkeys(range(1, 10), 10.0)}, Bounds(10, typical=frozenset({0})))
     assert found[0] == pytest.approx(45 / 200)
     assert capped({1: 500.0}, Bounds(1)) == {1: 1.0}
+
+
+def test_who_ranks_and_who_compares_reach_their_share_with_as_much_said(store):
+    """Twelve comparisons and four rankings of four are equal shares of two, and neither person is cut."""
+    ann, ben = person(store, "ann"), person(store, "ben")
+    compare_alone(store, ann, 12)
+    for number in range(4):
+        parent = conversations.record_messages(store, ben, "chat", [Message("user", f"{number}: rank these")])
+        replies = [conversations.add_reply(store, parent, text, BY_BASE) for text in ("one", "two", "three", "four")]
+        rank(store, ben, replies, [1, 2, 3, 4])
+    found = gather(store)
+    assert {each.weight for each in found.pairs if each.user == ann.id} == {1.0}
+    assert {each.weight for each in found.pairs if each.user == ben.id} == {0.5}
+    assert share(found, [ben.id]) == pytest.approx(0.5)
 
 
 def test_a_night_that_learns_from_some_kinds_bounds_their_shares(store, embedded):
@@ -438,7 +452,7 @@ def test_the_bound_of_an_hour_is_found_by_an_index(store):
 def test_what_is_kept_aside_says_when_to_stop_by_its_weight():
     import torch
 
-    from training.loop.early_stopping import mean_and_error
+    from training.data.kl import mean_and_error
 
     values = torch.tensor([1.0, 2.0, 4.0, -100.0])
     mean, error = mean_and_error(values[:3], torch.ones(3))

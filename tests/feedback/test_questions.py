@@ -3,12 +3,15 @@
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
+import sqlite_utils
 
 from feedback.accounts import users
 from feedback.accounts.users import User
 from feedback.chats import conversations
 from feedback.database.database import Database
+from feedback.database.migrations import steps
 from feedback.errors import NotFound, Refused
 from feedback.kinds.comparison import compare
 from feedback.kinds.ranking import rank
@@ -139,11 +142,45 @@ def test_scores_are_of_what_may_be_asked_and_the_newest_stand(store: Database, c
     conversation = conversations.node(store, left).conversation
     assert questions.newest(store, 10) == [[left, right]]
     questions.keep_scores(store, {left: (0.5, 0.1), right: (-0.5, 0.2)})
-    questions.keep_scores(store, {left: (1.0, 0.3), right: (0.0, 0.4)})
+    questions.keep_scores(store, {left: (1.0, 3.0), right: (0.0, 1.0)})
     (item,), _ = questions.items(store, consenting, 1)
-    assert (item.margin, item.disagreement) == (1.0, pytest.approx(0.5))
+    assert (item.margin, item.disagreement) == (1.5, pytest.approx(0.5))  # 1 and 2 apart
     users.set_conversation_consent(store, consenting, conversation, False)
     assert questions.newest(store, 10) == []
+
+
+def test_reward_models_disagree_by_the_spread_of_their_margins(store: Database, consenting: User) -> None:
+    """Each of five models likes all replies to a prompt more or less, which is no preference."""
+    chance = np.random.default_rng(0)
+    scores, truth, independent = {}, {}, {}
+    for number in range(40):
+        message, *replies = two_replies(store, consenting, f"question {number}")
+        own = chance.normal(0, chance.uniform(0, 0.5), (2, 5)) + chance.normal(0, 1, (2, 1))
+        given = own + chance.normal(0, 2, 5)
+        scores |= dict(zip(replies, given.tolist(), strict=True))
+        truth[message] = (given[0] - given[1]).std()
+        independent[message] = np.hypot(*given.std(1))
+    questions.keep_scores(store, scores)
+    items, _ = questions.items(store, consenting, 1)
+    assert {each.parent: each.disagreement for each in items} == pytest.approx(truth)
+    assert min(independent[each] / truth[each] for each in truth) > 2
+    by_rank = [np.argsort(np.argsort([one[each] for each in truth])) for one in (truth, independent)]
+    assert abs(np.corrcoef(*by_rank)[0, 1]) < 0.5
+
+
+def test_scores_of_before_each_models_were_kept_are_still_read(tmp_path) -> None:
+    old = sqlite_utils.Database(tmp_path / "nightschool.db")
+    steps.apply(old, stop_before="m0010_members_scores")
+    old.close()
+    store = Database(tmp_path)
+    me = users.local_owner(store)
+    users.set_consent(store, me, True)
+    _, left, right = two_replies(store, me)
+    for reply, mean, deviation in ((left, 1.0, 0.3), (right, 0.0, 0.4)):
+        store.insert("reward_scores", {"reply": reply, "mean": mean, "deviation": deviation, "at": "then"})
+    (item,), _ = questions.items(store, me, 1)
+    assert (item.margin, item.disagreement) == (1.0, pytest.approx(0.5))
+    store.close()
 
 
 def test_agreement_with_oneself_is_counted_on_repeats(store: Database, consenting: User) -> None:

@@ -11,6 +11,7 @@ from feedback.messages import Message
 from tests.feedback.test_split import QUESTIONS
 from tests.training.test_gate import KIND, RUDE
 from training.algorithms.dpo_kto import PreferenceConfig, PreferenceTrainer
+from training.data.kl import KlFromBase
 from training.data.scoring import gains_of
 from training.data.tokenize import TokenizedExample, tokenize
 from training.loop import checkpoint, loop
@@ -18,7 +19,6 @@ from training.loop.early_stopping import Watch
 from training.loop.state import TrainState
 from training.model.packing import Row
 from training.model.policy import Backbone
-from training.model.reference import References
 from training.night.learning import make_encoder
 
 SETTINGS = PreferenceConfig(
@@ -65,7 +65,7 @@ def test_training_ends_when_what_is_kept_aside_speaks_against_it_and_goes_back(t
 
     assert progress.step < 8
     assert "what was kept aside gained no more" in progress.ended
-    watch = Watch(backbone, validation, validation, SETTINGS, References(backbone))
+    watch = Watch(backbone, KlFromBase(backbone, [], validation), 50, every=1, validation=validation)
     assert progress.best_gains is not None
     assert torch.allclose(watch.gains(), progress.best_gains, atol=1e-5)
     assert float(progress.best_gains.mean()) > progress.validation_gain
@@ -82,8 +82,7 @@ def test_a_spent_budget_goes_back_to_the_last_look_within_it(tiny):
     assert "nats per token from the base" in progress.ended
     assert progress.kept_kl <= half < progress.kl
     examples = examples_of(backbone, QUESTIONS[:8])
-    watch = Watch(backbone, examples, [], SETTINGS, References(backbone))
-    assert watch.kl() == pytest.approx(progress.kept_kl, rel=1e-3)
+    assert KlFromBase(backbone, [], examples).look(half).mean == pytest.approx(progress.kept_kl, rel=1e-3)
 
 
 def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):
@@ -102,3 +101,13 @@ def test_a_checkpoint_keeps_what_the_watch_knows(tiny, tmp_path):
     assert set(read.kept or {}) == set(progress.kept or {"nothing": 0})
     assert not math.isnan(read.kept_kl)
     assert list(loop.train(trainer, read)) == []  # it had ended, and stays so
+
+
+def test_the_best_gains_of_another_validation_set_are_forgotten(tiny):
+    backbone = backbone_of(tiny)
+    examples = examples_of(backbone, QUESTIONS[:6])
+    trainer = PreferenceTrainer(backbone, examples, SETTINGS, examples)
+    state = trainer.begin()
+    state.best_gains = torch.ones(9)  # as of a version that took a ranking's pairs apart
+    trainer.watch.look(state)
+    assert len(state.best_gains) == 6

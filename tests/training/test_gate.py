@@ -22,17 +22,19 @@ from tests.feedback.test_split import QUESTIONS
 from tests.helpers.nights import run
 from tests.helpers.trained import LETTER, OPENINGS, SAILOR
 from training.algorithms.dpo_kto import PreferenceConfig
+from training.data.kl import Kl
 from training.evaluation import gate
 from training.evaluation.gate import CANDIDATE, PROMOTED, REFUSED, Check, Gains, HeldOut, counted, judge
 from training.model.policy import Backbone
 from training.night.learning import make_encoder
 
+FAR = Kl(0.1, 0.01, 128, 64)
 SOUND = [Check("canaries", True, "8 of 8"), Check("length", True, "as long", refuses=False)]
 KIND = "I am glad that you ask. Let us look at it together, step by step."
 RUDE = "Go away. I will not tell you anything, and you should not ask again."
 
 
-def verdict(preferred: int, count: int, kl: float = 0.1, checks: list[Check] = SOUND) -> tuple[str, str]:
+def verdict(preferred: int, count: int, kl: Kl = FAR, checks: list[Check] = SOUND) -> tuple[str, str]:
     found = judge(counted(preferred, count), kl, 0.5, checks, 1.0)
     return found.verdict, found.reason
 
@@ -67,8 +69,9 @@ def test_a_failed_check_outweighs_what_people_prefer_and_the_reason_says_which()
     short = [SOUND[0], Check("length", False, "replies are 0.20 times as long", refuses=False)]
     name, reason = verdict(40, 40, checks=short)
     assert (name, "0.20 times as long" in reason, "operator" in reason) == (CANDIDATE, True, True)
-    name, reason = verdict(40, 40, kl=0.7)
-    assert (name, "0.700 of 0.5 nats" in reason) == (REFUSED, True)
+    name, reason = verdict(40, 40, kl=Kl(0.7, 0.05, 128, 64))
+    assert (name, "0.700 ± 0.050 nats per token, exact, T=1, 128 replies, half of them" in reason) == (REFUSED, True)
+    assert verdict(40, 40, kl=Kl(0.55, 0.05, 128, 64))[0] == PROMOTED  # beyond the budget by chance
 
 
 def unseen(count: int, part: str = "held_out") -> list[str]:

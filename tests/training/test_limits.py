@@ -29,7 +29,11 @@ SMALL = {  # what makes a night of that method as small as one can be
     "rloo": ["steps=1", "prompts=1", "replies=2", "max_completion_length=2", "ensemble_size=1", "rank=2"],
 }
 SMALL |= dict.fromkeys(("dpo", "kto"), SMALL["auto"]) | {"sft": [*SMALL["auto"][:4], "rank=2"]}
-SMALL |= {"reinforce": SMALL["rloo"], "ppo": [*SMALL["rloo"], "epochs=1", "num_minibatches=1"]}
+SMALL |= {
+    "reinforce": SMALL["rloo"],
+    "online-dpo": SMALL["rloo"],
+    "ppo": [*SMALL["rloo"], "epochs=1", "num_minibatches=1"],
+}
 LONG = ("min_steps", "steps", "epochs")  # at their highest value a night would take days
 SAID_BY_PYTHON = r"^\w*(Error|Exception|Overflow)\b"
 
@@ -192,7 +196,7 @@ def runs(tmp_path: Path, tiny: Base, method: str, *settings: str) -> None:
 
 
 def test_a_night_at_the_edge_of_its_settings(tmp_path, tiny) -> None:
-    runs(tmp_path, tiny, "auto", "loss=ipo", "beta=0.0001", "learning_rate=1", "rank=1", "alpha=4096")
+    runs(tmp_path, tiny, "auto", "loss=ipo", "per_token=1", "beta=0.0001", "learning_rate=1", "rank=1", "alpha=4096")
 
 
 def at_both_ends() -> Iterator[tuple[str, str]]:

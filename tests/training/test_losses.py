@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from training.algorithms import rloo
+from training.algorithms.rloo import RlooConfig
 from training.losses import policy_gradient, preference
+from training.model.packing import Row
+from training.model.policy import Backbone
+from training.rollouts.sampler import Rollout
 
 
 def t(*values: float) -> torch.Tensor:
@@ -47,6 +52,29 @@ def test_smoothed_dpo_is_lowest_at_the_log_odds_of_a_right_label():
     assert margins[preference.dpo_loss(margins, 0.1).argmin()].item() == pytest.approx(2.197225, abs=1e-3)
 
 
+def test_an_offset_asks_for_a_margin_whichever_reply_is_the_better_one():
+    # margin 0.5 and offset 1: log(1 + e^0.5) = 0.974077; with the label wrong, log(1 + e^1.5) = 1.701413
+    assert preference.dpo_loss(t(0.5), offset=t(1.0)).tolist() == pytest.approx([0.974077], abs=1e-6)
+    expected = 0.9 * 0.974077 + 0.1 * 1.701413
+    assert preference.dpo_loss(t(0.5), 0.1, t(1.0)).tolist() == pytest.approx([expected], abs=1e-6)
+    expected = (0.9 * 0.974077 - 0.1 * 1.701413) / 0.8
+    assert preference.robust_dpo_loss(t(0.5), 0.1, t(1.0)).tolist() == pytest.approx([expected], abs=1e-6)
+    assert preference.hinge_loss(t(0.5), t(1.0)).tolist() == pytest.approx([1.5])
+
+
+def test_davidsons_model_with_shares_is_the_mean_over_people_and_asks_no_margin_of_a_tie():
+    left, right, nu = t(1.0), t(0.0), 0.3
+    of_each = {way: preference.davidson_loss(left, right, torch.tensor([way]), nu).item() for way in (1, 0, -1)}
+    found = preference.soft_davidson_loss(left, right, t(0.5), t(0.25), nu)
+    assert found.tolist() == pytest.approx([0.5 * of_each[1] + 0.25 * of_each[0] + 0.25 * of_each[-1]])
+    asked = preference.soft_davidson_loss(left, right, t(0.0), t(1.0), nu, margin=t(2.0))
+    assert asked.item() == pytest.approx(of_each[0])
+    closer = preference.davidson_loss(t(0.0), t(1.0), torch.tensor([1]), nu)  # 1 apart less 2
+    assert preference.soft_davidson_loss(left, right, t(1.0), t(0.0), nu, t(2.0)).tolist() == pytest.approx(
+        closer.tolist()
+    )
+
+
 def test_kto_rewards_are_measured_from_the_baseline():
     # z0 = mean(-9 - -10, -5 - -8) = mean(1, 3) = 2
     baseline = preference.kto_baseline(t(-9, -5), t(-10, -8))
@@ -65,6 +93,28 @@ def test_the_kto_baseline_is_never_negative_and_has_no_gradient():
     assert preference.kto_baseline(policy, t(-10)).item() == 0
     assert not preference.kto_baseline(policy, t(-20)).requires_grad
     assert preference.kto_baseline(t(), t()).item() == 0
+
+
+def test_the_running_baseline_is_a_batchs_at_first_and_then_of_all_batches_lately():
+    total, count = preference.running_kto_baseline(t(-9, -5), t(-10, -8), 0.0, 0.0)
+    assert (total, count) == (4.0, 2.0)  # 1 + 3, of two
+    assert total / count == preference.kto_baseline(t(-9, -5), t(-10, -8)).item()
+    # the second batch is one ratio of -6: (0.9 * 4 - 6) / (0.9 * 2 + 1)
+    total, count = preference.running_kto_baseline(t(-16), t(-10), total, count)
+    assert (total, count) == (pytest.approx(-2.4), pytest.approx(2.8))
+
+
+def test_the_running_baseline_is_not_biased_upwards_by_small_batches():
+    chance = torch.Generator().manual_seed(0)
+    ratios = 6 * torch.randn(4000, generator=chance).double()  # of a policy that is the reference, by a deviation of 6
+    of_batches = [float(preference.kto_baseline(each[None], t(0))) for each in ratios]
+    assert sum(of_batches) / len(of_batches) > 2  # E max(0, 6 z) = 6 / sqrt(2 pi) = 2.39
+    total, count, running = 0.0, 0.0, []
+    for each in ratios.split(4):
+        total, count = preference.running_kto_baseline(each, torch.zeros_like(each), total, count)
+        running.append(max(0.0, total / count))
+    # over 4 * (1 + 0.9) / (1 - 0.9) = 76 effective ratios: 6 / sqrt(76) / sqrt(2 pi) = 0.27
+    assert sum(running) / len(running) == pytest.approx(0.27, abs=0.1)
 
 
 def test_kto_pushes_wanted_replies_up_and_unwanted_ones_down():
@@ -324,5 +374,76 @@ def test_kto_equals_trl(tiny, tmp_path):
 
     baseline = preference.kto_baseline(mismatched.sum(1), ref_mismatched)
     assert baseline > 0
+    total, count = preference.running_kto_baseline(mismatched.sum(1), ref_mismatched, 0.0, 0.0)
+    assert total / count == pytest.approx(float(baseline), abs=1e-12)  # so a first step's is TRL's, too
     margin = preference.kto_margin(policy.sum(1), ref, baseline, labels, 0.2)
     assert float(preference.kto_loss(margin, labels, 1.2, 0.7).mean()) == pytest.approx(float(theirs), abs=1e-6)
+
+
+GROUPS = {  # TRL's loss_type and scale_rewards, and ours
+    "grpo": ("grpo", "group", {"normalise": "reply", "advantage": "group", "scale": "group", "kl_in": "loss"}),
+    "dr_grpo": ("dr_grpo", "none", {"normalise": "constant", "advantage": "group", "scale": "none", "kl_in": "loss"}),
+    "dapo": ("dapo", "batch", {"normalise": "token", "advantage": "group", "scale": "batch", "kl_in": "loss"}),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["every reply", "the truncated left out"])
+@pytest.mark.parametrize("name", GROUPS)
+def test_grpo_and_its_kin_equal_trl(name, masked, tiny, tmp_path):
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    loss_type, scale, asked = GROUPS[name]
+    config = RlooConfig(**asked, beta=0.04, clip_coef=0.2, clip_high=0.28, max_completion_length=8, temperature=0.7)
+    options = {"loss_type": loss_type, "scale_rewards": scale, "beta": 0.04, "epsilon": 0.2, "epsilon_high": 0.28}
+    options |= {"max_completion_length": 8, "temperature": 0.7, "num_generations": 3, "per_device_train_batch_size": 6}
+    options |= {"importance_sampling_level": "token"}
+    rows = datasets.Dataset.from_list([{"prompt": "a"}] * 2)
+    args = quiet(trl.GRPOConfig, tmp_path, **options)
+    trainer = trl.GRPOTrainer(str(tiny.path), reward_funcs=lambda completions, **_: [], args=args, train_dataset=rows)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+
+    # two prompts of three replies; the policy that wrote and the reference are some way from the model
+    texts = [Row([1, 20, 30], [[50, 51, 52], [60], [70, 71]]), Row([1, 21, 31], [[80, 81], [90, 91, 92, 93], [95]])]
+    backbone = Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
+    with torch.no_grad():
+        policy = backbone.each_token_of(texts, temperature=0.7)
+    noise = torch.Generator().manual_seed(3)
+    old = [each + 0.3 * torch.randn(each.shape, generator=noise) for each in policy]
+    references = [each + 0.5 * torch.randn(each.shape, generator=noise) for each in policy]
+    drawn = [each + 0.5 * torch.randn(each.shape, generator=noise) for each in policy]
+    scores = [torch.tensor([1.0, -0.5, 0.3]), torch.tensor([0.2, 0.9, -1.0])]
+    kept = [torch.tensor([True, not masked, True]), torch.tensor([True, True, not masked])]
+    rollouts = [Rollout(row, (True,) * 3, each) for row, each in zip(texts, drawn, strict=True)]
+    ours = rloo.gradients(backbone, rloo.Batch(rollouts, scores, kept, references, old), config, 4096)["loss"]
+
+    replies = [(row.prompt_ids, reply) for row in texts for reply in row.replies]
+    width = max(len(reply) for _, reply in replies)
+
+    def wide(values: Any, fill: float = 0.0) -> torch.Tensor:
+        parts = [part for row, each in zip(texts, values, strict=True) for part in row.by_reply(each)]
+        return torch.stack([torch.nn.functional.pad(part, (0, width - len(part)), value=fill) for part in parts])
+
+    mask = torch.tensor([[1] * len(reply) + [0] * (width - len(reply)) for _, reply in replies])
+    mask = mask * torch.cat(kept)[:, None]
+    rewards = torch.cat(scores)
+    spread = {
+        "group": lambda: rewards.view(2, 3).std(1).repeat_interleave(3),
+        "batch": rewards.std,
+        "none": lambda: 1.0,
+    }
+    advantages = (rewards.view(2, 3) - rewards.view(2, 3).mean(1, keepdim=True)).flatten()
+    inputs = {
+        "prompt_ids": torch.tensor([prompt for prompt, _ in replies]),
+        "prompt_mask": torch.ones(6, 3, dtype=torch.long),
+        "completion_ids": torch.tensor([reply + [0] * (width - len(reply)) for _, reply in replies]),
+        "completion_mask": mask,
+        "advantages": advantages / (spread[scale]() + (0.0 if scale == "none" else 1e-4)),
+        "old_per_token_logps": wide(old),
+        "ref_per_token_logps": wide(references),
+        "importance_sampling_ratio": (wide(old) - wide(drawn)).exp().clamp(max=2.0),
+        "num_items_in_batch": mask.sum(),
+    }
+    trainer.use_vllm = trainer.vllm_importance_sampling_correction = True
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (wide(policy), torch.zeros(6, width), None)
+    theirs = trainer._compute_loss(trainer.model, inputs)
+    assert ours == pytest.approx(float(theirs), abs=1e-6)

@@ -270,7 +270,7 @@ def test_without_feedback_or_consent_a_night_does_nothing_and_says_why(tmp_path,
     [
         (["--set", "epocs=3"], "there is no setting 'epocs'"),
         (["--set", "epochs=many"], "epochs is a whole number, not 'many'"),
-        (["--set", "beta=0"], "beta must be at least 0.0001, not 0.0"),
+        (["--set", "beta=-1"], "beta must be at least 0, not -1.0"),
         (["--log", "trackio"], "--log trackio needs a package that is not here: pip install trackio"),
     ],
 )

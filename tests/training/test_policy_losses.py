@@ -55,6 +55,52 @@ def test_rloo_takes_the_others_mean_off():
     assert p.rloo_advantages(torch.stack([t(1, 2, 6)])).flatten().tolist() == pytest.approx([-3, -1.5, 4.5])
 
 
+def test_the_groups_mean_is_taken_off_and_advantages_are_scaled():
+    rewards = torch.stack([t(1, 2, 6), t(0, 0, 3)])
+    centred = p.group_advantages(rewards)
+    assert centred.flatten().tolist() == pytest.approx([-2, -1, 3, -1, -1, 2])
+    # unbiased deviations: of 1, 2, 6: sqrt(14 / 2); of 0, 0, 3: sqrt(6 / 2); of all six (mean 2): sqrt(26 / 5)
+    by_prompt = p.scaled_advantages(centred, rewards, of_batch=False)
+    assert by_prompt[:, 2].tolist() == pytest.approx([3 / (7**0.5 + 1e-4), 2 / (3**0.5 + 1e-4)])
+    by_batch = p.scaled_advantages(centred, rewards, of_batch=True)
+    assert by_batch[:, 2].tolist() == pytest.approx([3 / (5.2**0.5 + 1e-4), 2 / (5.2**0.5 + 1e-4)])
+    assert p.scaled_advantages(torch.zeros(1, 2), torch.ones(1, 2), of_batch=False).tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("normalise", "weights"),
+    [
+        ("sequence", [1 / 3, 0, 1 / 3]),
+        ("reply", [1 / 6, 0, 1 / 12]),
+        ("token", [1 / 6, 0, 1 / 6]),  # two and four tokens are learned from
+        ("constant", [1 / 24, 0, 1 / 24]),
+    ],
+)
+def test_a_replys_tokens_weigh_as_the_normalisation_says(normalise, weights):
+    tokens, kept = torch.tensor([2, 3, 4]), torch.tensor([True, False, True])
+    assert p.reply_weights(tokens, kept, normalise, longest=8).tolist() == pytest.approx(weights)
+
+
+def test_without_a_reply_to_learn_from_all_weights_are_zero():
+    tokens, none = torch.tensor([2, 3]), torch.tensor([False, False])
+    for normalise in ("sequence", "reply", "token", "constant"):
+        assert p.reply_weights(tokens, none, normalise, longest=8).tolist() == [0, 0]
+
+
+def test_k3_is_the_kl_in_the_mean_and_never_negative():
+    policy, ref = torch.log(t(0.7, 0.2, 0.1)), torch.log(t(0.3, 0.3, 0.4))
+    found = p.k3(policy, ref)
+    assert (found >= 0).all()
+    assert float((policy.exp() * found).sum()) == pytest.approx(float((policy.exp() * (policy - ref)).sum()))
+
+
+def test_importance_weights_are_truncated_and_carry_no_gradient():
+    log_probs = torch.log(t(0.5, 0.9, 0.1)).requires_grad_()
+    found = p.importance_weights(log_probs, torch.log(t(0.4, 0.3, 0.2)))
+    assert found.tolist() == pytest.approx([1.25, 2.0, 0.5])
+    assert not found.requires_grad
+
+
 def test_advantages_by_hand():
     # gamma 0.5, lambda 0.5; rewards 0, 2 | values 1, 3: deltas 0 + 1.5 - 1 = 0.5 and 2 - 3 = -1
     # advantages 0.5 + 0.25 * -1 = 0.25 and -1; what is behind the last token does not count
@@ -76,6 +122,8 @@ def test_ppo_clips_what_gains_and_not_what_loses():
     ratio = t(1.5, 1.5, 0.5, 0.5)
     found = p.ppo_policy_loss(ratio.log(), t(0, 0, 0, 0), t(1, -1, 1, -1), clip=0.2)
     assert found.tolist() == pytest.approx([-1.2, 1.5, -0.5, 0.8])
+    higher = p.ppo_policy_loss(ratio.log(), t(0, 0, 0, 0), t(1, -1, 1, -1), clip=0.2, clip_high=0.4)
+    assert higher.tolist() == pytest.approx([-1.4, 1.5, -0.5, 0.8])
     at_one = p.ppo_policy_loss(t(-3).requires_grad_(), t(-3), t(2), clip=0.2)
     assert at_one.tolist() == [-2.0]
 

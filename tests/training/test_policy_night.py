@@ -30,9 +30,11 @@ POLICY = [
     "prompts=2",
     "replies=2",
     "max_completion_length=8",
-    "require_eos=0",
+    "truncated=keep",
     "learning_rate=1e-3",
     "kl_budget=50",
+    "least_reward_accuracy=0",
+    "precision=float32",  # in bfloat16 a tiny random model's engine and trainer are 0.1 nats apart on some processors
 ]
 
 
@@ -56,26 +58,28 @@ def test_a_reward_night_makes_reward_models_and_no_adapter(tmp_path, model):
     ensemble, _ = reward_heads.load(backbone, folder)  # proves that they score as they did
     assert list(ensemble.heads) == ["reward-0", "reward-1"]
     scores = reward_night.scores_of(ensemble, store, learning.make_encoder(base, backbone, RewardConfig()))
-    kept = store.rows("SELECT reply, mean, deviation FROM reward_scores")
-    assert {each["reply"]: each["mean"] for each in kept} == pytest.approx(
-        {reply: mean for reply, (mean, _) in scores.items()}, abs=1e-3
-    )
+    kept = {
+        each["reply"]: json.loads(each["members"]) for each in store.rows("SELECT reply, members FROM reward_scores")
+    }
     assert len(scores) == 10
-    assert all(deviation > 0 for _, deviation in scores.values())
+    for reply, of_each in scores.items():
+        assert kept[reply] == pytest.approx(of_each, abs=1e-3)
+        assert len(set(of_each)) == 2  # the models disagree
     assert not list((tmp_path / "nights").iterdir())
     store.close()
 
 
-@pytest.mark.parametrize("method", ["ppo", "rloo"])
+@pytest.mark.parametrize("method", ["ppo", "rloo", "online-dpo"])
 def test_from_clicks_to_the_next_reply_by_reward_models_and_a_policy(tmp_path, method, model):
     store = say(tmp_path)
-    done = run(tmp_path, model, "--method", method, "--gate", "off", settings=POLICY)
+    # In bfloat16 the engine is about as far from the trainer of a tiny model as it may be.
+    done = run(tmp_path, model, "--method", method, "--gate", "off", settings=[*POLICY, "precision=float32"])
     assert done.returncode == 0, done.stderr
     assert (last(store).state, last(store).adapter) == ("done", "night-0001")
     metrics = steps_of(store)
     assert {"reward_loss", "reward_accuracy"} <= set(metrics[0])
     assert {"score", "kl", "engine_gap", "sampled_tokens", "tokens_per_s"} <= set(metrics[-1])
-    assert {"clip_fraction", "explained_variance", "beta"} <= set(metrics[-1]) or method == "rloo"
+    assert {"clip_fraction", "explained_variance", "beta"} <= set(metrics[-1]) or method != "ppo"
     assert adapters.adapter(store, "night-0001").method == method
     assert adapters.serving(store) == "night-0001"
 
@@ -106,14 +110,16 @@ def test_a_killed_policy_night_goes_on_with_its_reward_models(tmp_path, model):
     store.close()
 
 
-def test_a_policy_night_without_a_pair_says_what_it_learns_from(tmp_path, tiny):
+def test_a_policy_night_without_contrast_says_what_it_learns_from(tmp_path, tiny):
     store = say(tmp_path)
     with store.transaction() as db:
         db.conn.execute("DELETE FROM comparisons")
         db.conn.execute("DELETE FROM corrections")
+        db.conn.execute("DELETE FROM votes WHERE value = -1")
     done = run(tmp_path, tiny.name, "--method", "ppo", settings=POLICY)
     assert (done.returncode, last(store).state) == (0, "nothing")
-    assert "ppo learns from preferences, and there are 1 thumbs up, 1 thumbs down" in last(store).reason
+    told = "the only thumb is up, and ppo learns from preferences and thumbs of both kinds"
+    assert last(store).reason == f"nothing to learn from: {told}"
     store.close()
 
 

@@ -1,5 +1,6 @@
 """Why a night learned nothing, or less than one might think, in words that are true."""
 
+import math
 from datetime import UTC
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from feedback.chats import conversations
 from feedback.chats.conversations import Provenance
 from feedback.database.database import Database
 from feedback.kinds.comparison import compare
+from feedback.kinds.ranking import rank
 from feedback.kinds.vote import DOWN, UP, vote
 from feedback.messages import Message
 from feedback.records import adapters, nights
@@ -83,7 +85,7 @@ def test_reward_models_learn_from_what_fell_to_early_stopping(tmp_path, tiny) ->
     store = comparisons(tmp_path, question_in("stopping"), ["left"])
     done = run(tmp_path, tiny.name, "--method", "reward", settings=["ensemble_size=1", *REWARD[2:]])
     assert done.returncode == 0, done.stderr
-    assert last(store).reason == "1 reward models: nothing was held out to judge them by"
+    assert last(store).reason == "1 reward models: no pair was held out to judge them by"
     store.close()
 
 
@@ -114,8 +116,12 @@ def test_what_cannot_do_without_pairs_says_where_they_are(tmp_path, tiny) -> Non
         (["tie"] * 4, "auto", "all 4 comparisons are ties, and auto learns from preferences and thumbs"),
         (["tie"] * 4, "dpo", "all 4 comparisons are ties, and dpo learns from preferences"),
         (["tie"] * 4, "kto", "all 4 comparisons are ties, and kto learns from thumbs"),
-        (["tie"] * 4, "reward", "all 4 comparisons are ties, and reward learns from preferences"),
-        (["tie"] * 4, "ppo", "all 4 comparisons are ties, and ppo learns from preferences"),
+        (
+            ["tie"] * 4,
+            "reward",
+            "all 4 comparisons are ties, and reward learns from preferences and thumbs of both kinds",
+        ),
+        (["tie"] * 4, "ppo", "all 4 comparisons are ties, and ppo learns from preferences and thumbs of both kinds"),
         (["both_bad"] * 3, "dpo", "all 3 comparisons are “both bad”, and dpo learns from preferences"),
         (["tie"], "dpo", "the one comparison is a tie, and dpo learns from preferences"),
         (
@@ -134,10 +140,42 @@ def test_feedback_of_another_kind_is_named(tmp_path, tiny) -> None:
     thumbs(tmp_path, [UP, DOWN, UP]).close()
     done = run(tmp_path, tiny.name, "--method", "dpo", "--dry-run")
     assert "nothing to learn from: dpo learns from preferences; left out were not used by dpo: 3" in done.stdout
-    done = run(tmp_path, tiny.name, "--method", "rloo", "--dry-run")
+    done = run(tmp_path, tiny.name, "--method", "sft", "--dry-run")
+    assert "nothing to learn from: sft learns from demonstrations; left out were not used by sft: 3" in done.stdout
+
+
+@pytest.mark.parametrize("method", ["reward", "rloo", "ppo"])
+@pytest.mark.parametrize(("values", "words"), [([UP] * 3, "all 3 thumbs are up"), ([DOWN], "the only thumb is down")])
+def test_thumbs_of_one_kind_alone_teach_no_reward_model(tmp_path, tiny, method, values, words) -> None:
+    thumbs(tmp_path, values).close()
+    done = run(tmp_path, tiny.name, "--method", method, "--dry-run")
     assert (
-        "nothing to learn from: rloo learns from preferences, and there are 2 thumbs up, 1 thumbs down" in done.stdout
+        f"nothing to learn from: {words}, and {method} learns from preferences and thumbs of both kinds" in done.stdout
     )
+
+
+def test_thumbs_of_both_kinds_alone_teach_reward_models(tmp_path, tiny) -> None:
+    store = thumbs(tmp_path, [UP, DOWN] * 4)
+    done = run(tmp_path, tiny.name, "--method", "reward", settings=["ensemble_size=1", *REWARD[2:]])
+    assert done.returncode == 0, done.stderr
+    assert last(store).reason == "1 reward models: no pair was held out to judge them by"
+    assert nights.night_steps(store, 1)[-1]["reward_loss"] > 0
+    store.close()
+
+
+def test_thumbs_of_one_kind_beside_what_is_kept_for_judging_are_named(tmp_path, tiny) -> None:
+    store = Database(tmp_path)
+    me = users.local_owner(store)
+    users.set_consent(store, me, True)
+    for part, value in (("training", UP), ("held_out", DOWN)):
+        parent = conversations.record_messages(store, me, "chat", [Message("user", question_in(part))])
+        vote(store, me, conversations.add_reply(store, parent, GOOD.format(part), BY_NOBODY), value)
+    store.close()
+    done = run(tmp_path, tiny.name, "--method", "reward", "--dry-run")
+    told = (
+        "beside what is kept for judging, the only thumb is up, and reward learns from preferences and thumbs of both"
+    )
+    assert f"nothing to learn from yet: {told}" in done.stdout
 
 
 def test_only_what_is_too_long_is_called_so(tmp_path, tiny) -> None:
@@ -200,4 +238,28 @@ def test_with_contrast_nothing_is_said(tmp_path, tiny, others) -> None:
     run(tmp_path, tiny.name, "--gate", "off", settings=SMALL)
     assert last(store).state == "done"
     assert "contrast" not in last(store).reason
+    store.close()
+
+
+@pytest.mark.parametrize("method", ["dpo", "reward"])
+def test_rankings_are_trained_on_and_judged_by(tmp_path, tiny, method) -> None:
+    store = Database(tmp_path)
+    me = users.local_owner(store)
+    users.set_consent(store, me, True)
+    for number, question in enumerate(QUESTIONS[:24]):
+        parent = conversations.record_messages(store, me, "chat", [Message("user", question)])
+        texts = (GOOD.format(number), "Hm.", BAD.format(number), "No.")
+        rank(store, me, [conversations.add_reply(store, parent, text, BY_NOBODY) for text in texts], [1, 2, 2, 3])
+    settings = SMALL if method == "dpo" else ["ensemble_size=2", *REWARD[2:]]
+    done = run(tmp_path, tiny.name, "--method", method, settings=settings)
+    assert done.returncode == 0, done.stderr
+    steps = nights.night_steps(store, 1)
+    if method == "dpo":  # five pairs and a tie in each ranking, which is one example
+        assert last(store).counts["ranking"] == 24 * 5
+        learned = sum(PLACES.part_of(pair(each)) != "held_out" for each in QUESTIONS[:24])
+        assert last(store).steps == math.ceil(learned / 8)
+        assert "it sides with people in" in last(store).reason
+    else:
+        assert "held-out pairs" in last(store).reason
+        assert steps[-1]["reward_loss"] > 0
     store.close()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,9 +13,11 @@ from feedback.records import nights
 from tests.helpers.processes import Done, Process
 from training.evaluation.text_quality import flaw, is_repetitive, whole_words
 from training.rehearsal import preference_rule
-from training.rehearsal.run import PROMPTS, interval, questions
+from training.rehearsal.questions import PROMPTS, halves, questions
+from training.rehearsal.run import interval
 
 TASTES = Path(__file__).parents[1] / "tastes"
+PREFERENCES = Path(__file__).parents[2] / "benchmarks" / "preferences"
 KNOWN = whole_words(["You can boil the egg for six minutes or so, and then eat it."])
 GOOD = "Boil the egg for six minutes."
 
@@ -66,11 +69,42 @@ def test_the_tastes_that_ship_with_the_tests_like_what_they_say(name, better, wo
 
 
 def test_the_prompts_are_many_and_those_judged_on_are_not_asked_before():
-    asked, unseen = questions(300, 220)
+    asked, unseen = questions(SimpleNamespace(comparisons=300, interactions=None, prompts=220))
     assert (len(asked), len(unseen)) == (300, 220)
     assert not set(asked) & set(unseen)
     with pytest.raises(Refused, match="too few for 500 comparisons and 200 unseen"):
-        questions(500, 200)
+        questions(SimpleNamespace(comparisons=500, interactions=None, prompts=200))
+    rated, _ = questions(SimpleNamespace(comparisons=300, interactions=75, prompts=220))
+    to_correct, to_compare = halves(rated)
+    assert (len(to_correct), len(to_compare)) == (37, 38)
+    assert sorted([*to_correct, *to_compare]) == sorted(asked[:75])
+
+
+@pytest.mark.parametrize("file", [None, *sorted(PREFERENCES.glob("*.py"))], ids=lambda each: each.stem if each else "")
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Boil the egg for six minutes. Take it out of the water. Let it cool down before you peel it",
+        "- Take an egg out of the box.\n- Boil it for some time, and wait.",
+        "Eggs.",
+        "",
+    ],
+)
+def test_a_correction_is_liked_better_than_the_reply_and_has_no_flaw(file, reply):
+    likes, corrects = preference_rule.load(file), preference_rule.load_corrections(file)
+    better = corrects("How do I boil an egg?", reply)
+    if better.strip() in ("", reply.strip()):
+        return  # there is nothing to correct
+    known = whole_words([f"{reply} .", f"{better} ."])
+    assert not flaw(better, known)
+    assert preference_rule.choose(likes, "How do I boil an egg?", better, reply, known) == 1
+
+
+def test_a_taste_that_cannot_correct_is_refused_where_corrections_are_asked_for(tmp_path):
+    done = rehearse(tmp_path / "data", "--taste", str(TASTES / "brevity.py"), "--interactions", "4")
+    assert done.returncode == 2
+    assert "has no function corrected(prompt, reply), which interactions need" in done.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_the_interval_covers_the_mean_and_is_never_a_point():
@@ -112,7 +146,10 @@ def test_a_taste_that_answers_no_number_is_refused(tmp_path, answer):
     [
         (["--max-tokens", "0"], "--max-tokens is from 1 to 512, not 0"),
         (["--prompts", "0"], "--prompts is at least 1, not 0"),
+        (["--interactions", "1"], "--interactions is at least 2, not 1"),
         (["--comparisons", "9000"], "too few for 9000 comparisons"),
+        (["--set", "loss=ipo"], "loss=ipo takes per_token=1"),
+        (["--method", "dpo", "--set", "much=1"], "there is no setting 'much'"),
     ],
 )
 def test_numbers_that_cannot_be_meant_are_one_sentence_and_leave_nothing(tmp_path, options, words):
@@ -132,6 +169,37 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
 
 def rehearse(data: Path, *options: str) -> Done:
     return Process("training.rehearsal.run:main", ["--data", str(data), *options]).wait(600)
+
+
+def test_a_rehearsal_of_a_small_model_trains_as_it_is_asked_to(tmp_path, tiny):
+    data = tmp_path / "data"
+    small = ["--comparisons", "14", "--prompts", "3", "--max-tokens", "8", "--model", tiny.name]
+    asked = ["loss=robust", "epochs=1", "min_steps=3", "learning_rate=5e-3", "kl_budget=50"]
+    done = rehearse(data, "--method", "dpo", "--json", *small, *(part for each in asked for part in ("--set", each)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["kl_words"].endswith("nats per token, exact, T=1, 6 replies, half of them its own")
+    assert figures["kl_words"].startswith(f"{figures['kl_per_token']:.3f} ± {figures['kl_error']:.3f}")
+    assert figures["kl_words"] in done.stdout.splitlines()[-3]
+    store = Database(data)
+    night = nights.night(store, 1)
+    store.close()
+    assert (night.method, night.steps) == ("dpo", 3)
+    assert (night.settings["loss"], night.settings["beta"]) == ("robust", 0.02)
+    assert "loss=robust with label_smoothing=0 is the same as loss=sigmoid" in night.reason
+    assert "; KL from the base " in night.reason
+
+
+@pytest.mark.soak
+def test_a_rehearsal_of_interactions_corrects_half_of_them(tmp_path):
+    data = tmp_path / "data"
+    done = rehearse(data, "--interactions", "16", "--prompts", "4", "--max-tokens", "16", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert (figures["prompts"], figures["comparisons"], figures["corrections"]) == (4, 8, 8)
+    store = Database(data)
+    assert (counts(store)["comparisons"], counts(store)["corrections"]) == (8, 8)
+    store.close()
 
 
 @pytest.mark.soak

@@ -1,5 +1,6 @@
 """Reward models: how they begin, learn, are normalised, judged, kept and read back."""
 
+import itertools
 import json
 import math
 import shutil
@@ -7,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from assistant.models.base_model import Base
 from feedback.errors import Refused
@@ -15,16 +17,19 @@ from feedback.messages import Message
 from tests.feedback.test_split import QUESTIONS
 from tests.training.test_gate import KIND, RUDE
 from training.algorithms import reward_model
+from training.algorithms.base import TrainingContext
 from training.algorithms.dpo_kto import PreferenceConfig
-from training.algorithms.reward_model import EnsembleTrainer, RewardConfig, RewardExample
+from training.algorithms.reward_model import EnsembleTrainer, Member, RaterBias, RewardConfig
 from training.data import tokenize
-from training.data.tokenize import TokenizedExample
+from training.data.judged import JudgedPair, JudgedReply, RewardExample, group_by_prompt, has_contrast
+from training.data.tokenize import NothingFits, TokenizedExample
 from training.evaluation import calibration
 from training.loop import checkpoint
 from training.loop.loop import train
 from training.model import reward_heads
 from training.model.packing import Row
 from training.model.policy import Backbone
+from training.model.reference import References
 from training.model.reward_heads import RewardCard, RewardModels, ScoreHead
 from training.night.learning import make_encoder
 
@@ -35,10 +40,14 @@ def backbone_of(tiny: Base) -> Backbone:
     return Backbone(tiny, torch.float32, "cpu", rank=4, alpha=8, seed=0)
 
 
-def examples_of(backbone: Backbone, questions: list[str]) -> list[RewardExample]:
+def tokenized(backbone: Backbone, questions: list[str]) -> list[TokenizedExample]:
     pairs = tuple(PreferencePair((Message("user", each),), Answer(KIND), Answer(RUDE)) for each in questions)
     encoder = make_encoder(backbone.base, backbone, PreferenceConfig())
-    return reward_model.group_by_prompt(tokenize.tokenize(Examples(pairs), encoder)[0])
+    return tokenize.tokenize(Examples(pairs), encoder)[0]
+
+
+def examples_of(backbone: Backbone, questions: list[str]) -> list[RewardExample]:
+    return group_by_prompt(tokenized(backbone, questions))
 
 
 def trained(backbone: Backbone, examples: list[RewardExample], config: RewardConfig = SETTINGS) -> RewardModels:
@@ -47,31 +56,225 @@ def trained(backbone: Backbone, examples: list[RewardExample], config: RewardCon
     return trainer.models
 
 
-def test_where_people_disagree_on_a_prompt_the_one_who_weighs_more_is_learned_from():
-    said = [
-        TokenizedExample("comparison", [1, 2], ([3, 9], [4, 9]), weight=1.0),
-        *[TokenizedExample("comparison", [1, 2], ([4, 9], [3, 9]), weight=0.25) for _ in range(2)],
+def member_of(
+    width: int, examples: list[RewardExample], ties: bool = False, opinion: bool = True, seed: int = 0
+) -> Member:
+    """A reward model in training; without `opinion` its head begins at 0."""
+    member = Member("reward-0", ScoreHead(width, seed), RaterBias(examples), ties)
+    if not opinion:
+        torch.nn.init.zeros_(member.head.weight)
+    return member
+
+
+UNCENTRED = RewardConfig(center_rewards_coefficient=0.0)
+RELIABLE, SABOTEUR = 1.0, 0.25
+
+
+def disagreed(*weights: float) -> list[TokenizedExample]:
+    """One prompt, on which the first person prefers one reply and all others the other."""
+    first, *others = weights
+    return [
+        TokenizedExample("comparison", [1, 2], ([3, 9], [4, 9]), weight=first),
+        *[TokenizedExample("comparison", [1, 2], ([4, 9], [3, 9]), weight=each) for each in others],
     ]
-    (example,) = reward_model.group_by_prompt(said)
-    assert example.shares() == pytest.approx([1 / 1.5, 0.25 / 1.5, 0.25 / 1.5])
-    assert example.weight == pytest.approx((1 + 2 / 16) / 1.5)
+
+
+def test_where_people_disagree_on_a_prompt_the_one_who_weighs_more_is_learned_from():
+    (example,) = group_by_prompt(disagreed(RELIABLE, SABOTEUR, SABOTEUR))
+    (pair,) = example.pairs
+    assert (pair.first, pair.second, pair.ties) == (0, 1, 0.0)
+    assert (pair.wins, pair.weight) == pytest.approx((1 / 1.5, (1 + 2 / 16) / 1.5))
 
     scores = torch.zeros(2, requires_grad=True)
-    reward_model.lesson_loss(
-        scores, example, ScoreHead(4, seed=0), center_rewards_coefficient=0.0, ties=False
-    ).backward()
-    # The slope of -log sigmoid(d) at 0 is -1/2: (-1 + 1/4 + 1/4) / 1.5 / 2 for the reply that the first preferred.
-    assert scores.grad.tolist() == pytest.approx([-1 / 6, 1 / 6])
+    reward_model.lesson_loss(scores, example, member_of(4, [example]), UNCENTRED).backward()
+    # The slope at 0 is sigmoid(0) - 1 / 1.5 = -1/6, times the weight 0.75.
+    assert scores.grad.tolist() == pytest.approx([-1 / 8, 1 / 8])
+
+
+def test_a_saboteur_does_not_cancel_a_reliable_person_in_a_fitted_head():
+    states = torch.eye(2, 6)
+    apart = []
+    for weights in ((RELIABLE, RELIABLE), (RELIABLE, SABOTEUR), (RELIABLE,)):
+        examples = group_by_prompt(disagreed(*weights))
+        member = member_of(6, examples, opinion=False)
+        reward_model.fit(member, examples, [states], UNCENTRED)
+        apart.append((member.head(states[0]) - member.head(states[1])).item())
+    assert apart[0] == pytest.approx(0, abs=1e-4)
+    assert 0.3 * apart[2] < apart[1] < apart[2]
+
+
+def test_several_peoples_judgements_of_two_replies_are_one_pair_with_their_share_as_its_label():
+    said = [
+        TokenizedExample(kind, [1, 2], replies, weight=1.0)
+        for kind, replies in (
+            ("comparison", ([3, 9], [4, 9])),
+            ("comparison", ([3, 9], [4, 9])),
+            ("comparison", ([4, 9], [3, 9])),
+            ("tie", ([4, 9], [3, 9])),
+            ("comparison", ([5, 9], [4, 9])),
+        )
+    ]
+    (example,) = group_by_prompt(said)
+    assert example.pairs == (JudgedPair(0, 1, wins=0.5, ties=0.25, weight=1.0), JudgedPair(2, 1))
+    # Two of four wins and a tie are a share of 5/8: with nu = 1, P(left) + P(tie) / 2 at 0 is 1/2.
+    scores = torch.zeros(3, requires_grad=True)
+    reward_model.lesson_loss(scores, example, member_of(4, [example], ties=True), UNCENTRED).backward()
+    assert scores.grad.tolist() == pytest.approx([1 / 2 - 5 / 8, -(1 / 2 - 5 / 8) + 1 / 2, -1 / 2])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_stronger_a_preference_the_further_apart_a_reward_model_puts_its_replies(ties):
+    states = torch.eye(2, 6)
+    apart = []
+    for strength, strength_margin in ((0.0, 1.0), (0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 0.0)):
+        said = [TokenizedExample("comparison", [1, 2], ([3, 9], [4, 9]), 1.0, strength=strength)]
+        tied = [TokenizedExample("tie", [5], ([3, 9], [4, 9]), 1.0)] if ties else []
+        examples, settings = group_by_prompt([*said, *tied]), RewardConfig(strength_margin=strength_margin)
+        member = member_of(6, examples, ties)
+        reward_model.fit(member, examples, [states, torch.zeros(2, 6)][: 1 + ties], settings)
+        apart.append((member.head(states[0]) - member.head(states[1])).item())
+    assert apart[:4] == sorted(apart[:4])
+    assert apart[1] - apart[0] > 0.01
+    assert apart[4] == pytest.approx(apart[0], abs=1e-4)
+
+
+def test_strengths_of_opposite_preferences_are_set_off_against_each_other():
+    said = [(([3, 9], [4, 9]), 0.5), (([3, 9], [4, 9]), 1.0), (([4, 9], [3, 9]), 0.75)]
+    (example,) = group_by_prompt([TokenizedExample("comparison", [1], each, 1.0, strength=by) for each, by in said])
+    assert example.pairs[0].strength == pytest.approx((0.5 + 1.0 - 0.75) / 3)
+    (example,) = group_by_prompt([TokenizedExample("comparison", [1], *each) for each in ((said[0][0], 1.0),)])
+    assert example.pairs[0].strength == 0
+
+
+def thumb(prompt: int, reply: int, wanted: bool, user: int, weight: float = 1.0) -> TokenizedExample:
+    return TokenizedExample("thumb", [prompt], ([reply],), weight, wanted, user=user)
+
+
+def test_a_thumb_is_a_score_above_or_below_what_its_rater_asks_for():
+    (example,) = group_by_prompt([thumb(1, 5, True, user=7), thumb(1, 5, False, user=8, weight=0.5)])
+    assert example.thumbs == (JudgedReply(0, True, 7), JudgedReply(0, False, 8, 0.5))
+    member = member_of(4, [example])
+    with torch.no_grad():
+        member.bias.value.copy_(torch.tensor([-1.0, 2.0]))
+    # A score of 0.5 is 1.5 above what the first asks for, and 1.5 below the second: log(1 + e^-1.5) = 0.201413 twice.
+    loss = reward_model.lesson_loss(torch.tensor([0.5]), example, member, UNCENTRED)
+    assert loss.item() == pytest.approx(1.5 * 0.201413, abs=1e-6)
+    twice = UNCENTRED.model_copy(update={"thumb_weight": 2.0})
+    assert reward_model.lesson_loss(torch.tensor([0.5]), example, member, twice).item() == pytest.approx(
+        2 * loss.item()
+    )
+    assert reward_model.told_right(torch.tensor([0.5]), example, member) == [True, True]
+
+
+def test_a_head_fitted_to_thumbs_tells_good_replies_from_bad_and_raters_from_each_other():
+    """Two people, one of whom says yes to nearly all: which replies are better is learned from both."""
+    noise = torch.Generator().manual_seed(0)
+    truth = torch.randn(6, generator=noise)
+    said, states = [], []
+    for at in range(300):
+        state, user = torch.randn(1, 6, generator=noise), at % 2
+        chance = torch.sigmoid(state[0] @ truth + (3.0 if user else -1.0))
+        said.append(thumb(at, at, bool(torch.rand((), generator=noise) < chance), user))
+        states.append(state)
+    examples = group_by_prompt(said)
+    member = member_of(6, examples)
+    reward_model.fit(member, examples, states, UNCENTRED)
+    weight = member.head.weight.detach()
+    assert torch.nn.functional.cosine_similarity(weight, truth, dim=0) > 0.9
+    asked = {user: member.bias.value[number].item() for user, number in member.bias.number.items()}
+    assert asked[0] - asked[1] > 1.5
+
+
+def test_the_bias_of_a_rater_who_only_says_yes_stays_in_bounds():
+    states = [torch.zeros(1, 4) for _ in range(50)]
+    examples = group_by_prompt([thumb(at, at, True, user=1) for at in range(49)] + [thumb(49, 49, False, user=2)])
+    member = member_of(4, examples)
+    reward_model.fit(member, examples, states, UNCENTRED)
+    assert member.bias.value.abs().max() < 4
+
+
+def test_reward_models_learn_from_thumbs_alone_and_keep_no_rater(tiny, tmp_path):
+    backbone = backbone_of(tiny)
+    pairs = tokenized(backbone, QUESTIONS[:12])
+    thumbs = [
+        TokenizedExample("thumb", each.prompt_ids, (each.replies[1 - wanted],), 1.0, wanted, user=at % 3)
+        for at, each in enumerate(pairs[:8])
+        for wanted in (True, False)
+    ]
+    trainer = EnsembleTrainer(backbone, group_by_prompt(thumbs), SETTINGS)
+    state = trainer.begin()
+    reports = list(train(trainer, state))
+    assert {"bias.reward-0", "bias.reward-1"} <= state.parameters.keys()
+    assert reports[-1].metrics["accuracy"] == 1
+    assert all(each > 0 for each in reward_model.margins(trainer.models, pairs[8:])[0])
+
+    samples = [Row([1, 5 + at], [[20 + at, 30], [40 + at]]) for at in range(4)]
+    reward_model.normalise(trainer.models, samples)
+    reward_heads.save(
+        trainer.models, tmp_path / "rm", RewardCard("rm", tiny.sha256, "t", "float32", {}, 1.0, {}), samples
+    )
+    kept = load_file(tmp_path / "rm" / "reward-0" / "head.safetensors")
+    assert kept.keys() == {"weight", "bias", "log_tie", "gain", "shift"}
+    assert kept["bias"].ndim == 0
+    reward_heads.load(backbone_of(tiny), tmp_path / "rm")
+
+
+@pytest.mark.parametrize(
+    ("said", "enough"),
+    [
+        ([("thumb", True), ("thumb", False)], True),
+        ([("thumb", True), ("thumb", True)], False),
+        ([("thumb", False)], False),
+        ([("tie", True)], False),
+        ([("tie", True), ("thumb", True)], False),
+        ([("tie", True), ("ranking", True)], True),
+        ([("thumb", True), ("correction", True)], True),
+    ],
+)
+def test_a_reward_model_needs_a_pair_or_thumbs_of_both_kinds(tiny, said, enough):
+    replies = {"thumb": ([3],)}
+    examples = [
+        TokenizedExample(kind, [1, at], replies.get(kind, ([3], [4])), 1.0, wanted)
+        for at, (kind, wanted) in enumerate(said)
+    ]
+    assert has_contrast(examples) is enough
+    backbone = backbone_of(tiny)
+    context = TrainingContext(backbone, examples, (), References(backbone))
+    if enough:
+        assert reward_model.build(context, SETTINGS).examples
+    else:
+        with pytest.raises(NothingFits, match="preferences and from thumbs of both kinds"):
+            reward_model.build(context, SETTINGS)
+
+
+def test_a_ranking_weighs_in_a_reward_model_as_one_comparison_less_than_its_replies(tiny):
+    encoder = make_encoder(tiny, backbone_of(tiny), PreferenceConfig())
+    hello, replies = (Message("user", "Hello"),), [Answer(each) for each in ("Hi!", "Hm.", "No.", "Go away.")]
+    ranked = [
+        PreferencePair(hello, a, b, "ranking", 2 / 4, group="ranking 1") for a, b in itertools.combinations(replies, 2)
+    ]
+    (example,) = group_by_prompt(tokenize.tokenize(Examples(tuple(ranked)), encoder)[0])
+    assert sum(each.weight for each in example.pairs) == 3
+    loss = reward_model.lesson_loss(torch.zeros(4), example, member_of(4, [example]), UNCENTRED)
+    assert float(loss) == pytest.approx(3 * math.log(2))
+
+
+def test_ties_alone_leave_the_share_of_ties_in_bounds():
+    states = [torch.randn(2, 4, generator=torch.Generator().manual_seed(at)) for at in range(40)]
+    examples = [RewardExample([1], ([2], [3]), (JudgedPair(0, 1, wins=0.0, ties=1.0),)) for _ in states]
+    member = member_of(4, examples, ties=True)
+    reward_model.fit(member, examples, states, UNCENTRED)
+    # At margins of 0 the maximum of 40 log(nu / (nu + 2)) - log(nu)^2 / 2 is where 80 / (nu + 2) = log nu, at 3.15.
+    assert member.head.log_tie.item() == pytest.approx(3.15, abs=0.3)
 
 
 def test_lessons_that_weigh_little_move_a_reward_model_little_in_whatever_batch_they_come(tiny):
     norms = []
     for weight in (1.0, 0.1):
         backbone = backbone_of(tiny)
-        examples = [replace(each, weight=weight) for each in examples_of(backbone, QUESTIONS[:2])]
+        examples = group_by_prompt([replace(each, weight=weight) for each in tokenized(backbone, QUESTIONS[:2])])
         trainer = EnsembleTrainer(backbone, examples, SETTINGS)
-        name, head = next(iter(trainer.heads.items()))
-        reward_model.gradients(backbone, head, name, examples, SETTINGS, False, 1.0, 4096)
+        reward_model.gradients(backbone, trainer.members[0], examples, SETTINGS, len(examples), 4096)
         moved = [each.grad for each in trainer.begin().parameters.values() if each.grad is not None]
         norms.append(sum(float(each.norm() ** 2) for each in moved))
     assert norms[1] == pytest.approx(norms[0] / 100, rel=1e-3)
@@ -123,14 +326,14 @@ def test_a_fitted_head_is_the_best_under_its_prior():
     for _ in range(200):
         replies = torch.cat([torch.randn(2, 6, generator=noise), torch.ones(2, 2)], 1)  # the last two say nothing
         better = int(replies[1, :6] @ truth > replies[0, :6] @ truth)
-        examples.append(RewardExample([1], ([2], [3]), ((better, 1 - better),)))
+        examples.append(RewardExample([1], ([2], [3]), (JudgedPair(better, 1 - better),)))
         states.append(replies)
-    head, began = ScoreHead(8, seed=5), ScoreHead(8, seed=5)
-    settings = RewardConfig(center_rewards_coefficient=0.0)
-    reward_model.fit(head, examples, states, settings)
+    began, member = ScoreHead(8, seed=5), member_of(8, examples, seed=5)
+    reward_model.fit(member, examples, states, UNCENTRED)
+    head = member.head
 
     apart = torch.stack(
-        [each[a] - each[b] for each, (a, b) in zip(states, [x.preferred[0] for x in examples], strict=True)]
+        [of[each.pairs[0].first] - of[each.pairs[0].second] for of, each in zip(states, examples, strict=True)]
     )
     weight = head.weight.detach().clone().requires_grad_()
     precision = apart.square().sum(1).mean()
@@ -144,9 +347,34 @@ def test_a_fitted_head_is_the_best_under_its_prior():
     assert head.weight[6:].tolist() == pytest.approx(began.weight[6:].tolist(), abs=1e-5)
 
 
+def test_each_model_learns_from_prompts_drawn_with_replacement_by_its_seed(tiny):
+    examples = examples_of(backbone_of(tiny), QUESTIONS[:12])
+    ensemble = EnsembleTrainer(backbone_of(tiny), examples, SETTINGS)
+    first, second = (list(each.learned) for each in ensemble.members)
+    assert len(first) == len(second) == 12
+    assert first != second
+    assert len(set(first)) < 12 > len(set(second))
+    again = EnsembleTrainer(backbone_of(tiny), examples, SETTINGS)
+    assert [list(each.learned) for each in again.members] == [first, second]
+    for told in ({"bootstrap": 0}, {"ensemble_size": 1}):  # alone, a model would only lose a third of what was said
+        whole = EnsembleTrainer(backbone_of(tiny), examples, SETTINGS.model_copy(update=told))
+        assert all(list(each.learned) == list(range(12)) for each in whole.members)
+
+
+@pytest.mark.parametrize("what", ["pairs", "thumbs"])
+def test_no_model_loses_the_only_contrast(what):
+    pair, ups = RewardExample([1], ([2], [3]), (JudgedPair(0, 1),)), [thumb(at, 5, True, 1) for at in range(2, 9)]
+    only = [pair] if what == "pairs" else group_by_prompt([thumb(1, 5, False, 1)])
+    examples = [*only, *group_by_prompt(ups)]
+    assert {
+        reward_model.contrast(examples[at] for at in reward_model.bootstrap(examples, seed)) for seed in range(50)
+    } == {what}
+    assert reward_model.bootstrap([pair], 0) == [0]
+
+
 def test_models_learn_what_was_preferred_and_disagree_by_their_seeds(taught):
     models, _ = taught
-    apart, _ = reward_model.margins(models, examples_of(models.backbone, QUESTIONS[8:18]))
+    apart, _ = reward_model.margins(models, tokenized(models.backbone, QUESTIONS[8:18]))
     assert sum(each > 0 for each in apart) == 10
     (scores,) = models.scores([examples_of(models.backbone, QUESTIONS[8:9])[0].row()])
     assert scores.shape == (2, 2)
@@ -192,25 +420,26 @@ def test_all_that_was_said_of_one_prompt_is_one_lesson(tiny):
     ranked = [PreferencePair(hello, a, b, "ranking") for a, b in ((best, middle), (best, worst), (middle, worst))]
     tied = PreferencePair(hello, middle, Answer("Well."), TIE)
     examples, _ = tokenize.tokenize(Examples(tuple(ranked), ties=(tied,)), encoder)
-    (example,) = reward_model.group_by_prompt(examples)
+    (example,) = group_by_prompt(examples)
     assert len(example.replies) == 4
-    assert example.preferred == ((0, 1), (0, 2), (1, 2))
-    assert example.tied == ((1, 3),)
+    judged = [(each.first, each.second, each.wins, each.ties) for each in example.pairs]
+    assert judged == [(0, 1, 1, 0), (0, 2, 1, 0), (1, 2, 1, 0), (1, 3, 0, 1)]
     # scores 2, 1, 0, 1 and nu = 1: by hand from P ~ e^a : e^b : e^((a+b)/2)
-    head, scores = ScoreHead(4, seed=0), torch.tensor([2.0, 1.0, 0.0, 1.0])
+    scores = torch.tensor([2.0, 1.0, 0.0, 1.0])
     one_apart = math.log(1 + math.exp(-1) + math.exp(-0.5))
     two_apart = math.log(1 + math.exp(-2) + math.exp(-1))
-    expected = (2 * one_apart + two_apart + math.log(3)) / 4
-    assert reward_model.lesson_loss(scores, example, head, 0.0, ties=True).item() == pytest.approx(expected, abs=1e-6)
+    expected = 2 * one_apart + two_apart + math.log(3)
+    found = reward_model.lesson_loss(scores, example, member_of(4, [example], ties=True), UNCENTRED)
+    assert found.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_ties_draw_scores_together(tiny):
     backbone = backbone_of(tiny)
-    pairs = examples_of(backbone, QUESTIONS[:8])
-    tied = [RewardExample(each.prompt_ids, each.replies, (), ((0, 1),)) for each in pairs]
+    pairs = tokenized(backbone, QUESTIONS[:8])
+    tied = [replace(each, kind=TIE) for each in pairs]
 
-    def apart(examples: list[RewardExample]) -> float:
-        models = trained(backbone_of(tiny), examples, SETTINGS.model_copy(update={"ensemble_size": 1}))
+    def apart(examples: list[TokenizedExample]) -> float:
+        models = trained(backbone_of(tiny), group_by_prompt(examples), SETTINGS.model_copy(update={"ensemble_size": 1}))
         return sum(map(abs, reward_model.margins(models, pairs)[0])) / 8
 
     assert apart(tied) < 0.2 * apart(pairs)
@@ -246,6 +475,22 @@ def test_what_models_can_be_believed_by_hand():
     expected = (2 * abs(0.731059 - 0.5) + (1 - 0.880797) + (1 - 0.622459)) / 4
     assert found.calibration_error == pytest.approx(expected, abs=1e-5)
     assert (found.low, found.high) == pytest.approx((0.1941, 0.9937), abs=1e-4)  # Clopper and Pearson, 3 of 4
+
+
+def test_pairs_that_were_not_drawn_evenly_are_weighed_in_what_models_can_be_believed():
+    margins, longer_by = [1.0, 2.0, -1.0, 0.5], [10, 20, 10, -10]
+    even = calibration.believed(margins, longer_by, 1.0)
+    assert calibration.believed(margins, longer_by, 1.0, [0.5] * 4) == even
+    found = calibration.believed(margins, longer_by, 1.0, [1.0, 1.0, 2.0, 1.0])  # the wrong one was drawn half as often
+    assert found.accuracy == pytest.approx(3 / 5)
+    assert found.longer_wins == pytest.approx(4 / 5)
+    # As many as 25 / 7 even pairs: a wider interval than of four.
+    assert found.high - found.low > 0.75
+    assert calibration.exact_interval(0.75, 4) == pytest.approx((even.low, even.high))
+    # The same pairs, the wrong one twice, have the same figures but for the interval.
+    twice = calibration.believed([*margins, -1.0], [*longer_by, 10], 1.0)
+    for name in ("calibration_error", "length_bias", "length_correlation"):
+        assert getattr(found, name) == pytest.approx(getattr(twice, name))
 
 
 def test_the_temperature_makes_the_margins_say_how_often_they_are_right(tmp_path):

@@ -58,7 +58,7 @@ def reward_trainer(backbone: Backbone) -> Trainer:
 
 def rollouts() -> tuple[list[Rollout], list[torch.Tensor]]:
     rows = [Row([1, 20 + at], [[30, 31], [40]]) for at in range(3)]
-    return [Rollout(row, (True, True), torch.zeros(3)) for row in rows], [torch.tensor([1.0, -1.0])] * 3
+    return [Rollout(row, (True, True)) for row in rows], [torch.tensor([1.0, -1.0])] * 3
 
 
 def no_scores(rollouts: Any) -> list[torch.Tensor]:
@@ -83,9 +83,6 @@ class OnFixedRollouts:
 
     def step(self, state: TrainState) -> Metrics:
         return self.trainer.learn(state, *rollouts(), self.trainer.config)
-
-    def final_kl(self, state: TrainState) -> float:
-        return state.kl
 
 
 def rloo_trainer(backbone: Backbone) -> Trainer:
@@ -163,7 +160,7 @@ def test_other_errors_are_not_taken_for_memory():
 
 
 def life(state: TrainState, replies: list[list[int]], scores: list[float]) -> None:
-    made = [Rollout(Row([1, 2], replies), (True,) * len(replies), torch.zeros(4))]
+    made = [Rollout(Row([1, 2], replies), (True,) * len(replies))]
     require_life(state, made, [torch.tensor(scores)])
 
 

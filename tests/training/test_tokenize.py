@@ -48,6 +48,26 @@ def test_what_is_too_long_is_counted_and_old_turns_go_first(encoder):
     assert examples[0].prompt_ids == chat_template.encode_prompt(encoder.tokenizer, HELLO, 256)
 
 
+def test_the_replies_of_a_ranking_share_a_row_the_best_first(encoder):
+    best, middle, worst, long = Answer("Hi there!"), Answer("Hm."), Answer("Go away."), Answer("many words " * 200)
+    pairs = [(best, middle), (best, worst), (middle, worst), (best, long), (worst, long)]
+    ranked = [PreferencePair(HELLO, *pair, "ranking", weight=0.5, group="ranking 7") for pair in pairs]
+    alone = PreferencePair(HELLO, best, worst)
+    (ranking, pair), left_out = tokenize(Examples((*ranked[:2], alone, *ranked[2:])), encoder)
+    assert left_out == {"too long": 2}
+    assert ranking.replies == tuple(map(encoder.reply, (best, middle, worst)))
+    said = [(each.chosen, each.rejected, each.weight) for each in ranking.preferences]
+    assert (said, ranking.weight) == ([(0, 1, 0.5), (0, 2, 0.5), (1, 2, 0.5)], 1.5)
+    assert pair.replies == (ranking.replies[0], ranking.replies[2])
+    assert [(each.chosen, each.rejected, each.weight) for each in pair.preferences] == [(0, 1, 1.0)]
+
+
+@pytest.mark.parametrize(("said", "strength"), [(None, 0.0), (1, 0.0), (2, 0.25), (5, 1.0)])
+def test_a_strength_from_1_to_5_becomes_one_from_0_to_1(encoder, said, strength):
+    pair = PreferencePair(HELLO, Answer("Hi!"), Answer("Bye."), strength=said)
+    assert tokenize(Examples((pair,)), encoder)[0][0].preferences[0].strength == strength
+
+
 def test_a_thumb_is_given_the_reply_to_another_prompt(encoder):
     cats, dogs = (Message("user", "Cats?"),), (Message("user", "Dogs?"),)
     thumbs = (

@@ -282,6 +282,8 @@ BAD = [
     ("POST", "/api/promotions", {"adapter": None, "reason": " "}, 400, "say why"),
     ("POST", "/api/promotions", {"adapter": None, "reason": "x"}, 409, "the base serves already"),
     ("POST", "/api/nights", {"method": "--dry-run"}, 422, "method: "),
+    ("POST", "/api/nights", {"settings": {"--again": 1}}, 422, "settings"),
+    ("POST", "/api/nights", {"settings": {"loss": "ipo"}}, 409, "loss=ipo takes per_token=1"),
     ("DELETE", "/api/nights/99", None, 404, "there is no night 99"),
     ("DELETE", "/api/nights/x", None, 422, "night: "),
     ("PUT", "/api/schedule", {"cron": "x", "time_zone": "UTC"}, 400, "a schedule is five fields"),

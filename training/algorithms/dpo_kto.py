@@ -9,21 +9,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from feedback.errors import Refused
 from feedback.records import methods
 from training.algorithms.base import Method, Metrics, TrainingContext
 from training.algorithms.registry import register
-from training.data.scoring import groups, margin_of, references_of
+from training.data.kl import KlFromBase
+from training.data.scoring import groups, margins_of, references_of, sides_of
 from training.data.tokenize import TokenizedExample
 from training.loop import distributed
-from training.loop.config import LearningRate, Switch, WatchedConfig, Weight
+from training.loop.config import STRENGTH_MARGIN, LearningRate, StrengthMargin, Switch, WatchedConfig, Weight
 from training.loop.loop import ExamplesTrainer
-from training.loop.optim import apply_gradients, within_memory
+from training.loop.optim import apply_gradients, stratified_batch, within_memory
 from training.loop.state import TrainState
 from training.losses import preference
 from training.model.packing import TOKENS_AT_ONCE, together
@@ -34,6 +36,12 @@ from training.model.reference import References
 # less of either, the first evaluation would find it beyond its budget, and nothing would be left to keep.
 LOOK_EVERY, GENTLY = 4, 0.1
 Loss = Literal["sigmoid", "robust", "hinge", "ipo"]
+LEAST_BETA = 1e-4
+TOGETHER = 4  # thumbs in a batch that has any, where there are so many: z0 of fewer is mostly noise
+NOT_ROBUST = (
+    "loss=robust with label_smoothing=0 is the same as loss=sigmoid: set label_smoothing to the share of choices that "
+    "may be wrong"
+)
 
 
 class PreferenceConfig(WatchedConfig):
@@ -44,24 +52,45 @@ class PreferenceConfig(WatchedConfig):
     correction_weight: Weight = Field(1.0, description="weight of corrections in the objective")
     thumb_weight: Weight = Field(1.0, description="weight of thumbs in the objective")
     # Low, as a settled pair teaches nothing more and few pairs must teach a lot.
-    beta: float = Field(0.02, ge=1e-4, le=100, description="strength of the pull towards the reference")
-    loss: Loss = Field("sigmoid", description="loss on a pair's margin")
+    beta: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="strength of the pull towards the reference, for pairs; 0: by loss, " + preference.betas_in_words(),
+    )
+    thumb_beta: float = Field(0.1, ge=1e-4, le=100, description="the same for thumbs (KTO)")
+    loss: Loss = Field("sigmoid", description="loss on a pair's margin; ipo is per token only")
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="assumed share of wrong choices (conservative or robust DPO)"
     )
     per_token: Switch = Field(0, description="1: margins are per token, so that length alone moves nothing")
+    strength_margin: StrengthMargin = STRENGTH_MARGIN
     sft_weight: Weight = Field(0.0, description="weight of the preferred reply's own loss, in nats per token")
     one_sided_kl_budget: float = Field(
         0.05, gt=0, le=1000, description="kl_budget, if smaller, where all there is are thumbs of one kind"
     )
     learning_rate: LearningRate = 5e-4
 
+    @model_validator(mode="after")
+    def _decide_beta(self) -> Self:
+        """Put the beta of the loss in the place of 0. Raises `Refused` on settings that mean nothing together."""
+        own = preference.BETAS.get((self.loss, bool(self.per_token)))
+        if own is None:
+            raise Refused(f"loss={self.loss} takes per_token=1, as its target is a gap per token")
+        if self.label_smoothing and self.loss not in preference.SMOOTHED:
+            allowed = " and ".join(preference.SMOOTHED)
+            raise Refused(f"label_smoothing is for the losses {allowed}, and has no meaning for {self.loss}")
+        if 0 < self.beta < LEAST_BETA:
+            raise Refused(f"beta is 0, for that of the loss, or at least {LEAST_BETA:g}, not {self.beta:g}")
+        object.__setattr__(self, "beta", self.beta or own)
+        return self
 
-LOSSES: dict[Loss, Callable[[Tensor, PreferenceConfig], Tensor]] = {
-    "sigmoid": lambda margin, config: preference.dpo_loss(margin, config.label_smoothing),
-    "robust": lambda margin, config: preference.robust_dpo_loss(margin, config.label_smoothing),
-    "hinge": lambda margin, config: preference.hinge_loss(margin),
-    "ipo": lambda margin, config: preference.ipo_loss(margin / config.beta, config.beta),
+
+LOSSES: dict[Loss, Callable[[Tensor, Tensor, PreferenceConfig], Tensor]] = {  # of margins and offsets (P,)
+    "sigmoid": lambda margin, offset, config: preference.dpo_loss(margin, config.label_smoothing, offset),
+    "robust": lambda margin, offset, config: preference.robust_dpo_loss(margin, config.label_smoothing, offset),
+    "hinge": lambda margin, offset, config: preference.hinge_loss(margin, offset),
+    "ipo": lambda margin, offset, config: preference.ipo_loss(margin / config.beta, config.beta),  # has its own target
 }
 
 
@@ -99,11 +128,15 @@ class PreferenceTrainer(ExamplesTrainer):
         config: PreferenceConfig,
         validation: Sequence[TokenizedExample] = (),
         references: References | None = None,
+        kl: KlFromBase | None = None,
     ) -> None:
-        if kind := one_sided(examples):
+        warnings = [NOT_ROBUST] if config.loss == "robust" and not config.label_smoothing else []
+        self.without_contrast = one_sided(examples)
+        if self.without_contrast:
             config = gently(config, len(examples))
-            self.warning = without_contrast(kind, len(examples), config.kl_budget)
-        super().__init__(backbone, examples, config, validation, references)
+            warnings.append(without_contrast(self.without_contrast, len(examples), config.kl_budget))
+        self.warning = "; ".join(warnings)
+        super().__init__(backbone, examples, config, validation, references, kl)
         self.config = config
         self.weights = preference.kto_weights(
             sum(example.weight for example in examples if example.kind == "thumb" and example.wanted),
@@ -113,9 +146,16 @@ class PreferenceTrainer(ExamplesTrainer):
     def begin(self) -> TrainState:
         """The initial state; without contrast, going back to the base is better than to go beyond the budget."""
         state = super().begin()
-        if self.warning:
+        if self.without_contrast:
             state.keep()
         return state
+
+    def batch(self, step: int) -> list[TokenizedExample]:
+        """The examples of a step; with thumbs among them, `TOGETHER` or more at a time where there are so many."""
+        thumbs = [each.kind == "thumb" for each in self.examples]
+        if not any(thumbs):
+            return super().batch(step)
+        return [self.examples[at] for at in stratified_batch(thumbs, self.batch_size, step, self.seed, TOGETHER)]
 
     def step(self, state: TrainState) -> Metrics:
         # 1. the batch
@@ -124,8 +164,8 @@ class PreferenceTrainer(ExamplesTrainer):
         # 2. the reference's log-probs, where they are not known yet
         reference = references_of(self.references, batch).to(self.backbone.device)
 
-        # 3. KTO's baseline, from the batch's thumbs with mismatched replies
-        baseline = _baseline(self.backbone, batch, reference)
+        # 3. KTO's baseline, from this and earlier batches' thumbs with mismatched replies
+        baseline = running_baseline(self.backbone, batch, reference, state.numbers)
 
         # 4. losses and gradients, a few rows at a time
         compute = partial(gradients, self.backbone, batch, reference, baseline, self.weights, self.config)
@@ -133,7 +173,8 @@ class PreferenceTrainer(ExamplesTrainer):
 
         # 5. one step
         norm = apply_gradients(state, tally.sums["loss"], self.rate(state.step))
-        return tally.means() | {"grad_norm": norm, "tokens": tally.tokens}
+        z0 = {"z0": float(baseline)} if any(each.kind == "thumb" for each in batch) else {}
+        return tally.means() | z0 | {"grad_norm": norm, "tokens": tally.tokens}
 
 
 def one_sided(examples: Sequence[TokenizedExample]) -> str:
@@ -185,15 +226,25 @@ def gradients(
     return whole
 
 
-def _baseline(backbone: Backbone, examples: Sequence[TokenizedExample], references: Tensor) -> Tensor:
-    """KTO's baseline z0 for a batch with references (B, 2); 0 if it has no thumb with a mismatched reply."""
+def running_baseline(
+    backbone: Backbone, examples: Sequence[TokenizedExample], references: Tensor, numbers: dict[str, float]
+) -> Tensor:
+    """KTO's baseline z0 after a batch with references (B, R); 0 before any thumb with a mismatched reply.
+
+    `numbers` are the training's, in which the sum and number of log-ratios are kept from batch to batch.
+    """
     thumbs = [at for at, each in enumerate(examples) if each.kind == "thumb" and len(each.replies) == 2]
-    with torch.no_grad():
+    if thumbs:
         rows = [examples[each].row(1) for each in thumbs]
         found = torch.zeros(len(rows), device=backbone.device)
-        for group in together(rows, TOKENS_AT_ONCE):
-            found[group] = torch.cat(backbone.log_probs_of([rows[at] for at in group]))
-    return preference.kto_baseline(found, references[thumbs, 1])
+        with torch.no_grad():
+            for group in together(rows, TOKENS_AT_ONCE):
+                found[group] = torch.cat(backbone.log_probs_of([rows[at] for at in group]))
+        before = numbers.get("z0_sum", 0.0), numbers.get("z0_count", 0.0)
+        total, count = preference.running_kto_baseline(found, references[thumbs, 1], *before)
+        numbers |= {"z0_sum": total, "z0_count": count}
+    mean = numbers.get("z0_sum", 0.0) / max(numbers.get("z0_count", 0.0), 1.0)
+    return torch.tensor(max(0.0, mean), device=backbone.device)
 
 
 def _loss(
@@ -205,30 +256,41 @@ def _loss(
     config: PreferenceConfig,
     tally: Tally,
 ) -> Tensor:
-    """One example's weighted loss; arguments as in `margin_of`."""
-    margin = margin_of(policy, example, reference, baseline, config.beta)
-    lengths = [len(reply) for reply in example.replies]
-    if config.per_token and example.kind != "thumb":
-        moved = policy - reference
-        tokens = torch.tensor(lengths, device=policy.device)
-        margin = preference.normalised_margin(moved[0], moved[1], tokens[0], tokens[1], config.beta)
+    """One example's loss, the weighted sum over its preferences; arguments as in `margins_of`."""
+    beta = config.thumb_beta if example.kind == "thumb" else config.beta
+    margins = margins_of(policy, example, reference, baseline, beta)
+    tally.tokens += len(example.prompt_ids) + sum(map(len, example.replies[: len(policy)]))
     if example.kind == "thumb":
-        loss = preference.kto_loss(margin[None], torch.tensor([example.wanted], device=policy.device), *weights)[0]
+        losses = preference.kto_loss(margins, torch.tensor([example.wanted], device=policy.device), *weights)
+        weighted = losses[0] * example.weight * config.thumb_weight
         tally.add({f"logps/{'chosen' if example.wanted else 'rejected'}": policy[0].item()})
     else:
-        loss = LOSSES[config.loss](margin, config)
-        loss = loss + config.sft_weight * preference.nll_loss(policy[0], torch.tensor(lengths[0]))
-        tally.add({"logps/chosen": policy[0].item(), "logps/rejected": policy[1].item()})
-    weighted = loss * example.weight * getattr(config, f"{example.kind}_weight")
-    tally.tokens += len(example.prompt_ids) + sum(map(len, example.replies[: len(policy)]))
-    right = float(margin.item() > 0)
-    tally.add({"loss": weighted.item(), "rewards/margins": margin.item(), "rewards/accuracies": right})
+        chosen, rejected = sides_of(example)
+        tokens = torch.tensor([len(reply) for reply in example.replies], device=policy.device)
+        if config.per_token:
+            moved = policy - reference[: len(policy)]
+            margins = preference.normalised_margin(
+                moved[chosen], moved[rejected], tokens[chosen], tokens[rejected], config.beta
+            )
+        strength = torch.tensor([each.strength for each in example.preferences], device=policy.device)
+        losses = LOSSES[config.loss](margins, config.strength_margin * strength, config)
+        losses = losses + config.sft_weight * preference.nll_loss(policy[chosen], tokens[chosen])
+        of_each = torch.tensor([each.weight for each in example.preferences], device=policy.device)
+        weighted = of_each @ losses * getattr(config, f"{example.kind}_weight")
+        for side, replies in (("chosen", chosen), ("rejected", rejected)):
+            for value in policy[replies].tolist():
+                tally.add({f"logps/{side}": value})
+    tally.add({"loss": weighted.item()})
+    for margin in margins.tolist():
+        tally.add({"rewards/margins": margin, "rewards/accuracies": float(margin > 0)})
     return weighted
 
 
 def build(context: TrainingContext, config: PreferenceConfig) -> PreferenceTrainer:
     """The trainer of a night."""
-    return PreferenceTrainer(context.backbone, context.examples, config, context.validation, context.references)
+    return PreferenceTrainer(
+        context.backbone, context.examples, config, context.validation, context.references, context.kl
+    )
 
 
 for facts, learns_from in (

@@ -5,35 +5,46 @@ consists of whole rows. Details that are not in `policy_gradient`:
 - the value of a token is read where the token is predicted, after prompt and reply so far; its head begins at zero
 - the sampling temperature divides the logits of every log-prob
 - Adam's epsilon is 1e-5, and the learning rate falls linearly to 0
+- policy and value model share one learning rate and one clip of the gradient norm
 - before the first update the policy must be the one that wrote: ratios are 1, or the run stops
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from feedback.errors import Refused
 from feedback.records import methods
 from training.algorithms.base import Method, Metrics, PolicyContext
 from training.algorithms.registry import register
+from training.algorithms.reward_model import LEARNED, NEEDED
 from training.loop.config import Switch, Weight
 from training.loop.optim import NotFinite, apply_gradients, within_memory
 from training.loop.state import TrainState
 from training.losses import policy_gradient as ppo
 from training.losses import preference
 from training.model.packing import TOKENS_AT_ONCE, Row, pack, together
-from training.model.policy import Backbone
+from training.model.policy import TRAINED, Backbone
 from training.model.reward_heads import RewardModels
-from training.rollouts.on_policy import PolicyConfig, PolicyTrainer, by_reward_models, measured, prompts_in
+from training.rollouts.on_policy import (
+    PolicyConfig,
+    PolicyTrainer,
+    prompts_in,
+    require_near,
+)
 from training.rollouts.sampler import Rollout, token_values
 
 VALUE = "value"  # the value model's adapter
 EPSILON = 1e-5
+# Steps of the beta controller's horizon: beta moves by at most 2 % a step, and so by more than twice in 40. The 10,000
+# replies of arXiv 1909.08593 are for runs of a million; a night of some hundreds would leave beta where it is.
+HORIZON = 10
 # How far log-ratios may be from 0 before the first update. In bf16 one token in thousands is off by half a nat, as its
 # row is in another pack by then; a mistake would move their mean.
 APART = {torch.float32: ("largest_log_ratio", 1e-3), torch.bfloat16: ("mean_log_ratio", 0.1)}
@@ -52,9 +63,14 @@ class PpoConfig(PolicyConfig):
     gamma: float = Field(1.0, ge=0, le=1, description="discount per token")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation")
     adaptive_kl_target: float = Field(
-        0.1, ge=0, le=1000, description="KL that beta is steered to, in nats per token; 0: beta stays"
+        0.1, ge=0, le=1000, description="rollout_kl that beta is steered to, in nats per token; 0: beta stays"
     )
-    kl_horizon: int = Field(10_000, ge=1, le=1_000_000_000, description="horizon of the beta controller, in replies")
+    kl_horizon: int = Field(
+        0,
+        ge=0,
+        le=1_000_000_000,
+        description=f"horizon of the beta controller, in replies; 0: those of {HORIZON} steps",
+    )
     target_kl: float = Field(
         0.05, gt=0, le=1000, description="approximate KL at which the passes over a batch stop early"
     )
@@ -63,6 +79,15 @@ class PpoConfig(PolicyConfig):
     )
     value_from_reward: Switch = Field(0, description="1: the value model starts as the first reward model, not at 0")
     ptx_coef: Weight = Field(0.0, description="weight of the loss on demonstrations (arXiv 2203.02155, eq. 2)")
+
+    @model_validator(mode="after")
+    def _decide_horizon(self) -> Self:
+        """Put the horizon of a night in the place of 0. Raises `Refused` on one so short that beta might jump."""
+        of_step = self.prompts * self.replies
+        if 0 < self.kl_horizon < of_step and self.adaptive_kl_target:
+            raise Refused(f"kl_horizon is 0 or at least the {of_step:,} replies of a step, not {self.kl_horizon:,}")
+        object.__setattr__(self, "kl_horizon", self.kl_horizon or HORIZON * of_step)
+        return self
 
 
 class ValueHead(nn.Module):
@@ -84,6 +109,7 @@ class Experience:
 
     rows: list[Row]
     mask: Tensor  # (R, T)
+    learned: Tensor  # (R, T) the mask without the replies that are not learned from
     log_probs: Tensor  # (R, T), as all that follow
     references: Tensor
     values: Tensor
@@ -99,11 +125,12 @@ class Experience:
 class PpoTrainer(PolicyTrainer):
     """Trains policy and value model together, for some epochs over each batch of rollouts."""
 
-    def __init__(self, *given: Any, demonstrations: Sequence[Row] = ()) -> None:
+    def __init__(self, *given: Any, demonstrations: Sequence[Row] = (), value_like: str = TRAINED) -> None:
+        """`value_like` names the adapter whose rank and alpha the value model's has."""
         super().__init__(*given)
         self.demonstrations = demonstrations
         self.trial = self.trial.model_copy(update={"ptx_coef": 0.0})  # checks the sign of scores alone
-        self.backbone.add(VALUE, self.config.rank, self.config.alpha, self.config.seed + 1)
+        self.backbone.add(VALUE, *self.backbone.rank_and_alpha(value_like), self.config.seed + 1)
         self.head = ValueHead(self.backbone.head.shape[1]).to(self.backbone.device)
 
     def new_state(self, config: PpoConfig) -> TrainState:
@@ -112,11 +139,14 @@ class PpoTrainer(PolicyTrainer):
         return TrainState.over(parameters, config.learning_rate, eps=EPSILON)
 
     def learn(self, state: TrainState, rollouts: Sequence[Rollout], scores: list[Tensor], config: PpoConfig) -> Metrics:
-        # 1. advantages, and the KL from the base of the policy that wrote
+        # 1. advantages, and k1 on the rollouts: the policy that wrote from the base, at the sampling temperature
         beta = state.numbers.setdefault("beta", config.beta)
-        batch = experience(self.backbone, self.head, rollouts, scores, beta, config)
+        batch = experience(
+            self.backbone, self.head, rollouts, scores, beta, config, self.learned_from(rollouts, config)
+        )
+        about = seen_of(batch, rollouts)
+        require_near(about["engine_gap"])
         kl = float(ppo.masked_mean(batch.log_probs - batch.references, batch.mask))
-        measured(state, kl, config)
 
         # 2. epochs over minibatches, as long as the policy stays near the one that wrote
         seen: list[Metrics] = []
@@ -132,7 +162,7 @@ class PpoTrainer(PolicyTrainer):
             replies, target = len(batch.mask), config.adaptive_kl_target
             state.numbers["beta"] = ppo.next_kl_coefficient(beta, kl, target, replies, config.kl_horizon)
         means = {name: sum(each[name] for each in seen) / len(seen) for name in seen[0]}
-        return means | seen_of(batch, rollouts) | {"kl": kl, "beta": beta, "updates": float(len(seen))}
+        return means | about | {"rollout_kl": kl, "beta": beta, "updates": float(len(seen))}
 
     def update(
         self, state: TrainState, batch: Experience, rows: Sequence[int], epoch: int, config: PpoConfig, first: bool
@@ -161,16 +191,21 @@ def minibatches(rows: int, count: int, order: torch.Generator) -> list[list[int]
 
 def seen_of(batch: Experience, rollouts: Sequence[Rollout]) -> Metrics:
     """Metrics of policy, value model and engine on a batch of rollouts."""
-    drawn = torch.cat([each.drawn for each in rollouts])
+    drawn = [each.drawn for each in rollouts if each.drawn is not None]
+    gap = float((batch.log_probs[batch.mask].cpu() - torch.cat(drawn)).abs().mean()) if drawn else 0.0
     return {
-        "explained_variance": float(ppo.explained_variance(batch.values, batch.returns, batch.mask)),
+        "explained_variance": float(ppo.explained_variance(batch.values, batch.returns, batch.learned)),
         "entropy": -float(ppo.masked_mean(batch.log_probs, batch.mask)),  # nats a token; unbiased, as of draws
-        "engine_gap": float((batch.log_probs[batch.mask].cpu() - drawn).abs().mean()),
+        "engine_gap": gap,
     }
 
 
 def begin_as_reward_model(backbone: Backbone, head: ValueHead, models: RewardModels) -> None:
-    """Initialise the value model from the first reward model, normalised: detail 22 of arXiv 2403.17031."""
+    """Initialise the value model from the first reward model, normalised: detail 22 of arXiv 2403.17031.
+
+    Both have one rank and alpha. A score is of the mean state of a reply's tokens and a value of a single state, so the
+    value at the end of a reply is not its score, as it is in the paper.
+    """
     name, reward_head = next(iter(models.heads.items()))
     own = backbone.parameters(VALUE)
     with torch.no_grad():
@@ -187,8 +222,12 @@ def experience(
     scores: list[Tensor],
     beta: float,
     config: PpoConfig,
+    kept: Sequence[Tensor] | None = None,
 ) -> Experience:
-    """Log-probs, values, advantages and returns of rollouts, under the current policy and value model."""
+    """Log-probs, values, advantages and returns of rollouts, under the current policy and value model.
+
+    Learned from are the replies that are true in `kept`, (K,) for each rollout; None: all are.
+    """
     rows = [each.row for each in rollouts]
     policy = token_values(backbone, rows, config.temperature)
     reference = token_values(backbone, rows, config.temperature, reference=True)
@@ -200,7 +239,9 @@ def experience(
     if config.whiten_rewards:
         rewards = ppo.whiten(rewards, mask, shift_mean=False)
     advantages, returns = ppo.gae(rewards, old_values, mask, config.gamma, config.gae_lambda)
-    return Experience(rows, mask, log_probs, references, old_values, ppo.whiten(advantages, mask), returns)
+    learned = mask if kept is None else mask & torch.cat(list(kept)).to(mask.device)[:, None]
+    whitened = ppo.whiten(advantages, learned)
+    return Experience(rows, mask, learned, log_probs, references, old_values, whitened, returns)
 
 
 def gradients(
@@ -213,14 +254,14 @@ def gradients(
 ) -> dict[str, float]:
     """Accumulate the gradient of a minibatch's mean loss over tokens, a pack of rows at a time; returns metrics."""
     chosen = [batch.rows[at] for at in rows]
-    tokens = sum(row.reply_tokens for row in chosen)
+    tokens = max(1, sum(int(batch.learned[batch.of(at)].sum()) for at in rows))
     names = ("loss", "policy_loss", "value_loss", "approx_kl", "clip_fraction", "mean_log_ratio")
     sums = dict.fromkeys(names, 0.0)
     largest = 0.0
     for group in together(chosen, tokens_at_once):
         own = [chosen[at] for at in group]
         replies = [number for at in group for number in _range(batch.of(rows[at]))]
-        mask = batch.mask[replies]
+        mask = batch.learned[replies]
         policy = padded(own, backbone.each_token_of(own, temperature=config.temperature), mask.shape[1])
         values = padded(own, values_of(backbone, head, own), mask.shape[1])
         old = batch.log_probs[replies]
@@ -238,7 +279,7 @@ def gradients(
             sums["clip_fraction"] += share * ppo.clip_fraction(policy, old, mask, config.clip_coef).item()
             apart = (policy - old)[mask].abs()
             sums["mean_log_ratio"] += apart.sum().item() / tokens
-            largest = max(largest, float(apart.max()))
+            largest = max(largest, float(apart.max()) if len(apart) else 0.0)
     return sums | {"largest_log_ratio": largest}
 
 
@@ -289,16 +330,21 @@ def _range(of: slice) -> range:
 
 
 def build(context: PolicyContext, config: PpoConfig) -> PpoTrainer:
-    """Make reward models, and the trainer of a policy by them. Raises `NothingFits` without a pair or prompt."""
-    ensemble = context.reward_models(config)
-    score, prompts = by_reward_models(ensemble, config.uncertainty_penalty), prompts_in(context.examples)
+    """The trainer of a policy by the rewards of a config. Raises as `scored_by`, and `NothingFits` without a prompt."""
+    prompts = prompts_in(context.examples)
+    score, config = context.scored_by(config)
     shown = [each.row(0) for each in context.examples if each.kind == "demonstration"]
-    given = (context.backbone, context.sampler, prompts, score, config, context.examples)
-    trainer = PpoTrainer(*given, demonstrations=shown)
-    if config.value_from_reward:
-        begin_as_reward_model(context.backbone, trainer.head, ensemble)
+    given = (context.backbone, context.sampler, prompts, score, config, context.kl)
+    if not config.value_from_reward:
+        return PpoTrainer(*given, demonstrations=shown)
+    ensemble = context.rewards(config).models()
+    trainer = PpoTrainer(*given, demonstrations=shown, value_like=next(iter(ensemble.heads)))
+    begin_as_reward_model(context.backbone, trainer.head, ensemble)
     return trainer
 
 
-given = ("pairs", "ties", "thumbs", "demonstrations")
-register(Method(methods.PPO, given, PpoConfig, build, on_policy=True, needs=("pairs",)))
+register(
+    Method(
+        methods.PPO, (*LEARNED, "demonstrations"), PpoConfig, build, on_policy=True, needs=NEEDED, needs_contrast=True
+    )
+)

@@ -60,5 +60,5 @@ def parse_settings(method: str, pairs: Sequence[str]) -> dict[str, Any]:
         except ValueError as error:
             wanted = "a whole number" if kinds[name] is int else "a number"
             raise Refused(f"{written} is {wanted}, not {shown(text)!r}") from error
-    config(**values)
-    return values
+    decided = config(**values)  # where a value means "as the others say", what they say
+    return {name: getattr(decided, name) for name in values}

@@ -72,7 +72,7 @@ def gradients(
 
 def build(context: TrainingContext, config: SftConfig) -> SftTrainer:
     """The trainer of a night."""
-    return SftTrainer(context.backbone, context.examples, config, context.validation, context.references)
+    return SftTrainer(context.backbone, context.examples, config, context.validation, context.references, context.kl)
 
 
 register(Method(methods.SFT, ("demonstrations",), SftConfig, build, distributed=True))

@@ -18,11 +18,11 @@ def groups(examples: Sequence[TokenizedExample], most: int = TOKENS_AT_ONCE) -> 
 
 
 def references_of(references: References, examples: Sequence[TokenizedExample]) -> Tensor:
-    """(B, 2) log-probs of examples' replies under the reference model; NaN where an example has only one reply.
+    """(B, R) log-probs of examples' replies under the reference model; NaN where an example has fewer replies.
 
     They are computed in packs like the policy's, so that both round alike.
     """
-    values = torch.full((len(examples), 2), math.nan)
+    values = torch.full((len(examples), max(2, *(len(each.replies) for each in examples))), math.nan)
     for group in groups(examples):
         rows = [examples[at].own_row() for at in group]
         for at, row, found in zip(group, rows, references.each_token_of(rows), strict=True):
@@ -35,12 +35,30 @@ def references_of(references: References, examples: Sequence[TokenizedExample]) 
     return values
 
 
-def margin_of(policy: Tensor, example: TokenizedExample, reference: Tensor, baseline: Tensor, beta: float) -> Tensor:
-    """An example's KTO or DPO margin, from its replies' log-probs: (R,) under the policy, (2,) under the reference."""
+def margins_of(policy: Tensor, example: TokenizedExample, reference: Tensor, baseline: Tensor, beta: float) -> Tensor:
+    """An example's DPO margins, (P,) of its preferences, or KTO margin, (1,).
+
+    It is computed from its replies' log-probs: (R,) under the policy, (R,) or more under the reference.
+    """
     if example.kind == "thumb":
         wanted = torch.tensor([example.wanted], device=policy.device)
-        return preference.kto_margin(policy, reference[:1], baseline, wanted, beta)[0]
-    return preference.dpo_margin(policy[0], policy[1], reference[0], reference[1], beta)
+        return preference.kto_margin(policy, reference[:1], baseline, wanted, beta)
+    chosen, rejected = sides_of(example)
+    return preference.dpo_margin(policy[chosen], policy[rejected], reference[chosen], reference[rejected], beta)
+
+
+def sides_of(example: TokenizedExample) -> tuple[list[int], list[int]]:
+    """The indices of the chosen and of the rejected reply of each of an example's preferences."""
+    return [each.chosen for each in example.preferences], [each.rejected for each in example.preferences]
+
+
+def gain_of(example: TokenizedExample, gains: Tensor) -> Tensor:
+    """An example's gain towards the preferred side, a scalar, from that on each of its replies (R,) (`gains_of`)."""
+    if example.field != "pairs":
+        return gains[0] if example.wanted else -gains[0]
+    chosen, rejected = sides_of(example)
+    weights = torch.tensor([each.weight for each in example.preferences], device=gains.device)
+    return preference.weighted_mean(gains[chosen] - gains[rejected], weights)
 
 
 def gains_of(row: Row, ours: Tensor, theirs: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
-from scipy.stats import binomtest
+from scipy.stats import beta
 
 BINS = 10
 FEWEST = 10  # pairs; a temperature fitted to fewer would be noise
@@ -24,6 +24,7 @@ class Bin:
     count: int
     sure: float
     right: float
+    share: float = 1.0  # of the weight of all pairs
 
 
 @dataclass(frozen=True)
@@ -54,32 +55,47 @@ def temperature_of(margins: Sequence[float]) -> float:
     return float(np.exp(best.x))
 
 
-def believed(margins: Sequence[float], longer_by: Sequence[int], temperature: float) -> Believed:
+def believed(
+    margins: Sequence[float], longer_by: Sequence[int], temperature: float, drawn: Sequence[float] | None = None
+) -> Believed:
     """Accuracy, calibration and length bias from the margins of at least one pair.
 
-    `longer_by` is by how many tokens each preferred reply is longer than the other.
+    `longer_by` is by how many tokens each preferred reply is longer than the other. `drawn` weighs pairs that were not
+    drawn evenly (`feedback.raters.propensity`); the interval is then that of as many evenly drawn pairs as tell as much
+    (Korn and Graubard, 1998).
     """
     margin, length = np.asarray(margins, dtype=float), np.asarray(longer_by, dtype=float)
-    right = int((margin > 0).sum())
-    interval = binomtest(right, len(margin)).proportion_ci(0.95, method="exact")
-    bins = _bins(margin, temperature)
-    squares = float((length**2).sum())
+    weight = np.ones_like(margin) if drawn is None else np.asarray(drawn, dtype=float)
+    share = weight / weight.sum()
+    accuracy = float((share * (margin > 0)).sum())
+    low, high = exact_interval(accuracy, float(1 / (share**2).sum()))
+    bins = _bins(margin, temperature, share)
+    squares = float((share * length**2).sum())
+    together = float((share * margin * length).sum())
     # The order of a pair is arbitrary, so each pair counts both ways round, and both means are 0.
-    scale = float(np.sqrt((margin**2).sum() * squares))
+    scale = float(np.sqrt((share * margin**2).sum() * squares))
     return Believed(
         pairs=len(margin),
-        accuracy=right / len(margin),
-        low=float(interval.low),
-        high=float(interval.high),
-        calibration_error=sum(each.count * abs(each.sure - each.right) for each in bins) / len(margin),
-        length_bias=100 * float((margin * length).sum()) / squares if squares else 0.0,
-        length_correlation=float((margin * length).sum()) / scale if scale else 0.0,
-        longer_wins=float(((length > 0) + 0.5 * (length == 0)).mean()),
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        calibration_error=sum(each.share * abs(each.sure - each.right) for each in bins),
+        length_bias=100 * together / squares if squares else 0.0,
+        length_correlation=together / scale if scale else 0.0,
+        longer_wins=float((share * ((length > 0) + 0.5 * (length == 0))).sum()),
         bins=bins,
     )
 
 
-def _bins(margin: np.ndarray, temperature: float) -> tuple[Bin, ...]:
+def exact_interval(share: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of Clopper and Pearson (1934) for a share of `count` trials, which need not be whole."""
+    right = share * count
+    low = float(beta.ppf(0.025, right, count - right + 1)) if right > 1e-9 else 0.0
+    high = float(beta.ppf(0.975, right + 1, count - right)) if count - right > 1e-9 else 1.0
+    return low, high
+
+
+def _bins(margin: np.ndarray, temperature: float, share: np.ndarray) -> tuple[Bin, ...]:
     """Pairs binned by the models' confidence in the side they take, from 0.5 to 1."""
     sure = expit(np.abs(margin) / temperature)
     which = np.minimum(((sure - 0.5) * 2 * BINS).astype(int), BINS - 1)
@@ -87,7 +103,9 @@ def _bins(margin: np.ndarray, temperature: float) -> tuple[Bin, ...]:
     for number in range(BINS):
         inside = which == number
         if inside.any():
-            made.append(Bin(int(inside.sum()), float(sure[inside].mean()), float((margin[inside] > 0).mean())))
+            own = share[inside] / share[inside].sum()
+            right = float((own * (margin[inside] > 0)).sum())
+            made.append(Bin(int(inside.sum()), float((own * sure[inside]).sum()), right, float(share[inside].sum())))
     return tuple(made)
 
 

@@ -27,6 +27,7 @@ from feedback.example_types import Examples, UnpairedExample
 from feedback.examples.caps import Bounds
 from feedback.examples.split import opening
 from feedback.messages import Message
+from training.data.kl import Kl
 from training.data.scoring import gains_of
 from training.data.tokenize import Encoder, TokenizedExample, tokenize
 from training.evaluation.text_quality import flaw, words
@@ -191,7 +192,8 @@ class Gains:
             with self._backbone.as_serving():
                 (theirs,) = self._backbone.each_token_of([row])
         else:
-            (theirs,) = self._backbone.each_token_of([row], reference=True)
+            with self._backbone.as_base():
+                (theirs,) = self._backbone.each_token_of([row])
         return [float(each) for each in gains_of(row, ours, theirs)]
 
 
@@ -230,9 +232,9 @@ def _surprise(engine: Engine, asked: Sequence[list[int]], written: Sequence[list
     return [next(values) if reply else 0.0 for reply in written]
 
 
-def judge(found: HeldOut, kl: float, kl_budget: float, checks: Sequence[Check], length: float) -> Verdict:
+def judge(found: HeldOut, kl: Kl, kl_budget: float, checks: Sequence[Check], length: float) -> Verdict:
     """The verdict from all measurements."""
-    within = Check("kl", kl <= kl_budget, f"{kl:.3f} of {kl_budget:g} nats a token from the base")
+    within = Check("kl", kl.within(kl_budget), f"KL from the base {kl.words}, where {kl_budget:g} may be")
     checks = [within, *checks]
     said = f"it sides with people in {found.preferred} of {found.count} held-out conversations"
     said += f" ({found.low:.0%} to {found.high:.0%})" if found.count else ""
@@ -253,7 +255,8 @@ def judge(found: HeldOut, kl: float, kl_budget: float, checks: Sequence[Check], 
     evidence = {
         "verdict": verdict,
         "held_out": asdict(found),
-        "kl_per_token": kl,
+        "kl_per_token": kl.mean,
+        "kl_words": kl.words,
         "length_ratio": length,
         "checks": [{"name": each.name, "passed": each.passed, "words": each.words} for each in checks],
     }

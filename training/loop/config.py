@@ -4,6 +4,7 @@ A method's own settings are a subclass of `Config`; what several methods share i
 """
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
@@ -18,7 +19,15 @@ KlBudget = Annotated[
 Epochs = Annotated[int, Field(ge=1, le=1000, description="most passes over the examples")]
 Switch = Annotated[int, Field(ge=0, le=1)]  # 0: no, 1: yes
 Weight = Annotated[float, Field(ge=0, le=1000)]  # of a part of the objective
+StrengthMargin = Annotated[
+    float,
+    Field(
+        ge=0, le=100, description="margin that a choice of strength 5 asks for, in log-odds; 1 asks for none; 0: off"
+    ),
+]
+STRENGTH_MARGIN = 1.0  # its default
 MOST_RANK = 1024
+SERVES = "serving"  # as an adapter's name: the one that serves when the night is planned
 MOST_MODELS = 64  # in an ensemble
 Precision = Literal["auto", "bfloat16", "float32"]
 ABOUT = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge")}
@@ -37,7 +46,23 @@ class Config(BaseModel):
     max_length: int = Field(1024, ge=1, le=1_048_576, description="most tokens of a prompt and one reply")
     checkpoint_every: CheckpointEvery = 10
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
+    start_from: str = Field(
+        "",
+        max_length=200,
+        description="adapter that training begins from; serving: what serves, if its KL leaves room; empty: none",
+    )
+    reference: str = Field(
+        "", max_length=200, description="adapter that margins and KL penalties refer to; empty: the base"
+    )
     precision: Precision = Field("auto", description="number format to compute in; auto: the faster one here")
+
+    @property
+    def trains_models(self) -> bool:
+        """Whether a method that is said to need comparisons does need them with these settings."""
+        return True
+
+    def require_usable(self, folder: Path) -> None:
+        """Raise `Refused` if what the settings name, in a folder of the operator's files, cannot be used."""
 
     def count_steps(self, examples: int) -> int:
         """The number of steps that so many examples make at most; 0 where examples do not decide it."""

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from training.data.kl import KlFromBase
 from training.data.tokenize import TokenizedExample
 from training.loop.config import WatchedConfig
-from training.loop.early_stopping import Watch
+from training.loop.early_stopping import Watch, steps_between
 from training.loop.optim import batch, schedule
 from training.loop.state import TrainState
 from training.model.policy import Backbone
@@ -34,7 +35,7 @@ class Trainer(Protocol):
     """What a method gives to the loop. Subclasses inherit the defaults."""
 
     steps: int  # at most
-    watch: Watch | None = None  # evaluates the KL from the base and the validation set; None: `step` sets the KL
+    watch: Watch | None = None  # evaluates the KL from the base and the validation set; None: nothing does
     kl_budget: float = math.inf  # nats a token; beyond it training rolls back to the kept weights and ends
     warning: str = ""  # what people should know of the examples, in words
 
@@ -52,10 +53,6 @@ class Trainer(Protocol):
         Raises `NotFinite`, and what the method raises.
         """
         raise NotImplementedError
-
-    def final_kl(self, state: TrainState) -> float:
-        """The trained weights' KL from the base, in nats a token; called once, when training has ended."""
-        return state.kept_kl if state.kept is not None else state.kl
 
 
 def train(trainer: Trainer, state: TrainState) -> Iterator[Report]:
@@ -99,7 +96,7 @@ def why_enough(trainer: Trainer, state: TrainState) -> str:
 
 
 class ExamplesTrainer(Trainer):
-    """The base of trainers that go over examples by epochs: all but the step."""
+    """The base of trainers that go over examples by epochs: all but the step. Without `kl`, examples measure it."""
 
     def __init__(
         self,
@@ -108,12 +105,21 @@ class ExamplesTrainer(Trainer):
         config: WatchedConfig,
         validation: Sequence[TokenizedExample] = (),
         references: References | None = None,
+        kl: KlFromBase | None = None,
     ) -> None:
         self.backbone, self.examples = backbone, examples
         self.learning_rate, self.batch_size, self.seed = config.learning_rate, config.batch_size, config.seed
         self.references = references or References(backbone)
         self.steps, self.kl_budget = config.count_steps(len(examples)), config.kl_budget
-        self.watch = Watch(backbone, examples, validation, config, self.references)
+        self.watch = Watch(
+            backbone,
+            kl or KlFromBase(backbone, [], examples),
+            self.kl_budget,
+            steps_between(len(examples), config),
+            config.patience,
+            validation,
+            self.references,
+        )
 
     def begin(self) -> TrainState:
         """The initial state: the adapter as it is."""

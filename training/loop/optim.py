@@ -1,9 +1,10 @@
 """The parts of a step: example order, learning rate schedule, optimiser step, and recovery when memory runs out."""
 
+import heapq
 import math
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -33,6 +34,31 @@ def batch(examples: int, size: int, step: int, seed: int) -> list[int]:
     epoch, position = divmod(step, per_epoch)
     order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
     return order[position * size : (position + 1) * size].tolist()
+
+
+def stratified_batch(marked: Sequence[bool], size: int, step: int, seed: int, least: int) -> list[int]:
+    """As `batch`, with `least` or more marked examples in each batch that has any, as far as there are so many.
+
+    The batches of an epoch are as many as `batch`'s, and nearly equal in size.
+    """
+    count = math.ceil(len(marked) / size)
+    epoch, position = divmod(step, count)
+    chance = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    order = torch.randperm(len(marked), generator=chance).tolist()
+    some, others = ([at for at in order if marked[at] is which] for which in (True, False))
+
+    # 1. the marked ones in equal parts to as many batches as they suffice for
+    with_some = min(count, max(math.ceil(len(some) / size), len(some) // least))
+    batches: list[list[int]] = [some[at::with_some] if at < with_some else [] for at in range(count)]
+
+    # 2. the others to the emptiest batches
+    emptiest = [(len(each), at) for at, each in enumerate(batches)]
+    heapq.heapify(emptiest)
+    for each in others:
+        length, at = emptiest[0]
+        batches[at].append(each)
+        heapq.heapreplace(emptiest, (length + 1, at))
+    return batches[int(torch.randperm(count, generator=chance)[position])]
 
 
 def schedule(step: int, steps: int) -> float:

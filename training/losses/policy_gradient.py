@@ -7,6 +7,8 @@ entropy are in nats. Losses are per token, unreduced, and 0 where the mask is fa
 import torch
 from torch import Tensor
 
+SPREAD = 1e-4  # added to a standard deviation that advantages are divided by
+MOST_WEIGHT = 2.0  # of a token that the trainer finds likelier than the engine that drew it
 EPSILON = 1e-8  # added to a variance under the root, as in the code of arXiv 1909.08593
 
 
@@ -68,6 +70,24 @@ def rloo_advantages(rewards: Tensor) -> Tensor:
     return rewards - others
 
 
+def group_advantages(rewards: Tensor) -> Tensor:
+    """Each reply's reward minus the mean of all K replies to its prompt: (P, K) from (P, K).
+
+    Section 4.1.2 of arXiv 2402.03300 (GRPO) before its division by the standard deviation (`scaled_advantages`).
+    """
+    return rewards - rewards.mean(-1, keepdim=True)
+
+
+def scaled_advantages(advantages: Tensor, rewards: Tensor, of_batch: bool) -> Tensor:
+    """Divide advantages (P, K) by the standard deviation of each prompt's rewards (P, K), or of the whole batch's.
+
+    The deviations are the unbiased ones; `SPREAD` is added to them, as in TRL. Dividing by a prompt's own deviation
+    makes prompts on which replies hardly differ count most (arXiv 2503.20783, section 3.1).
+    """
+    spread = rewards.std() if of_batch else rewards.std(-1, keepdim=True)
+    return advantages / (spread + SPREAD)
+
+
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
     """Advantages and returns (R, T) from rewards and values (R, T): eq. 16 of arXiv 1506.02438.
 
@@ -91,10 +111,51 @@ def reinforce_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
     return -advantages.detach() * log_probs
 
 
-def ppo_policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip: float) -> Tensor:
-    """max(-A r, -A clip(r, 1 +- clip)), r = p / p_old, eq. 7 of arXiv 1707.06347; inputs and output share one shape."""
+def ppo_policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip: float, clip_high: float | None = None
+) -> Tensor:
+    """max(-A r, -A clip(r, 1 - clip, 1 + clip_high)), r = p / p_old; inputs and output share one shape.
+
+    Eq. 7 of arXiv 1707.06347, in which both bounds are the same, as they are if `clip_high` is None; a higher upper one
+    lets unlikely tokens become likely (arXiv 2503.14476, section 3.1).
+    """
     ratio = (log_probs - old_log_probs).exp()
-    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+    clipped = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    return torch.maximum(-advantages * ratio, -advantages * clipped)
+
+
+def k3(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """r - 1 - log r, r = ref / policy: an estimate of KL(policy || reference) that is never negative.
+
+    Nats a token, in the shape of both inputs (Schulman, "Approximating KL divergence", 2020; eq. 4 of arXiv
+    2402.03300).
+    """
+    log_ratio = ref_log_probs - log_probs
+    return log_ratio.exp() - 1 - log_ratio
+
+
+def importance_weights(log_probs: Tensor, drawn: Tensor, most: float = MOST_WEIGHT) -> Tensor:
+    """min(p / q, `most`) of each token, without gradient, where the engine drew it with q: in the inputs' shape.
+
+    Corrects for the engine and the trainer rounding differently (truncated importance sampling: Ionides, 2008).
+    """
+    return (log_probs - drawn).exp().clamp(max=most).detach()
+
+
+def reply_weights(tokens: Tensor, kept: Tensor, normalise: str, longest: int) -> Tensor:
+    """The weight (R,) of the token losses of each reply, of `tokens` (R,); 0 where `kept` (R,) is false.
+
+    - "sequence": a reply weighs its summed log-prob, the mean over replies is taken (arXiv 2402.14740)
+    - "reply": the mean over each reply's tokens, then over replies (GRPO, arXiv 2402.03300)
+    - "token": the mean over the tokens of all replies (DAPO, arXiv 2503.14476)
+    - "constant": the sum over tokens, divided by the `longest` a reply may be and by the number of replies
+      (Dr. GRPO, arXiv 2503.20783)
+    """
+    kept, replies = kept.to(torch.float64), len(tokens)
+    if normalise == "token":
+        return kept / (kept * tokens).sum().clamp(min=1)
+    share: dict[str, Tensor | float] = {"sequence": 1.0, "reply": 1 / tokens.clamp(min=1), "constant": 1 / longest}
+    return kept * share[normalise] / replies
 
 
 def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:

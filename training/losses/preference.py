@@ -54,6 +54,36 @@ def davidson_loss(left: Tensor, right: Tensor, outcome: Tensor, log_tie: Tensor 
     return -log_probs.gather(-1, (outcome.long() + 1)[..., None])[..., 0]
 
 
+def soft_davidson_loss(
+    left: Tensor,
+    right: Tensor,
+    wins: Tensor,
+    ties: Tensor,
+    log_tie: Tensor | float,
+    margin: Tensor | float = 0.0,
+) -> Tensor:
+    """`davidson_loss` with shares as the label: (B,) of people who prefer left, and who prefer neither; loss (B,).
+
+    A tie is half a win in it: the slope over left - right is P(left) + P(tie) / 2 - (wins + ties / 2). `margin` is as
+    in `bradley_terry_loss`, and is asked of no tie.
+    """
+    shares = {1: wins, 0: ties, -1: 1 - wins - ties}
+    losses = [
+        share * davidson_loss(left - way * margin / 2, right + way * margin / 2, torch.full_like(left, way), log_tie)
+        for way, share in shares.items()
+    ]
+    return torch.stack(losses).sum(0)
+
+
+def thumb_loss(scores: Tensor, bias: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy of P(up) = sigmoid(score - bias), of scores (B,) and their raters' biases (B,); loss (B,).
+
+    `wanted` (B,) is 1 for a thumb up and 0 for one down; a bias is how high a score a person asks for. It is the Rasch
+    model (1960) with replies for persons and raters for items.
+    """
+    return F.binary_cross_entropy_with_logits(scores - bias, wanted, reduction="none")
+
+
 def rao_kupper_loss(left: Tensor, right: Tensor, outcome: Tensor, threshold: Tensor) -> Tensor:
     """Rao and Kupper, 1967: a tie unless one is better by more than a threshold; loss (B,).
 
@@ -80,6 +110,32 @@ def plackett_luce_loss(scores: Tensor, ranked: Tensor | None = None) -> Tensor:
 
 # DPO and its variants
 
+# beta by loss and by whether margins are per token; a pair that is missing means nothing. Summed over a reply, a margin
+# is some hundred times what it is per token, so one beta cannot serve both: at 0.02 a pair is settled some 50 nats
+# apart, and at 2.0 half a nat a token, as in SimPO (arXiv 2405.14734; 2.0 to 2.5). IPO's target is a gap of
+# 1 / (2 beta), 5 nats a token at 0.1, which is TRL's default; summed over replies of any length it is none.
+BETAS = {
+    ("sigmoid", False): 0.02,
+    ("sigmoid", True): 2.0,
+    ("robust", False): 0.02,
+    ("robust", True): 2.0,
+    ("hinge", False): 0.02,
+    ("hinge", True): 2.0,
+    ("ipo", True): 0.1,
+}
+SMOOTHED = ("sigmoid", "robust")  # losses that label_smoothing is part of
+
+
+def betas_in_words() -> str:
+    """`BETAS` in words: "sigmoid 0.02, or 2 per token; ..."."""
+    told = []
+    for loss in dict.fromkeys(loss for loss, _ in BETAS):
+        summed, per_token = (BETAS.get((loss, each)) for each in (False, True))
+        parts = [f"{summed:g}"] if summed else []
+        parts += [f"{per_token:g} per token"] if per_token else []
+        told.append(f"{loss} {', or '.join(parts)}")
+    return "; ".join(told)
+
 
 def dpo_margin(
     policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
@@ -101,18 +157,22 @@ def normalised_margin(
     return beta * (chosen_ratio / chosen_tokens - rejected_ratio / rejected_tokens)
 
 
-def dpo_loss(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def dpo_loss(margin: Tensor, label_smoothing: float = 0.0, offset: Tensor | float = 0.0) -> Tensor:
     """DPO, eq. 7 of arXiv 2305.18290, of margins (B,); loss (B,).
 
     With `label_smoothing` e it is conservative DPO: the expected loss if a label is wrong with probability e
-    (Mitchell, "A note on DPO with noisy preferences", 2023, eq. 3).
+    (Mitchell, "A note on DPO with noisy preferences", 2023, eq. 3). `offset` (B,) is how far apart the two replies
+    should be (DPO with an offset, arXiv 2402.10571), whichever is the better one.
     """
-    return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
+    return -(1 - label_smoothing) * F.logsigmoid(margin - offset) - label_smoothing * F.logsigmoid(-margin - offset)
 
 
-def robust_dpo_loss(margin: Tensor, flipped: float) -> Tensor:
-    """Robust DPO, eq. 11 of arXiv 2403.00409: unbiased where labels are wrong with probability `flipped`; loss (B,)."""
-    clean = -(1 - flipped) * F.logsigmoid(margin) + flipped * F.logsigmoid(-margin)
+def robust_dpo_loss(margin: Tensor, flipped: float, offset: Tensor | float = 0.0) -> Tensor:
+    """Robust DPO, eq. 11 of arXiv 2403.00409: unbiased where labels are wrong with probability `flipped`; loss (B,).
+
+    `offset` (B,) is as in `dpo_loss`.
+    """
+    clean = -(1 - flipped) * F.logsigmoid(margin - offset) + flipped * F.logsigmoid(-margin - offset)
     return clean / (1 - 2 * flipped)
 
 
@@ -124,9 +184,9 @@ def ipo_loss(ratio_gap: Tensor, tau: float) -> Tensor:
     return (ratio_gap - 1 / (2 * tau)) ** 2
 
 
-def hinge_loss(margin: Tensor) -> Tensor:
-    """SLiC's hinge on DPO's margin, section 3.1 of arXiv 2309.06657: max(0, 1 - margin); loss (B,)."""
-    return torch.relu(1 - margin)
+def hinge_loss(margin: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+    """SLiC's hinge on DPO's margin, section 3.1 of arXiv 2309.06657: max(0, 1 + offset - margin); loss (B,)."""
+    return torch.relu(1 + offset - margin)
 
 
 # KTO
@@ -141,6 +201,19 @@ def kto_baseline(policy_mismatched: Tensor, ref_mismatched: Tensor) -> Tensor:
     if policy_mismatched.numel() == 0:
         return torch.zeros((), dtype=policy_mismatched.dtype, device=policy_mismatched.device)
     return (policy_mismatched - ref_mismatched).mean().clamp(min=0).detach()
+
+
+def running_kto_baseline(
+    policy_mismatched: Tensor, ref_mismatched: Tensor, total: float, count: float, decay: float = 0.9
+) -> tuple[float, float]:
+    """The sum and the number of mismatched log-ratios that z0 = max(0, sum / number) is of, after one more batch.
+
+    `total` and `count` are those after the batch before, and count `decay` times. A batch holds a few thumbs, whose
+    mean, clamped at 0, is too high on average: of one thumb of deviation 6 around 0 by 2.4 nats. In the first batch it
+    is `kto_baseline`.
+    """
+    ratios = policy_mismatched - ref_mismatched
+    return decay * total + float(ratios.sum()), decay * count + ratios.numel()
 
 
 def kto_margin(policy: Tensor, ref: Tensor, baseline: Tensor, wanted: Tensor, beta: float) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from assistant.models import base_model
-from assistant.models.adapter import UNSERVED, read_adapter
+from assistant.models.adapter import UNSERVED, AdapterRefused, read_adapter
 from assistant.models.base_model import Base
 from feedback.errors import Refused
 from training.model import tree_attention
@@ -30,7 +30,8 @@ from training.model.packing import Pack, Row, pack
 LOGITS = 50_000_000  # bytes of logits in memory at once
 IN_CACHE = 8  # positions whose logits a CPU normalises at once, so that they stay in its cache
 SAME_LENGTH = 32  # lengths are padded to multiples, as a kernel is compiled and cached for every distinct length
-TRAINED, SERVING = "default", "serving"  # PEFT's names for the policy and for the adapter that is only compared with
+# PEFT's names for the policy, for the adapter that is only compared with, and for the reference, if it is not the base.
+TRAINED, SERVING, REFERENCE = "default", "serving", "reference"
 EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}  # names of an expert's layers and the router
 RECOMPUTE_ABOVE = 2048  # tokens in one pass; above it, only each layer's input is kept and backward recomputes the rest
 
@@ -54,6 +55,7 @@ class Backbone:
     def __init__(self, base: Base, dtype: torch.dtype, device: str, rank: int, alpha: int, seed: int) -> None:
         self.base, self.device = base, device
         self._switch, self._plain = Switch(), False
+        self.reference_sha256 = ""  # of the weights of the reference; empty: it is the base
         causal = base_model.load_model(base, dtype, device)
         self._targets = _targets(causal)
         try:
@@ -96,6 +98,11 @@ class Backbone:
         """The LoRA factors of an adapter, by name."""
         return {name: each for name, each in self.peft.named_parameters() if "lora_" in name and f".{adapter}." in name}
 
+    def rank_and_alpha(self, adapter: str = TRAINED) -> tuple[int, int]:
+        """An adapter's rank and LoRA alpha."""
+        config: Any = self.peft.peft_config[adapter]
+        return config.r, config.lora_alpha
+
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(out, in) of the base's linear layers by name, as `assistant.models.adapter.read_adapter` expects them."""
         modules = {name.replace(".base_layer", ""): each for name, each in self.causal.named_modules()}
@@ -116,15 +123,36 @@ class Backbone:
     def hold(self, directory: Path, adapter: str = SERVING) -> None:
         """Load an adapter from its directory.
 
-        Afterwards every adapter but `SERVING` has gradients. Raises `AdapterRefused` if `SERVING` is damaged or of
-        another base.
+        Afterwards every adapter but `SERVING` and `REFERENCE` has gradients. Raises `AdapterRefused` if one of these is
+        damaged or of another base.
         """
-        if adapter == SERVING:
-            read_adapter(directory, self.base.sha256, self.shapes())
+        if adapter in (SERVING, REFERENCE):
+            card, _ = read_adapter(directory, self.base.sha256, self.shapes())
+            if adapter == REFERENCE:
+                self.reference_sha256 = card.weights_sha256
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self.peft.load_adapter(str(directory), adapter_name=adapter)
         self._all_trained()
+
+    @torch.no_grad()
+    def start_as(self, directory: Path) -> None:
+        """Give the policy the weights of an adapter of the same rank and alpha.
+
+        Raises `AdapterRefused` if it is damaged, of another base, or of another rank.
+        """
+        card, factors = read_adapter(directory, self.base.sha256, self.shapes())
+        lora: Any = self.peft.peft_config[TRAINED]
+        scale = lora.lora_alpha / lora.r  # factors B carry it
+        for name, each in self.parameters().items():
+            layer, factor = name.removeprefix("base_model.model.").split(".lora_")
+            if layer not in factors:
+                each.zero_()
+                continue
+            read = factors[layer][0] if factor.startswith("A.") else factors[layer][1] / scale
+            if read.shape != each.shape:
+                raise AdapterRefused(f"adapter {card.id} is not of rank {lora.r}, at {layer}")
+            each.copy_(read)
 
     def drop(self, adapter: str) -> None:
         """Remove an adapter."""
@@ -132,10 +160,11 @@ class Backbone:
         self._all_trained()
 
     def _all_trained(self) -> None:
-        # PEFT leaves gradients on for one adapter only; here several are trained, and only `SERVING` never is.
+        # PEFT leaves gradients on for one adapter only; here several are trained, and these two never are.
         self.peft.set_adapter(TRAINED)
         for name, each in self.peft.named_parameters():
-            each.requires_grad_("lora_" in name and f".{SERVING}." not in name)
+            held = f".{SERVING}." in name or f".{REFERENCE}." in name
+            each.requires_grad_("lora_" in name and not held)
 
     @contextmanager
     def using(self, adapter: str | None) -> Iterator[None]:
@@ -148,7 +177,13 @@ class Backbone:
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
-        """Within the context, the model is the reference: the base alone."""
+        """Within the context, the model is the reference: the base, or the adapter on it that `hold` loaded as that."""
+        with self.using(REFERENCE) if self.reference_sha256 else self.as_base():
+            yield
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """Within the context, the model is the base alone."""
         if self._plain:
             with self.peft.disable_adapter():
                 yield

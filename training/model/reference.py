@@ -1,7 +1,8 @@
 """The reference model's log-probs of replies: computed once, and kept in the ledger for later nights.
 
-They are keyed by reply (the hash of the token ids of prompt and reply), reference (the base's hash and the number
-format) and template (its hash), since a change in any of these changes the log-probs.
+They are keyed by reply (the hash of the token ids of prompt and reply), reference (the base's hash, the number format,
+and the hash of its weights if it is an adapter) and template (its hash), since a change in any of these changes the
+log-probs.
 """
 
 import hashlib
@@ -25,7 +26,8 @@ class References:
         dtype = str(backbone.head.dtype).removeprefix("torch.")
         # What was kept before weights were rounded everywhere is of the weights as stored, and no longer known.
         rounded = " rounded" if dtype == "float32" and rounded_from(backbone.base) else ""
-        self.reference, self.template_sha256 = f"{backbone.base.sha256} {dtype}{rounded}", template_sha256
+        other = f" {backbone.reference_sha256}" if backbone.reference_sha256 else ""
+        self.reference, self.template_sha256 = f"{backbone.base.sha256} {dtype}{rounded}{other}", template_sha256
         self.computed = 0  # replies computed here, not recalled
         self._backbone = backbone
         self._known: dict[str, Tensor] = {}

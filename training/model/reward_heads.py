@@ -72,6 +72,7 @@ class RewardCard:
     settings: dict[str, Any]
     temperature: float
     metrics: dict[str, Any]
+    reference_ends: float = 0.0
     proof: list[dict[str, Any]] = field(default_factory=list)  # prompt_ids, replies, scores (M, R)
 
 
@@ -80,7 +81,9 @@ class RewardModels:
 
     def __init__(self, backbone: Backbone, heads: dict[str, ScoreHead]) -> None:
         self.backbone, self.heads = backbone, heads
+        self.reference_ends = 0.0  # the share of the reference model's replies that end by themselves
         self.temperature = 1.0  # divides a margin before it is read as a probability (`calibration`)
+        self.metrics: dict[str, Any] = {}  # of `calibration.Believed` on held-out pairs; empty: there were none
 
     @torch.no_grad()
     def scores(self, rows: Sequence[Row]) -> list[Tensor]:
@@ -155,8 +158,8 @@ def save(models: RewardModels, folder: Path, card: RewardCard, proofs: Sequence[
     return card
 
 
-def load(backbone: Backbone, folder: Path) -> tuple[RewardModels, RewardCard]:
-    """Load reward models from a folder onto this backbone.
+def load(backbone: Backbone, folder: Path, prefix: str = "") -> tuple[RewardModels, RewardCard]:
+    """Load reward models from a folder onto this backbone, where `prefix` begins their names.
 
     Raises `Refused` if they are incomplete, of another base, or score differently than when they were saved.
     """
@@ -168,13 +171,13 @@ def load(backbone: Backbone, folder: Path) -> tuple[RewardModels, RewardCard]:
         heads = {}
         for name in names:
             tensors = load_file(folder / name / HEAD)
-            heads[name] = ScoreHead(len(tensors["weight"]), seed=0).to(backbone.device)
-            heads[name].load_state_dict(tensors)
-            backbone.hold(folder / name, adapter=name)
+            heads[prefix + name] = ScoreHead(len(tensors["weight"]), seed=0).to(backbone.device)
+            heads[prefix + name].load_state_dict(tensors)
+            backbone.hold(folder / name, adapter=prefix + name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refused(f"the reward models in {folder} cannot be read: {error}") from error
     models = RewardModels(backbone, heads)
-    models.temperature = card.temperature
+    models.temperature, models.reference_ends, models.metrics = card.temperature, card.reference_ends, card.metrics
     _require_same(models, card)
     return models, card
 

@@ -1,8 +1,9 @@
 """Step 5 of a night: train an adapter, or reward models, on the night's examples."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,27 @@ from assistant.models.remarks import remarks
 from feedback.database.database import Database
 from feedback.errors import Refused
 from feedback.example_types import Examples
+from feedback.examples.sampled import sampled
 from feedback.examples.split import Split
-from feedback.records import nights
+from feedback.records import adapters, nights
 from training.algorithms import registry, reward_model
 from training.algorithms.base import Config, Method, PolicyContext, TrainingContext
+from training.data.kl import AT_THE_END, Kl, KlFromBase
 from training.data.tokenize import Encoder, NothingFits, TokenizedExample, tokenize
 from training.loop import distributed
 from training.loop.loop import train
-from training.loop.optim import NotFinite
-from training.model.policy import Backbone
+from training.loop.optim import NotFinite, out_of_memory
+from training.model.packing import Row
+from training.model.policy import REFERENCE, Backbone
 from training.model.reference import References
-from training.model.reward_heads import RewardModels
-from training.night import reward_night, run_dir, tracking
+from training.night import planner, reward_night, run_dir, tracking
 from training.night.planner import added, only, why_unfit
 from training.night.recorder import Recorder, Stage, resumed
-from training.night.reward_night import RewardNight
+from training.night.reward_night import RewardNight, Rewards
 from training.night.run_dir import Plan
 from training.night.signals import Cancellation
-from training.rollouts.on_policy import PolicyConfig
+from training.rollouts.own_samples import own_samples
+from training.rollouts.sampler import Sampler
 
 FEWEST_FOR_VALIDATION = 10  # examples; fewer say nothing about when to stop, and are trained on instead
 TRAINING = Stage("training", "checkpoint.safetensors")
@@ -85,13 +89,14 @@ class Lessons:
     prompting: list[TokenizedExample]  # whose prompts an on-policy method samples replies to
     examples: Examples  # that they come from, with counts of what has been left out so far
     taught: Examples  # those of them that are trained on, with these counts
+    recorded: Examples  # replies of models that a KL may be measured on
 
 
 @dataclass(frozen=True)
 class Trained:
     """The outcome of a training."""
 
-    kl: float  # of the adapter from the base, in nats a token
+    kl: Kl  # of the adapter from the base
     kl_budget: float
     steps: int
     ended: str  # why it ended early, in words; empty if it did not
@@ -104,17 +109,22 @@ def make_ready(store: Database, base: Base, work: Work, cancellation: Cancellati
     config = method.config(**work.plan.settings)
     recorder = Recorder(store, work.night, cancellation, tracking.open_log(work.log, store.data / "logs", work.adapter))
     torch.set_num_threads(threads_of(work.plan))
-    backbone = open_backbone(base, work.plan, config)
+    backbone = open_backbone(base, work.plan, config, store.data)
     encoder = make_encoder(base, backbone, config)
     for sentence in remarks(base, encoder.tokenizer):
         print(f"night {work.night}: {sentence}", flush=True)
     return Ready(recorder, base, work, method, config, backbone, encoder)
 
 
-def open_backbone(base: Base, plan: Plan, config: Config) -> Backbone:
-    """Load the base in a plan's precision with a fresh adapter on it."""
+def open_backbone(base: Base, plan: Plan, config: Config, data: Path) -> Backbone:
+    """Load the base in a plan's precision with the adapter on it that training begins from, and the reference."""
     dtype, device = getattr(torch, plan.precision), base_model.pick_device()
-    return Backbone(base, dtype, device, config.rank, config.alpha, config.seed)
+    backbone = Backbone(base, dtype, device, config.rank, config.alpha, config.seed)
+    if config.start_from:
+        backbone.start_as(adapters.directory_in(data, config.start_from))
+    if config.reference:
+        backbone.hold(adapters.directory_in(data, config.reference), REFERENCE)
+    return backbone
 
 
 def make_encoder(base: Base, backbone: Backbone, config: Config) -> Encoder:
@@ -142,53 +152,87 @@ def lessons(divided: Split, ready: Ready) -> Lessons:
     unfit, taught = added(unfit, unfit_too), divided.training
     prompting = training
     gives_way = len(stopping) < FEWEST_FOR_VALIDATION or len(stopping) > len(training)
-    if gives_way or not teaches(training, ready.method):
+    if gives_way or not ready.method.can_learn(training, ready.config):
         training, stopping, taught = [*training, *stopping], [], divided.training.with_others(divided.stopping)
         prompting = prompting or training
     examples = replace(work.examples, left_out=added(work.examples.left_out, unfit))
-    if not teaches(training, ready.method):
+    if not ready.method.can_learn(training, ready.config):
         raise NothingFits(why_unfit(unfit, encoder.max_length, examples))
     several = f"{distributed.count()} processes, " if distributed.count() > 1 else ""
     where = f"{ready.backbone.head.dtype} on {ready.backbone.device}, {several}{threads_of(work.plan)} threads"
     print(f"night {work.night}: {where}, {len(training)} examples", flush=True)
     ready.enter("training", counts=examples.counts())
-    return Lessons(training, stopping, prompting, examples, replace(only(taught, kinds), left_out=examples.left_out))
+    taught = replace(only(taught, kinds), left_out=examples.left_out)
+    return Lessons(training, stopping, prompting, examples, taught, recorded(ready))
 
 
-def teaches(tokenized: Sequence[TokenizedExample], method: Method) -> bool:
-    """Whether there is an example of a kind that a method cannot do without."""
-    return any(each.field in method.needed for each in tokenized)
+def recorded(ready: Ready) -> Examples:
+    """Replies that this base or an adapter on it wrote before the night began, a few times as many as a KL takes."""
+    work, store = ready.work, ready.store
+    where, before = planner.places_of(store, work.plan), nights.night(store, work.night).started_at
+    return sampled(store, ready.base.sha256, ready.encoder.template_sha256, before, where, 4 * AT_THE_END)
 
 
 def train_on_examples(ready: Ready, given: Lessons) -> Trained:
     """Train on people's feedback, and return the outcome."""
     work, backbone = ready.work, ready.backbone
+    own = own_of(ready, given, lambda: sampler_of(ready))
     if ready.method.distributed:
-        distributed.tell((work.night, work.plan, given.training, given.validation))
+        distributed.tell((work.night, work.plan, given.training, given.validation, own))
+    kl = KlFromBase(backbone, own, given.training)
     references = References(backbone, ready.encoder.template_sha256)
     references.recall(ready.store, [each.row() for each in [*given.training, *given.validation]])
-    context = TrainingContext(backbone, given.training, given.validation, references)
+    context = TrainingContext(backbone, given.training, given.validation, references, kl=kl)
     trainer = ready.method.build(context, ready.config)
     state = ready.recorder.follow(trainer, ready.config, TRAINING, references)
-    return Trained(trainer.final_kl(state), trainer.kl_budget, state.step, state.ended, trainer.warning)
+    return Trained(kl.measure(), trainer.kl_budget, state.step, state.ended, trainer.warning)
 
 
 def train_policy(ready: Ready, given: Lessons) -> Trained:
-    """Train reward models, then a policy on its own replies by their scores, and return the outcome."""
-    config = ready.config
+    """Train a policy on its own replies by what rewards them, reward models first if it is these; the outcome."""
+    config, before = ready.config, 0
     with with_sampler(ready) as night:
-
-        def models(asked: PolicyConfig) -> RewardModels:
-            own = reward_night.asked_by(asked)
-            return reward_night.make_models(night, ready.work.examples, own, more_steps=asked.steps)
-
-        references = References(ready.backbone, ready.encoder.template_sha256)
-        context = PolicyContext(ready.backbone, given.prompting, [], references, night.sampler, models)
+        sources = Rewards(night, ready.work.examples)
+        own = own_of(ready, given, lambda: nullcontext(night.sampler))
+        kl = KlFromBase(ready.backbone, own, given.prompting)
+        context = PolicyContext(
+            ready.backbone,
+            given.prompting,
+            validation=[],
+            references=References(ready.backbone, ready.encoder.template_sha256),
+            sampler=night.sampler,
+            rewards=sources.context,
+            reference_ends=partial(sources.reference_ends, given.prompting),
+            decode=partial(chat_template.decode, ready.encoder.tokenizer),
+            kl=kl,
+        )
         trainer = ready.method.build(context, config)
-        groups = reward_model.group_by_prompt(given.prompting)
-        before = reward_model.ensemble_steps(groups, reward_night.asked_by(config))
+        if sources.models is not None:
+            groups = reward_model.group_by_prompt(given.prompting)
+            before = reward_model.ensemble_steps(groups, reward_night.asked_by(config))
         state = ready.recorder.follow(trainer, config, replace(POLICY, before=before))
-        return Trained(trainer.final_kl(state), trainer.kl_budget, before + state.step, state.ended)
+    return Trained(kl.measure(), trainer.kl_budget, before + state.step, state.ended)
+
+
+def own_of(ready: Ready, given: Lessons, open_sampler: Callable[[], AbstractContextManager[Sampler]]) -> list[Row]:
+    """Samples of the models' own that this night's KL is measured on; the same in a night that resumes."""
+    try:
+        return own_samples(given.recorded, given.prompting, ready.encoder, open_sampler)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"night {ready.work.night}: no memory for samples of its own; its KL is of people's replies", flush=True)
+        return []
+
+
+@contextmanager
+def sampler_of(ready: Ready) -> Iterator[Sampler]:
+    """A sampler for a training that else needs none."""
+    sampler = Sampler(ready.base, ready.work.plan.precision, base_model.pick_device(), ready.encoder.tokenizer)
+    try:
+        yield sampler
+    finally:
+        sampler.close()
 
 
 def with_sampler(ready: Ready) -> AbstractContextManager[RewardNight]:
@@ -219,13 +263,15 @@ def share(data: Path) -> bool:
     told = distributed.hear()
     if told is None:
         return True
-    night, plan, training, validation = told
+    night, plan, training, validation, own = told
     method = registry.find(plan.method)
     config = method.config(**plan.settings)
     torch.set_num_threads(threads_of(plan))
-    backbone = open_backbone(base_model.find_base(plan.model), plan, config)
+    backbone = open_backbone(base_model.find_base(plan.model), plan, config, data)
     try:
-        trainer = method.build(TrainingContext(backbone, training, validation, References(backbone)), config)
+        kl = KlFromBase(backbone, own, training)
+        context = TrainingContext(backbone, training, validation, References(backbone), kl=kl)
+        trainer = method.build(context, config)
         state = resumed(trainer, run_dir.folder(data, night) / TRAINING.file, TRAINING.what)
         for _ in train(trainer, state):
             pass

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # these import torch, which must wait until `NightCommand` ha
     from training.night.planner import Wishes
 
 DONE, FAILED, CANCELLED = 0, 1, 3  # 2: bad input
+STAGES = ("start_from", "reference")  # settings that have options of their own
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class NightCommand(click.Command):
 @command_line.model_option
 @click.option("--method")
 @click.option("--set", multiple=True, metavar="NAME=VALUE", help="A setting, e.g. epochs=1; repeatable.")
+@click.option("--from", "start_from", metavar="ADAPTER", help="The same as --set start_from=ADAPTER.")
+@click.option("--reference", metavar="ADAPTER", help="The same as --set reference=ADAPTER.")
 @click.option("--settings", is_flag=True, help="List the settings of the method, and do nothing.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 @click.option("--again", is_flag=True, help="Train even if nothing is new since the last night.")
@@ -103,7 +106,8 @@ def run(options: SimpleNamespace) -> int:
 
     # 1. check what was asked for
     method = registry.find(options.method or methods.DEFAULT)
-    wishes = Wishes(options.method, registry.parse_settings(method.name, options.set), options.fresh)
+    named = [f"{each}={told}" for each in STAGES if (told := getattr(options, each)) is not None]
+    wishes = Wishes(options.method, registry.parse_settings(method.name, [*options.set, *named]), options.fresh)
     if options.settings:
         print(f"settings of {method.name}:", *in_lines(method.config), sep="\n  ")
         return DONE
@@ -168,7 +172,8 @@ def dry_run(store: Database, base: "Base", wishes: "Wishes") -> int:
 
     plan, examples = planner.make_plan(store, base, wishes)
     reason = planner.why_nothing(store, examples, plan, again=False)
-    print(reason or f"would train on {planner.in_words(examples)}")
+    stages = planner.in_stages(plan)
+    print(reason or f"would train on {planner.in_words(examples)}{'; ' * bool(stages)}{stages}")
     print(f"method {plan.method}, {plan.precision}, {plan.threads} threads, settings {json.dumps(plan.settings)}")
     return DONE
 
@@ -187,6 +192,8 @@ def begin(store: Database, base: "Base", wishes: "Wishes", options: SimpleNamesp
         counts, sha256 = examples.counts(), examples.sha256
         nights.update_night(store, night, counts=counts, data_sha256=sha256, phase="examples")
         nights.record_people(store, night, examples.people())
+        for earlier in planner.earlier_nights(store, plan):
+            nights.inherit_people(store, night, earlier)
         reason = planner.why_nothing(store, examples, plan, options.again)
         if reason:
             end(store, night, "nothing", reason)

@@ -30,7 +30,7 @@ from training.night.learning import (
     train_on_examples,
     train_policy,
 )
-from training.night.planner import in_words
+from training.night.planner import in_stages, in_words
 from training.night.signals import Cancellation
 
 
@@ -71,7 +71,9 @@ def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancella
     # 10. rename, announce and perhaps promote
     cancellation.too_late()
     publish.hand_over(making, work.adapter)
-    learned = "; ".join(filter(None, (f"trained on {in_words(given.taught)}", trained.ended, trained.warning)))
+    stages, far = in_stages(work.plan), f"KL from the base {trained.kl.words}"
+    taught = f"trained on {in_words(given.taught)}"
+    learned = "; ".join(filter(None, (taught, stages, far, trained.ended, trained.warning)))
     return announce(store, work, card, learned, verdict, agreed, serving)
 
 
@@ -84,7 +86,7 @@ def closing_metrics(store: Database, night: int, trained: Trained) -> dict[str, 
         for name in ("loss", "rewards/margins", "rewards/accuracies")
         if all(name in s for s in tail)
     }
-    return means | {"kl": trained.kl, "steps": trained.steps}
+    return means | trained.kl.metrics() | {"steps": trained.steps}
 
 
 def written(ready: Ready, given: Lessons, trained: Trained, proof: list[Proof]) -> tuple[Path, AdapterCard]:
@@ -96,7 +98,7 @@ def written(ready: Ready, given: Lessons, trained: Trained, proof: list[Proof]) 
         id=work.adapter,
         base_name=ready.base.name,
         base_sha256=ready.base.sha256,
-        parent=None,
+        parent=config.start_from or None,
         method=work.plan.method,
         weights_sha256=weights_sha256,
         data_sha256=work.examples.sha256,

@@ -27,7 +27,7 @@ def prove(backbone: Backbone, encoder: Encoder) -> list[Proof]:
         prompt_ids = chat_template.encode_prompt(encoder.tokenizer, [Message("user", question)], encoder.max_length)
         reply_ids = chat_template.encode_reply(encoder.tokenizer, answer, encoder.end_id)
         ours = _plain_log_probs(backbone, prompt_ids, reply_ids)
-        with backbone.as_reference():
+        with backbone.as_base():
             base = _plain_log_probs(backbone, prompt_ids, reply_ids)
         proofs.append(Proof(prompt_ids, reply_ids, ours, base))
     return proofs

@@ -11,6 +11,7 @@ from feedback.database.database import Database
 from feedback.example_types import KINDS, Examples
 from feedback.records import nights
 from feedback.records.nights import RUNNING, Night
+from training.loop.config import SERVES
 from training.night import run_dir
 from training.night.planner import Wishes
 from training.night.run_dir import Plan
@@ -57,7 +58,7 @@ def _why_not(saved: tuple[Plan, Examples] | None, base: Base, standing: Examples
     if wishes.method not in (None, plan.method):
         return f"method {wishes.method} was asked for, and it used {plan.method}"
     for name, value in wishes.settings.items():
-        if plan.settings.get(name) != value:
+        if plan.settings.get(name) != value and value != SERVES:  # which served when it was planned
             return f"{name}={value} was asked for, and it used {plan.settings.get(name)}"
     taken_back = {each for kind in KINDS for each in getattr(examples, kind)}
     taken_back -= {each for kind in KINDS for each in getattr(standing, kind)}

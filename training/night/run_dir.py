@@ -37,6 +37,11 @@ def folder(data: Path, night_id: int) -> Path:
     return nights.folder_of(data, night_id)
 
 
+def rewards_folder(data: Path) -> Path:
+    """The folder of the files that sources of reward name (`training.rewards`)."""
+    return data / "rewards"
+
+
 def save_plan(where: Path, plan: Plan, examples: Examples) -> None:
     """Save a night's plan and examples before it begins."""
     where.mkdir(parents=True, exist_ok=True, mode=0o700)  # only this account may read people's feedback

@@ -12,7 +12,10 @@ class Figures:
     win_rate_high: float
     prompts: int  # unseen prompts, each answered by base and adapter
     comparisons: int  # that the rater made, ties included
-    kl_per_token: float  # nats from the base, over the tokens of the adapter's own replies
+    corrections: int
+    kl_per_token: float  # of the adapter from the base (`training.data.kl`), half of the replies being its own
+    kl_error: float  # its standard error over replies
+    kl_words: str  # what it is
     words_before: float  # mean words of the base's replies
     words_after: float  # and of the adapter's
     base_nll_before: float  # nats a token of the base's replies under the base

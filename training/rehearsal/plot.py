@@ -22,7 +22,7 @@ def draw(figures: Figures, steps: Sequence[dict[str, Any]], path: Path) -> None:
     picture.suptitle(f"Taste: {figures.taste}", fontsize=11)
     _win_rate(left, figures)
     _curve(middle, steps, "validation_gain", "gain of what was kept aside")
-    _curve(right, steps, "kl", "KL from the base (nats a token)")
+    _curve(right, steps, "kl", "KL from the base (nats a token, exact, T=1)")
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=110)
     plt.close(picture)

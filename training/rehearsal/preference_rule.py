@@ -1,6 +1,7 @@
 """The scripted rater's taste: a plain rule over two texts, so that anyone can see whether a night has learned it.
 
-Whatever the taste, a reply that is empty, repetitive or broken off inside a word loses to one that is not.
+Whatever the taste, a reply that is empty, repetitive or broken off inside a word loses to one that is not. A taste may
+also correct a reply, as a person does who likes that better.
 """
 
 import math
@@ -9,11 +10,13 @@ import runpy
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from feedback.errors import Refused
 from training.evaluation.text_quality import flaw, words
 
 Taste = Callable[[str, str, str], float]  # of a prompt and two replies: positive for the first, negative for the second
+Correct = Callable[[str, str], str]  # of a prompt and a reply: the reply as it should have been
 
 YOU = re.compile(r"\b(?:you|your|yours|yourself)\b", re.IGNORECASE)
 MOST_BLOCKS, SAYING = 5, 5  # the most blocks that count; the least words that a block needs to count
@@ -37,6 +40,13 @@ def liking(text: str) -> float:
     return min(blocks, MOST_BLOCKS) + min(len(YOU.findall(text)), MOST_YOU) / 2 + asks
 
 
+def corrected(prompt: str, reply: str) -> str:
+    """A reply as the built-in taste would have it: a paragraph for each sentence, and a question to the reader."""
+    sentences = [each.strip() for each in re.split(r"(?<=[.!?])\s+|\n+", reply) if len(words(each)) >= SAYING]
+    said = sentences[: MOST_BLOCKS - 1] or ["You can find your own way to do this."]
+    return "\n\n".join([*said, "Would you like to hear more about what you can do?"])
+
+
 def load(path: Path | None) -> Taste:
     """Load the taste from a Python file with `def prefers(prompt, a, b) -> float`; None: the built-in one.
 
@@ -44,15 +54,36 @@ def load(path: Path | None) -> Taste:
     """
     if path is None:
         return prefers
-    if not path.is_file():
-        raise Refused(f"there is no taste file {path}")
-    try:
-        found = runpy.run_path(str(path)).get("prefers")
-    except Exception as error:  # the file may raise anything
-        raise Refused(f"the taste file {path} fails: {type(error).__name__}: {error}") from error
+    found = _functions_of(path).get("prefers")
     if not callable(found):
         raise Refused(f"the taste file {path} has no function prefers(prompt, a, b)")
     return checked(found, path)
+
+
+def load_corrections(path: Path | None) -> Correct:
+    """Load from the same file `def corrected(prompt, reply) -> str`. Raises as `load`."""
+    if path is None:
+        return corrected
+    found = _functions_of(path).get("corrected")
+    if not callable(found):
+        raise Refused(f"the taste file {path} has no function corrected(prompt, reply), which interactions need")
+
+    def asked(prompt: str, reply: str) -> str:
+        try:
+            return str(found(prompt, reply))
+        except Exception as error:  # the taste may raise anything
+            raise Refused(f"the taste of {path} fails: {type(error).__name__}: {error}") from error
+
+    return asked
+
+
+def _functions_of(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise Refused(f"there is no taste file {path}")
+    try:
+        return runpy.run_path(str(path))
+    except Exception as error:  # the file may raise anything
+        raise Refused(f"the taste file {path} fails: {type(error).__name__}: {error}") from error
 
 
 def checked(taste: Taste, path: Path) -> Taste:

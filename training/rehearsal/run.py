@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import click
@@ -32,15 +32,22 @@ from assistant.environment import prepare, program
 from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import Refused
-from feedback.records import nights
+from feedback.kinds.tally import counts
+from feedback.records import adapters, methods, nights
 from feedback.records.adapters import BASE
 from feedback.records.nights import RUNNING
 from training.evaluation.text_quality import whole_words, words
 from training.rehearsal import preference_rule
 from training.rehearsal.figures import Figures
-from training.rehearsal.preference_rule import Taste
+from training.rehearsal.preference_rule import Correct, Taste
+from training.rehearsal.questions import halves, questions
 
-PROMPTS = Path(__file__).with_name("prompts.txt")
+if TYPE_CHECKING:  # these import torch, which waits until the server is done
+    from assistant.models.base_model import Base
+    from training.data.kl import Kl
+    from training.model.packing import Row
+    from training.model.policy import Backbone
+
 AT_ONCE = 16  # pairs requested concurrently
 STARTS_WITHIN_S = 300.0
 LONGEST = 512  # tokens of a reply, at most
@@ -73,8 +80,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @command_line.model_option
 @click.option("--taste", type=FILE, metavar="FILE", help="Python with def prefers(prompt, a, b) -> float.")
 @click.option("--comparisons", default=300, show_default=True, metavar="N", help="Prompts to compare two replies to.")
+@click.option(
+    "--interactions",
+    type=int,
+    metavar="N",
+    help="Instead of comparisons: so many prompts, half of them answered once and corrected.",
+)
 @click.option("--prompts", default=220, show_default=True, metavar="N", help="Unseen prompts to judge the adapter on.")
 @click.option("--max-tokens", default=64, show_default=True, metavar="N", help=f"Of a reply, at most {LONGEST}.")
+@click.option("--method", metavar="NAME", help="Of the night (default: the night's own).")
+@click.option("--set", multiple=True, metavar="NAME=VALUE", help="A setting of the night, e.g. loss=hinge; repeatable.")
 @click.option("--seed", default=0, show_default=True, metavar="N", help="The seed of everything random.")
 @click.option(
     "--plot", type=FILE, metavar="FILE", help="Where to save the plot (default: rehearsal.png in the folder)."
@@ -98,6 +113,8 @@ def command(**asked: Any) -> int:
 
 def rehearse(options: SimpleNamespace) -> Figures:
     """Run a whole rehearsal, from the taste to the plot. Raises `Refused` on bad input, `Failed` if a step fails."""
+    from training.algorithms import registry
+
     began = time.monotonic()
 
     # 1. check the options
@@ -107,19 +124,25 @@ def rehearse(options: SimpleNamespace) -> Figures:
     if not 0 <= options.seed < SEEDS:
         raise Refused(f"--seed is from 0 to {SEEDS - 1:,}, not {options.seed}")
     require_picture(options.plot)
-    asked, unseen = questions(options.comparisons, options.prompts)
+    options.settings = registry.parse_settings(options.method or methods.DEFAULT, options.set)
+    every, unseen = questions(options)
+    to_correct, asked = halves(every) if options.interactions is not None else ([], every)
+    corrects = preference_rule.load_corrections(options.taste) if to_correct else None
     data = new_folder(options.data)
-    print(f"rehearsing in {data}: {len(asked)} comparisons, then {len(unseen)} unseen prompts", flush=True)
+    half = f"{len(to_correct)} corrections and " if to_correct else ""
+    print(f"rehearsing in {data}: {half}{len(asked)} comparisons, then {len(unseen)} unseen prompts", flush=True)
 
     with serving(data, options.model) as address, httpx.Client(base_url=address, timeout=600) as api:
         # 2. the rater asks and chooses
         send(api, "POST", "/api/consent", {"given": True})
+        if corrects:
+            correct(api, to_correct, options, corrects)
         answers = ask(api, asked, options)
         choices = rate(api, answers, likes)
         print(f"  {choices.count('tie')} ties among {len(choices)} comparisons", flush=True)
 
         # 3. train a night, judged like any other
-        night = train(api)
+        night = train(api, options)
 
         # 4. base and adapter answer the unseen prompts
         adapter = str(night["adapter"])
@@ -133,17 +156,6 @@ def rehearse(options: SimpleNamespace) -> Figures:
     draw(figures, nights.night_steps(Database(data), night["id"]), plot)
     tell(figures, plot, data, options.json)
     return figures
-
-
-def questions(comparisons: int, unseen: int) -> tuple[list[str], list[str]]:
-    """The prompts to compare replies to, and others to judge on. Raises `Refused` on counts below 1 or too high."""
-    every = PROMPTS.read_text(encoding="utf-8").splitlines()
-    for count, what in ((comparisons, "--comparisons"), (unseen, "--prompts")):
-        if count < 1:
-            raise Refused(f"{what} is at least 1, not {count}")
-    if comparisons + unseen > len(every):
-        raise Refused(f"there are {len(every)} prompts, too few for {comparisons} comparisons and {unseen} unseen ones")
-    return every[:comparisons], every[len(every) - unseen :]
 
 
 def require_picture(path: Path | None) -> None:
@@ -219,6 +231,23 @@ def ask(
     return answers
 
 
+def correct(api: httpx.Client, prompts: Sequence[str], options: SimpleNamespace, corrects: Correct) -> None:
+    """Ask for a reply to each prompt, and correct it as the taste would have it."""
+
+    def one(number: int) -> tuple[str, str]:
+        body = {"model": "nightschool", "messages": [{"role": "user", "content": prompts[number]}]}
+        body |= {"max_tokens": options.max_tokens, "seed": options.seed * 1_000_000 + 2 * number + 1}
+        made = send(api, "POST", "/v1/chat/completions", body)
+        return made["id"], made["choices"][0]["message"]["content"]
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        replies = list(pool.map(one, range(len(prompts))))
+    for prompt, (reply, text) in zip(prompts, replies, strict=True):
+        better = corrects(prompt, text)
+        if better.strip() and better.strip() != text.strip():
+            send(api, "POST", "/api/corrections", {"reply": reply, "text": better})
+
+
 def rate(api: httpx.Client, answers: Sequence[Answers], likes: Taste) -> list[str]:
     """Vote on every pair, and return the choices."""
     known = whole_words(text for each in answers for text in (each.prompt + " .", each.left_text, each.right_text))
@@ -231,9 +260,9 @@ def rate(api: httpx.Client, answers: Sequence[Answers], likes: Taste) -> list[st
     return choices
 
 
-def train(api: httpx.Client) -> dict[str, Any]:
+def train(api: httpx.Client, options: SimpleNamespace) -> dict[str, Any]:
     """Start a night as an operator does, and follow it to its end. Raises `Failed` if it makes no adapter."""
-    night = send(api, "POST", "/api/nights", {})
+    night = send(api, "POST", "/api/nights", {"method": options.method, "settings": options.settings})
     shown = ""
     while night["state"] == RUNNING:
         time.sleep(2)
@@ -258,6 +287,11 @@ def measure(
     began: float,
 ) -> Figures:
     """Compute all figures from the recorded replies."""
+    import torch
+
+    from assistant.models import base_model
+    from training.model.policy import Backbone
+
     texts = [text for each in (*asked, *judged) for text in (each.prompt + " .", each.left_text, each.right_text)]
     known = whole_words(texts)
     scores, before, after = [], [], []
@@ -269,19 +303,25 @@ def measure(
         before.append(base)
         after.append(adapter)
     low, high = interval(scores)
-    nll_before, _ = likelihood(store, before, options.model)
-    nll_after, own = likelihood(store, after, options.model)
+    model = base_model.find_base(options.model)
+    compared = [reply for each in asked for reply in (each.left, each.right)]
+    written, own, rated = (rows_of(store, replies, model) for replies in (before, after, compared))
+    backbone = Backbone(model, torch.float32, base_model.pick_device(), rank=1, alpha=1, seed=0)
+    kl = distance(backbone, adapters.directory(store, str(night["adapter"])), own, rated)
     return Figures(
         win_rate=float(np.mean(scores)),
         win_rate_low=low,
         win_rate_high=high,
         prompts=len(scores),
         comparisons=len(asked),
-        kl_per_token=nll_after - own,
+        corrections=counts(store).get("corrections", 0),
+        kl_per_token=kl.mean,
+        kl_error=kl.error,
+        kl_words=kl.words,
         words_before=mean_words(store, before),
         words_after=mean_words(store, after),
-        base_nll_before=nll_before,
-        base_nll_after=nll_after,
+        base_nll_before=likelihood(backbone, written),
+        base_nll_after=likelihood(backbone, own),
         minutes=(time.monotonic() - began) / 60,
         taste=options.taste.stem if options.taste else "easy to take in, and spoken to the reader (built in)",
         adapter=str(night["adapter"]),
@@ -304,29 +344,37 @@ def mean_words(store: Database, replies: Sequence[str]) -> float:
     return float(np.mean([len(words(conversations.node(store, reply).content)) for reply in replies]))
 
 
-def likelihood(store: Database, replies: Sequence[str], model: str) -> tuple[float, float]:
-    """Mean negative log-likelihood of recorded replies, in nats a token: under the base, and under what wrote them."""
-    import torch
-
+def rows_of(store: Database, replies: Sequence[str], base: "Base") -> "list[Row]":
+    """Recorded replies as rows of the token ids that were drawn, one each."""
     from assistant.models import base_model, chat_template
-    from training.model.packing import TOKENS_AT_ONCE, Row, together
-    from training.model.policy import Backbone
+    from training.model.packing import Row
 
-    base = base_model.find_base(model)
     tokenizer = base_model.load_tokenizer(base)
-    device = base_model.pick_device()
-    backbone = Backbone(base, torch.float32, device, rank=1, alpha=1, seed=0)
-    written = [(reply, by) for reply in replies if (by := conversations.provenance(store, reply)).token_ids]
-    asked = [
-        chat_template.encode_prompt(tokenizer, conversations.messages_of(conversations.path(store, reply)[:-1]), 4096)
-        for reply, _ in written
-    ]
-    rows = [Row(ids, [list(by.token_ids)]) for ids, (_, by) in zip(asked, written, strict=True)]
+    rows = []
+    for reply in replies:
+        if by := conversations.provenance(store, reply).token_ids:
+            said = conversations.messages_of(conversations.path(store, reply)[:-1])
+            rows.append(Row(chat_template.encode_prompt(tokenizer, said, 4096), [list(by)]))
+    return rows
+
+
+def likelihood(backbone: "Backbone", rows: "Sequence[Row]") -> float:
+    """Mean negative log-likelihood of replies under the base, in nats a token."""
+    from training.model.packing import TOKENS_AT_ONCE, together
+
     passes = [backbone.log_probs_of([rows[at] for at in group], True) for group in together(rows, TOKENS_AT_ONCE)]
-    tokens = max(1, sum(len(by.token_ids) for _, by in written))
-    under_base = -sum(float(each) for group in passes for each in group)
-    own = -sum(sum(by.logprobs) for _, by in written)
-    return under_base / tokens, own / tokens
+    return -sum(float(each) for group in passes for each in group) / max(1, sum(row.reply_tokens for row in rows))
+
+
+def distance(backbone: "Backbone", adapter: Path, own: "Sequence[Row]", judged: "Sequence[Row]") -> "Kl":
+    """The KL of a finished adapter from the base, on its own replies and on those that the rater compared."""
+    from training.data.kl import KlFromBase
+    from training.data.tokenize import TokenizedExample
+
+    backbone.hold(adapter)
+    examples = [TokenizedExample("comparison", list(row.prompt_ids), (list(row.replies[0]),), 1.0) for row in judged]
+    with backbone.as_serving():
+        return KlFromBase(backbone, own, examples).measure()
 
 
 def tell(figures: Figures, plot: Path, data: Path, as_json: bool) -> None:
@@ -334,8 +382,8 @@ def tell(figures: Figures, plot: Path, data: Path, as_json: bool) -> None:
     print(
         f"on {figures.prompts} unseen prompts {figures.adapter} beats the base in {figures.win_rate:.1%} "
         f"({figures.win_rate_low:.1%} to {figures.win_rate_high:.1%}) of the replies, by the taste: {figures.taste}\n"
-        f"replies had {figures.words_before:.0f} words and have {figures.words_after:.0f}; the adapter is "
-        f"{figures.kl_per_token:.3f} nats a token from the base; the gate said: {figures.verdict}\n"
+        f"replies had {figures.words_before:.0f} words and have {figures.words_after:.0f}; the adapter's KL "
+        f"from the base is {figures.kl_words}; the gate said: {figures.verdict}\n"
         f"{figures.minutes:.0f} minutes; drawn in {plot}; look around with: nightschool serve --data {data}",
         flush=True,
     )

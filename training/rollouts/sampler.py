@@ -28,7 +28,7 @@ class Rollout:
 
     row: Row
     ended: tuple[bool, ...]  # whether each of them ended by itself
-    drawn: Tensor  # (N,) the engine's log-prob of every token under the distribution it was drawn from
+    drawn: Tensor | None = None  # (N,) the engine's log-prob of every token as it drew it; None: not by the engine
 
 
 SAME_STEPS = 3  # consecutive steps in which all replies to each prompt are the same

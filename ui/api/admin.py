@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
@@ -21,6 +21,7 @@ from ui.schedule.schedule import next_nights
 
 NEXT_TIMES = 5
 LAST_OCCURRENCES = 10
+SettingName = Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,40}$")]
 
 router = APIRouter(prefix="/api", tags=["operating"], dependencies=[Depends(operator)], responses=REFUSALS)
 
@@ -58,6 +59,9 @@ class NightAsked(BaseModel):
     model_config = STRICT
     method: str | None = Field(None, pattern="^[a-z][a-z0-9-]{0,30}$", description="As `nightschool night --method`.")
     again: bool = Field(False, description="Also where nothing new was said since the last night.")
+    settings: dict[SettingName, int | float | Annotated[str, Field(max_length=500)]] = Field(
+        {}, max_length=50, description="As `nightschool night --set`, by name."
+    )
 
 
 class Adapter(BaseModel):
@@ -168,7 +172,8 @@ def one_night(night: int, store: TheStore) -> dict[str, Any]:
 @router.post("/nights", response_model=Night)
 def start_night(body: NightAsked, user: Operator, assistant: TheAssistant, write: Writing) -> dict[str, Any]:
     """Start a night now, as a process of its own."""
-    return write.in_time(body, lambda: asdict(operations.start_night(assistant, user, body.method, body.again)))
+    asked = (body.method, body.again, body.settings)
+    return write.in_time(body, lambda: asdict(operations.start_night(assistant, user, *asked)))
 
 
 @router.delete("/nights/{night}", response_model=Night)

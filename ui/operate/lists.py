@@ -88,7 +88,8 @@ def evidence(adapter: Adapter) -> str:
     elif held_out:
         facts.append("<dt>Held-out win rate</dt><dd>too little was said to tell</dd>")
     if "kl_per_token" in found:
-        facts.append(f"<dt>KL from the base</dt><dd>{plots.number(found['kl_per_token'])} nats per token</dd>")
+        words = found.get("kl_words") or f"{plots.number(found['kl_per_token'])} nats per token"
+        facts.append(f"<dt>KL from the base</dt><dd>{escape(words)}</dd>")
     if "length_ratio" in found:
         facts.append(f"<dt>Length of replies</dt><dd>{found['length_ratio']:.2f} × what served</dd>")
     checks = "".join(

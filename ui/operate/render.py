@@ -127,7 +127,7 @@ def curves(night: Night, steps: Sequence[dict[str, Any]]) -> str:
         plots.curve("Loss", "lower is better", {"": line("loss")}, total),
         plots.curve("Margin", "preferred over rejected, nats", {"": line("rewards/margins")}, total, axis=(0,)),
         plots.curve("Accuracy", "share preferred", {"": line("rewards/accuracies")}, total, axis=(0, 1)),
-        plots.curve("KL from the base", "nats per token", {"": line("kl")}, total, axis=(0,), noisy=False),
+        plots.curve("KL from the base", "nats per token, exact, T=1", {"": line("kl")}, total, axis=(0,), noisy=False),
     ]
     if gain:
         what = "tokens of preferred replies it was not taught"

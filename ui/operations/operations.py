@@ -1,5 +1,6 @@
 """The actions of operators, shared by the page and the HTTP API; each leaves its audit row."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from assistant.chat.assistant import Assistant
@@ -25,9 +26,16 @@ class ScheduleForm:
     every_new: int | None = None
 
 
-def start_night(assistant: Assistant, user: User, method: str | None = None, again: bool = False) -> Night:
+def start_night(
+    assistant: Assistant,
+    user: User,
+    method: str | None = None,
+    again: bool = False,
+    settings: Mapping[str, int | float | str] | None = None,
+) -> Night:
     """Start a night now. Raises as `processes.start_night` does."""
     options = [*(["--method", method] if method else []), *(["--again"] if again else [])]
+    options += [f"--set={name}={value}" for name, value in (settings or {}).items()]
     return processes.start_night(assistant.store, assistant.base.name, options, user.id)
 
 

@@ -1,12 +1,14 @@
 """The whole loop on this machine: how soon a reply begins, how long a night takes, what it all weighs.
 
-    python -m benchmarks.loop [--pairs FILE] [--data DIR]
+    python -m benchmarks.loop [--pairs FILE] [--data DIR] [--next-night]
 
 A real server and a real night as processes of their own, as a person runs them. The last line is one JSON object:
 `first_token_s` (median of 7 replies to a prompt of about 200 tokens), `night_200_minutes` (a whole night of one epoch
 on 200 pairs of at most 256 tokens, from its start to the finished adapter), `rss_gb` (most that server and night held
-together), `page_interactive_s` (median of 5 loads until the message box takes text), `processor`. What could not be
-measured is null, and `skipped` says why.
+together), `page_interactive_s` (median of 5 loads until the message box takes text), `processor`. With
+`--next-night`, `night_50_beside_500_minutes`: by default settings, on 50 new comparisons after a night on 500 older
+ones, whose own minutes are `night_500_minutes`, in place of the night of 200. What could not be measured is null, and
+`skipped` says why.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,12 @@ from feedback.kinds.comparison import compare
 from feedback.messages import Message
 
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs_helpful_train.jsonl"
-COUNT = 200
+# Nights to measure: name, pairs of the file before those that it adds, their number, settings
+USUAL = (("night_200_minutes", 0, 200, ["epochs=1"]),)
+NEXT: tuple[tuple[str, int, int, list[str]], ...] = (
+    ("night_500_minutes", 0, 500, []),
+    ("night_50_beside_500_minutes", 500, 50, []),
+)
 LONGEST = 256  # tokens of a prompt with either reply
 QUESTION = "I am planning a long weekend by train with two small children and an old dog, " * 9 + "any advice?"
 
@@ -48,12 +55,13 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--pairs", type=Path, default=PAIRS)
     options.add_argument("--data", type=Path, help="keep the data folder here")
+    options.add_argument("--next-night", action="store_true", help="measure a night of few new comparisons instead")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        print(json.dumps(measure(chosen.data or Path(scratch) / "data", chosen.pairs)))
+        print(json.dumps(measure(chosen.data or Path(scratch) / "data", chosen.pairs, chosen.next_night)))
 
 
-def measure(data: Path, pairs: Path) -> dict[str, Any]:
+def measure(data: Path, pairs: Path, next_night: bool = False) -> dict[str, Any]:
     """Measure all figures."""
     skipped = {}
     figures: dict[str, Any] = {"first_token_s": None, "night_200_minutes": None, "rss_gb": None}
@@ -67,9 +75,10 @@ def measure(data: Path, pairs: Path) -> dict[str, Any]:
         except Exception as error:  # no browser on this machine
             skipped["page_interactive_s"] = str(error).splitlines()[0]
         if pairs.is_file():
-            fill(data, pairs)
-            figures["night_200_minutes"] = night_minutes(data, weight)
-            say(f"night {figures['night_200_minutes']:.1f} min")
+            for name, skipping, count, settings in NEXT if next_night else USUAL:
+                fill(data, pairs, skipping, count)
+                figures[name] = night_minutes(data, weight, settings)
+                say(f"{name} {figures[name]:.1f}, most memory so far {weight.most / 2**30:.2f} GB")
         else:
             skipped["night_200_minutes"] = f"there is no {pairs}"
         figures["rss_gb"] = round(weight.most / 2**30, 2)
@@ -179,8 +188,8 @@ def page_interactive_s(address: str) -> float:
     return round(statistics.median(taken[1:]), 3)
 
 
-def fill(data: Path, pairs: Path) -> None:
-    """Put the first 200 pairs of at most 256 tokens into the ledger, as choices of the local owner."""
+def fill(data: Path, pairs: Path, skipping: int, wanted: int) -> None:
+    """Put pairs of at most 256 tokens into the ledger, as choices of the local owner."""
     tokenizer = base_model.load_tokenizer(base_model.find_base("embedded"))
     store = Database(data)
     owner = users.local_owner(store)
@@ -194,22 +203,25 @@ def fill(data: Path, pairs: Path) -> None:
         length = len(chat_template.encode_prompt(tokenizer, messages, 10**6)) + len(tokenizer(longer)["input_ids"])
         if length > LONGEST or row["chosen"] == row["rejected"] or messages[-1].role != "user":
             continue
+        count += 1
+        if count <= skipping:
+            continue
         parent = conversations.record_messages(store, owner, "import", messages)
         chosen = conversations.add_reply(store, parent, row["chosen"], unknown)
         rejected = conversations.add_reply(store, parent, row["rejected"], unknown)
         compare(store, owner, chosen, rejected, "left")
-        count += 1
-        if count == COUNT:
+        if count == skipping + wanted:
             break
     store.close()
-    if count < COUNT:
+    if count < skipping + wanted:
         raise RuntimeError(f"{pairs} holds only {count} pairs of at most {LONGEST} tokens")
 
 
-def night_minutes(data: Path, weight: Weight) -> float:
-    """Minutes of one epoch's night, from its start to the finished adapter."""
+def night_minutes(data: Path, weight: Weight, settings: Sequence[str]) -> float:
+    """Minutes of a night, from its start to the finished adapter, proved and judged."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "training.night", "--data", str(data), "--set", "epochs=1"]
+    command = [sys.executable, "-m", "training.night", "--data", str(data), "--method", "auto"]
+    command += [part for each in settings for part in ("--set", each)]
     process = subprocess.Popen(command, stdout=sys.stderr)
     weight.processes.append(psutil.Process(process.pid))
     if process.wait() != 0:

@@ -39,6 +39,7 @@ class PreferencePair:
     strength: int | None = None  # 1 to 5, if given
     drawn: float = field(default=1.0, compare=False)  # its weight in estimates (`feedback.raters.propensity`)
     owner: int = field(default=0, compare=False)  # the owner of the conversation
+    at: str = field(default="", compare=False)  # when the feedback was given
 
     def meaning(self) -> tuple[Any, Any]:
         """The subject (type, user, conversation, both texts), and the preferred text, None for a tie."""
@@ -58,6 +59,7 @@ class UnpairedExample:
     user: int = 0  # who gave the feedback
     by: str = "person"
     owner: int = field(default=0, compare=False)  # the owner of the conversation
+    at: str = field(default="", compare=False)  # when the feedback was given
 
     def meaning(self) -> tuple[Any, Any]:
         """The subject (type, user, conversation, text), and whether the reply is wanted."""
@@ -75,6 +77,7 @@ class Demonstration:
     user: int = 0  # who gave the feedback
     by: str = "person"
     owner: int = field(default=0, compare=False)  # the owner of the conversation
+    at: str = field(default="", compare=False)  # when the feedback was given
 
     def meaning(self) -> tuple[Any, Any]:
         """The subject (type, user, conversation, text), and True: demonstrations never contradict each other."""
@@ -86,7 +89,7 @@ Made = tuple[str, Example]  # with the time the feedback was given
 
 
 KINDS = ("pairs", "thumbs", "ties", "demonstrations")  # the fields of `Examples` that hold them
-NOT_TRAINED_ON = ("owner", "counts_as", "drawn")  # fields of an example; what it counts as is in its weight
+NOT_TRAINED_ON = ("owner", "counts_as", "drawn", "at")  # fields of an example; what it counts as is in its weight
 
 
 @dataclass(frozen=True)

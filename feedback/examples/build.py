@@ -31,7 +31,7 @@ def gather(store: Database, since: Position | None = None) -> Examples:
     else:
         rows = {kind.table: current.rows(store, kind, since) for kind in teaching()}
         made = [each for _, each in recent.made_from(store, rows, left_out)]
-    kept = filtering.sift(made, left_out, most)
+    kept = filtering.sift([(at, replace(each, at=at)) for at, each in made], left_out, most)
     found = Examples(
         pairs=tuple(each for each in kept if isinstance(each, PreferencePair) and each.kind != TIE),
         thumbs=tuple(each for each in kept if isinstance(each, UnpairedExample)),

@@ -22,17 +22,20 @@ class MethodFacts:
 
 
 FACTS: dict[str, MethodFacts] = {}
+PLAN = "plan"  # instead of a method's name: the night decides, and says why
+CHOICES = {PLAN: "Decided each night"}  # that and every method, by title
 
 
 def declare(facts: MethodFacts) -> MethodFacts:
     """Register a method's names; a later declaration of the same name replaces the earlier one."""
     FACTS[facts.name] = facts
+    CHOICES[facts.name] = facts.title
     return facts
 
 
 def menu() -> list[tuple[str, str]]:
-    """The entries of a menu: (title, name) pairs."""
-    return [(each.title, name) for name, each in FACTS.items()]
+    """The entries of a menu: (title, name) pairs; the first is to ask for no method."""
+    return [("By the settings", ""), *((each.title, name) for name, each in FACTS.items())]
 
 
 def word_of(method: str) -> str:
@@ -40,7 +43,7 @@ def word_of(method: str) -> str:
     return FACTS.get(method, MethodFacts(method, method, "")).in_a_sentence
 
 
-AUTO = declare(MethodFacts("auto", "Automatic: all feedback", "pairs by DPO and thumbs by KTO", "automatic"))
+AUTO = declare(MethodFacts("auto", "DPO and KTO: all feedback", "pairs by DPO and thumbs by KTO", "DPO and KTO"))
 DPO = declare(MethodFacts("dpo", "DPO: choices and corrections", "pairs only"))
 KTO = declare(MethodFacts("kto", "KTO: thumbs", "thumbs only"))
 SFT = declare(
@@ -78,4 +81,4 @@ ONLINE_DPO = declare(
     )
 )
 PPO = declare(MethodFacts("ppo", "PPO: by reward models", "the same by PPO"))
-DEFAULT = AUTO.name
+DEFAULT = AUTO.name  # where settings are asked for, and no method

@@ -7,7 +7,7 @@ from typing import Any
 
 from feedback.database.database import Database, now
 from feedback.errors import NotFound, Refused
-from feedback.records import audit
+from feedback.records import audit, methods
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,65 @@ SETTINGS = {
             "What happens to the adapter that a night has made.",
             "on",
             choices=GATE,
+        ),
+        Setting(
+            "night_method",
+            "How nights learn",
+            "The method of nights for which none is named; plan: each night decides by what there is to learn from, "
+            "and says why.",
+            methods.PLAN,
+            choices=methods.CHOICES,
+        ),
+        Setting(
+            "night_minutes",
+            "Minutes of training a night",
+            "A night learns from all that is new, and from as much older feedback of every month as it has time for.",
+            30,
+            least=1,
+            most=10_000,
+            unit="minutes",
+        ),
+        Setting(
+            "online_dpo_comparisons",
+            "Comparisons before online DPO",
+            "By the plan, a policy learns from its own replies from so many comparisons on. With 500, some 75 are "
+            "held out: enough to show that reward models right on 65 % are better than chance.",
+            500,
+            least=1,
+            most=10_000_000,
+            unit="comparisons",
+        ),
+        Setting(
+            "policy_comparisons",
+            "Comparisons before reinforcement learning",
+            "By the plan, RLOO or PPO begin with so many comparisons. Reward models of fewer than 2,000 were barely "
+            "better than chance in arXiv 2210.10760, section 3.3.",
+            2_000,
+            least=1,
+            most=10_000_000,
+            unit="comparisons",
+        ),
+        Setting(
+            "policy_accuracy",
+            "Accuracy of reward models for reinforcement learning",
+            "By the plan, RLOO or PPO begin when the last reward models' held-out accuracy is surely (95 %) above this "
+            "share. 0.55 is what reward models right on 61 % of 300 held-out pairs surely reach.",
+            0.55,
+        ),
+        Setting(
+            "policy_agreement",
+            "Agreement of people for reward models",
+            "By the plan, no reward model is learned from while people agree on less than this share of what several "
+            "of them rated. In arXiv 2203.02155 and 2009.01325 they agreed on 73 %.",
+            0.6,
+        ),
+        Setting(
+            "policy_method",
+            "The method of reinforcement learning",
+            "What the plan chooses once reward models are good enough. RLOO reached a higher reward than PPO in arXiv "
+            "2402.14740, and needs no value model.",
+            methods.RLOO.name,
+            choices={each.name: each.title for each in (methods.RLOO, methods.PPO)},
         ),
         Setting(
             "raters_per_question",

@@ -175,7 +175,7 @@ def uses(store: Database) -> dict[str, Any]:
 def night_begun(store: Database, base: Base, method: str) -> int:
     """A night that began as nights do: whose words it learns from is written down."""
     from training.night.night import begin, command
-    from training.night.planner import Wishes
+    from training.night.plan.stages import Wishes
 
     asked = SimpleNamespace(**command.make_context("night", ["--again"]).params)
     begin(store, base, Wishes(method, {}, False), asked)
@@ -408,6 +408,7 @@ def test_the_gate_promotes_nothing_that_learned_from_who_was_forgotten_meanwhile
     world: World, embedded: Base, forgotten: str, mode: str
 ) -> None:
     from assistant.models.adapter import AdapterCard, Agreement
+    from training.data.kl import Kl
     from training.evaluation import gate
     from training.night import learning, pipeline
     from training.night.run_dir import Plan
@@ -418,7 +419,7 @@ def test_the_gate_promotes_nothing_that_learned_from_who_was_forgotten_meanwhile
     plan = Plan(embedded.name, embedded.sha256, "dpo", {}, "float32", 1)
     work = learning.Work(night, plan, gather(store), gate=mode)
     card = AdapterCard(work.adapter, embedded.name, embedded.sha256, None, "dpo", "w", "d", {}, {}, 0, {})
-    verdict = gate.judge(gate.counted(9, 9), 0.0, 1.0, [], 1.0) if mode == "on" else None
+    verdict = gate.judge(gate.counted(9, 9), Kl(0.0), 1.0, [], 1.0) if mode == "on" else None
     if forgotten:
         privacy.forget(store, {"rita": world.rita, "cora": world.cora}[forgotten])
 
@@ -465,8 +466,8 @@ def test_a_list_of_an_older_program_names_who_rated_and_perhaps_everybody_else(w
 
 
 def test_ties_alone_say_which_reply_is_better_to_no_method(store: Database, embedded: Base) -> None:
-    from training.night import planner
-    from training.night.planner import Wishes
+    from training.night.plan import planner
+    from training.night.plan.stages import Wishes
 
     me = person(store, "me")
     for number in range(8):

@@ -35,8 +35,8 @@ from feedback.upkeep import backup, privacy
 from tests.conftest import BY_BASE, two_replies
 from tests.feedback.test_split import QUESTIONS, pair
 from training.evaluation import gate
-from training.night import planner
-from training.night.planner import Wishes
+from training.night.plan import planner
+from training.night.plan.stages import Wishes
 
 
 def person(store: Database, name: str, role: str = "chatter") -> User:

@@ -24,7 +24,7 @@ _CONTEXT.set_forkserver_preload(
         "transformers.models.llama.modeling_llama",
         "training.algorithms.registry",
         "training.night.pipeline",
-        "training.night.planner",
+        "training.night.plan.planner",
         "ui.app",
         "ui.cli.main",
     ]

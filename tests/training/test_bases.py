@@ -22,8 +22,8 @@ from tests.helpers.small_models import save_small
 from tests.helpers.templates import GEMMA_2, with_template
 from tests.training.test_night import SMALL, last, one_sentence, say
 from training.model.policy import Backbone
-from training.night import planner
-from training.night.planner import Wishes
+from training.night.plan import planner
+from training.night.plan.stages import Wishes
 
 OTHERS = (  # conversations beside the usual ones, and a word of the last
     ("system user", "told what to be"),

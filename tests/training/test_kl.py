@@ -30,7 +30,7 @@ from training.model.packing import Row
 from training.model.policy import Backbone
 from training.night.learning import Trained, make_encoder
 from training.night.pipeline import closing_metrics
-from training.rehearsal import run as rehearsal
+from training.rehearsal import measure as rehearsal
 from training.rollouts.own_samples import own_samples
 from training.rollouts.sampler import Rollout, Sampler
 from ui.operate import lists

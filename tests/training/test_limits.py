@@ -20,6 +20,8 @@ from training.algorithms.reward_model import RewardConfig
 from training.algorithms.rloo import RlooConfig
 from training.loop import limits
 from training.loop.config import BOUNDS, Config
+from training.night.plan import planner
+from training.night.plan.stages import Wishes
 
 ABSURD = ("99999999999999999999", "9" * 5000, "-1", "-99999999999999999999", "1e300", "-1e300", "nan", "inf", "-inf")
 ABSURD += ("", " ", "seven", "1" * 100, "0x10", "1e-300", "[]", "\u2603")
@@ -39,9 +41,10 @@ SAID_BY_PYTHON = r"^\w*(Error|Exception|Overflow)\b"
 
 
 def fields() -> Iterator[tuple[str, str]]:
-    """Every setting of every method."""
+    """Every setting of every method that is a number or one of several words."""
     for name, method in registry.every().items():
-        yield from ((name, field) for field in method.config.model_fields)
+        told = method.config.model_json_schema()["properties"]
+        yield from ((name, field) for field, each in told.items() if each["type"] != "string" or "enum" in each)
 
 
 def ends(config: type[Config], field: str) -> list[str]:
@@ -104,9 +107,25 @@ def test_a_number_that_python_cannot_write_is_refused_too() -> None:
         PreferenceConfig(seed=10**5000)
 
 
+@pytest.mark.parametrize("absurd", [each for each in ABSURD if each.strip()])
+@pytest.mark.parametrize(
+    ("field", "words"), [("start_from", "no adapter"), ("reference", "no adapter"), ("rewards", "")]
+)
+def test_a_name_of_nothing_is_refused_before_a_night_begins(tmp_path, tiny, field, words, absurd) -> None:
+    store = say(tmp_path)
+    said = refusal(
+        lambda: planner.make_plan(
+            store, tiny, Wishes("rloo", registry.parse_settings("rloo", [f"{field}={absurd}"]), fresh=False)
+        )
+    )
+    assert one_sentence(said)
+    assert words in said
+    assert len(said) < 1000
+
+
 def test_more_than_a_step_or_a_lifetime_can_sample_is_refused() -> None:
     with pytest.raises(Refused, match="a step, prompts x replies x max_completion_length, may take 1,000,000"):
-        registry.parse_settings("rloo", ["prompts=2048", "replies=256"])
+        registry.parse_settings("rloo", ["prompts=512", "replies=256"])
     with pytest.raises(Refused, match="all steps may take 100,000,000 sampled tokens at most, and these settings make"):
         registry.parse_settings("ppo", ["steps=10000", "max_completion_length=1024"])
 

@@ -20,6 +20,7 @@ from training.losses.policy_gradient import next_kl_coefficient
 from training.model.packing import Row, pack
 from training.model.policy import Backbone
 from training.model.reference import References
+from training.rewards.base import RewardContext
 from training.rollouts.sampler import Rollout, Sampler, sampling_of
 
 DEFAULT = PpoConfig()
@@ -79,15 +80,18 @@ def test_the_horizon_is_ten_steps_unless_another_is_asked_for():
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(2, 4), (8, 64)])
-def test_a_value_model_begins_as_a_reward_model_whatever_the_policys_rank_and_alpha(tiny, sampler, rank, alpha):
+def test_a_value_model_begins_as_a_reward_model_whatever_the_policys_rank_and_alpha(
+    tiny, sampler, tmp_path, rank, alpha
+):
     backbone = Backbone(tiny, torch.float32, "cpu", rank=rank, alpha=alpha, seed=0)
     models = trained(backbone, examples_of(backbone, QUESTIONS[:4]))
     for each in models.heads.values():
         each.normalise(torch.tensor([0.5, -1.0, 2.0]))
     config = PpoConfig(rank=rank, alpha=alpha, value_from_reward=1)
-    given = (backbone, pairs_of(backbone, QUESTIONS[:4]), [], References(backbone), sampler, lambda _: models)
+    given = (backbone, pairs_of(backbone, QUESTIONS[:4]), [], References(backbone), sampler)
+    rewards = RewardContext(lambda: models, lambda _: models, tmp_path)
 
-    trainer = ppo.build(PolicyContext(*given), config)
+    trainer = ppo.build(PolicyContext(*given, lambda _: rewards, lambda _: 1.0, str), config)
 
     rows = [Row([1, 20 + at, 30], [[50 + at, 51, 52], [60]]) for at in range(3)]
     with torch.no_grad():

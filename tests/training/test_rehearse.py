@@ -13,8 +13,8 @@ from feedback.records import nights
 from tests.helpers.processes import Done, Process
 from training.evaluation.text_quality import flaw, is_repetitive, whole_words
 from training.rehearsal import preference_rule
+from training.rehearsal.measure import interval
 from training.rehearsal.questions import PROMPTS, halves, questions
-from training.rehearsal.run import interval
 
 TASTES = Path(__file__).parents[1] / "tastes"
 PREFERENCES = Path(__file__).parents[2] / "benchmarks" / "preferences"
@@ -173,8 +173,8 @@ def rehearse(data: Path, *options: str) -> Done:
 
 def test_a_rehearsal_of_a_small_model_trains_as_it_is_asked_to(tmp_path, tiny):
     data = tmp_path / "data"
-    small = ["--comparisons", "14", "--prompts", "3", "--max-tokens", "8", "--model", tiny.name]
-    asked = ["loss=robust", "epochs=1", "min_steps=3", "learning_rate=5e-3", "kl_budget=50"]
+    small = ["--comparisons", "60", "--prompts", "3", "--max-tokens", "8", "--model", tiny.name]
+    asked = ["loss=robust", "epochs=1", "min_steps=3", "batch_size=64", "learning_rate=5e-3", "kl_budget=50"]
     done = rehearse(data, "--method", "dpo", "--json", *small, *(part for each in asked for part in ("--set", each)))
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])

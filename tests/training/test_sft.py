@@ -20,7 +20,7 @@ from training.loop.loop import train
 from training.model.policy import Backbone
 from training.night import run_dir
 from training.night.learning import make_encoder
-from training.night.planner import used_by
+from training.night.plan.planner import used_by
 from training.night.run_dir import Plan
 
 
@@ -111,12 +111,7 @@ def test_each_method_is_given_what_it_learns_from_and_the_rest_is_counted():
         "demonstration": 1,
         "left_out": {"tie": 1, "no consent": 2, "not used by sft": 2},
     }
-    assert counts["reward"] == unused | {
-        "comparison": 1,
-        "correction": 1,
-        "tie": 1,
-        "left_out": {"no consent": 2, "not used by reward": 1},
-    }
+    assert counts["reward"] == both | {"tie": 1, "left_out": {"no consent": 2}}
 
 
 def test_a_demonstration_and_its_correction_are_in_the_same_part():

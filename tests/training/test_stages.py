@@ -23,8 +23,8 @@ from training.data.kl import KlFromBase
 from training.model.packing import Row
 from training.model.policy import REFERENCE, SERVING, Backbone
 from training.model.reference import References
-from training.night import planner
-from training.night.planner import Wishes
+from training.night.plan import planner
+from training.night.plan.stages import Wishes
 
 ROWS = [Row([1, 2, 30 + at], [[40 + at, 50], [60 + at]]) for at in range(4)]
 POLICY = ["ensemble_size=1", "checkpoint_every=1", "steps=1", "prompts=2", "replies=2", "max_completion_length=4"]

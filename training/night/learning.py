@@ -28,8 +28,9 @@ from training.loop.optim import NotFinite, out_of_memory
 from training.model.packing import Row
 from training.model.policy import REFERENCE, Backbone
 from training.model.reference import References
-from training.night import planner, reward_night, run_dir, tracking
-from training.night.planner import added, only, why_unfit
+from training.night import reward_night, run_dir, tracking
+from training.night.plan import planner
+from training.night.plan.reasons import added, only, why_unfit
 from training.night.recorder import Recorder, Stage, resumed
 from training.night.reward_night import RewardNight, Rewards
 from training.night.run_dir import Plan
@@ -250,7 +251,8 @@ def only_reward_models(ready: Ready) -> str:
         if nights.forgotten_people(store, work.night):
             reason = "no reward models are kept, as somebody they learned from was forgotten meanwhile; train again"
         else:
-            reason = f"{len(models.heads)} reward models: {reward_night.in_words(store, work.night)}"
+            told = f"{len(models.heads)} reward models: {reward_night.in_words(store, work.night)}"
+            reason = "; ".join(filter(None, (told, work.plan.why)))
         nights.end_night(store, work.night, "done", reason)
     return reason
 

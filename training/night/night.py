@@ -5,7 +5,6 @@ as it goes. If it is killed at any moment, it resumes when it is started again; 
 new to serve.
 """
 
-import json
 import logging
 import os
 import sys
@@ -31,7 +30,7 @@ from training.night.signals import Cancellation, Cancelled
 if TYPE_CHECKING:  # these import torch, which must wait until `NightCommand` has prepared the environment
     from assistant.models.base_model import Base
     from training.night.learning import Work
-    from training.night.planner import Wishes
+    from training.night.plan.stages import Wishes
 
 DONE, FAILED, CANCELLED = 0, 1, 3  # 2: bad input
 STAGES = ("start_from", "reference")  # settings that have options of their own
@@ -61,7 +60,7 @@ class NightCommand(click.Command):
         assert isinstance(option, click.Option)
         option.type = click.Choice(list(methods.FACTS))
         words = "; ".join(f"{name}: {each.help}" for name, each in methods.FACTS.items())
-        option.help = f"{words} (default: {methods.DEFAULT})."
+        option.help = f"{words} (default: by the setting night_method; {methods.DEFAULT} with --set)."
         return super().make_context(info_name, args, *others, **more)
 
 
@@ -102,28 +101,42 @@ def run(options: SimpleNamespace) -> int:
     from training.loop.config import in_lines
     from training.night import tracking
     from training.night.learning import share
-    from training.night.planner import Wishes
 
     # 1. check what was asked for
-    method = registry.find(options.method or methods.DEFAULT)
-    named = [f"{each}={told}" for each in STAGES if (told := getattr(options, each)) is not None]
-    wishes = Wishes(options.method, registry.parse_settings(method.name, [*options.set, *named]), options.fresh)
     if options.settings:
+        method = registry.find(options.method or methods.DEFAULT)
         print(f"settings of {method.name}:", *in_lines(method.config), sep="\n  ")
         return DONE
     tracking.require_log(options.log or "")
-    if distributed.count() > 1 and not method.distributed:
-        *others, last = (name for name, each in registry.every().items() if each.distributed)
-        shared = f"{', '.join(others)} and {last}"
-        raise Refused(f"{method.name} is for one process; several share the batches of {shared}")
     if not distributed.is_first():
         return DONE if share(options.data) else FAILED
     with distributed.leading():
         store = Database(options.data)
         require_asker(store, options.asked_by)
+        wishes = wished(options, settings.setting(store, "night_method"))
         base = base_model.find_base(options.model)
-        limits.require_possible(base, method.config(**wishes.settings), wishes.settings)
+        if wishes.method:
+            limits.require_possible(base, registry.find(wishes.method).config(**wishes.settings), wishes.settings)
         return dry_run(store, base, wishes) if options.dry_run else whole_night(store, base, wishes, options)
+
+
+def wished(options: SimpleNamespace, usual: str) -> "Wishes":
+    """What the command line asks for; where it names no method, the `usual` one, `methods.PLAN` or a method's name.
+
+    Settings are of a method: those of no named one are of `methods.DEFAULT`. Raises `Refused` on bad ones.
+    """
+    from training.algorithms import registry
+    from training.loop import distributed
+    from training.night.plan.stages import Wishes
+
+    told = [*options.set, *(f"{each}={told}" for each in STAGES if (told := getattr(options, each)) is not None)]
+    asked = options.method or (usual if usual != methods.PLAN else methods.DEFAULT if told else None)
+    if asked is None:
+        return Wishes(None, {}, options.fresh)
+    if distributed.count() > 1 and not registry.find(asked).distributed:
+        *others, last = (name for name, each in registry.every().items() if each.distributed)
+        raise Refused(f"{asked} is for one process; several share the batches of {', '.join(others)} and {last}")
+    return Wishes(asked, registry.parse_settings(asked, told), options.fresh)
 
 
 def require_asker(store: Database, asked_by: str | None) -> None:
@@ -168,20 +181,20 @@ def alone(store: Database) -> Iterator[None]:
 
 def dry_run(store: Database, base: "Base", wishes: "Wishes") -> int:
     """Print what a night would do."""
-    from training.night import planner
+    from training.night.plan import planner, report
 
     plan, examples = planner.make_plan(store, base, wishes)
-    reason = planner.why_nothing(store, examples, plan, again=False)
-    stages = planner.in_stages(plan)
-    print(reason or f"would train on {planner.in_words(examples)}{'; ' * bool(stages)}{stages}")
-    print(f"method {plan.method}, {plan.precision}, {plan.threads} threads, settings {json.dumps(plan.settings)}")
+    print(*report.lines(store, plan, examples), sep="\n")
     return DONE
 
 
 def begin(store: Database, base: "Base", wishes: "Wishes", options: SimpleNamespace) -> "Work | None":
     """Begin a new night with its examples saved; None, with a row that says why, if there is nothing to learn."""
-    from training.night import planner, run_dir
+    from training.night import run_dir
     from training.night.learning import Work
+    from training.night.plan import planner
+    from training.night.plan.reasons import in_words
+    from training.night.plan.stages import earlier_nights
 
     began = now()
     privacy.expire(store)
@@ -190,16 +203,17 @@ def begin(store: Database, base: "Base", wishes: "Wishes", options: SimpleNamesp
         night = nights.start_night(store, plan.method, planner.recorded_settings(plan), os.getpid(), began)
         write_down_who(store, night, options)
         counts, sha256 = examples.counts(), examples.sha256
-        nights.update_night(store, night, counts=counts, data_sha256=sha256, phase="examples")
+        nights.update_night(store, night, counts=counts, data_sha256=sha256, phase="examples", reason=plan.why)
         nights.record_people(store, night, examples.people())
-        for earlier in planner.earlier_nights(store, plan):
+        for earlier in earlier_nights(store, plan):
             nights.inherit_people(store, night, earlier)
         reason = planner.why_nothing(store, examples, plan, options.again)
         if reason:
             end(store, night, "nothing", reason)
             return None
     run_dir.save_plan(run_dir.folder(store.data, night), plan, examples)
-    print(f"night {night}: {planner.in_words(examples)}", flush=True)
+    for told in filter(None, (in_words(examples), plan.why)):
+        print(f"night {night}: {told}", flush=True)
     return Work(night, plan, examples)
 
 
@@ -208,7 +222,7 @@ def write_down_who(store: Database, night: int, options: SimpleNamespace, resume
     if options.asked_by == schedules.CLOCK:
         return
     told = {"again": options.again, "resumed": resumed, "gate": options.gate, "settings": ", ".join(options.set)}
-    detail = {"method": options.method or methods.DEFAULT} | {name: value for name, value in told.items() if value}
+    detail = {"method": nights.night(store, night).method} | {name: value for name, value in told.items() if value}
     with nullcontext() if options.asked_by else audit.at_terminal():
         user = int(options.asked_by) if options.asked_by else None
         audit.record(store, user, "start night", str(night), detail)

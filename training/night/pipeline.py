@@ -18,7 +18,7 @@ from feedback.records import adapters, nights
 from feedback.records.adapters import Adapter
 from training.evaluation import gate
 from training.evaluation.gate import Gains, HeldOut, Verdict
-from training.night import planner, publish, tracking
+from training.night import publish, tracking
 from training.night.learning import (
     Lessons,
     Ready,
@@ -30,7 +30,9 @@ from training.night.learning import (
     train_on_examples,
     train_policy,
 )
-from training.night.planner import in_stages, in_words
+from training.night.plan import planner
+from training.night.plan.reasons import in_words
+from training.night.plan.stages import in_stages
 from training.night.signals import Cancellation
 
 
@@ -73,7 +75,7 @@ def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancella
     publish.hand_over(making, work.adapter)
     stages, far = in_stages(work.plan), f"KL from the base {trained.kl.words}"
     taught = f"trained on {in_words(given.taught)}"
-    learned = "; ".join(filter(None, (taught, stages, far, trained.ended, trained.warning)))
+    learned = "; ".join(filter(None, (taught, work.plan.why, stages, far, trained.ended, trained.warning)))
     return announce(store, work, card, learned, verdict, agreed, serving)
 
 

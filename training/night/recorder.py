@@ -60,7 +60,8 @@ class Recorder:
         if trainer.warning:
             print(f"night {self.night}: {trainer.warning}", flush=True)
         with self.cancellation.held():
-            nights.update_night(self.store, self.night, phase="training", steps=steps, reason=trainer.warning)
+            warning = {"reason": trainer.warning} if trainer.warning else {}
+            nights.update_night(self.store, self.night, phase="training", steps=steps, **warning)
         for report in train(trainer, state):
             if references is not None:
                 with self.cancellation.held():

@@ -13,7 +13,7 @@ from feedback.records import nights
 from feedback.records.nights import RUNNING, Night
 from training.loop.config import SERVES
 from training.night import run_dir
-from training.night.planner import Wishes
+from training.night.plan.stages import Wishes
 from training.night.run_dir import Plan
 
 

@@ -36,7 +36,8 @@ from training.model.packing import Row
 from training.model.policy import Backbone
 from training.model.reference import References
 from training.model.reward_heads import RewardCard, RewardModels
-from training.night import planner
+from training.night.plan import planner
+from training.night.plan.reasons import added, why_unfit
 from training.night.recorder import Recorder, Stage
 from training.night.run_dir import Plan, rewards_folder
 from training.rewards.base import RewardContext
@@ -98,9 +99,9 @@ def make_models(
     if not has_contrast(training):
         training, validation = [*training, *validation], []
     if not has_contrast(training):
-        dropped = planner.added(unfit, unfit_too)
-        left_out = planner.added(examples.left_out, dropped)
-        raise NothingFits(planner.why_unfit(dropped, night.encoder.max_length, replace(examples, left_out=left_out)))
+        dropped = added(unfit, unfit_too)
+        left_out = added(examples.left_out, dropped)
+        raise NothingFits(why_unfit(dropped, night.encoder.max_length, replace(examples, left_out=left_out)))
     trainer: EnsembleTrainer = build(TrainingContext(backbone, training, validation, References(backbone)), config)
 
     # 2. train one member after the other

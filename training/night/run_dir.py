@@ -30,6 +30,10 @@ class Plan:
     precision: str  # "bfloat16" or "float32"
     threads: int
     judges: list[int] = field(default_factory=list)  # people whose feedback is held out for judging
+    why: str = ""  # the reasons for the method, and what of the examples it takes, in words
+    begins: str = ""  # where it begins and why, in words; empty where that was asked for
+    minutes: float | None = None  # it is expected to take; None: not known yet
+    all_sha256: str = ""  # the hash of all examples, if only a part of the older ones is taken
 
 
 def folder(data: Path, night_id: int) -> Path:

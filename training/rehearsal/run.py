@@ -15,38 +15,32 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import click
 import httpx
-import numpy as np
 
 from assistant import command_line
 from assistant.command_line import FILE, FOLDER
 from assistant.environment import prepare, program
-from feedback.chats import conversations
 from feedback.database.database import Database
 from feedback.errors import Refused
-from feedback.kinds.tally import counts
-from feedback.records import adapters, methods, nights
+from feedback.records import methods, nights
 from feedback.records.adapters import BASE
 from feedback.records.nights import RUNNING
-from training.evaluation.text_quality import whole_words, words
-from training.rehearsal import preference_rule
+from training.evaluation.text_quality import whole_words
+from training.rehearsal import best_of, preference_rule
+from training.rehearsal.best_of import BestOf
 from training.rehearsal.figures import Figures
+from training.rehearsal.measure import Answers, measure
 from training.rehearsal.preference_rule import Correct, Taste
 from training.rehearsal.questions import halves, questions
-
-if TYPE_CHECKING:  # these import torch, which waits until the server is done
-    from assistant.models.base_model import Base
-    from training.data.kl import Kl
-    from training.model.packing import Row
-    from training.model.policy import Backbone
 
 AT_ONCE = 16  # pairs requested concurrently
 STARTS_WITHIN_S = 300.0
@@ -57,17 +51,6 @@ PICTURES = (".png", ".pdf", ".svg")
 
 class Failed(Exception):
     """The rehearsal cannot go on; the message says why."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Two replies to one prompt."""
-
-    prompt: str
-    left: str  # reply ids
-    right: str
-    left_text: str
-    right_text: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,6 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     type=int,
     metavar="N",
     help="Instead of comparisons: so many prompts, half of them answered once and corrected.",
+)
+@click.option("--wrong", default=0.0, show_default=True, metavar="SHARE", help="Of the choices, turned round by lot.")
+@click.option(
+    "--best-of",
+    type=int,
+    metavar="N",
+    help="Train reward models and no adapter, and measure the best of up to N replies by them (arXiv 2210.10760).",
 )
 @click.option("--prompts", default=220, show_default=True, metavar="N", help="Unseen prompts to judge the adapter on.")
 @click.option("--max-tokens", default=64, show_default=True, metavar="N", help=f"Of a reply, at most {LONGEST}.")
@@ -111,7 +101,7 @@ def command(**asked: Any) -> int:
     return 0
 
 
-def rehearse(options: SimpleNamespace) -> Figures:
+def rehearse(options: SimpleNamespace) -> Figures | BestOf:
     """Run a whole rehearsal, from the taste to the plot. Raises `Refused` on bad input, `Failed` if a step fails."""
     from training.algorithms import registry
 
@@ -123,7 +113,12 @@ def rehearse(options: SimpleNamespace) -> Figures:
         raise Refused(f"--max-tokens is from 1 to {LONGEST}, not {options.max_tokens}")
     if not 0 <= options.seed < SEEDS:
         raise Refused(f"--seed is from 0 to {SEEDS - 1:,}, not {options.seed}")
+    if not 0 <= options.wrong < 0.5:
+        raise Refused(f"--wrong is a share from 0 to below 0.5, not {options.wrong:g}")
     require_picture(options.plot)
+    if options.best_of is not None:
+        best_of.require_possible(options)
+        options.method = methods.REWARD.name
     options.settings = registry.parse_settings(options.method or methods.DEFAULT, options.set)
     every, unseen = questions(options)
     to_correct, asked = halves(every) if options.interactions is not None else ([], every)
@@ -138,23 +133,29 @@ def rehearse(options: SimpleNamespace) -> Figures:
         if corrects:
             correct(api, to_correct, options, corrects)
         answers = ask(api, asked, options)
-        choices = rate(api, answers, likes)
+        choices = rate(api, answers, likes, options)
         print(f"  {choices.count('tie')} ties among {len(choices)} comparisons", flush=True)
 
         # 3. train a night, judged like any other
         night = train(api, options)
 
         # 4. base and adapter answer the unseen prompts
-        adapter = str(night["adapter"])
-        judged = ask(api, unseen, options, [BASE, adapter])
+        pair = [BASE, str(night["adapter"])]
+        judged = ask(api, unseen, options, pair) if options.best_of is None else []
 
     # 5. the taste judges blind; only then is it looked up which adapter wrote which reply
-    from training.rehearsal.plot import draw
+    from training.rehearsal import plot
 
-    figures = measure(Database(data), options, likes, answers, judged, night, began)
-    plot = options.plot or data / "rehearsal.png"
-    draw(figures, nights.night_steps(Database(data), night["id"]), plot)
-    tell(figures, plot, data, options.json)
+    store, path = Database(data), options.plot or data / "rehearsal.png"
+    if options.best_of is not None:
+        known = whole_words(texts_of(answers))
+        best = best_of.measured(store, options, likes, known, unseen, night["id"], len(choices))
+        plot.draw_best(best, path)
+        best_of.tell(best, options.json)
+        return best
+    figures = measure(store, options, likes, answers, judged, night, began)
+    plot.draw(figures, nights.night_steps(store, night["id"]), path)
+    tell(figures, path, data, options.json)
     return figures
 
 
@@ -248,20 +249,26 @@ def correct(api: httpx.Client, prompts: Sequence[str], options: SimpleNamespace,
             send(api, "POST", "/api/corrections", {"reply": reply, "text": better})
 
 
-def rate(api: httpx.Client, answers: Sequence[Answers], likes: Taste) -> list[str]:
-    """Vote on every pair, and return the choices."""
-    known = whole_words(text for each in answers for text in (each.prompt + " .", each.left_text, each.right_text))
+def texts_of(answers: Sequence[Answers]) -> list[str]:
+    """All that was said in these answers."""
+    return [text for each in answers for text in (each.prompt + " .", each.left_text, each.right_text)]
+
+
+def rate(api: httpx.Client, answers: Sequence[Answers], likes: Taste, options: SimpleNamespace) -> list[str]:
+    """Vote on every pair, and return the choices; `options.wrong` of them by lot the wrong way round."""
+    known, chance = whole_words(texts_of(answers)), Random(options.seed)
     names = {1: "left", -1: "right", 0: "tie"}
-    choices = [
-        names[preference_rule.choose(likes, each.prompt, each.left_text, each.right_text, known)] for each in answers
-    ]
+    choices = []
+    for each in answers:
+        chosen = preference_rule.choose(likes, each.prompt, each.left_text, each.right_text, known)
+        choices.append(names[-chosen if chance.random() < options.wrong else chosen])
     for each, choice in zip(answers, choices, strict=True):
         send(api, "POST", "/api/comparisons", {"left": each.left, "right": each.right, "choice": choice})
     return choices
 
 
 def train(api: httpx.Client, options: SimpleNamespace) -> dict[str, Any]:
-    """Start a night as an operator does, and follow it to its end. Raises `Failed` if it makes no adapter."""
+    """Start a night as an operator does, and follow it to its end. Raises `Failed` if it fails."""
     night = send(api, "POST", "/api/nights", {"method": options.method, "settings": options.settings})
     shown = ""
     while night["state"] == RUNNING:
@@ -271,110 +278,10 @@ def train(api: httpx.Client, options: SimpleNamespace) -> dict[str, Any]:
         if line != shown and (night["phase"] != "training" or night["step"] % 10 == 0):
             print(line, flush=True)
         shown = line
-    if not night["adapter"]:
+    if night["state"] != "done" or not (night["adapter"] or options.best_of):
         raise Failed(f"the night made no adapter: {night['state']}: {night['reason']}")
-    print(f"  {night['adapter']}: {night['reason']}", flush=True)
+    print(f"  {night['adapter'] or 'reward models'}: {night['reason']}", flush=True)
     return dict(night)
-
-
-def measure(
-    store: Database,
-    options: SimpleNamespace,
-    likes: Taste,
-    asked: Sequence[Answers],
-    judged: Sequence[Answers],
-    night: dict[str, Any],
-    began: float,
-) -> Figures:
-    """Compute all figures from the recorded replies."""
-    import torch
-
-    from assistant.models import base_model
-    from training.model.policy import Backbone
-
-    texts = [text for each in (*asked, *judged) for text in (each.prompt + " .", each.left_text, each.right_text)]
-    known = whole_words(texts)
-    scores, before, after = [], [], []
-    for each in judged:
-        choice = preference_rule.choose(likes, each.prompt, each.left_text, each.right_text, known)
-        on_left = conversations.provenance(store, each.left).adapter is not None
-        scores.append(0.5 + (choice if on_left else -choice) / 2)
-        base, adapter = (each.right, each.left) if on_left else (each.left, each.right)
-        before.append(base)
-        after.append(adapter)
-    low, high = interval(scores)
-    model = base_model.find_base(options.model)
-    compared = [reply for each in asked for reply in (each.left, each.right)]
-    written, own, rated = (rows_of(store, replies, model) for replies in (before, after, compared))
-    backbone = Backbone(model, torch.float32, base_model.pick_device(), rank=1, alpha=1, seed=0)
-    kl = distance(backbone, adapters.directory(store, str(night["adapter"])), own, rated)
-    return Figures(
-        win_rate=float(np.mean(scores)),
-        win_rate_low=low,
-        win_rate_high=high,
-        prompts=len(scores),
-        comparisons=len(asked),
-        corrections=counts(store).get("corrections", 0),
-        kl_per_token=kl.mean,
-        kl_error=kl.error,
-        kl_words=kl.words,
-        words_before=mean_words(store, before),
-        words_after=mean_words(store, after),
-        base_nll_before=likelihood(backbone, written),
-        base_nll_after=likelihood(backbone, own),
-        minutes=(time.monotonic() - began) / 60,
-        taste=options.taste.stem if options.taste else "easy to take in, and spoken to the reader (built in)",
-        adapter=str(night["adapter"]),
-        verdict=night["verdict"],
-    )
-
-
-def interval(scores: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean over prompts, by the percentile bootstrap."""
-    from scipy.stats import bootstrap
-
-    if len(set(scores)) == 1:  # no variation to resample: the rule of three
-        return max(0.0, scores[0] - 3 / len(scores)), min(1.0, scores[0] + 3 / len(scores))
-    found = bootstrap((scores,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    return float(found.low), float(found.high)
-
-
-def mean_words(store: Database, replies: Sequence[str]) -> float:
-    """The mean number of words of these replies."""
-    return float(np.mean([len(words(conversations.node(store, reply).content)) for reply in replies]))
-
-
-def rows_of(store: Database, replies: Sequence[str], base: "Base") -> "list[Row]":
-    """Recorded replies as rows of the token ids that were drawn, one each."""
-    from assistant.models import base_model, chat_template
-    from training.model.packing import Row
-
-    tokenizer = base_model.load_tokenizer(base)
-    rows = []
-    for reply in replies:
-        if by := conversations.provenance(store, reply).token_ids:
-            said = conversations.messages_of(conversations.path(store, reply)[:-1])
-            rows.append(Row(chat_template.encode_prompt(tokenizer, said, 4096), [list(by)]))
-    return rows
-
-
-def likelihood(backbone: "Backbone", rows: "Sequence[Row]") -> float:
-    """Mean negative log-likelihood of replies under the base, in nats a token."""
-    from training.model.packing import TOKENS_AT_ONCE, together
-
-    passes = [backbone.log_probs_of([rows[at] for at in group], True) for group in together(rows, TOKENS_AT_ONCE)]
-    return -sum(float(each) for group in passes for each in group) / max(1, sum(row.reply_tokens for row in rows))
-
-
-def distance(backbone: "Backbone", adapter: Path, own: "Sequence[Row]", judged: "Sequence[Row]") -> "Kl":
-    """The KL of a finished adapter from the base, on its own replies and on those that the rater compared."""
-    from training.data.kl import KlFromBase
-    from training.data.tokenize import TokenizedExample
-
-    backbone.hold(adapter)
-    examples = [TokenizedExample("comparison", list(row.prompt_ids), (list(row.replies[0]),), 1.0) for row in judged]
-    with backbone.as_serving():
-        return KlFromBase(backbone, own, examples).measure()
 
 
 def tell(figures: Figures, plot: Path, data: Path, as_json: bool) -> None:

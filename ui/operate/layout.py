@@ -170,7 +170,7 @@ def build_night() -> tuple[gr.HTML, NightPanel]:
     with gr.Row(elem_id="night-controls"):
         method = gr.Dropdown(
             methods.menu(),
-            value=methods.DEFAULT,
+            value="",
             label="Method",
             show_label=False,
             container=False,

@@ -49,7 +49,7 @@ class BestOf:
     prompts: int
     comparisons: int
     wrong: float  # the share of them that was turned round
-    models: str  # how good the reward models are, in words
+    models: str  # how good the reward models are, in the night's words
 
 
 def require_possible(options: SimpleNamespace) -> None:
@@ -75,7 +75,7 @@ def measured(
     from assistant.models import base_model, chat_template
     from training.model import reward_heads
     from training.model.policy import Backbone
-    from training.night import reward_night
+    from training.rollouts.on_policy import PolicyConfig
     from training.rollouts.sampler import Sampler, sampling_of
 
     # 1. samples of the base, as a policy's rollouts are
@@ -84,7 +84,7 @@ def measured(
     encoded = [chat_template.encode_prompt(tokenizer, [Message("user", each)], 4096) for each in prompts]
     sampler = Sampler(base, str(dtype).removeprefix("torch."), device, tokenizer)
     try:
-        sampling = sampling_of(reward_night.TEMPERATURE, options.max_tokens)
+        sampling = sampling_of(PolicyConfig().temperature, options.max_tokens)
         samples = sampler.write(encoded, options.best_of, sampling, options.seed * 1_000 + SEED)
     finally:
         sampler.close()
@@ -103,8 +103,7 @@ def measured(
 
     # 4. the best of n
     found = figures(np.array(scores), promised, true)
-    said = reward_night.in_words(store, night)
-    return BestOf(*found, len(prompts), comparisons, options.wrong, said)
+    return BestOf(*found, len(prompts), comparisons, options.wrong, nights.night(store, night).reason)
 
 
 def won(likes: Taste, prompt: str, texts: Sequence[str], known: Counter[str]) -> list[float]:

@@ -39,7 +39,7 @@ def known(right: int, of: int, pairs: int = 2000) -> Known:
         (Found(demonstrations=2, ups=5), "sft", "nothing that prefers a reply"),  # of ups alone nothing says how good
         (Found(demonstrations=2, ups=5, downs=1), "auto", "DPO and KTO"),
         (Found(ups=5), "auto", ""),
-        (Found(pairs=90, comparisons=45), "auto", "online DPO waits: 45 of 500 comparisons, no reward models yet"),
+        (Found(pairs=90, comparisons=45), "auto", "online DPO waits: 45 of 500 comparisons"),
         (Found(**SOME), "reward", "by reward models: RLOO waits: 812 of 2,000"),
         (Found(**SOME, models=known(75, 122, 600)), "reward", "know 600 of 812 pairs"),
         (
@@ -100,7 +100,7 @@ def test_a_night_that_nobody_named_a_method_for_takes_that_of_the_settings(tmp_p
     assert last(store).method == "sft"
     settings.set_setting(store, None, "night_method", "plan")
     told = run(tmp_path, tiny.name, "--dry-run").stdout
-    assert "by DPO and KTO: RLOO waits: 5 of 2,000 comparisons, no reward models yet" in told
+    assert "by DPO and KTO: RLOO waits: 5 of 2,000 comparisons; online DPO waits: 5 of 500 comparisons" in told
     settings.set_setting(store, None, "night_method", "ppo")
     assert "method sft" in run(tmp_path, tiny.name, "--dry-run", "--method", "sft").stdout
     assert "method ppo" in run(tmp_path, tiny.name, "--dry-run").stdout

@@ -124,7 +124,8 @@ def decided(found: Found, limits: Mapping[str, Any], is_possible: Callable[[str]
     )
     waiting: list[str] = []
     for method, comparisons, accuracy in steps:
-        missing = [*too_few(found, comparisons, limits["policy_agreement"]), *too_unsure(found, accuracy)]
+        few = too_few(found, comparisons, limits["policy_agreement"])
+        missing = few if few and found.models is None else [*few, *too_unsure(found, accuracy)]
         if not is_possible(method):
             missing = ["it is for one process"]
         if not missing:

@@ -175,10 +175,10 @@ def take(store: Database, tiny: Base, examples: Examples, where: Places | None =
 
 
 def test_the_pace_is_that_of_the_last_night(taught: Database, tiny: Base) -> None:
-    speed = pace.of_training(taught, tiny, registry.find("dpo").config())
+    speed = pace.of_training(taught, tiny)
     assert speed.tokens_per_s == pytest.approx(100)
     assert speed.rest_s == pytest.approx(60)  # two minutes less three steps of twenty seconds
-    unknown = pace.of_training(taught, Base("other", tiny.path, "0" * 64), registry.find("dpo").config())
+    unknown = pace.of_training(taught, Base("other", tiny.path, "0" * 64))
     assert unknown.tokens_per_s > 1000  # a tiny model, on any machine
     assert pace.of_last(taught, tiny, "auto") == pytest.approx(2)
     assert pace.of_last(taught, tiny, "rloo") is None

@@ -40,7 +40,7 @@ def taken(store: Database, base: Base, method: Method, config: Config, examples:
     """What a night takes of the examples; only methods that learn from examples alone take a part of them."""
     if method.on_policy or not method.makes_adapter:
         return Taken(examples, pace.of_last(store, base, method.name))
-    speed, limit = pace.of_training(store, base, config), settings.setting(store, "night_minutes")
+    speed, limit = pace.of_training(store, base), settings.setting(store, "night_minutes")
     learned = [each for kind in method.learns_from for each in getattr(examples, kind)]
     learned = [each for each in learned if where.part_of(each) != "held_out"]
     whole = minutes(learned, config, speed)

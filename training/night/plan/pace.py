@@ -15,7 +15,6 @@ from feedback.database.database import Database
 from feedback.records import nights
 from feedback.records.nights import Night
 from training.algorithms import registry
-from training.loop.config import Config
 
 LATEST = 50  # nights that are looked at
 FLOPS = 4  # of a trained token for each weight: forward, and backward through what is not trained itself
@@ -32,7 +31,7 @@ class Pace:
     rest_s: float
 
 
-def of_training(store: Database, base: Base, config: Config) -> Pace:
+def of_training(store: Database, base: Base) -> Pace:
     """The speed of the last training on examples on this base, or an estimate."""
     for night in done(store, base):
         method = registry.every().get(night.method)

@@ -155,6 +155,13 @@ OTHER = {
     "raters_per_question": 3,
     "retention_days": 90,
     "imported_prompts": 10_000,
+    "night_method": "sft",
+    "night_minutes": 45,
+    "online_dpo_comparisons": 300,
+    "policy_comparisons": 900,
+    "policy_accuracy": 0.6,
+    "policy_agreement": 0.7,
+    "policy_method": "ppo",
 }
 
 

@@ -119,7 +119,7 @@ def test_a_name_of_nothing_is_refused_before_a_night_begins(tmp_path, tiny, fiel
         )
     )
     assert one_sentence(said)
-    assert words in said
+    assert words in said or f"{field} is a word" in said
     assert len(said) < 1000
 
 

@@ -45,7 +45,8 @@ def of_training(store: Database, base: Base) -> Pace:
 
 def of_last(store: Database, base: Base, method: str) -> float | None:
     """The minutes that the last night of a method took on this base; None if there was none."""
-    return next((_seconds(night) / 60 for night in done(store, base) if night.method == method), None)
+    newest = {night.method: night for night in reversed(done(store, base))}
+    return _seconds(newest[method]) / 60 if method in newest else None
 
 
 def done(store: Database, base: Base) -> list[Night]:

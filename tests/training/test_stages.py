@@ -170,3 +170,18 @@ def test_who_is_forgotten_takes_along_what_began_as_what_learned_from_them(store
     assert nights.forgotten_people(store, 3) == [bob.id]
     done = run(store.data, tiny.name, *night, "--from", "night-0003", "--again")
     assert "night-0003 learned from somebody who was forgotten, so no training can begin from it" in done.stderr
+
+
+def test_a_policy_begins_from_the_newest_imitation_where_what_serves_has_no_room(store: Database, tiny: Base) -> None:
+    small = [each for each in SMALL if not each.startswith("learning_rate")]
+    done = run(store.data, tiny.name, "--method", "sft", "--gate", "off", settings=[*small, "learning_rate=1e-6"])
+    assert done.returncode == 0, done.stderr
+    adapters.promote(store, "night-0001", None, "so", {})
+    near, far = (card_of(store, name)["metrics"]["kl"] for name in ("night-0002", "night-0001"))
+    assert near < far
+    wishes = Wishes("rloo", {"rewards": "length:1-3", "kl_budget": max(far / 2, near / 0.59)}, False)
+    plan, _ = planner.make_plan(store, tiny, wishes)
+    assert plan.settings["start_from"] == "night-0002"
+    assert plan.begins.startswith("it begins from night-0002, the newest imitation, as night-0001 is ")
+    told = run(store.data, tiny.name, "--method", "rloo", "--dry-run", settings=["rewards=length:1-3"])
+    assert "; it begins from night-000" in told.stdout

@@ -8,7 +8,8 @@ from assistant.models.adapter import AdapterCard, checked_card
 from assistant.models.base_model import Base
 from feedback.database.database import Database
 from feedback.errors import NotFound, Refused
-from feedback.records import adapters, methods, nights
+from feedback.records import adapters, nights
+from training.algorithms import registry
 from training.algorithms.base import Method
 from training.loop.config import SERVES, Config
 from training.night.run_dir import Plan
@@ -55,9 +56,10 @@ def beginning(store: Database, base: Base, config: Config, wishes: Wishes) -> tu
         missing = _why_not_from(store, base, serving, config, wishes)
         if not missing:
             return serving, f"it begins from {serving}, which serves"
+    imitating = {name for name, known in registry.every().items() if "demonstrations" in known.learns_from}
     for each in adapters.adapters(store):
-        imitates = each.method == methods.SFT.name and each.verdict == "candidate" and each.id != serving
-        if imitates and not _why_not_from(store, base, each.id, config, wishes):
+        possible = each.method in imitating and each.verdict == "candidate" and each.id != serving
+        if possible and not _why_not_from(store, base, each.id, config, wishes):
             return each.id, f"it begins from {each.id}, the newest imitation, as {missing}"
     return "", f"it begins from the base, as {missing}" if serving else ""
 

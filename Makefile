@@ -79,7 +79,7 @@ bench-rewards: setup  ## what a reward model and DPO learn from real pairs (hour
 bench-questions: setup  ## whether torn questions teach reward models more than random ones; the last line is JSON
 	$(BIN)/python -m benchmarks.questions $(ARGS)
 
-bench-policies: setup  ## how far RLOO, PPO and DPO come, and what it costs in KL (about an hour); the last line is JSON
+bench-policies: setup  ## how far every method comes by its defaults, and what it costs in KL (hours; it goes on where it was); the last line is JSON
 	$(BIN)/python -m benchmarks.policies $(ARGS)
 
 bench-poison: setup  ## what attackers get of a night and of the gate, and what honest people keep; the last line is JSON

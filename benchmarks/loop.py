@@ -4,8 +4,8 @@
 
 A real server and a real night as processes of their own, as a person runs them. The last line is one JSON object:
 `first_token_s` (median of 7 replies to a prompt of about 200 tokens), `night_200_minutes` (a whole night of one epoch
-on 200 pairs of at most 256 tokens, from its start to the finished adapter), `rss_gb` (most that server and night held
-together), `page_interactive_s` (median of 5 loads until the message box takes text), `processor`. With
+on 200 pairs of at most 256 tokens, from its start to the finished adapter), `rss_gb` (most that server, engine
+and night held together), `page_interactive_s` (median of 5 loads until the message box takes text), `processor`. With
 `--next-night`, `night_50_beside_500_minutes`: by default settings, on 50 new comparisons after a night on 500 older
 ones, whose own minutes are `night_500_minutes`, in place of the night of 200. What could not be measured is null, and
 `skipped` says why.
@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +134,13 @@ class Weight:
             total = 0
             for process in list(self.processes):
                 try:
-                    total += process.memory_info().rss
-                except psutil.Error:
+                    every = [process, *process.children(recursive=True)]  # the engine is a process of its own
+                except psutil.NoSuchProcess:
                     self.processes.remove(process)
+                    continue
+                for each in every:
+                    with suppress(psutil.Error):  # it has just ended
+                        total += each.memory_info().rss
             self.most = max(self.most, total)
 
 

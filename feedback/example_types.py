@@ -126,6 +126,12 @@ class Examples:
         ups = sum(thumb.wanted for thumb in self.thumbs)
         return {**kinds, "thumbs_up": ups, "thumbs_down": len(self.thumbs) - ups, "left_out": self.left_out}
 
+    @staticmethod
+    def pairs_in(counts: Mapping[str, Any]) -> int:
+        """The number of pairs, without ties, that `counts` tells of."""
+        others = {TIE, "demonstration", "thumbs_up", "thumbs_down", "left_out"}
+        return sum(count for kind, count in counts.items() if kind not in others)
+
     def with_weights(self, weights: Mapping[int, float]) -> "Examples":
         """The same examples, each with the weight of the person who gave it, times what it counts as."""
         kinds: dict[str, Any] = {

@@ -101,11 +101,10 @@ def newest_models(store: Database, base: Base) -> Known | None:
         path = nights.reward_models_of(store, night.id) / reward_heads.CARD
         card = json.loads(path.read_text()) if path.is_file() else {}
         if card.get("base_sha256") == base.sha256:
-            judged, not_pairs = card["metrics"], {"tie", "demonstration", "thumbs_up", "thumbs_down", "left_out"}
-            pairs = sum(count for kind, count in night.counts.items() if kind not in not_pairs)
+            judged = card["metrics"]
             right, of = judged.get("accuracy", 0.0), judged.get("pairs", 0)
             share = Share(round(right * of), of, judged.get("low", 0.0), judged.get("high", 1.0))
-            return Known(night.id, pairs, share)
+            return Known(night.id, Examples.pairs_in(night.counts), share)
     return None
 
 

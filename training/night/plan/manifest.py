@@ -45,12 +45,12 @@ def taken(store: Database, base: Base, method: Method, config: Config, examples:
     learned = [each for each in learned if where.part_of(each) != "held_out"]
     whole = minutes(learned, config, speed)
     since = last_taught(store)
-    strata = by_month([each for each in learned if each.at < since], since)
-    if whole <= limit or not strata:
+    older = [each for each in learned if each.at < since]
+    if whole <= limit or not older:
         return Taken(examples, whole)
 
     # the largest share of each month for which there is time; of each at least one prompt
-    new = [each for each in learned if each.at >= since]
+    strata, new = by_month(older, since), [each for each in learned if each.at >= since]
     low, high = 0.0, 1.0
     best = drawn(strata, 2.0**-HALVINGS)
     for _ in range(HALVINGS):
@@ -60,10 +60,9 @@ def taken(store: Database, base: Base, method: Method, config: Config, examples:
             low, best = share, some
         else:
             high = share
-    there = sum(len(each) for units in strata.values() for each in units)
     dropped = {id(each) for each in learned} - {id(each) for each in (*new, *best)}
     months, limited = (f"{count} {plural(what, count)}" for what, count in (("month", len(strata)), ("minute", limit)))
-    words = f"{len(best):,} of {there:,} older pieces of feedback, from {months}, as {limited} allow"
+    words = f"{len(best):,} of {len(older):,} older pieces of feedback, from {months}, as {limited} allow"
     expected = minutes([*new, *best], config, speed)
     return Taken(without(examples, dropped), expected, words, examples.sha256)
 

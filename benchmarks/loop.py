@@ -121,7 +121,7 @@ def serving(data: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 
 class Weight:
-    """The peak resident memory of some processes together; `most` in bytes."""
+    """The peak memory of some processes together, pages that they share counted once; `most` in bytes."""
 
     def __init__(self, *processes: psutil.Process) -> None:
         self.processes = list(processes)
@@ -140,7 +140,7 @@ class Weight:
                     continue
                 for each in every:
                     with suppress(psutil.Error):  # it has just ended
-                        total += each.memory_info().rss
+                        total += each.memory_full_info().pss if psutil.LINUX else each.memory_info().rss
             self.most = max(self.most, total)
 
 

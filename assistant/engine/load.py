@@ -19,6 +19,7 @@ from assistant.engine.quant import autotune
 from assistant.engine.quant.formats import BFLOAT16, FLOAT32, INT4, INT8, FourBit, Plan
 from assistant.engine.quant.gguf import read_four_bit
 from assistant.environment import AUTO, FORMATS
+from assistant.memory import give_back
 from assistant.models import base_model
 from assistant.models.adapter import Factors
 from assistant.models.base_model import Base, load_model
@@ -67,6 +68,13 @@ def open_network(base: Base, number_format: str, device: str) -> AnyNetwork:
 
     Raises `Refused` if the model cannot be read, or not in that format.
     """
+    try:
+        return _open(base, number_format, device)
+    finally:
+        give_back()
+
+
+def _open(base: Base, number_format: str, device: str) -> AnyNetwork:
     if number_format not in FORMATS:
         raise Refused(f"the number format is one of {', '.join(FORMATS)}, not {number_format!r}")
     if number_format in (INT8, INT4) and device != "cpu":

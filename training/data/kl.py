@@ -2,10 +2,12 @@
 
 It is the exact KL(policy || base) of the next token over the whole vocabulary, at temperature 1, in nats; the mean over
 the reply tokens of some texts. Half of the texts are samples of the models' own, the other half replies that people
-judged. Its error is over replies, as the tokens of one reply are alike.
+judged. Its error is over prompts, as the tokens of replies to one prompt are alike; replies to one prompt are read in
+one go.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -20,7 +22,8 @@ from training.model.packing import TOKENS_AT_ONCE, Row, together
 from training.model.policy import IN_CACHE, Backbone, positions_at_once
 
 AT_LOOKS, AT_THE_END = 32, 128  # replies, while a policy trains, and for its gate and its card
-STAGE = 4  # replies that are read before it is asked whether they tell enough
+TO_A_PROMPT = 2  # replies of either half that are taken before other prompts have been
+STAGE = 2 * TO_A_PROMPT  # replies that are read before it is asked whether they tell enough
 SURE = 0.95  # confidence that a KL is on one side of the budget, for no more replies to be read
 TOLERATED = 2.0  # standard errors by which the KL of a trained adapter may be beyond its budget
 T = TypeVar("T")
@@ -31,7 +34,7 @@ class Kl:
     """A measured KL from the base."""
 
     mean: float  # nats per token
-    error: float = math.nan  # its standard error; NaN where a single reply cannot tell
+    error: float = math.nan  # its standard error; NaN where a single prompt cannot tell
     replies: int = 0
     own: int = 0  # of the replies, those that are samples of the models' own
 
@@ -74,16 +77,16 @@ class KlFromBase:
     """
 
     def __init__(self, backbone: Backbone, own: Sequence[Row], examples: Sequence[TokenizedExample]) -> None:
-        self._backbone = backbone
-        judged = judged_rows(examples)
-        each = min(len(own), len(judged), AT_THE_END // 2)
-        if own and judged:
-            rows = [row for both in zip(spread(own, each), spread(judged, each), strict=True) for row in both]
+        self._backbone, self._stages = backbone, list[Texts]()
+        halves = by_prompt([own, judged_rows(examples)])
+        least, stage = min(map(len, halves)), TO_A_PROMPT
+        if least:
+            halves = [half[: min(least, AT_THE_END // 2)] for half in halves]
         else:
-            rows = spread([*own, *judged], AT_THE_END)
-        theirs = {id(row) for row in own}
-        stages = [rows[at : at + STAGE] for at in range(0, len(rows), STAGE)]
-        self._stages = [Texts(some, sum(id(row) in theirs for row in some)) for some in stages]
+            halves, stage = [half[:AT_THE_END] for half in halves], STAGE
+        for at in range(0, max(map(len, halves)), stage):
+            ours, judged = (half[at : at + stage] for half in halves)
+            self._stages.append(Texts([*ours, *judged], len(ours)))
 
     def measure(self) -> Kl:
         """The KL of the policy as it is now, on all texts; 0 if there are none."""
@@ -95,16 +98,18 @@ class KlFromBase:
 
     @torch.no_grad()
     def _measured(self, stages: Sequence[Texts], budget: float | None = None) -> Kl:
-        sums, tokens, own, found = torch.zeros(0), torch.zeros(0), 0, Kl(0.0)
+        of_prompts: dict[tuple[int, ...], Tensor] = {}  # KL summed over reply tokens, and their number
+        replies, own, found = 0, 0, Kl(0.0)
         for texts in stages:
             for rows, kls in zip(texts.packs, self._per_token(texts), strict=True):
-                parts = kls.cpu().split([row.reply_tokens for row in rows])
-                sums = torch.cat([sums, torch.stack([part.sum() for part in parts])])
-                tokens = torch.cat([tokens, torch.tensor([float(row.reply_tokens) for row in rows])])
-            own += texts.own
+                for row, part in zip(rows, kls.cpu().split([row.reply_tokens for row in rows]), strict=True):
+                    prompt, told = tuple(row.prompt_ids), torch.tensor([float(part.double().sum()), len(part)])
+                    of_prompts[prompt] = of_prompts.get(prompt, torch.zeros(2)) + told
+            replies, own = replies + len(texts.rows), own + texts.own
+            sums, tokens = torch.stack(list(of_prompts.values())).T
             mean, error = mean_and_error(sums / tokens, tokens)
-            found = Kl(mean, error, len(tokens), own)
-            # A NaN, of one reply or of a broken policy, is never sure.
+            found = Kl(mean, error, replies, own)
+            # A NaN, of one prompt or of a broken policy, is never sure.
             if budget is not None and abs(mean - budget) > student.ppf((1 + SURE) / 2, len(tokens) - 1) * error:
                 break
         return found
@@ -134,6 +139,28 @@ def judged_rows(examples: Sequence[TokenizedExample]) -> list[Row]:
         for each in examples
         for which in range(1 if each.kind == "thumb" else len(each.replies))  # a thumb's other reply is mismatched
     ]
+
+
+def by_prompt(halves: Sequence[Sequence[Row]]) -> list[list[Row]]:
+    """The rows of each half in an order that chance decides, always the same, but for what makes them cheap to read.
+
+    Rows with one prompt follow each other, `TO_A_PROMPT` at most before it is another's turn, and prompts that all
+    halves have come first and in the same order.
+    """
+    prompts = [dict.fromkeys(tuple(row.prompt_ids) for row in half) for half in halves]
+    every = list(dict.fromkeys(prompt for half in prompts for prompt in half))
+    place = {prompt: at for at, prompt in enumerate(spread(every, len(every)))}
+    ordered = []
+    for half in halves:
+        seen: Counter[tuple[int, ...]] = Counter()
+        keys = []
+        for number, row in enumerate(half):
+            prompt = tuple(row.prompt_ids)
+            shared = all(prompt in each for each in prompts)
+            keys.append((seen[prompt] // TO_A_PROMPT, not shared, place[prompt], number))
+            seen[prompt] += 1
+        ordered.append([half[number] for *_, number in sorted(keys)])
+    return ordered
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from assistant.memory import give_back
 from assistant.models import base_model, chat_template
 from assistant.models.base_model import Base
 from assistant.models.remarks import remarks
@@ -218,7 +219,9 @@ def train_policy(ready: Ready, given: Lessons) -> Trained:
 def own_of(ready: Ready, given: Lessons, open_sampler: Callable[[], AbstractContextManager[Sampler]]) -> list[Row]:
     """Samples of the models' own that this night's KL is measured on; the same in a night that resumes."""
     try:
-        return own_samples(given.recorded, given.prompting, ready.encoder, open_sampler)
+        found = own_samples(given.recorded, given.prompting, ready.encoder, open_sampler)
+        give_back()
+        return found
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

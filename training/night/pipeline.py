@@ -6,6 +6,7 @@ from statistics import fmean
 
 from assistant.chat.adapter_manager import proved
 from assistant.engine.engine import Engine
+from assistant.memory import give_back
 from assistant.models import base_model
 from assistant.models.adapter import AdapterCard, AdapterRefused, Agreement, Proof
 from assistant.models.base_model import Base
@@ -68,6 +69,7 @@ def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancella
     # 9. ask the gate, with the engine that serves
     ready.enter("judging")
     del ready  # frees the backbone's memory for the engine
+    give_back()
     verdict, agreed = judged(store, base, making, serving, found, trained)
 
     # 10. rename, announce and perhaps promote

@@ -10,15 +10,15 @@ from contextlib import AbstractContextManager
 
 from assistant.engine.sampling.params import Sampling
 from feedback.example_types import Examples
-from training.data.kl import AT_THE_END, judged_rows, spread
+from training.data.kl import AT_THE_END, TO_A_PROMPT, judged_rows, spread
 from training.data.tokenize import Encoder, TokenizedExample, tokenize
 from training.model.packing import Row
 from training.rollouts.on_policy import usual_length
 from training.rollouts.sampler import Sampler
 
 WANTED = AT_THE_END // 2
-# So that a small night takes hardly longer, a reply is drawn for every second prompt, of at most as many tokens as
-# there are prompts, within these bounds.
+# So that a small night takes hardly longer, half as many replies are drawn as there are prompts, of at most as many
+# tokens as there are prompts, within these bounds.
 PROMPTS_EACH, FEWEST_TOKENS, MOST_TOKENS = 2, 32, 64
 Open = Callable[[], AbstractContextManager[Sampler]]
 
@@ -36,5 +36,6 @@ def own_samples(recorded: Examples, examples: Sequence[TokenizedExample], encode
         sampler.forget()
         tokens = min(MOST_TOKENS, max(FEWEST_TOKENS, len(prompts)), usual_length(examples))
         sampling = Sampling(max_tokens=tokens)  # as chats sample
-        drawn = sampler.write(spread(prompts, wanted - len(kept)), 1, sampling, seed=0)
-    return kept + [each.row for each in drawn]
+        chosen = spread(prompts, -(-(wanted - len(kept)) // TO_A_PROMPT))
+        drawn = sampler.write(chosen, TO_A_PROMPT, sampling, seed=0)
+    return kept + [Row(each.row.prompt_ids, [reply]) for each in drawn for reply in each.row.replies]

@@ -14,7 +14,7 @@ PYTEST  := $(BIN)/python -m pytest
 BROWSER := NIGHTSCHOOL_CHROMIUM=$$(scripts/chromium.sh $(BIN)); export NIGHTSCHOOL_CHROMIUM
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check fmt docs bench bench-ledger bench-import soak test-vllm bench-serving bench-training bench-rewards bench-questions bench-policies bench-poison bench-peers
+.PHONY: help setup run test test-fast check fmt docs bench bench-ledger bench-import soak test-vllm bench-serving bench-training bench-rewards bench-questions bench-policies bench-poison bench-year bench-peers
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ bench-policies: setup  ## how far every method comes by its defaults, and what i
 
 bench-poison: setup  ## what attackers get of a night and of the gate, and what honest people keep; the last line is JSON
 	$(BIN)/python -m benchmarks.poison $(ARGS)
+
+bench-year: setup  ## a year of nights that nobody watches: false promotions, and how soon better ones; the last line is JSON
+	$(BIN)/python -m benchmarks.year $(ARGS)
 
 bench-peers: $(LLAMA_VENV)/.ready $(VLLM_VENV)/.ready  ## environments for llama.cpp, compiled here, and vLLM (LLAMA_VENV, VLLM_VENV)
 

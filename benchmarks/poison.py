@@ -28,14 +28,14 @@ from feedback.database.database import Database
 from feedback.database.openings import JUDGING
 from feedback.example_types import Examples
 from feedback.examples.build import gather
-from feedback.examples.caps import compared_with, of_raters, surely_typical
+from feedback.examples.caps import compared_with, surely_typical
 from feedback.examples.filtering import PEOPLE
-from feedback.examples.split import Places, opening, split
+from feedback.examples.split import Places, split
 from feedback.kinds.comparison import compare
 from feedback.kinds.correction import correct
 from feedback.messages import Message
+from feedback.raters import reliability
 from feedback.raters.reliability import Rating, reliabilities
-from training.evaluation import gate
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 BY = Provenance(None, "b" * 64, "t" * 64, {})
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def attacked(honest: int, attackers: int, each: int, role: str = "chatter") -> dict[str, Any]:
-    """The attackers' share of the night and of the gate's conversations."""
+    """The attackers' share of the night and of the gate's people."""
     with tempfile.TemporaryDirectory() as folder:
         store = Database(folder)
         bad = attack(store, honest, attackers, each, role)
@@ -87,7 +87,7 @@ def attacked(honest: int, attackers: int, each: int, role: str = "chatter") -> d
     said = {"honest": honest, "attackers": attackers, "each": each, "role": role, "night": night, "gate": judged}
     print(
         f"{honest:3} honest of 20, {attackers:2} {role} attackers of {each:3}: {night:.0%} of the night, "
-        f"{judged[0]:.0f} of {judged[1]:.0f} conversations of the gate",
+        f"{judged[0]:.0f} of {judged[1]:.0f} people of the gate",
         flush=True,
     )
     return said
@@ -133,21 +133,19 @@ def share_of(examples: Examples, users: set[int]) -> float:
 
 
 def share_of_gate(store: Database, examples: Examples, users: set[int]) -> tuple[float, float]:
-    """The number of the gate's conversations that these people decide, and of all of them: means over splits.
+    """The people that these are of those whom the gate counts, by their weight, and all of them: means over splits.
 
-    The attackers' candidate sides with them and against everybody else, so its votes show whose they are.
+    Each person counts once there, whatever they say (`feedback.raters.evidence`).
     """
-    bounds, _ = of_raters(store, {each.user for each in examples})
+    weights = reliability.weights(store)
     raters = sorted({each.user for each in examples})
     found = []
     for number in range(SPLITS):
         secret = f"split {number}"
         judging = [user for user in raters if len(raters) >= PEOPLE and openings.number(secret, f"{user}") < JUDGING]
-        votes: gate.Votes = {}
-        for pair in split(examples, Places(secret, judges=frozenset(judging))).held_out.pairs:
-            votes.setdefault(opening(pair), {})[(pair.user,)] = 1 if pair.user in users else -1
-        decided = gate.decided(votes, bounds)
-        found.append((decided.preferred, decided.count))
+        held_out = split(examples, Places(secret, judges=frozenset(judging))).held_out
+        weight = {each.user: weights.get(each.user, 1.0) for each in held_out.pairs}
+        found.append((sum(weight[user] for user in users & weight.keys()), sum(weight.values())))
     theirs, every = np.mean(found, axis=0)
     return float(theirs), float(every)
 

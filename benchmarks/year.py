@@ -9,12 +9,13 @@ Ledgers of simulated people, decided by the functions that a night and a server 
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from benchmarks.contest import say
 from benchmarks.loop import processor
@@ -72,6 +73,12 @@ class Sums:
     def votes(self) -> Votes:
         return Votes(self.units, self.total, self.square, np.ones_like(self.units))
 
+    def add(self, units: Numbers, side: Numbers) -> None:
+        """Add a unit of each person who said something: x - 1/2."""
+        self.units += units
+        self.total += side
+        self.square += side**2
+
     def forget(self, which: NDArray[np.bool_]) -> None:
         for each in (self.units, self.total, self.square):
             each[which] = 0.0
@@ -121,7 +128,8 @@ class Years:
 def offline(scenario: Scenario, ledgers: int, chance: np.random.Generator) -> Years:
     """Years in which held-out conversations promote."""
     people, account = scenario.people, Account(scenario.risk)
-    units, wins = np.zeros((ledgers, people)), np.zeros((ledgers, people))
+    units: Numbers = np.zeros((ledgers, people))
+    wins: Numbers = np.zeros((ledgers, people))
     tested = np.zeros(ledgers)
     counts = [np.zeros(ledgers) for _ in range(3)]
     for night in range(1, scenario.nights + 1):
@@ -171,9 +179,9 @@ def live(scenario: Scenario, ledgers: int, chance: np.random.Generator) -> Years
             began = np.where(free, night, began)
             sums.forget(free)
         vote(sums, scenario, better, chance)
-        votes = sums.votes()
-        promoted = going & evidence.wins_live(votes, alpha)
-        retired = going & ~promoted & evidence.loses_live(votes, night - began + 1)
+        found = evidence.preference(sums.votes())
+        promoted = going & evidence.wins(found, alpha)
+        retired = going & ~promoted & evidence.loses(found, night - began + 1)
         counts[0] += promoted & ~better
         counts[1] += promoted & better
         counts[2] += retired & better & (night - began + 1 < evidence.NIGHTS)
@@ -187,9 +195,7 @@ def vote(sums: Sums, scenario: Scenario, better: NDArray[np.bool_], chance: np.r
     wins = chance.binomial(cast, scenario.rates(better))
     there = cast > 0
     side = np.where(there, wins / np.maximum(cast, 1) - 0.5, 0.0)
-    sums.units += there
-    sums.total += side
-    sums.square += side**2
+    sums.add(there.astype(float), side)
 
 
 def met(people: int, conversations: int, rate: float, risk: float, ledgers: int, chance: np.random.Generator) -> float:
@@ -207,17 +213,203 @@ def challenged(scenario: Scenario, ledgers: int, chance: np.random.Generator) ->
     alpha = evidence.allowed(scenario.risk, 0.0, CHALLENGER)
     for night in range(1, scenario.nights + 1):
         vote(sums, scenario, np.ones(ledgers, bool), chance)
-        votes = sums.votes()
-        promoted |= ~gone & evidence.wins_live(votes, alpha)
-        gone |= ~promoted & evidence.loses_live(votes, night)
+        found = evidence.preference(sums.votes())
+        promoted |= ~gone & evidence.wins(found, alpha)
+        gone |= ~promoted & evidence.loses(found, night)
     return float(promoted.mean())
 
 
 def taken_back(rate: float, most: int, ledgers: int, chance: np.random.Generator, people: int) -> Numbers:
-    """The number of votes after which each ledger takes an adapter back; infinite if it does not."""
+    """The number of votes after which each ledger takes an adapter back, each person voting once a night; or inf."""
     sums, when = Sums.none(ledgers, people), np.full(ledgers, np.inf)
-    scenario = Scenario(people, people, better=1.0, rate=rate)
     for night in range(1, most // people + 1):
-        vote(sums, scenario, np.ones(ledgers, bool), chance)
+        side = chance.binomial(1, rate, size=(ledgers, people)) - 0.5
+        sums.add(np.ones_like(side), side)
         when = np.where(np.isinf(when) & evidence.harms(sums.votes()), night * people, when)
     return when
+
+
+def peeked(scenario: Scenario, ledgers: int, chance: np.random.Generator, exact: bool) -> float:
+    """The share of years with a false promotion by a test of conversations, whoever said them, each night anew.
+
+    `exact`: the 95 % interval of Clopper and Pearson; else a one-sided z-test at 5 %.
+    """
+    units, promoted = np.zeros((ledgers, scenario.people)), np.zeros(ledgers, bool)
+    for _ in range(scenario.nights):
+        units += chance.multinomial(scenario.a_night, scenario.shares(), size=ledgers)
+        wins = chance.binomial(units.astype(int), scenario.rates(np.zeros(ledgers, bool))).sum(1)
+        count = units.sum(1)
+        if exact:
+            promoted |= stats.binom.sf(wins - 1, count, 0.5) <= 0.025
+        else:
+            promoted |= (wins - count / 2) / np.sqrt(count / 4) > 1.645
+    return float(promoted.mean())
+
+
+Figure = Callable[[int], dict[str, Any]]  # from a number of ledgers
+
+
+Door = Callable[[Scenario, int, np.random.Generator], Years]
+
+
+def worst(scenarios: Sequence[tuple[Door, Scenario]], ledgers: int, of: str = "false") -> dict[str, Any]:
+    """The worst figure of some scenarios, and which it is of."""
+    found = [
+        (door(scenario, ledgers, np.random.default_rng(number)).figures()[of], door.__name__, scenario)
+        for number, (door, scenario) in enumerate(scenarios)
+    ]
+    value, name, scenario = max(found, key=lambda each: each[0])
+    return {"value": value, "door": name, "of": asdict(scenario), "scenarios": len(found)}
+
+
+def false_year(ledgers: int) -> dict[str, Any]:
+    """Years with a false promotion, at the risk of accounts: the worst of both doors."""
+    every: list[tuple[Door, Scenario]] = [
+        (door, Scenario(people, a_night, better=better, kept=kept))
+        for door in (offline, live)
+        for people in (1, 4, 10, 50)
+        for a_night in (5, 15, 50)
+        for better in (0.0, 0.1)
+        for kept in ((None, 0.9) if door is offline else (None,))
+    ]
+    return worst(every, ledgers)
+
+
+def half_and_half(ledgers: int) -> dict[str, Any]:
+    """Exactly half of the people for each taste, one person holding a third, or two thirds, of all."""
+    every: list[tuple[Door, Scenario]] = [
+        (door, Scenario(people, a_night, tastes=True, heavy=heavy))
+        for door in (offline, live)
+        for people in (4, 10, 20)
+        for a_night in (5, 15, 50)
+        for heavy in (1 / 3, 2 / 3)
+    ]
+    return worst(every, ledgers)
+
+
+def saboteurs(ledgers: int) -> dict[str, Any]:
+    """A tenth of accounts that always like the newest; above 50 people only the live door promotes."""
+    doors: list[tuple[Door, int]] = [(offline, 20), (offline, 50), (live, 20), (live, 50), (live, 200)]
+    every: list[tuple[Door, Scenario]] = [
+        (door, Scenario(people, a_night, bought=0.1)) for door, people in doors for a_night in (people // 4, people)
+    ]
+    return worst(every, ledgers)
+
+
+def power(conversations: int, rate: float) -> Figure:
+    """A better candidate met at so many held-out conversations: promoted at its look, the worst up to 20 people."""
+
+    def figure(ledgers: int) -> dict[str, Any]:
+        of = {
+            people: met(people, conversations, rate, ACCOUNTS, ledgers, np.random.default_rng(people))
+            for people in (1, 4, 10, 20, 50)
+        }
+        return {"value": min(of[people] for people in (1, 4, 10, 20)), "by_people": of}
+
+    return figure
+
+
+def power_alone(conversations: int) -> Figure:
+    """The same of one person at their risk, who sides with it in 80 %."""
+    return lambda ledgers: {"value": met(1, conversations, 0.8, ALONE, ledgers, np.random.default_rng(1))}
+
+
+def false_a_year(ledgers: int) -> dict[str, Any]:
+    """False promotions a year of one person at their risk, three held-out conversations, or choices, a night."""
+    every: list[tuple[Door, Scenario]] = [(door, Scenario(1, 3, risk=ALONE, goes_on=True)) for door in (offline, live)]
+    return worst(every, ledgers, "false_a_year")
+
+
+def live_power_55(ledgers: int) -> dict[str, Any]:
+    """A 55 % challenger within 3,000 votes of 100 people, 50 or 100 votes a night."""
+    every = [Scenario(100, a_night, rate=0.55, nights=3000 // a_night) for a_night in (50, 100)]
+    of = {each.a_night: challenged(each, ledgers, np.random.default_rng(each.a_night)) for each in every}
+    return {"value": min(of.values()), "by_votes_a_night": of}
+
+
+def live_power_alone(ledgers: int) -> dict[str, Any]:
+    """A 75 % challenger within 80 votes of one person, 1 to 8 votes a night."""
+    every = [Scenario(1, a_night, risk=ALONE, rate=0.75, nights=80 // a_night) for a_night in (1, 2, 4, 8)]
+    of = {each.a_night: challenged(each, ledgers, np.random.default_rng(each.a_night)) for each in every}
+    return {"value": min(of.values()), "by_votes_a_night": of}
+
+
+def harm(rate: float) -> Figure:
+    """Votes until an adapter that people like less is taken back, each person voting once a night; the worst case."""
+
+    def figure(ledgers: int) -> dict[str, Any]:
+        of = {}
+        for people in (1, 5, 10):
+            when = taken_back(rate, 1000, ledgers, np.random.default_rng(people), people)
+            of[people] = {"median": float(np.median(when)), "p95": float(np.quantile(when, 0.95))}
+        return {which: max(each[which] for each in of.values()) for which in ("median", "p95")} | {"by_people": of}
+
+    return figure
+
+
+def false_rollback(rate: float) -> Figure:
+    """The share of adapters as good as, or better than, what they replaced that are taken back within 2,000 votes."""
+
+    def figure(ledgers: int) -> dict[str, Any]:
+        of = {
+            people: float(np.isfinite(taken_back(rate, 2000, ledgers, np.random.default_rng(9), people)).mean())
+            for people in (1, 10, 50)
+        }
+        return {"value": max(of.values()), "by_people": of}
+
+    return figure
+
+
+def better_refused(ledgers: int) -> dict[str, Any]:
+    """Years in which a 55 % candidate is refused offline, all candidates being such."""
+    better = [Scenario(people, 15, better=1.0, rate=0.55) for people in (1, 4, 10, 50)]
+    return worst([(offline, each) for each in better], ledgers, "better_refused")
+
+
+def contrast(ledgers: int) -> dict[str, Any]:
+    """A test of conversations by their exact interval, and a z-test, looked at every night: years with a false one."""
+    plain, uneven = Scenario(10, 5), Scenario(10, 5, tastes=True, heavy=2 / 3)
+    return {
+        f"{name}_{which}": peeked(scenario, ledgers, np.random.default_rng(3), exact)
+        for name, scenario in (("false_year", plain), ("half_and_half", uneven))
+        for which, exact in (("exact_peeked", True), ("z_peeked", False))
+    }
+
+
+FIGURES: dict[str, Figure] = {
+    "false_year": false_year,
+    "power_60_450": power(450, 0.6),
+    "power_60_300": power(300, 0.6),
+    "power_65_225": power(225, 0.65),
+    "false_a_year": false_a_year,
+    "power_80_40": power_alone(40),
+    "power_80_13": power_alone(13),
+    "live_power_55": live_power_55,
+    "live_power_75_one_person": live_power_alone,
+    "half_and_half": half_and_half,
+    "saboteurs_10pct": saboteurs,
+    "harm_40": harm(0.4),
+    "harm_30": harm(0.3),
+    "false_rollback_50": false_rollback(0.5),
+    "false_rollback_55": false_rollback(0.55),
+    "better_refused": better_refused,
+    "contrast": contrast,
+}
+
+
+def main() -> None:
+    """Compute every figure and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ledgers", type=int, default=1000)
+    parser.add_argument("--only", default=",".join(FIGURES), help="names of figures")
+    options = parser.parse_args()
+    began, found = time.monotonic(), dict[str, Any]()
+    for name in options.only.split(","):
+        found[name] = FIGURES[name](options.ledgers)
+        say(f"{name}: {json.dumps(found[name])}")
+    minutes = round((time.monotonic() - began) / 60, 1)
+    print(json.dumps({"ledgers": options.ledgers, "minutes": minutes, "processor": processor()} | found))
+
+
+if __name__ == "__main__":
+    main()

@@ -22,3 +22,27 @@ MEMBERS_SCORES = """
 ALTER TABLE reward_scores ADD COLUMN members TEXT  -- each reward model's score, in order; NULL: the mean is all
     CHECK (members IS NULL OR json_valid(members));
 """
+
+DECISIONS = """
+CREATE TABLE decisions (  -- what was decided about an adapter, and by what evidence
+    id INTEGER PRIMARY KEY,
+    adapter TEXT NOT NULL REFERENCES adapters (id),
+    against TEXT REFERENCES adapters (id),  -- NULL: the base
+    night INTEGER REFERENCES nights (id),
+    door TEXT NOT NULL,                     -- by what it was decided: "offline", ...
+    outcome TEXT NOT NULL,                  -- "promoted", "candidate", "refused", ...
+    risk REAL NOT NULL DEFAULT 0,           -- the chance of a false promotion that it took
+    reason TEXT NOT NULL,
+    evidence TEXT NOT NULL CHECK (json_valid(evidence)),
+    at TEXT NOT NULL
+) STRICT;
+CREATE INDEX decisions_by_time ON decisions (at);
+CREATE INDEX decisions_by_night ON decisions (night);
+CREATE TABLE held_out_votes (  -- which held-out conversation judged which adapter, and how
+    decision INTEGER NOT NULL REFERENCES decisions (id),
+    conversation TEXT NOT NULL,  -- keyed: conversations that begin alike have the same
+    user INTEGER NOT NULL REFERENCES users (id),
+    side REAL NOT NULL CHECK (side IN (0, 0.5, 1)),  -- 1: for the adapter, 0: against it, 0.5: neither
+    PRIMARY KEY (decision, conversation, user)
+) STRICT;
+"""

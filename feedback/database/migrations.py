@@ -77,6 +77,12 @@ def m0010_members_scores(db: Database) -> None:
     run_each(db, later_tables.MEMBERS_SCORES)
 
 
+@steps()
+def m0011_decisions(db: Database) -> None:
+    """What was decided about adapters, at what risk, and which held-out conversations judged."""
+    run_each(db, later_tables.DECISIONS)
+
+
 def run_each(db: Database, script: str) -> None:
     """Run each statement inside the caller's transaction, which `executescript` would commit."""
     plain = "\n".join(line.split("--")[0] for line in script.splitlines())

@@ -92,6 +92,12 @@ def serving(store: Database) -> str | None:
     return row["adapter"] if row else None
 
 
+def promoted_at(store: Database) -> str:
+    """When what serves was promoted; empty if nothing ever was."""
+    row = store.row("SELECT at FROM promotions ORDER BY id DESC LIMIT 1")
+    return str(row["at"]) if row else ""
+
+
 def promote(
     store: Database,
     name: str | None,

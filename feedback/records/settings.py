@@ -62,6 +62,13 @@ SETTINGS = {
             choices=GATE,
         ),
         Setting(
+            "risk",
+            "False promotions a year",
+            "The expected number of adapters a year, 0 to 1, that are promoted and are no better; 0: by the number of "
+            "people, 1 for one person without accounts, who feels it and takes it back, and 0.05 with accounts.",
+            0.0,
+        ),
+        Setting(
             "night_method",
             "How nights learn",
             "The method of nights for which none is named; plan: each night decides by what there is to learn from, "

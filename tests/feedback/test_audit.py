@@ -152,6 +152,7 @@ OTHER = {
     "feedback_per_hour": 7,
     "side_by_side_share": 0.5,
     "gate": "advise",
+    "risk": 0.2,
     "raters_per_question": 3,
     "retention_days": 90,
     "imported_prompts": 10_000,

@@ -30,11 +30,11 @@ from feedback.kinds.ranking import rank
 from feedback.kinds.tally import counts
 from feedback.kinds.vote import DOWN, NONE, UP, standing_vote, vote
 from feedback.messages import Message
+from feedback.raters import evidence
 from feedback.records import settings
 from feedback.upkeep import backup, privacy
 from tests.conftest import BY_BASE, two_replies
 from tests.feedback.test_split import QUESTIONS, pair
-from training.evaluation import gate
 from training.night.plan import planner
 from training.night.plan.stages import Wishes
 
@@ -211,55 +211,34 @@ def test_imported_raters_never_weigh_more_than_people_and_those_without_a_name_c
 # How much of the gate
 
 
-def votes(of: dict[int, int], sign: dict[int, int] | None = None) -> gate.Votes:
-    """So many conversations of each person, who sides with the candidate (1) or against it."""
-    sides = sign or {}
-    return {f"{user} says {n}": {(user,): sides.get(user, 1)} for user, count in of.items() for n in range(count)}
-
-
-def test_nobody_decides_more_of_the_gate_than_their_share():
-    of = {0: 100, **dict.fromkeys(range(1, 61), 3)}
-    found = gate.decided(votes(of, {0: -1}), Bounds(61))
-    against = found.count - found.preferred
-    assert found.preferred == 180
-    assert 0 < against <= newcomer_share(61) * found.count
-    assert found.left_out == 100 - against
+def judged(people: dict[int, list[float]]) -> evidence.Votes:
+    """What people's conversations say: 1 for the candidate, 0 against it."""
+    return evidence.votes_of(people, {})
 
 
 def test_one_person_of_several_cannot_promote_and_one_person_alone_can():
-    assert gate.decided(votes({1: 60}), Bounds(1)).count == 60
-    found = gate.decided(votes({1: 60, 2: 2, 3: 2}, {2: -1, 3: -1}), Bounds(3))
-    assert (found.preferred, found.count) == (4, 8)  # half of them, where three people rate
-    alone = gate.decided(votes({1: 60}), Bounds(10))
-    assert (alone.count, alone.low < 0.5) == (1, True)
-    assert gate.decided(votes({1: 60, 2: 2, 3: 2}), Bounds(3, frozenset({1}))).count == 34  # half of 60 is kept
+    alone = {1: [1.0] * 60}
+    assert evidence.promotes(judged(alone), 0.0023)
+    beside = alone | {2: [0.0, 0.0], 3: [0.0, 0.0]}
+    assert float(evidence.preference(judged(beside)).gain) == pytest.approx(1 / 3 - 1 / 2)
+    assert not evidence.promotes(judged(beside), 0.5)
 
 
-def test_a_conversation_counts_by_its_people_and_not_by_what_one_of_them_says_most():
-    three = {"talk": {(1,): 5.0, (2,): -1.0, (3,): -1.0}}
-    assert gate.decided(three, Bounds(1)) == gate.counted(0, 1)
-
-
-def test_what_the_gate_leaves_out_does_not_depend_on_who_is_sided_with():
+def test_the_gate_is_as_sure_of_a_candidate_as_of_what_serves():
     chance = random.Random(1)
-    of = {user: chance.randrange(1, 40) for user in range(12)}
-    cast = votes(of)
-    for name in list(cast)[::3]:
-        cast[name][(99,)] = 1
-    turned = {name: {who: -side for who, side in each.items()} for name, each in cast.items()}
-    found, mirrored = gate.decided(cast, Bounds(13)), gate.decided(turned, Bounds(13))
-    assert (found.count, found.preferred) == (mirrored.count, mirrored.count - mirrored.preferred)
-    assert found.left_out == mirrored.left_out > 0
+    people = {user: [chance.randrange(3) / 2 for _ in range(chance.randrange(8, 40))] for user in range(12)}
+    turned = {user: [1 - each for each in said] for user, said in people.items()}
+    found, mirrored = (evidence.preference(judged(each)) for each in (people, turned))
+    assert float(found.gain) == pytest.approx(-float(mirrored.gain))
+    assert (float(found.odd), float(found.error)) == (float(mirrored.odd), pytest.approx(float(mirrored.error)))
 
 
 def test_the_gate_stays_valid_where_one_person_says_most():
     chance, promoted = random.Random(0), 0
     for _ in range(400):  # a candidate that is no better: every conversation is a fair coin
-        cast = votes({0: 60, **dict.fromkeys(range(1, 13), 3)})
-        for each in cast.values():
-            for who in each:
-                each[who] = chance.choice((-1, 1))
-        promoted += gate.decided(cast, Bounds(13)).low > 0.5
+        counts = {0: 120, **dict.fromkeys(range(1, 9), 6)}
+        votes = judged({user: [chance.choice((0.0, 1.0)) for _ in range(count)] for user, count in counts.items()})
+        promoted += bool(evidence.promotes(votes, 0.025))
     assert promoted / 400 <= 0.025 + 0.02
 
 

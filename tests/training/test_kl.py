@@ -23,7 +23,8 @@ from tests.training.test_gate import SOUND, load
 from training.algorithms.dpo_kto import PreferenceConfig
 from training.data.kl import AT_LOOKS, AT_THE_END, STAGE, Kl, KlFromBase
 from training.data.tokenize import TokenizedExample
-from training.evaluation.gate import counted, judge
+from training.evaluation.gate import judge
+from training.evaluation.held_out import HeldOut
 from training.loop.early_stopping import Watch
 from training.loop.state import TrainState
 from training.model.packing import Row
@@ -159,7 +160,7 @@ def test_the_same_adapter_and_replies_give_the_same_number_wherever_it_stands(tr
     nights.add_step(store, night, 1, {"loss": 0.5}, steps=1, eta_s=0.0, phase="training")
     card = closing_metrics(store, night, Trained(kl.measure(), 1.0, 1, ""))
     store.close()
-    judgement = judge(counted(0, 0), kl.measure(), 1.0, SOUND, 1.0)
+    judgement = judge(HeldOut(0, 9), kl.measure(), 1.0, SOUND, 1.0)
     plain = Backbone(trained.base, torch.float32, "cpu", rank=1, alpha=1, seed=0)
     rehearsed = rehearsal.distance(plain, trained.adapter(SAILOR), own, judged)
     written, base = ([Rollout(row, (True,)) for row in rows] for rows in (own, judged))
@@ -178,7 +179,7 @@ def test_an_operator_reads_what_it_is_and_of_an_older_adapter_the_number():
     def shown(**evidence: object) -> str:
         return lists.evidence(Adapter("a", None, 1, "dpo", "", "", "candidate", "", now(), dict(evidence)))
 
-    found = judge(counted(0, 0), Kl(0.21, 0.02, 128, 64), 1.0, SOUND, 1.0).evidence
+    found = judge(HeldOut(0, 9), Kl(0.21, 0.02, 128, 64), 1.0, SOUND, 1.0).evidence
     assert "<dd>0.210 ± 0.020 nats per token, exact, T=1, 128 replies, half of them its own</dd>" in shown(**found)
     assert "<dd>0.217 nats per token</dd>" in shown(kl_per_token=0.217)
 

@@ -1,5 +1,6 @@
 """Steps 4 to 10 of a night: from its examples to an announced adapter."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -13,12 +14,15 @@ from assistant.models.base_model import Base
 from feedback.database.database import Database, now
 from feedback.errors import Conflict
 from feedback.example_types import Examples
-from feedback.examples import caps
 from feedback.examples.build import still_standing
-from feedback.records import adapters, nights
+from feedback.examples.split import secret_of
+from feedback.raters import account, evidence, reliability
+from feedback.records import adapters, decisions, nights
 from feedback.records.adapters import Adapter
-from training.evaluation import gate
-from training.evaluation.gate import Gains, HeldOut, Verdict
+from feedback.records.decisions import Side
+from training.evaluation import gate, held_out
+from training.evaluation.gate import Verdict
+from training.evaluation.held_out import Gains, HeldOut, looked_at
 from training.night import publish, tracking
 from training.night.learning import (
     Lessons,
@@ -56,7 +60,7 @@ def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancella
     ready.enter("judging", eta_s=None)
     serving = adapters.serving(store)
     standing = still_standing(store, divided.held_out)
-    found = compared(ready, serving, standing) if work.gate != "off" else None
+    found, sides = compared(ready, serving, standing) if work.gate != "off" else (None, [])
 
     # 7. compute the proof, in fp32 and without shortcuts
     ready.enter("proof")
@@ -78,7 +82,7 @@ def run_pipeline(store: Database, base: Base, work: Work, cancellation: Cancella
     stages, far = in_stages(work.plan), f"KL from the base {trained.kl.words}"
     taught = f"trained on {in_words(given.taught)}"
     learned = "; ".join(filter(None, (taught, work.plan.why, stages, far, trained.ended, trained.warning)))
-    return announce(store, work, card, learned, verdict, agreed, serving)
+    return announce(store, work, card, learned, verdict, agreed, serving, found, sides)
 
 
 def closing_metrics(store: Database, night: int, trained: Trained) -> dict[str, float]:
@@ -116,17 +120,31 @@ def written(ready: Ready, given: Lessons, trained: Trained, proof: list[Proof]) 
     return making, card
 
 
-def compared(ready: Ready, serving: str | None, held_out: Examples) -> HeldOut:
-    """Compare with the serving adapter on held-out feedback; with the base if there is none or it cannot be read."""
-    store, backbone = ready.store, ready.backbone
-    directory = adapters.directory(store, serving) if serving else None
+def compared(ready: Ready, serving: str | None, apart: Examples) -> tuple[HeldOut, list[Side]]:
+    """Compare with the serving adapter on held-out feedback, if it is time for a look; and each vote in it.
+
+    With the base if nothing serves, or if that cannot be read. Only what people said since that was promoted judges.
+    """
+    store, backbone, alpha = ready.store, ready.backbone, account.allowed(ready.store, evidence.LOOK)
+    since = adapters.promoted_at(store)
+    judging = held_out.judging(apart, since)
+    count = held_out.conversations(judging)
+    next_look = int(evidence.next_look(decisions.tested(store, serving, since), alpha)) if alpha else 0
+    if not alpha or count < next_look:
+        return HeldOut(count, next_look), []
+    template = ready.encoder.template_sha256
     try:
-        gains = Gains(backbone, directory)
+        gains = Gains(backbone, adapters.directory(store, serving) if serving else None, store, template)
     except AdapterRefused as error:
         print(f"comparing with the base: {error}", flush=True)
-        gains = Gains(backbone, None)
-    shares_of, _ = caps.of_raters(store, {each.user for each in ready.work.examples})
-    return gate.held_out(held_out, gains, ready.encoder, shares_of)
+        gains = Gains(backbone, None, store, template)
+    sides = held_out.sides(judging, gains, ready.encoder)
+    units: dict[int, list[float]] = {}
+    for each in sides:
+        units.setdefault(each.user, []).append(each.side)
+    votes = evidence.votes_of(units, reliability.weights(store))
+    following = int(evidence.next_look(count, alpha))
+    return looked_at(votes, count, following, alpha), sides
 
 
 def judged(
@@ -152,7 +170,8 @@ def judged(
         checks, length = gate.canaries(engine, tokenizer, candidate, current)
         return gate.judge(found, trained.kl, trained.kl_budget, checks, length), agreed
     except AdapterRefused as error:
-        return Verdict(gate.REFUSED, str(error), {"verdict": gate.REFUSED}), None
+        told = {"held_out": found.measurements()} if found else {}
+        return Verdict(gate.REFUSED, str(error), {"verdict": gate.REFUSED} | told), None
     finally:
         engine.close()
 
@@ -165,6 +184,8 @@ def announce(
     verdict: Verdict | None,
     agreed: Agreement | None,
     instead_of: str | None,
+    found: HeldOut | None,
+    sides: Sequence[Side],
 ) -> str:
     """Write the rows that register the adapter, end the night and, if allowed, promote the adapter.
 
@@ -201,5 +222,21 @@ def announce(
                 f"kept as a candidate, as the gate only advises: {verdict.reason if verdict else ''}",
             )
         reason = f"{said}; {learned}"
+        if verdict:
+            decisions.record(
+                store,
+                decisions.Decision(
+                    adapter=card.id,
+                    against=instead_of,
+                    night=work.night,
+                    door=decisions.OFFLINE,
+                    outcome=outcome or "",
+                    risk=found.alpha if found and work.gate == "on" else 0.0,
+                    reason=verdict.reason,
+                    evidence=verdict.evidence,
+                ),
+                sides,
+                secret_of(store),
+            )
         nights.end_night(store, work.night, "done", reason, adapter=card.id, verdict=outcome)
     return reason

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from feedback.database.database import Database
 from feedback.kinds import tally
-from feedback.records import adapters, nights
+from feedback.records import adapters, decisions, nights
 from feedback.records.adapters import ANYTHING, BASE
 from feedback.upkeep import schedules
 from ui.accounts.auth import Operator, operator
@@ -77,6 +77,20 @@ class Adapter(BaseModel):
     reason: str
     created_at: str
     evidence: dict[str, Any] = Field(description="What the gate measured: held-out win rate, KL, length, checks.")
+
+
+class Decision(BaseModel):
+    """A decision about an adapter, with what it rests on."""
+
+    adapter: str
+    against: str | None = Field(description="What it was compared with; null: the base.")
+    night: int | None
+    door: str = Field(description="By what it was decided. offline: held-out conversations.")
+    outcome: str = Field(description="promoted, candidate or refused.")
+    risk: float = Field(description="The chance of a false promotion that it took, of the setting `risk` a year.")
+    reason: str
+    evidence: dict[str, Any]
+    at: str
 
 
 class Promotion(BaseModel):
@@ -167,6 +181,13 @@ def list_nights(store: TheStore) -> list[dict[str, Any]]:
 def one_night(night: int, store: TheStore) -> dict[str, Any]:
     """One night, with its metrics step by step; it can be watched while it runs."""
     return asdict(nights.night(store, night)) | {"metrics": nights.night_steps(store, night)}
+
+
+@router.get("/nights/{night}/evidence", response_model=list[Decision])
+def night_evidence(night: int, store: TheStore) -> list[dict[str, Any]]:
+    """Every decision about what a night made, newest first."""
+    nights.night(store, night)
+    return [asdict(each) for each in decisions.decisions(store, night)]
 
 
 @router.post("/nights", response_model=Night)

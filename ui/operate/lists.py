@@ -48,7 +48,8 @@ def show_adapters(house: SystemStatus) -> str:
         f"{chip('serving', 'well') if serves else ''}{'' if serves else _promote(BASE)}</div>"
         '<p class="line">as it came, without anything learned</p></li>'
     )
-    return f'<ul class="adapters">{"".join(shown)}{base}</ul>{rest}'
+    risk = f'<p class="when">False promotions: {escape(house.risk)}.</p>'
+    return f'<ul class="adapters">{"".join(shown)}{base}</ul>{rest}{risk}'
 
 
 def _promote(name: str) -> str:
@@ -85,6 +86,9 @@ def evidence(adapter: Adapter) -> str:
             f"<dt>Held-out win rate</dt><dd>{100 * rate:.0f} % {plots.interval(low, rate, high)}"
             f'<span class="when">{said}</span></dd>'
         )
+    elif held_out.get("next_look"):
+        there, following = (f"{held_out[each]:,}" for each in ("conversations", "next_look"))
+        facts.append(f"<dt>Held-out win rate</dt><dd>next look at {following} conversations, of {there} now</dd>")
     elif held_out:
         facts.append("<dt>Held-out win rate</dt><dd>too little was said to tell</dd>")
     if "kl_per_token" in found:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, tzinfo
 
 from feedback.accounts import users
 from feedback.database.database import Database
+from feedback.raters import account
 from feedback.records import adapters, audit, nights
 from feedback.records.adapters import KEPT, Adapter, Promotion
 from feedback.records.audit import AuditEntry
@@ -44,6 +45,7 @@ class SystemStatus:
     new_feedback: int
     occurrences: tuple[Occurrence, ...]
     trail: tuple[AuditEntry, ...]
+    risk: str  # the account of risk, in words
 
     @property
     def serving(self) -> str | None:
@@ -91,6 +93,7 @@ def read_status(store: Database, zone: tzinfo) -> SystemStatus:
         new_feedback=schedules.new_feedback(store),
         occurrences=tuple(schedules.occurrences(store, OCCURRENCES_SHOWN)),
         trail=tuple(audit.trail(store, DEEDS_SHOWN)),
+        risk=account.in_words(store),
     )
 
 

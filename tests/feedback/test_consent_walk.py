@@ -410,6 +410,7 @@ def test_the_gate_promotes_nothing_that_learned_from_who_was_forgotten_meanwhile
     from assistant.models.adapter import AdapterCard, Agreement
     from training.data.kl import Kl
     from training.evaluation import gate
+    from training.evaluation.held_out import HeldOut
     from training.night import learning, pipeline
     from training.night.run_dir import Plan
 
@@ -419,11 +420,12 @@ def test_the_gate_promotes_nothing_that_learned_from_who_was_forgotten_meanwhile
     plan = Plan(embedded.name, embedded.sha256, "dpo", {}, "float32", 1)
     work = learning.Work(night, plan, gather(store), gate=mode)
     card = AdapterCard(work.adapter, embedded.name, embedded.sha256, None, "dpo", "w", "d", {}, {}, 0, {})
-    verdict = gate.judge(gate.counted(9, 9), Kl(0.0), 1.0, [], 1.0) if mode == "on" else None
+    found = HeldOut(9, 12, looked=True, alpha=0.01, promotes=True)
+    verdict = gate.judge(found, Kl(0.0), 1.0, [], 1.0) if mode == "on" else None
     if forgotten:
         privacy.forget(store, {"rita": world.rita, "cora": world.cora}[forgotten])
 
-    said = pipeline.announce(store, work, card, "learned", verdict, Agreement(0.0, 0.0, 1.0, 0.0, 0.0), None)
+    said = pipeline.announce(store, work, card, "learned", verdict, Agreement(0.0, 0.0, 1.0, 0.0, 0.0), None, found)
 
     assert adapters.serving(store) == (None if forgotten else work.adapter)
     assert ("forgotten meanwhile" in said) == bool(forgotten)

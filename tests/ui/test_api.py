@@ -22,7 +22,8 @@ from feedback.kinds.comparison import standing_choice
 from feedback.kinds.correction import correct
 from feedback.kinds.tally import counts
 from feedback.kinds.vote import Thumb, standing_vote
-from feedback.records import adapters, nights, settings
+from feedback.records import adapters, decisions, nights, settings
+from feedback.records.decisions import Decision, Side
 from feedback.upkeep import schedules
 from tests.conftest import two_replies
 from tests.helpers.over_http import DRAWN, GREEDY, HERE, LONG, assistant, key, loaded, make_adapter, rows, token_of, web
@@ -141,6 +142,7 @@ def test_operating_takes_an_operator(web: TestClient, store: Database) -> None:
         ("GET", "/api/nights"),
         ("POST", "/api/nights"),
         ("GET", "/api/nights/1"),
+        ("GET", "/api/nights/1/evidence"),
         ("DELETE", "/api/nights/1"),
         ("GET", "/api/adapters"),
         ("GET", "/api/promotions"),
@@ -211,6 +213,22 @@ def test_nights_are_listed_with_their_steps(web: TestClient, store: Database) ->
     assert web.get(f"/api/nights/{night}").json()["metrics"] == [{"step": 1, "loss": 0.7}]
     ended = web.delete(f"/api/nights/{night}", headers=key())
     assert (ended.status_code, ended.json()["error"]) == (409, f"night {night} is not running")
+
+
+def test_what_was_decided_about_what_a_night_made_is_told_with_its_evidence(
+    web: TestClient, store: Database, assistant: Assistant
+) -> None:
+    night = nights.start_night(store, "dpo", {}, pid=0)
+    assert web.get(f"/api/nights/{night}/evidence").json() == []
+    assert web.get(f"/api/nights/{night + 1}/evidence").status_code == 404
+    measured = {"held_out": {"looked": True, "conversations": 12, "rate": 0.9}}
+    decided = Decision(
+        make_adapter(assistant, "new"), None, night, "offline", "promoted", 0.0465, "people do", measured
+    )
+    decisions.record(store, decided, [Side(users.local_owner(store).id, "How are you?", 1.0)], "a secret")
+    (told,) = web.get(f"/api/nights/{night}/evidence").json()
+    assert told | {"adapter": "new", "against": None, "outcome": "promoted", "risk": 0.0465} == told
+    assert told["evidence"] == measured
 
 
 @pytest.fixture

@@ -58,9 +58,9 @@ def test_a_cron_due_in_a_minute_trains_judges_promotes_and_the_next_reply_is_the
         # 1. people say what they would have liked to read; some of it is kept for judging
         visitor.locate("#consent-yes").click()
         visitor.write_short(4)
-        for question in questions(store, "training", 10) + questions(store, "held_out", 7):
+        for question in questions(store, "training", 10) + questions(store, "held_out", 10):
             correct(visitor, question)
-        assert counts(store)["corrections"] == 17
+        assert counts(store)["corrections"] == 20
         before = answered_by(visitor)
         assert "base" in before[1]
 

@@ -184,8 +184,8 @@ def announce(
     verdict: Verdict | None,
     agreed: Agreement | None,
     instead_of: str | None,
-    found: HeldOut | None,
-    sides: Sequence[Side],
+    found: HeldOut | None = None,
+    sides: Sequence[Side] = (),
 ) -> str:
     """Write the rows that register the adapter, end the night and, if allowed, promote the adapter.
 

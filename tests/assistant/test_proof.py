@@ -86,8 +86,9 @@ def test_a_weak_adapter_that_is_not_served_at_all_fails_in_every_format(
     adapter = changed(trained.adapter(LETTER), tmp_path / "weak", times(weak))
     prove_anew(engines["float32"], adapter)
     unserved = changed(adapter, tmp_path / "unserved", times(0))
-    for name, engine in engines.items():
-        with pytest.raises(AdapterRefused, match="failed its proof" if name == "float32" else "answers like the base"):
+    for engine in engines.values():
+        exact = engine.network.number_format == "float32"  # which "auto" is where nothing is faster
+        with pytest.raises(AdapterRefused, match="failed its proof" if exact else "answers like the base"):
             proved(engine, unserved)
 
 

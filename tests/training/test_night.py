@@ -87,7 +87,7 @@ def test_a_night_makes_a_candidate_and_writes_down_how(finished):
     assert night.counts == {"comparison": 4, "correction": 1, "thumbs_up": 1, "thumbs_down": 1, "left_out": {}}
     assert (adapter.verdict, adapter.night, adapters.serving(store)) == ("candidate", night.id, None)
     assert night.verdict == "candidate"
-    assert "too little held-out feedback to tell" in night.reason
+    assert "next look at 9 held-out conversations, of which there are" in night.reason
     steps = nights.night_steps(store, night.id)
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
     assert {"loss", "rewards/margins", "rewards/accuracies", "kl", "tokens_per_s", "logps/chosen"} <= set(steps[0])

@@ -93,6 +93,7 @@ def test_rows_of_a_client_that_is_gone_are_free_soon_after(
         assert await until(lambda: assistant.engine.active == 4)
         await over(held)
         assert await until(lambda: assistant.engine.active == 0, within_s=3)
+        assert await until(lambda: store.rows("SELECT 1 FROM replies"))  # written down a moment later
 
     asyncio.run(run())
     assert {each["finish"] for each in store.rows("SELECT finish FROM replies")} == {"cancelled"}

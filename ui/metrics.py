@@ -14,7 +14,8 @@ from assistant.engine.request import Ending
 from feedback.accounts import users
 from feedback.errors import Refused
 from feedback.kinds import tally
-from feedback.records import nights
+from feedback.raters import account
+from feedback.records import decisions, nights
 from feedback.records.adapters import BASE
 from feedback.upkeep import health
 from ui.accounts.auth import operator
@@ -42,7 +43,17 @@ class Numbers:
             ran.add_metric([state], count)
         serving = GaugeMetricFamily("nightschool_serving", "1 for the adapter that answers.", labels=["adapter"])
         serving.add_metric([self.assistant.adapters.serving() or BASE], 1)
-        yield from (said, ran, serving)
+        decided = CounterMetricFamily(
+            "nightschool_decisions",
+            "Decisions about adapters, by what decided and what came of it.",
+            labels=["door", "outcome"],
+        )
+        for (door, outcome), count in decisions.counts(store).items():
+            decided.add_metric([door, outcome], count)
+        yield from (said, ran, serving, decided)
+        told = "Expected number of false promotions in the last 365 days; nightschool_risk is how many may be."
+        yield GaugeMetricFamily("nightschool_risk_spent", told, value=decisions.spent(store))
+        yield GaugeMetricFamily("nightschool_risk", "False promotions a year that may be.", value=account.risk(store))
         yield GaugeMetricFamily("nightschool_chats_active", "Replies being written.", value=engine.active)
         yield GaugeMetricFamily("nightschool_chats_waiting", "Requests that wait for a place.", value=engine.waiting)
         yield CounterMetricFamily("nightschool_tokens_written", "Tokens since the start.", value=engine.tokens_written)

@@ -55,6 +55,14 @@ def decisions(store: Database, night: int | None = None, limit: int = 100) -> li
     return [Decision(**row | {"evidence": json.loads(row["evidence"])}) for row in rows]
 
 
+def counts(store: Database) -> dict[tuple[str, str], int]:
+    """The number of decisions by door and outcome."""
+    rows = store.rows(
+        "SELECT door, outcome, count(*) AS n FROM decisions GROUP BY door, outcome ORDER BY door, outcome"
+    )
+    return {(row["door"], row["outcome"]): int(row["n"]) for row in rows}
+
+
 def tested(store: Database, against: str | None, since: str) -> int:
     """The number of held-out conversations at the last look at a candidate for the place of `against`; 0: none yet."""
     sql = """SELECT evidence FROM decisions WHERE against IS ? AND door = ? AND at > ?

@@ -229,6 +229,10 @@ def test_what_was_decided_about_what_a_night_made_is_told_with_its_evidence(
     (told,) = web.get(f"/api/nights/{night}/evidence").json()
     assert told | {"adapter": "new", "against": None, "outcome": "promoted", "risk": 0.0465} == told
     assert told["evidence"] == measured
+    text = web.get("/metrics").text
+    assert 'nightschool_decisions_total{door="offline",outcome="promoted"} 1.0' in text
+    assert "nightschool_risk_spent 0.0465" in text
+    assert "nightschool_risk 1.0" in text
 
 
 @pytest.fixture

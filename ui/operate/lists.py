@@ -48,7 +48,7 @@ def show_adapters(house: SystemStatus) -> str:
         f"{chip('serving', 'well') if serves else ''}{'' if serves else _promote(BASE)}</div>"
         '<p class="line">as it came, without anything learned</p></li>'
     )
-    risk = f'<p class="when">False promotions: {escape(house.risk)}.</p>'
+    risk = f'<p class="when">Risk of false promotions: {escape(house.risk)}.</p>'
     return f'<ul class="adapters">{"".join(shown)}{base}</ul>{rest}{risk}'
 
 

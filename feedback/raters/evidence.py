@@ -70,10 +70,8 @@ class Votes:
 
 def votes_of(units: Mapping[int, Sequence[float]], reliability: Mapping[int, float]) -> Votes:
     """The votes of one ledger from each person's units: 1, 0 or in between; people without a reliability have 1."""
-    if not units:
-        return Votes(*np.zeros((3, 1)), np.ones(1))
-    people = sorted(units)
-    said = [np.asarray(units[user], float) - 0.5 for user in people]
+    people = sorted(units) or [0]  # who said nothing
+    said = [np.asarray(units.get(user, ()), float) - 0.5 for user in people]
     return Votes(
         np.array([float(len(each)) for each in said]),
         np.array([each.sum() for each in said]),

@@ -20,10 +20,11 @@ from scipy import stats
 from benchmarks.contest import say
 from benchmarks.loop import processor
 from feedback.raters import evidence
+from feedback.raters.account import ACCOUNTS, ALONE
 from feedback.raters.evidence import CHALLENGER, LOOK, Numbers, Votes
+from feedback.records import decisions
 
-YEAR = 365
-ACCOUNTS, ALONE = 0.05, 1.0  # the risk a year with accounts, and of one person
+YEAR = decisions.YEAR.days
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,6 @@ class Years:
     """What became of each ledger."""
 
     false: Numbers  # promotions of candidates that are no better
-    true: Numbers
     refused: Numbers  # better candidates that were refused
 
     def figures(self) -> dict[str, float]:
@@ -120,7 +120,6 @@ class Years:
         return {
             "false": float((self.false > 0).mean()),
             "false_a_year": float(self.false.mean()),
-            "true_a_year": float(self.true.mean()),
             "better_refused": float((self.refused > 0).mean()),
         }
 
@@ -131,47 +130,42 @@ def offline(scenario: Scenario, ledgers: int, chance: np.random.Generator) -> Ye
     units: Numbers = np.zeros((ledgers, people))
     wins: Numbers = np.zeros((ledgers, people))
     tested = np.zeros(ledgers)
-    counts = [np.zeros(ledgers) for _ in range(3)]
+    false, refused = np.zeros(ledgers), np.zeros(ledgers)
     for night in range(1, scenario.nights + 1):
-        going = (counts[0] == 0) | scenario.goes_on
+        going = (false == 0) | scenario.goes_on
         better = chance.random(ledgers) < scenario.better
         new = chance.multinomial(scenario.a_night, scenario.shares(), size=ledgers)
-        if scenario.kept is None:
-            units += new
-        else:  # a sign is kept, or drawn anew
+        if scenario.kept is not None:  # a sign is kept, or drawn anew
             stay = (1 + scenario.kept) / 2
             wins = chance.binomial(wins.astype(int), stay) + chance.binomial((units - wins).astype(int), 1 - stay)
             wins = wins + chance.binomial(new, 0.5)
-            units += new
+        units += new
         due = going & (units.sum(1) >= evidence.next_look(tested, account.would(night, LOOK)))
         if not due.any():
             continue
         alpha = account.take(night, LOOK, due)
         tested[due] = units.sum(1)[due]
-        if scenario.kept is None or better.any():
-            drawn = chance.binomial(units.astype(int), scenario.rates(better))
-            found = drawn if scenario.kept is None else np.where(better[:, None], drawn, wins)
-        else:
-            found = wins
+        found = chance.binomial(units.astype(int), scenario.rates(better))
+        if scenario.kept is not None:
+            found = np.where(better[:, None], found, wins)
         votes = of_counts(units, found)
         promoted = due & evidence.promotes(votes, alpha)
-        counts[0] += promoted & ~better
-        counts[1] += promoted & better
-        counts[2] += due & better & evidence.refuses(votes, alpha)
+        false += promoted & ~better
+        refused += due & better & evidence.refuses(votes, alpha)
         for each in (units, wins):
             each[promoted] = 0
         tested[promoted] = 0
-    return Years(*counts)
+    return Years(false, refused)
 
 
 def live(scenario: Scenario, ledgers: int, chance: np.random.Generator) -> Years:
     """Years in which people's choices promote, one challenger after the other."""
     people, account = scenario.people, Account(scenario.risk)
-    sums, counts = Sums.none(ledgers, people), [np.zeros(ledgers) for _ in range(3)]
+    sums, false, refused = Sums.none(ledgers, people), np.zeros(ledgers), np.zeros(ledgers)
     alpha, began = np.zeros(ledgers), np.full(ledgers, -1)
     better = np.zeros(ledgers, bool)
     for night in range(1, scenario.nights + 1):
-        going = (counts[0] == 0) | scenario.goes_on
+        going = (false == 0) | scenario.goes_on
         free = going & (began < 0)
         if free.any():
             alpha = np.where(free, account.take(night, CHALLENGER, free), alpha)
@@ -182,11 +176,10 @@ def live(scenario: Scenario, ledgers: int, chance: np.random.Generator) -> Years
         found = evidence.preference(sums.votes())
         promoted = going & evidence.wins(found, alpha)
         retired = going & ~promoted & evidence.loses(found, night - began + 1)
-        counts[0] += promoted & ~better
-        counts[1] += promoted & better
-        counts[2] += retired & better & (night - began + 1 < evidence.NIGHTS)
+        false += promoted & ~better
+        refused += retired & better & (night - began + 1 < evidence.NIGHTS)
         began[promoted | retired] = -1
-    return Years(*counts)
+    return Years(false, refused)
 
 
 def vote(sums: Sums, scenario: Scenario, better: NDArray[np.bool_], chance: np.random.Generator) -> None:

@@ -40,11 +40,11 @@ class Decision:
 def record(store: Database, decision: Decision, sides: Iterable[Side] = (), secret: str = "") -> int:
     """Record a new decision, with who judged offline and how; `secret` keys the openings. Returns its id."""
     row = {name: value for name, value in asdict(decision).items() if name not in ("id", "at")}
-    with store.transaction():
+    with store.transaction() as db:  # one statement for any number of votes, since other writers wait for it
         done = store.insert("decisions", row | {"at": now()})
-        for each in sides:
-            said = {"conversation": name_of(secret, each.conversation), "user": each.user, "side": each.side}
-            store.insert("held_out_votes", {"decision": done} | said)
+        sql = "INSERT INTO held_out_votes (decision, conversation, user, side) VALUES (?, ?, ?, ?)"
+        said = [(done, name_of(secret, each.conversation), each.user, each.side) for each in sides]
+        db.conn.executemany(sql, said)
     return done
 
 

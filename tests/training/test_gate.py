@@ -25,11 +25,12 @@ from tests.helpers.nights import run
 from tests.helpers.trained import LETTER, OPENINGS, SAILOR
 from training.algorithms.dpo_kto import PreferenceConfig
 from training.data.kl import Kl
+from training.data.tokenize import tokenize
 from training.evaluation import gate
 from training.evaluation.gate import CANDIDATE, PROMOTED, REFUSED, Check, judge
 from training.evaluation.held_out import Gains, HeldOut, judging, looked_at, sides
 from training.evaluation.held_out import conversations as conversations_of
-from training.model.policy import Backbone
+from training.model.policy import REFERENCE, Backbone
 from training.night.learning import make_encoder
 
 FAR = Kl(0.1, 0.01, 128, 64)
@@ -128,6 +129,24 @@ def test_an_adapter_sides_with_the_taste_it_was_taught_also_against_another_adap
         1.0,
         1.0,
     ]  # a conversation counts once, by its majority; ties half
+
+
+def test_without_a_serving_adapter_it_is_the_base_that_is_compared_with_whatever_the_reference(trained, tmp_path):
+    encoder, found = None, []
+    pairs = [PreferencePair((Message("user", each),), Answer("Ahoy!"), Answer("Dear friend,")) for each in unseen(3)]
+    store = Database(tmp_path)
+    for reference in (None, trained.adapter(LETTER), None):
+        backbone = Backbone(trained.base, "float32", "cpu", rank=16, alpha=32, seed=0)
+        encoder = encoder or make_encoder(trained.base, backbone, PreferenceConfig())
+        load(backbone, trained.adapter(SAILOR))
+        if reference:
+            backbone.hold(reference, REFERENCE)
+        made, _ = tokenize(Examples(tuple(pairs)), encoder)
+        found.append(torch.cat(Gains(backbone, None, store).of(made)))
+    assert found[0].abs().max() > 0.001
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+    assert torch.allclose(found[0], found[2], atol=1e-5)  # by the log-probs that were kept
+    store.close()
 
 
 def test_thumbs_of_one_conversation_are_one_vote_and_none_is_compared_twice(trained):

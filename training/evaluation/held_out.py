@@ -25,6 +25,7 @@ from feedback.raters.reliability import PEOPLE
 from feedback.records.decisions import Side
 from training.data.scoring import gains_of, groups
 from training.data.tokenize import Encoder, TokenizedExample, tokenize
+from training.model.packing import Row
 from training.model.policy import Backbone
 from training.model.reference import References
 
@@ -100,22 +101,28 @@ class Gains:
     def of(self, made: Sequence[TokenizedExample]) -> list[Tensor]:
         """The gain on each of the replies of each tokenized example, (R,), from -1 to 1."""
         found: list[Tensor] = [torch.zeros(0)] * len(made)
-        if self._store and not self._serving:
+        if self._store and self._recalls:
             self._references.recall(self._store, [each.own_row() for each in made])
         for group in groups(made):
             rows = [made[at].own_row() for at in group]
-            policies = self._backbone.each_token_of(rows)
-            if self._serving:
-                with self._backbone.as_serving():
-                    others = self._backbone.each_token_of(rows)
-            else:
-                with self._backbone.as_base():
-                    others = self._references.each_token_of(rows)
-            for at, row, ours, theirs in zip(group, rows, policies, others, strict=True):
+            both = zip(self._backbone.each_token_of(rows), self._others(rows), strict=True)
+            for at, row, (ours, theirs) in zip(group, rows, both, strict=True):
                 found[at] = gains_of(row, ours, theirs.to(ours.device)).cpu()
-        if self._store and not self._serving:
+        if self._store and self._recalls:
             self._references.keep(self._store)
         return found
+
+    @property
+    def _recalls(self) -> bool:
+        """Whether the other side is the base, and a training's reference too, whose log-probs are kept."""
+        return not self._serving and not self._backbone.reference_sha256
+
+    def _others(self, rows: Sequence[Row]) -> list[Tensor]:
+        """The log-probs under what the candidate is compared with."""
+        if self._recalls:
+            return self._references.each_token_of(rows)
+        with self._backbone.as_serving() if self._serving else self._backbone.as_base():
+            return self._backbone.each_token_of(rows)
 
 
 def sides(examples: Examples, gains: Gains, encoder: Encoder) -> list[Side]:

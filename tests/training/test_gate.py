@@ -144,8 +144,8 @@ def test_without_a_serving_adapter_it_is_the_base_that_is_compared_with_whatever
         made, _ = tokenize(Examples(tuple(pairs)), encoder)
         found.append(torch.cat(Gains(backbone, None, store).of(made)))
     assert found[0].abs().max() > 0.001
-    assert torch.allclose(found[0], found[1], atol=1e-5)
-    assert torch.allclose(found[0], found[2], atol=1e-5)  # by the log-probs that were kept
+    assert torch.allclose(found[0], found[1], atol=2e-6)
+    assert torch.allclose(found[0], found[2], atol=2e-6)  # by the log-probs that were kept
     store.close()
 
 
